@@ -1,0 +1,303 @@
+"""The command line: verbs and flags. Everything heavy is imported inside the functions, so that --help is instant."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgekd import __version__, console
+from edgekd.errors import EdgekdError, Interrupted
+
+app = typer.Typer(
+    name="edgekd",
+    help="Distil a trained image classifier into a small one for an edge device, without one training image.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+
+RunArgument = Annotated[
+    str, typer.Argument(metavar="[RUN]", help="Run to work on; the newest fitting one if left out.")
+]
+Teacher = Annotated[Path, typer.Argument(metavar="TEACHER", help="The teacher's checkpoint (.pt, .pth, .safetensors).")]
+RunOption = Annotated[str, typer.Option("--run", metavar="NAME", help="Name of the run [runs/<teacher>-<student>].")]
+Data = Annotated[
+    Path | None, typer.Option("--data", metavar="DIR", help="Real images, one folder per class; for numbers only.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+MaxSeconds = Annotated[
+    float | None, typer.Option(min=0, metavar="N", help="Stop and save after N seconds (exit code 8).")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any recipe key (docs/recipe.md).")
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what the run holds and start anew.")]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:i.")]
+Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads [all cores].")]
+Arch = Annotated[str, typer.Option(metavar="NAME", help="Teacher architecture, or package.module:factory [inferred].")]
+Input = Annotated[str, typer.Option("--input", metavar="CxHxW", help="Input shape, such as 3x32x32 [inferred].")]
+Normalize = Annotated[str, typer.Option(metavar="NAME", help="imagenet, cifar10, cifar100, mnist or none.")]
+Mean = Annotated[str, typer.Option(metavar="M[,M,M]", help="Mean per channel of pixels in [0, 1].")]
+Std = Annotated[str, typer.Option(metavar="S[,S,S]", help="Standard deviation per channel.")]
+Classes = Annotated[str, typer.Option(metavar="FILE", help="Class names, one a line.")]
+AcceptMapping = Annotated[bool, typer.Option("--accept-mapping", help="Accept the shown mapping of parameter names.")]
+TrustPickle = Annotated[bool, typer.Option("--trust-pickle", help="Run the code inside a pickled module.")]
+
+
+def verb(function: Callable[..., None]) -> Callable[..., None]:
+    """Turn Ctrl-C outside of the graceful loops into the interrupted exit code."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted; the same command continues.", 2) from None
+
+    return wrapper
+
+
+def examples(*lines: str) -> str:
+    """Return the epilog that ends each --help."""
+    return "[bold]Examples[/]\n\n" + "\n\n".join(f"  $ {line}" for line in lines)
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        sys.stdout.write(f"edgekd {__version__}\n")
+        raise typer.Exit
+
+
+@app.command(
+    epilog=examples(
+        "edgekd distill teacher.pt --student mobilenetv2", "edgekd distill teacher.pt --minutes 30 --data val/"
+    )
+)
+@verb
+def distill(
+    teacher: Teacher,
+    student: Annotated[str, typer.Option(metavar="NAME[@WIDTH]", help="Student network [mobilenetv2].")] = "",
+    run: RunOption = "",
+    steps: Annotated[int | None, typer.Option(min=1, help="Student updates [by input size and classes].")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="Choose the number of steps that take M minutes.")
+    ] = None,
+    method: Annotated[str, typer.Option(metavar="PRESET", help="Method preset, see `edgekd recipes`.")] = "",
+    seed: Annotated[int | None, typer.Option(help="Seed of every random draw.")] = None,
+    arch: Arch = "",
+    input_shape: Input = "",
+    normalize: Normalize = "",
+    mean: Mean = "",
+    std: Std = "",
+    classes: Classes = "",
+    data: Data = None,
+    device: Device = "",
+    threads: Threads = None,
+    max_seconds: MaxSeconds = None,
+    set_: Set = None,
+    accept_mapping: AcceptMapping = False,
+    trust_pickle: TrustPickle = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask about runs that are expected to be hard.")] = False,
+    fresh: Fresh = False,
+    json: Json = False,
+) -> None:
+    """Distil TEACHER into a student: read the teacher, train without data, choose the final checkpoint."""
+    from edgekd import commands
+
+    flags = commands.teacher_flags(arch, input_shape, accept_mapping, trust_pickle)
+    flags = commands.combine(
+        flags,
+        commands.pixel_flags(normalize, mean, std, classes),
+        commands.distill_flags(student, steps, minutes, method, seed, device, threads),
+        commands.set_flags(set_),
+    )
+    options = commands.Options(max_seconds=max_seconds, data=data, fresh=fresh, json=json, yes=yes)
+    commands.distill(teacher, run, flags, options, dry_run=dry_run)
+
+
+@app.command(epilog=examples("edgekd ingest teacher.pt", "edgekd ingest --run teacher-mobilenetv2 --normalize cifar10"))
+@verb
+def ingest(
+    teacher: Annotated[Path | None, typer.Argument(metavar="[TEACHER]", help="The teacher's checkpoint.")] = None,
+    run: RunOption = "",
+    arch: Arch = "",
+    input_shape: Input = "",
+    normalize: Normalize = "",
+    mean: Mean = "",
+    std: Std = "",
+    classes: Classes = "",
+    accept_mapping: AcceptMapping = False,
+    trust_pickle: TrustPickle = False,
+    fresh: Fresh = False,
+    json: Json = False,
+) -> None:
+    """Read a teacher and find out what it is; or, without TEACHER, set the normalisation of a run."""
+    from edgekd import commands
+
+    flags = commands.combine(
+        commands.teacher_flags(arch, input_shape, accept_mapping, trust_pickle),
+        commands.pixel_flags(normalize, mean, std, classes),
+    )
+    commands.ingest(teacher, run, flags, commands.Options(fresh=fresh, json=json))
+
+
+@app.command(epilog=examples("edgekd run recipes/quickstart.toml", "edgekd run my.toml --max-seconds 3000"))
+@verb
+def run(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")],
+    run: RunOption = "",
+    data: Data = None,
+    device: Device = "",
+    threads: Threads = None,
+    max_seconds: MaxSeconds = None,
+    set_: Set = None,
+    fresh: Fresh = False,
+    json: Json = False,
+) -> None:
+    """Run the whole chain from a recipe: ingest, distill, select, export, bench, eval, report."""
+    from edgekd import commands
+
+    flags = commands.combine(
+        commands.distill_flags("", None, None, "", None, device, threads), commands.set_flags(set_)
+    )
+    options = commands.Options(max_seconds=max_seconds, data=data, fresh=fresh, json=json, yes=True)
+    commands.run_recipe(recipe, run, flags, options)
+
+
+@app.command(epilog=examples("edgekd select", "edgekd select my-run --json"))
+@verb
+def select(run: RunArgument = "", json: Json = False) -> None:
+    """Choose the final student again, from the last checkpoint, without data."""
+    from edgekd import commands
+
+    commands.select(run, commands.Options(json=json))
+
+
+@app.command(epilog=examples("edgekd export --int8", "edgekd export my-run --int8 --target all"))
+@verb
+def export(
+    run: RunArgument = "",
+    int8: Annotated[bool | None, typer.Option("--int8/--no-int8", help="Also write INT8 files.")] = None,
+    target: Annotated[str, typer.Option(metavar="NAME", help="cpu, tensorrt or all.")] = "",
+    uint8_input: Annotated[
+        bool | None, typer.Option("--uint8-input/--float-input", help="Put the normalisation into the graph.")
+    ] = None,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Write the student as ONNX files, INT8 calibrated on replayed samples, each held by a gate."""
+    from edgekd import commands
+
+    flags = commands.combine(commands.export_flags(int8, target, uint8_input), commands.set_flags(set_))
+    commands.export(run, flags, commands.Options(json=json))
+
+
+@app.command(
+    epilog=examples("edgekd bench", "edgekd bench my-run --batch 1,8 --threads 1,2", "edgekd bench model.onnx")
+)
+@verb
+def bench(
+    run: Annotated[str, typer.Argument(metavar="[RUN|MODEL.onnx]", help="A run, or any ONNX classifier.")] = "",
+    batch: Annotated[str, typer.Option(metavar="N[,N]", help="Batch sizes.")] = "",
+    threads: Annotated[str, typer.Option(metavar="N[,N]", help="Threads of the runtime.")] = "",
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="Seconds of measuring per artefact, at least.")] = None,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Measure the latency of a run's ONNX files here, side by side."""
+    from edgekd import commands
+
+    flags = commands.combine(commands.bench_flags(batch, threads, seconds), commands.set_flags(set_))
+    commands.bench(run, flags, commands.Options(json=json))
+
+
+@app.command("eval", epilog=examples("edgekd eval --data val/", "edgekd eval my-run --data val/ --json"))
+@verb
+def eval_(
+    run: RunArgument = "",
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="Real images, one folder per class.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Measure the accuracy of everything a run holds on real images; nothing else changes."""
+    from edgekd import commands
+
+    commands.evaluate(run, data, commands.Options(json=json))
+
+
+@app.command(epilog=examples("edgekd status", "edgekd status my-run --json"))
+@verb
+def status(run: RunArgument = "", json: Json = False) -> None:
+    """Show which stages are done, which are stale, and why."""
+    from edgekd import commands
+
+    commands.status(run, commands.Options(json=json))
+
+
+@app.command(epilog=examples("edgekd report", "edgekd report my-run --json"))
+@verb
+def report(run: RunArgument = "", json: Json = False) -> None:
+    """Write one page with every number of a run and where it comes from."""
+    from edgekd import commands
+
+    commands.report(run, commands.Options(json=json))
+
+
+@app.command(epilog=examples("edgekd prune my-run", "edgekd prune"))
+@verb
+def prune(run: RunArgument = "", json: Json = False) -> None:
+    """Remove checkpoints and replay networks, which are as sensitive as the teacher, after export."""
+    from edgekd import commands
+
+    commands.prune(run, commands.Options(json=json))
+
+
+@app.command(epilog=examples("edgekd doctor", "edgekd doctor --json"))
+@verb
+def doctor(json: Json = False) -> None:
+    """Say what this machine can do, and what stands in the way."""
+    from edgekd import commands
+
+    commands.doctor(commands.Options(json=json))
+
+
+@app.command(epilog=examples("edgekd recipes", "edgekd recipes --copy quickstart", "edgekd recipes --check my.toml"))
+@verb
+def recipes(
+    copy: Annotated[str, typer.Option(metavar="NAME", help="Copy a shipped recipe or preset here.")] = "",
+    check: Annotated[Path | None, typer.Option(metavar="FILE", help="Check a recipe and print it resolved.")] = None,
+    json: Json = False,
+) -> None:
+    """List, copy and check recipes and method presets."""
+    from edgekd import commands
+
+    commands.recipes(copy, check, commands.Options(json=json))
+
+
+def main() -> None:
+    """Run the command line; the only place where errors become messages and exit codes."""
+    try:
+        app()
+    except EdgekdError as error:
+        if os.environ.get("EDGEKD_DEBUG") == "1":
+            raise
+        console.error(str(error))
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if os.environ.get("EDGEKD_DEBUG") == "1":
+            raise
+        console.error(
+            f"a fault of edgekd: {type(error).__name__}: {error}. What was published is intact. "
+            "Run again with EDGEKD_DEBUG=1 and report the traceback."
+        )
+        sys.exit(1)

@@ -1,0 +1,122 @@
+"""The only place that prints: messages, tables, progress to stderr; one JSON object or a table to stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+_stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+_stdout = Console(highlight=False, soft_wrap=True)
+PLAIN_PERIOD_S = 15.0
+"""Seconds between two plain progress lines where stderr is no terminal."""
+
+
+def say(message: str) -> None:
+    """Print one line for people."""
+    _stderr.print(escape(message))
+
+
+def warn(message: str) -> None:
+    """Print a warning."""
+    _stderr.print(f"[yellow]warning:[/] {escape(message)}")
+
+
+def error(message: str) -> None:
+    """Print the one message a failure ends with."""
+    _stderr.print(f"[bold red]error:[/] {escape(message)}")
+
+
+def opening(lines: Iterable[tuple[str, str]]) -> None:
+    """Print the opening lines of a command: a word and what it stands for."""
+    for word, text in lines:
+        _stderr.print(f"[bold]{escape(word):<9}[/]{escape(text)}")
+
+
+def closing(written: str, headline: str, following: str) -> None:
+    """Print the three lines every command ends with."""
+    for word, text in (("wrote", written), ("result", headline), ("next", following)):
+        _stderr.print(f"[bold green]{word:<9}[/]{escape(text)}")
+
+
+def print_json(value: object) -> None:
+    """Print one JSON object on stdout."""
+    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:
+    """Print a table on stdout; the first column is text, the others are numbers."""
+    table = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    _stdout.print(table)
+
+
+def print_list(rows: Iterable[tuple[str, str]]) -> None:
+    """Print names with their explanations on stdout."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, text in rows:
+        table.add_row(f"[bold]{escape(name)}[/]", escape(text))
+    _stdout.print(table)
+
+
+def confirm(question: str) -> bool:
+    """Ask on the terminal; only y or yes is consent."""
+    _stderr.print(f"{escape(question)} \\[y/N] ", end="")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as `42 s`, `3 min 05 s` or `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 90:
+        return f"{whole} s"
+    if whole < 5400:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Progress:
+    """A long job's one line: a live bar on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self, what: str, total: int, done: int, live: Live | None) -> None:
+        self._what, self._total, self._first, self._live = what, total, done, live
+        self._start = self._last_line = time.monotonic()
+
+    def update(self, done: int, facts: str = "") -> None:
+        """Show that `done` of the total are done, with the facts of the moment."""
+        now = time.monotonic()
+        elapsed = now - self._start
+        rate = (done - self._first) / elapsed if elapsed > 0 else 0.0
+        left = duration((self._total - done) / rate) if rate > 0 else "?"
+        text = f"{self._what} {done}/{self._total} · {rate:.1f}/s · {left} left"
+        if facts:
+            text += f" · {facts}"
+        if self._live is not None:
+            width = 24
+            full = width * done // max(self._total, 1)
+            bar = Text("━" * full, style="green") + Text("━" * (width - full), style="dim")
+            self._live.update(bar + Text(f" {text}"))
+        elif now - self._last_line >= PLAIN_PERIOD_S or done >= self._total:
+            self._last_line = now
+            say(text)
+
+
+@contextmanager
+def progress(what: str, total: int, *, done: int = 0) -> Iterator[Progress]:
+    """Show the progress of a long job while the context is open."""
+    if _stderr.is_terminal:
+        with Live(console=_stderr, refresh_per_second=4, transient=True) as live:
+            yield Progress(what, total, done, live)
+    else:
+        yield Progress(what, total, done, None)

@@ -1,0 +1,1 @@
+"""What leaves the house: ONNX graphs, quantisation, runtimes and the agent that measures them."""

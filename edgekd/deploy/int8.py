@@ -1,0 +1,151 @@
+"""Build an INT8 file that keeps the student's answers: choose ranges by output loss, then apply remedies.
+
+A plan says how a file is made; every choice and remedy maps a plan to a plan and states the quality before
+and after on held-out samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from edgekd.deploy.agreement import Agreement, agreement
+from edgekd.deploy.graph import read_model
+from edgekd.deploy.ort_session import all_logits
+from edgekd.deploy.parity import TOLERANCE_FP32
+from edgekd.deploy.quantize import Flavour, compute_nodes, quantize
+from edgekd.deploy.ranges import METHODS, Batches, Ranges
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How an INT8 file answers on held-out samples.
+
+    `loss` is the mean squared error of the logits, each sample's mean shift removed (it changes no answer),
+    over their variance in float32: the inverse of the signal-to-noise ratio.
+    """
+
+    loss: float
+    agreement: Agreement
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the loss and the agreement."""
+        return {"loss": self.loss, "agreement": self.agreement.to_json()}
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Samples that calibration has not seen, with the float32 logits, N×K, that INT8 must reproduce."""
+
+    batches: Batches
+    reference: NDArray[np.float32]
+    tolerance: float = TOLERANCE_FP32  # margin above which an answer counts, as a share of the logit range
+
+    @classmethod
+    def of(cls, source: Path | ModelProto, batches: Batches) -> HeldOut:
+        """Take the reference from the float32 model itself."""
+        return cls(batches, all_logits(source, batches()))
+
+    def measure(self, model: Path | ModelProto, flavour: Flavour) -> Quality:
+        """Run an INT8 model of a flavour in ONNX Runtime on the CPU and compare it with the reference."""
+        found = all_logits(model, self.batches(), as_written=flavour.for_tensorrt)
+        error = (found - self.reference).astype(np.float64)
+        error -= error.mean(axis=1, keepdims=True)
+        signal = self.reference - self.reference.mean(axis=1, keepdims=True, dtype=np.float64)
+        loss = float(np.mean(error**2) / max(float(np.mean(signal**2)), np.finfo(np.float64).tiny))
+        return Quality(loss, agreement(self.reference, found, self.tolerance))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one INT8 file is made of a float32 model."""
+
+    source: ModelProto
+    flavour: Flavour
+    ranges: Ranges
+    method: str
+    float_nodes: tuple[str, ...] = ()
+
+    def build(self) -> ModelProto:
+        """Return the INT8 model."""
+        return quantize(self.source, self.flavour, self.ranges, self.method, float_nodes=self.float_nodes)
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change of plan, with the quality before and after it."""
+
+    name: str
+    plan: Plan
+    before: Quality
+    after: Quality
+    details: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return name, both qualities and the details."""
+        return {
+            "remedy": self.name,
+            "before": self.before.to_json(),
+            "after": self.after.to_json(),
+            **self.details,
+        }
+
+
+def choose_ranges(source: Path | ModelProto, flavour: Flavour, ranges: Ranges, held_out: HeldOut) -> Remedy:
+    """Choose the method whose INT8 file has the least output loss; `before` is plain absmax."""
+    model = read_model(source)
+    plans = {method: Plan(model, flavour, ranges, method) for method in METHODS}
+    found = {method: held_out.measure(plan.build(), flavour) for method, plan in plans.items()}
+    best = min(METHODS, key=lambda method: found[method].loss)
+    losses = {method: quality.loss for method, quality in found.items()}
+    return Remedy("ranges", plans[best], found["absmax"], found[best], {"method": best, "losses": losses})
+
+
+def layer_sensitivity(plan: Plan, held_out: HeldOut) -> dict[str, float]:
+    """Return the output loss of quantising each compute node alone, the most harmful first."""
+    losses = {}
+    for node in compute_nodes(plan.source):
+        if node in plan.float_nodes:
+            continue
+        alone = quantize(plan.source, plan.flavour, plan.ranges, plan.method, only_nodes=(node,))
+        losses[node] = held_out.measure(alone, plan.flavour).loss
+    return dict(sorted(losses.items(), key=lambda pair: -pair[1]))
+
+
+def leave_worst_in_float(
+    plan: Plan, held_out: HeldOut, sensitivity: Mapping[str, float], *, target: float, max_share: float = 0.1
+) -> Remedy:
+    """Leave the most harmful nodes in float, as few as reach the target.
+
+    Args:
+        plan: what to improve.
+        held_out: decides.
+        sensitivity: loss by node, the most harmful first, from `layer_sensitivity`.
+        target: share of agreement to reach.
+        max_share: at most this share of the compute nodes, rounded up, becomes float; more than a tenth
+            makes a file that is not really INT8.
+    """
+    before = after = held_out.measure(plan.build(), plan.flavour)
+    limit = -(-len(sensitivity) * max_share // 1)
+    best = plan
+    for count in _growing(int(limit)):
+        if after.agreement.share >= target:
+            break
+        candidate = replace(plan, float_nodes=(*plan.float_nodes, *list(sensitivity)[:count]))
+        quality = held_out.measure(candidate.build(), plan.flavour)
+        if (quality.agreement.share, -quality.loss) > (after.agreement.share, -after.loss):
+            best, after = candidate, quality
+    left = {node: sensitivity[node] for node in best.float_nodes if node in sensitivity}
+    return Remedy("worst layers in float", best, before, after, {"left_in_float": left})
+
+
+def _growing(limit: int) -> list[int]:
+    """Return 1, 2, 3, 4, 6, 8, 12, 16, … up to the limit, and the limit."""
+    steps = [1, *(step for power in range(1, 12) for step in (2**power, 3 * 2 ** (power - 1)))]
+    return sorted({step for step in steps if step <= limit} | {limit}) if limit > 0 else []

@@ -1,0 +1,204 @@
+"""The parent's end of an agent: start one, ask it, and never let it live longer than the asker."""
+
+from __future__ import annotations
+
+import base64
+import collections
+import itertools
+import json
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.deploy import agent
+from edgekd.errors import EdgekdError, InputFileError, MachineError, UsageError
+
+_ERRORS: dict[str, type[EdgekdError]] = {
+    "file": InputFileError,
+    "usage": UsageError,
+    "machine": MachineError,
+    "protocol": EdgekdError,
+}
+_TAIL_LINES = 20
+_FAREWELL_S = 3.0
+
+
+class Transport(Protocol):
+    """The way to a machine: how an agent is started there, and where a file of here lies there."""
+
+    @property
+    def target(self) -> str:
+        """Return the name of the machine in messages and results."""
+
+    def argv(self) -> list[str]:
+        """Return the command, as an argument list, that starts an agent on the machine."""
+
+    def place(self, file: Path) -> str:
+        """Return the path of a local file over there, bringing it there if need be."""
+
+
+@dataclass(frozen=True)
+class Local:
+    """This machine; the agent runs under `python`."""
+
+    python: str = sys.executable
+    target: str = "local"
+
+    def argv(self) -> list[str]:
+        """Return the command that starts an agent as a child."""
+        return [self.python, str(Path(agent.__file__).resolve())]
+
+    def place(self, file: Path) -> str:
+        """Return the absolute path of the file."""
+        return str(file.resolve())
+
+
+class AgentProcess:
+    """A running agent; a context manager that ends it.
+
+    Args:
+        name: what the process measures, for messages.
+        argv: the command that starts it.
+        reply_timeout_s: how long any reply may take before the agent counts as hung.
+
+    Raises:
+        MachineError: the command cannot be started; later, from `ask`: the agent died, hung, or is another version.
+    """
+
+    def __init__(self, name: str, argv: Sequence[str], reply_timeout_s: float) -> None:
+        self.name, self.reply_timeout_s = name, reply_timeout_s
+        self._ids = itertools.count(1)
+        self._replies: queue.Queue[bytes | None] = queue.Queue()
+        self._tail: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
+        pipe = subprocess.PIPE
+        try:
+            self._process = subprocess.Popen(list(argv), stdin=pipe, stdout=pipe, stderr=pipe)  # noqa: S603
+        except OSError as error:
+            raise MachineError(f"{name}: the agent cannot be started ({argv[0]}: {error.strerror}).") from error
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        self._stdin = self._process.stdin
+        self._readers = [
+            threading.Thread(target=self._read_replies, args=(self._process.stdout,), daemon=True),
+            threading.Thread(target=self._read_messages, args=(self._process.stderr,), daemon=True),
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """Return the process id of the child (of ssh, when the agent is elsewhere)."""
+        return self._process.pid
+
+    def hello(self) -> dict[str, Any]:
+        """Return the machine facts of the agent, once its protocol version is known to be ours."""
+        reply = self.ask("hello")
+        if reply["protocol"] != agent.PROTOCOL:
+            raise MachineError(
+                f"{self.name}: the agent speaks protocol {reply['protocol']}, this edgekd {agent.PROTOCOL}; "
+                "use the agent and the edgekd of one version."
+            )
+        machine: dict[str, Any] = reply["machine"]
+        return machine
+
+    def ask(self, op: str, **arguments: object) -> dict[str, Any]:
+        """Send one request and return its reply.
+
+        Raises:
+            InputFileError, UsageError, MachineError: the agent refused, by the kind it names.
+        """
+        number = next(self._ids)
+        request = {"id": number, "op": op, **arguments}
+        try:
+            self._stdin.write(json.dumps(request).encode() + b"\n")
+            self._stdin.flush()
+        except OSError as error:
+            raise self._died(op) from error
+        while True:
+            try:
+                line = self._replies.get(timeout=self.reply_timeout_s)
+            except queue.Empty as error:
+                self._process.kill()
+                raise MachineError(
+                    f'{self.name}: no answer to "{op}" within {self.reply_timeout_s:g} s; the agent was stopped.'
+                    + self._last_words()
+                ) from error
+            if line is None:
+                raise self._died(op)
+            reply = _parse(line)
+            if reply is None or reply.get("id") != number:
+                self._tail.append(line.decode(errors="replace").rstrip())  # a login script's greeting, say
+                continue
+            if not reply["ok"]:
+                raise _ERRORS[reply["kind"]](f"{self.name}: {reply['error']}.")
+            return reply
+
+    def close(self) -> None:
+        """End the agent: its stdin closes, and if that is not enough it is killed."""
+        try:
+            self._stdin.close()
+        except OSError:
+            self._tail.append("stdin was already closed")
+        try:
+            self._process.wait(timeout=_FAREWELL_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for reader in self._readers:
+            reader.join(timeout=_FAREWELL_S)
+
+    def _died(self, op: str) -> MachineError:
+        try:
+            code: int | None = self._process.wait(timeout=_FAREWELL_S)
+        except subprocess.TimeoutExpired:
+            code = None
+        self._readers[1].join(timeout=_FAREWELL_S)
+        how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+        return MachineError(f'{self.name}: the agent {how} during "{op}".' + self._last_words())
+
+    def _last_words(self) -> str:
+        return " Its last messages:\n" + "\n".join(self._tail) if self._tail else " It left no message."
+
+    def _read_replies(self, stdout: BinaryIO) -> None:
+        with stdout:
+            for line in stdout:
+                self._replies.put(line)
+        self._replies.put(None)
+
+    def _read_messages(self, stderr: BinaryIO) -> None:
+        with stderr:
+            for line in stderr:
+                self._tail.append(line.decode(errors="replace").rstrip())
+
+
+def array_in(reply: dict[str, Any]) -> NDArray[Any]:
+    """Return the array of a `logits` reply, bit for bit."""
+    data = base64.b64decode(reply["base64"], validate=True)
+    return np.frombuffer(data, dtype=np.dtype(reply["dtype"])).reshape(reply["shape"])
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """Return the JSON object on a line, or None."""
+    try:
+        reply = json.loads(line)
+    except ValueError:
+        return None
+    return reply if isinstance(reply, dict) else None

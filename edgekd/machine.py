@@ -1,0 +1,139 @@
+"""What this machine can do: device, threads, precision, and the environment that results depend on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgekd.errors import MachineError, UsageError
+
+BF16_CPU_FLAGS = ("avx512_bf16", "amx_bf16")
+"""CPU flags under which oneDNN's bfloat16 convolutions are native and faster; emulated elsewhere."""
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """Return the CPU's feature flags (empty where the system does not tell)."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    for line in lines:
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device for auto, cpu, cuda or cuda:i; `MachineError` when it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"there is no device {name!r}; use auto, cpu, cuda or cuda:0.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise MachineError(f"device {name} was asked for, but this machine has {torch.cuda.device_count()} GPUs.")
+    return device
+
+
+def use_threads(threads: int) -> int:
+    """Set torch's intra-op threads (0: all cores this process may use) and return their number."""
+    count = threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(count)
+    return count
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The arithmetic of one network's convolutions: float32, or bfloat16 under autocast."""
+
+    device: torch.device
+    bf16: bool
+
+    def __call__(self) -> AbstractContextManager[Any]:
+        """Return the context to run the network in."""
+        if not self.bf16:
+            return nullcontext()
+        # The weight cache would keep stale casts alive across optimiser steps of a long context.
+        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
+
+
+def precision_for(network: nn.Module, device: torch.device, wanted: str) -> Precision:
+    """Decide a network's precision from flags and structure alone, so that it is the same on every run.
+
+    Measured on a CPU with avx512_bf16 (docs/method.md, "precision"): dense convolutions run 2 to 8 times faster in
+    bfloat16, depthwise ones 1.4 times slower, so a network with grouped convolutions stays in float32 there.
+    """
+    if wanted != "auto":
+        return Precision(device, wanted == "bf16")
+    if device.type == "cuda":
+        return Precision(device, torch.cuda.get_device_capability(device) >= (8, 0))
+    grouped = any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in network.modules())
+    return Precision(device, not grouped and any(flag in cpu_flags() for flag in BF16_CPU_FLAGS))
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer that stays in float32 under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the float32 product."""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
+class Float32Conv2d(nn.Conv2d):
+    """A convolution that stays in float32 under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the float32 convolution."""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
+def float32_head(network: nn.Module, head: str) -> None:
+    """Keep the layer named `head`, which makes the logits, in float32 even under autocast.
+
+    A bfloat16 logit of 17.31 is 17.25: the rounding is as large as the late distillation loss. The class is
+    exchanged in place, so that names of parameters and deep copies stay right.
+    """
+    module = network.get_submodule(head)
+    if type(module) is nn.Linear:
+        module.__class__ = Float32Linear
+    elif type(module) is nn.Conv2d:
+        module.__class__ = Float32Conv2d
+
+
+def environment(device: torch.device, threads: int) -> dict[str, Any]:
+    """Return what bit-identity depends on: versions, processor, device and threads."""
+    facts: dict[str, Any] = {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cpu": cpu_model(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "device": device.type,
+        "threads": threads,
+    }
+    if device.type == "cuda":
+        facts |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    return facts
+
+
+@cache
+def cpu_model() -> str:
+    """Return the CPU's model name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

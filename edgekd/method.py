@@ -1,0 +1,201 @@
+"""The `[method]` table: everything the papers vary, as typed keys. A preset is a TOML file of these.
+
+Attribute docstrings are the reference: docs/recipe.md is made from them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Table(BaseModel):
+    """A TOML table whose unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+class GeneratorTable(Table):
+    """The novel generator G and the loss it minimises (docs/method.md, "generator step")."""
+
+    latent: int = Field(128, ge=1)
+    """Dimensions of its latent code z."""
+    width: int = Field(64, ge=4)
+    """Channels of its first convolution; later ones halve."""
+    upsamplings: int = Field(0, ge=0, le=6)
+    """Doublings of the feature map; 0 takes the smallest number that starts at 4 to 8 pixels a side."""
+    spectral_norm: bool = False
+    """Apply spectral normalisation to its convolutions (the released code does)."""
+    norm_eps: float = Field(1e-5, gt=0)
+    """Epsilon of its BatchNorm layers (released: 0.8, a strong damping)."""
+    affine_output: bool = True
+    """Let the last BatchNorm, on the image, learn scale and shift."""
+    lr: float = Field(2e-3, gt=0)
+    """Adam learning rate."""
+    betas: tuple[float, float] = (0.5, 0.999)
+    """Adam momentum coefficients."""
+    period: int = Field(5, ge=1)
+    """Student steps per generator update."""
+    warmup: int = Field(0, ge=0)
+    """Generator updates, without adversary, before the first student step."""
+    reinit_period: int = Field(0, ge=0)
+    """Re-initialise generator and its optimiser every so many generator updates; 0 never."""
+    reinit_until: float = Field(1.0, ge=0, le=1)
+    """Fraction of the steps after which no re-initialisation happens."""
+    one_hot: float = Field(1.0, ge=0)
+    """Weight of the cross entropy between T(x) and its own answer (DAFL)."""
+    balance: float = Field(5.0, ge=0)
+    """Weight of the negative entropy of the batch's mean prediction, in nats (released: 5 / ln 10)."""
+    activation: float = Field(0.1, ge=0)
+    """Weight of the mean magnitude of the teacher's penultimate features (DAFL)."""
+    batchnorm: float = Field(1.0, ge=0)
+    """Weight of the distance to the teacher's BatchNorm statistics (DeepInversion); idle without BatchNorm."""
+    adversary: float = Field(1.0, ge=0)
+    """Weight of the disagreement between student and teacher that it maximises."""
+    adversary_ramp: tuple[float, float] = (0.0, 0.0)
+    """The adversary's weight grows linearly from 0 between these two fractions of the steps."""
+    gap: Literal["l1", "kl", "js", "released"] = "l1"
+    """Measure of disagreement; "released" is the clamped divergence of the authors' code."""
+    detach_teacher: bool = False
+    """Let no gradient of the disagreement flow through the teacher (released: true)."""
+    student_mode: Literal["eval", "train"] = "eval"
+    """Mode of the student in the generator step (released: train)."""
+
+
+class UpdateTable(Table):
+    """The student's own update."""
+
+    batch_size: int = Field(128, ge=2)
+    """Novel images a step."""
+    optimizer: Literal["sgd", "adam"] = "adam"
+    """Optimiser of the student."""
+    lr: float = Field(2e-3, gt=0)
+    """Peak learning rate."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum of sgd."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Weight decay."""
+    warmup: float = Field(0.0, ge=0, lt=1)
+    """Fraction of the steps over which the learning rate rises linearly."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate after the warm-up."""
+    loss: Literal["l1", "kl"] = "l1"
+    """Distance of logits: mean absolute difference, or KL at a temperature."""
+    temperature: float = Field(4.0, gt=0)
+    """Temperature of kl."""
+    ema_decay: float = Field(0.998, ge=0, lt=1)
+    """Decay a step of the averaged student; 0 keeps no average."""
+
+
+class ReplayTable(Table):
+    """Where old synthetic knowledge comes from."""
+
+    source: Literal["none", "bank", "ema-generator", "vae"] = "vae"
+    """No replay, a bank of stored images (memory-bank only), a slow copy of the generator, or the VAE."""
+    batch_size: int = Field(32, ge=0)
+    """Replayed images a step, beside the novel ones."""
+    start: float = Field(0.05, ge=0, le=1)
+    """Fraction of the steps before the first replay."""
+    bank_size: int = Field(2048, ge=1)
+    """Images the bank holds."""
+    bank_period: int = Field(50, ge=1)
+    """Steps between two deposits of a replay batch into the bank."""
+    ema_decay: float = Field(0.95, ge=0, lt=1)
+    """Decay per generator update of the slow copy (also kept for selection and calibration)."""
+
+
+class VaeTable(Table):
+    """The VAE that remembers synthetic images (PRE-DFKD)."""
+
+    latent: int = Field(64, ge=1)
+    """Dimensions of its code."""
+    width: int = Field(64, ge=4)
+    """Channels of the decoder's first convolution; the encoder's follow."""
+    released_encoder: bool = False
+    """Use the encoder of the authors' code: full-resolution convolutions on column-normalised images."""
+    norm_eps: float = Field(1e-5, gt=0)
+    """Epsilon of its BatchNorm layers."""
+    affine_output: bool = True
+    """Let the decoder's last BatchNorm learn scale and shift."""
+    lr: float = Field(1e-3, gt=0)
+    """Adam learning rate of encoder and decoder."""
+    updates: int = Field(2, ge=0)
+    """Updates per generator period, in its first steps."""
+    novel: int = Field(64, ge=1)
+    """Novel images of an update."""
+    rehearsed: int = Field(32, ge=0)
+    """Images of its own memory in an update, against its own forgetting."""
+    pixel: float = Field(1.0, ge=0)
+    """Weight of the mean absolute pixel error."""
+    response: float = Field(1.0, ge=0)
+    """Weight of the mean absolute error of the teacher's logits on the reconstruction."""
+    feature: float = Field(0.0, ge=0)
+    """Weight of the same for penultimate features (in the paper, commented out in the released code)."""
+    kl: float = Field(1e-5, ge=0)
+    """Weight of the KL divergence to the standard normal, summed over dimensions."""
+    sampling: Literal["prior", "tuned", "posterior"] = "posterior"
+    """Codes from N(0, I), tuned from it by one Adam step, or from the running aggregate posterior."""
+    tuning_lr: float = Field(0.02, gt=0)
+    """Learning rate of the tuning step (released: 0.02)."""
+    one_hot: float = Field(1.0, ge=0)
+    """Weight of the one-hot loss in tuning."""
+    balance: float = Field(5.0, ge=0)
+    """Weight of the balance loss in tuning, in nats."""
+    decoder_leak: float = Field(0.0, ge=0)
+    """Share of the tuning loss that also trains the decoder (released: 1, by a gradient left uncleared)."""
+    gate: float = Field(0.5, ge=0, le=1)
+    """Share of reconstructions that must keep the teacher's answer before replay begins; 0 opens at once."""
+
+
+class HealthTable(Table):
+    """When a run is called sick, and what is done (docs/method.md, "health")."""
+
+    window: int = Field(20, ge=1)
+    """Generator updates over which health is averaged."""
+    grace: int = Field(100, ge=0)
+    """Generator updates after a (re-)initialisation that are not judged."""
+    min_coverage: float = Field(0.3, ge=0, le=1)
+    """Smallest share of classes (exponential of the mean prediction's entropy over their number)."""
+    min_diversity: float = Field(0.02, ge=0)
+    """Smallest standard deviation between images, relative to that within a batch."""
+    max_reinits: int = Field(3, ge=0)
+    """Re-initialisations of a collapsed generator before the run stops with exit code 5."""
+
+
+class MethodTable(Table):
+    """A distillation method. Presets: `edgekd recipes`."""
+
+    preset: str = "edgekd"
+    """File of recipes/methods/ that gives the defaults of this table."""
+    source: str = ""
+    """Where the preset's values come from."""
+    steps: int = Field(0, ge=0)
+    """Student updates; 0 takes the number from `steps_by_area`."""
+    minutes: float = Field(0.0, ge=0)
+    """What `--minutes` asked for; the number of steps it led to stands in `steps`."""
+    steps_by_area: tuple[tuple[int, int], ...] = ((256, 2000), (1024, 20000), (9216, 60000), (50176, 400000))
+    """(largest number of pixels, steps) for at most 10 classes; twice as many up to 100, four times beyond."""
+    generator: GeneratorTable = GeneratorTable()
+    student: UpdateTable = UpdateTable()
+    replay: ReplayTable = ReplayTable()
+    vae: VaeTable = VaeTable()
+    health: HealthTable = HealthTable()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        low, high = self.generator.adversary_ramp
+        if not 0 <= low <= high <= 1:
+            raise ValueError("generator.adversary_ramp must be two fractions in order, such as [0.25, 0.75]")
+        if self.vae.updates > self.generator.period:
+            raise ValueError("vae.updates cannot exceed generator.period: at most one VAE update a step")
+        if self.vae.novel > self.student.batch_size:
+            raise ValueError("vae.novel cannot exceed student.batch_size: it learns from the novel batch")
+        return self
+
+    def steps_for(self, pixels: int, classes: int) -> int:
+        """Return the number of steps for an input of `pixels` = height x width and so many classes."""
+        if self.steps:
+            return self.steps
+        base = next((n for area, n in self.steps_by_area if pixels <= area), self.steps_by_area[-1][1])
+        return base * (1 if classes <= 10 else 2 if classes <= 100 else 4)

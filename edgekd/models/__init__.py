@@ -1,0 +1,1 @@
+"""Architectures by name, small-image stems, and teachers read from foreign checkpoints."""

@@ -1,0 +1,182 @@
+"""Look at a classifier before hours are spent on it: does it answer, with what, how surely, at what cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.flop_counter import FlopCounterMode
+
+from edgekd import rng
+from edgekd.errors import InputFileError
+from edgekd.models.stems import Shape
+
+_SUM_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """The size of a network: trainable and frozen parameters, multiply-accumulates for one image."""
+
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a classifier did on seeded noise."""
+
+    emits: str
+    """`logits`, `probabilities` (a softmax at the end) or `log-probabilities`."""
+    undo: str
+    """`log` where the output's logarithm serves as logits, else `none` (log-probabilities are logits)."""
+    batchnorm_layers: int
+    head_alive: bool
+    """Whether the output depends on the image at all."""
+    noise_confidence: float
+    """Mean largest probability on standard normal noise."""
+    parameters: int
+    macs: int
+    batch: int
+    seconds_per_batch: float = field(compare=False)
+
+
+class LogitsFromProbabilities(nn.Module):
+    """A classifier that ends in a softmax, with the softmax undone: logits = log p."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return log-probabilities (N, classes), which are logits up to a constant per image."""
+        probabilities: Tensor = self.model(images)
+        return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
+
+
+def probe(model: nn.Module, *, input_shape: Shape, classes: int, seed: int) -> Probe:
+    """Run the model on seeded noise and report what comes out.
+
+    Raises InputFileError where it cannot take `input_shape`, is no classifier of `classes`, or answers NaN.
+    """
+    batch = 32 if min(input_shape[1:]) <= 64 else 4
+    device = _device_of(model)
+    images = torch.randn(batch, *input_shape, generator=rng.generator(seed, "probe")).to(device)
+    with _evaluating(model):
+        output = _answers(model, images, input_shape, classes)
+        started = time.perf_counter()
+        model(images)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - started
+    emits = _kind_of(output)
+    logits = output.log() if emits == "probabilities" else output
+    size = complexity(model, input_shape)
+    return Probe(
+        emits=emits,
+        undo="log" if emits == "probabilities" else "none",
+        batchnorm_layers=len(batchnorm_names(model)),
+        head_alive=bool(output.std(dim=0).max() > 1e-6 * output.abs().max()),
+        noise_confidence=float(logits.softmax(dim=1).amax(dim=1).mean()),
+        parameters=size.parameters,
+        macs=size.macs,
+        batch=batch,
+        seconds_per_batch=seconds,
+    )
+
+
+def complexity(model: nn.Module, input_shape: Shape) -> Complexity:
+    """Count parameters, and the multiply-accumulates of convolutions and matrix products for one image."""
+    with _evaluating(model), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, *input_shape, device=_device_of(model)))
+    return Complexity(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
+
+
+def batchnorm_names(model: nn.Module) -> list[str]:
+    """Return the dotted names of the BatchNorm layers that keep running statistics."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    ]
+
+
+def head_name(model: nn.Module, input_shape: Shape) -> str:
+    """Return the dotted name of the last Linear or Conv2d that runs: its input is the penultimate feature."""
+    ran: list[str] = []
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    ]
+    try:
+        with _evaluating(model):
+            model(torch.zeros(1, *input_shape, device=_device_of(model)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not ran:
+        raise InputFileError("The network has no linear or convolutional layer, so it has no classification head.")
+    return ran[-1]
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Run a block without gradients in eval mode, and give each module its mode back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def _answers(model: nn.Module, images: Tensor, input_shape: Shape, classes: int) -> Tensor:
+    """Return the output (N, classes), checked."""
+    shape = "x".join(map(str, input_shape))
+    try:
+        output: Any = model(images)
+    except Exception as error:  # foreign networks may raise anything
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise InputFileError(
+            f"The network does not take {shape} images: {reason}. Set the right channels and size with --input CxHxW."
+        ) from error
+    if not isinstance(output, Tensor):
+        raise InputFileError(
+            f"The network returns a {type(output).__name__}; a classifier returns one tensor of logits."
+        )
+    if output.ndim != 2 or output.shape[0] != len(images):
+        raise InputFileError(
+            f"The network is no classifier: for {len(images)} images of {shape} it returns the shape "
+            f"{tuple(output.shape)}, not ({len(images)}, {classes})."
+        )
+    if output.shape[1] != classes:
+        raise InputFileError(f"The network has {output.shape[1]} outputs, not the {classes} classes expected of it.")
+    if not bool(torch.isfinite(output).all()):
+        raise InputFileError("The network answers NaN or infinity on ordinary noise; its weights are damaged.")
+    return output.float()
+
+
+def _kind_of(output: Tensor) -> str:
+    """Tell logits from the output of a softmax or log-softmax by the row sums."""
+
+    def sums_to_one(rows: Tensor) -> bool:
+        return bool(((rows.sum(dim=1) - 1).abs() < _SUM_TOLERANCE).all())
+
+    if bool((output >= 0).all()) and sums_to_one(output):
+        return "probabilities"
+    if bool((output <= 0).all()) and sums_to_one(output.exp()):
+        return "log-probabilities"
+    return "logits"

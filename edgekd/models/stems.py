@@ -1,0 +1,34 @@
+"""How published networks are fitted to small images: the one place of the rule.
+
+ImageNet networks divide the image side by 32, which leaves nothing of a 32-pixel image. By the shorter side:
+
+    side < 48     the stem has stride 1 and one more early downsampling is dropped (the next strided block,
+                  or the max-pool of a ResNet or ShuffleNet): at least 4x4 is left at 32, 2x2 at 16
+    48 ... 95     the stem has stride 1
+    from 96       as published
+
+A ResNet below 96 has a 3x3 stem in place of the 7x7 one (He et al. 2016, section 4.2, and most code for CIFAR).
+Which strides a network was trained with leaves no trace in its weights, so each choice is also an option.
+"""
+
+from __future__ import annotations
+
+Shape = tuple[int, int, int]
+
+
+def early_strides_to_drop(input_shape: Shape) -> int:
+    """Return how many of the earliest downsamplings to leave out for images of `input_shape` (C, H, W)."""
+    side = min(input_shape[1:])
+    if side < 48:
+        return 2
+    return 1 if side < 96 else 0
+
+
+def resnet_stem(input_shape: Shape) -> str:
+    """Return the stem convolution of a ResNet for images of `input_shape`: `3x3` or `7x7`."""
+    return "3x3" if early_strides_to_drop(input_shape) else "7x7"
+
+
+def resnet_maxpool(input_shape: Shape) -> bool:
+    """Return whether a ResNet for images of `input_shape` keeps the max-pool after its stem."""
+    return early_strides_to_drop(input_shape) < 2

@@ -1,0 +1,254 @@
+"""Stage order, and whether a stage has to run and why.
+
+A stage is done when its record parses, its key matches and its outputs hash as recorded. The key covers the stage's
+version, its slice of the recipe and the hashes of what it reads; nothing that only prints numbers is in a key.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgekd import console
+from edgekd import recipe as recipes
+from edgekd.errors import RecipeError, UsageError
+from edgekd.recipe import Recipe
+from edgekd.rundir import Record, RunDir, digest, sha256_file, write_text
+from edgekd.stopping import Stop
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: its folder, what it reads of the recipe, and which outputs of which stages it reads."""
+
+    name: str
+    folder: str
+    version: int
+    slice: Callable[[Recipe], dict[str, Any]]
+    reads: Mapping[str, tuple[str, ...]]
+    """Names of upstream outputs by stage; an empty tuple means all of them."""
+    command: str
+    """What the user types to make it."""
+
+
+def _distill_slice(recipe: Recipe) -> dict[str, Any]:
+    method = recipe.method.model_dump(mode="json", exclude={"minutes", "source", "steps_by_area"})
+    return {
+        "seed": recipe.seed,
+        "precision": recipe.precision,
+        "student": recipe.student.model_dump(mode="json"),
+        "method": method,
+    }
+
+
+def _ingest_slice(recipe: Recipe) -> dict[str, Any]:
+    teacher = recipe.teacher.model_dump(mode="json", exclude={"file", "trust_pickle", "accept_mapping"})
+    return {"teacher": teacher, "pixels": recipe.pixels.model_dump(mode="json")}
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("ingest", "teacher", 1, _ingest_slice, {}, "edgekd ingest TEACHER"),
+        Stage(
+            "distill",
+            "distill",
+            1,
+            _distill_slice,
+            {"ingest": ("teacher.safetensors", "teacher.json")},
+            "edgekd distill TEACHER --student NAME",
+        ),
+        Stage(
+            "select",
+            "select",
+            1,
+            lambda recipe: recipe.select.model_dump(mode="json"),
+            {"ingest": ("teacher.safetensors", "teacher.json"), "distill": ()},
+            "edgekd select",
+        ),
+        Stage(
+            "export",
+            "export",
+            1,
+            lambda recipe: recipe.export.model_dump(mode="json"),
+            {
+                "ingest": ("teacher.safetensors", "teacher.json", "pixels.json"),
+                "select": ("student.safetensors", "replay.safetensors"),
+            },
+            "edgekd export",
+        ),
+        Stage(
+            "bench",
+            "bench/local",
+            1,
+            lambda recipe: recipe.bench.model_dump(mode="json"),
+            {"export": ()},
+            "edgekd bench",
+        ),
+    )
+}
+
+
+def _chosen(outputs: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
+    return {name: outputs[name] for name in (names or sorted(outputs)) if name in outputs}
+
+
+def inputs(stage: Stage, run: RunDir, recipe: Recipe) -> dict[str, str]:
+    """Return the hashes of what a stage reads, from the records of the stages that wrote it."""
+    if stage.name == "ingest":
+        record = Record.read(run.stage("teacher"))
+        path = Path(recipe.teacher.file)
+        if path.is_file():
+            return {"file": sha256_file(path)}
+        return dict(record.inputs) if record is not None else {"file": ""}
+    hashes: dict[str, str] = {}
+    for upstream, names in stage.reads.items():
+        record = Record.read(run.stage(STAGES[upstream].folder))
+        if record is not None:
+            hashes |= {f"{upstream}/{k}": v for k, v in _chosen(record.outputs, names).items()}
+    return hashes
+
+
+def key(stage: Stage, recipe: Recipe, hashes: Mapping[str, str]) -> str:
+    """Return the key a stage's record must carry to count as done."""
+    return digest([stage.name, stage.version, stage.slice(recipe), dict(hashes)])
+
+
+def reason_to_run(stage: Stage, run: RunDir, recipe: Recipe) -> str | None:
+    """Return why a stage has to run, or None when it is done."""
+    folder = run.stage(stage.folder)
+    record = Record.read(folder)
+    if record is None:
+        return "it never finished" if folder.exists() else "it never ran"
+    if record.version != stage.version:
+        return f"its version changed ({record.version} -> {stage.version})"
+    hashes = inputs(stage, run, recipe)
+    changed = [name for name in {**hashes, **record.inputs} if hashes.get(name) != record.inputs.get(name)]
+    if changed:
+        return f"{sorted(changed)[0]} changed"
+    if record.key != key(stage, recipe, hashes):
+        return "its part of the recipe changed"
+    return record.damaged_output(folder)
+
+
+def intact(stage: Stage, run: RunDir) -> bool:
+    """Return whether a stage's published outputs are whole, stale or not."""
+    folder = run.stage(stage.folder)
+    record = Record.read(folder)
+    return record is not None and record.damaged_output(folder) is None
+
+
+def require(run: RunDir, recipe: Recipe, name: str) -> None:
+    """Make sure a stage's outputs are there; say so in one line when they are stale."""
+    stage = STAGES[name]
+    if not intact(stage, run):
+        reason = reason_to_run(stage, run, recipe)
+        raise UsageError(f"run {run.path} has no {name} to work on ({reason}); make it with `{stage.command}`.")
+    reason = reason_to_run(stage, run, recipe)
+    if reason is not None:
+        console.warn(f"{name} is stale ({reason}); using it as it is. `{stage.command}` would make it anew.")
+
+
+def advance(run: RunDir, recipe: Recipe, names: tuple[str, ...], *, stop: Stop, **extras: Any) -> list[str]:
+    """Run those of the named stages that need it, in order; return the names of those that ran.
+
+    `extras` maps a stage's name to further keyword arguments of its function.
+    """
+    ran = []
+    for name in names:
+        stage = STAGES[name]
+        stop.raise_if_requested(f"the run before {name}")
+        reason = reason_to_run(stage, run, recipe)
+        if reason is None:
+            console.say(f"{name:<9}already done")
+            continue
+        hashes = inputs(stage, run, recipe)
+        module = importlib.import_module(f"edgekd.stages.{name}")
+        stage_key = key(stage, recipe, hashes)
+        module.run(run, recipe, key=stage_key, inputs=hashes, stop=stop, **extras.get(name, {}))
+        ran.append(name)
+    return ran
+
+
+def open_recipe(run: RunDir) -> Recipe:
+    """Read a run's resolved recipe; exit 2 when there is no such run."""
+    if not run.recipe_file.is_file():
+        raise UsageError(f"there is no run {run.path}; `edgekd distill TEACHER` starts one.")
+    return recipes.load_resolved(run.recipe_file)
+
+
+def adopt(run: RunDir, wanted: Recipe) -> Recipe:
+    """Make `wanted` the run's recipe, unless it changes what ingest, distill or select were made from.
+
+    Pixels are metadata: they may change at any time.
+    """
+    if run.recipe_file.is_file():
+        old = recipes.load_resolved(run.recipe_file)
+        lines = []
+        for name in ("ingest", "distill", "select"):
+            stage = STAGES[name]
+            if Record.read(run.stage(stage.folder)) is None and not run.stage(stage.folder).exists():
+                continue
+            before, after = stage.slice(old), stage.slice(wanted)
+            before.pop("pixels", None)
+            after.pop("pixels", None)
+            lines += recipes.differences(before, after)
+        record = Record.read(run.stage("teacher"))
+        if record is not None and inputs(STAGES["ingest"], run, wanted) != record.inputs:
+            lines.append(f"teacher.file: {old.teacher.file!r} -> {wanted.teacher.file!r}, with another content")
+        if lines:
+            raise RecipeError(
+                f"run {run.path} was started with another recipe: {'; '.join(lines)}. Start anew with --fresh, use "
+                "another run with --run NAME, or leave these settings as they were."
+            )
+    text = recipes.to_toml(wanted)
+    if not run.recipe_file.is_file() or run.recipe_file.read_text(encoding="utf-8") != text:
+        write_text(run.recipe_file, text)
+    return wanted
+
+
+def start_afresh(run: RunDir) -> None:
+    """Delete what a run made; its lock is held by the caller."""
+    for path in run.path.iterdir():
+        if path.name == ".lock":
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def prune(run: RunDir) -> list[str]:
+    """Remove checkpoints and replay networks and mark them in their records; return what was removed."""
+    removed = []
+    for stage, sensitive in (("distill", "checkpoints/"), ("select", "replay.safetensors")):
+        folder = run.stage(STAGES[stage].folder)
+        record = Record.read(folder)
+        if record is None:
+            continue
+        names = [name for name in record.outputs if name.startswith(sensitive) and name not in record.pruned]
+        if names:  # marked first: a crash in between leaves files, never an unexplained hole
+            replace(record, pruned=[*record.pruned, *names]).write(folder)
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+            removed.append(f"{stage}/{name}")
+    checkpoints = run.stage("distill") / "checkpoints"
+    if checkpoints.is_dir():
+        shutil.rmtree(checkpoints)
+    return removed
+
+
+def newest_run(root: Path, stage: str) -> RunDir:
+    """Return the run under `root` that most recently published what a verb needs."""
+    folder = STAGES[stage].folder
+    found = [
+        (record.stat().st_mtime_ns, record.parents[len(Path(folder).parts)])
+        for record in root.glob(f"*/{folder}/record.json")
+    ]
+    if not found:
+        raise UsageError(f"no run under {root}/ has a finished {stage}; `{STAGES[stage].command}` makes one.")
+    return RunDir(max(found)[1])

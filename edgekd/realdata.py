@@ -1,0 +1,153 @@
+"""Real images from class folders, read only to print numbers; nothing that is built depends on them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as transforms
+
+from edgekd.errors import InputFileError, UsageError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
+CROP_FROM_PX = 128
+"""From this side on images are resized by their shorter side and cropped, as ImageNet models expect."""
+CACHE_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """Files and labels of a folder with one subfolder per class."""
+
+    path: Path
+    files: tuple[Path, ...]
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def sha256(self) -> str:
+        """Return one hash over names and bytes of all images."""
+        total = hashlib.sha256()
+        for file in self.files:
+            total.update(str(file.relative_to(self.path)).encode())
+            total.update(hashlib.sha256(file.read_bytes()).digest())
+        return total.hexdigest()
+
+
+def open_folder(path: Path, *, classes: int, names: tuple[str, ...] | None) -> ImageFolder:
+    """List a folder's images; the order of classes is that of `names`, else by number, else by name."""
+    if not path.is_dir():
+        raise InputFileError(f"{path} is not a folder of images with one subfolder per class.")
+    folders = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if len(folders) != classes:
+        raise InputFileError(f"{path} has {len(folders)} class folders, but the teacher has {classes} classes.")
+    if names is not None:
+        missing = [name for name in names if name not in folders]
+        if missing:
+            raise InputFileError(f"{path} has no folder for class {missing[0]!r} of the class names.")
+        order = list(names)
+    elif all(name.isdigit() for name in folders):
+        order = sorted(folders, key=int)
+    else:
+        order = folders
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(order):
+        found = sorted(p for p in (path / name).rglob("*") if p.suffix.lower() in SUFFIXES)
+        files += found
+        labels += [label] * len(found)
+    if not files:
+        raise InputFileError(f"{path} holds no images (looked for {', '.join(sorted(SUFFIXES))}).")
+    return ImageFolder(path, tuple(files), torch.tensor(labels), tuple(order))
+
+
+def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
+    """Decode one image to float32 (C, H, W) in [0, 1] with the teacher's channels and size."""
+    channels, height, width = shape
+    if channels not in (1, 3):
+        raise UsageError(f"images can be read for 1 or 3 channels, not for {channels}.")
+    try:
+        with Image.open(path) as opened:
+            pixels = np.array(opened.convert("L" if channels == 1 else "RGB"))
+    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+        raise InputFileError(f"{path} cannot be decoded as an image ({error}).") from error
+    x = torch.from_numpy(pixels)
+    x = (x[None] if channels == 1 else x.permute(2, 0, 1)).float() / 255
+    if x.shape[1:] == (height, width):
+        return x
+    if min(height, width) < CROP_FROM_PX:
+        resized: Tensor = transforms.resize(x, [height, width], antialias=True)
+        return resized
+    shorter = round(max(height, width) / 0.875)
+    cropped: Tensor = transforms.center_crop(transforms.resize(x, [shorter], antialias=True), [height, width])
+    return cropped
+
+
+def describe_transform(shape: tuple[int, int, int]) -> str:
+    """Return how images of another size are brought to the input size."""
+    size = "x".join(map(str, shape[1:]))
+    if min(shape[1:]) < CROP_FROM_PX:
+        return f"bilinear with antialias to {size}"
+    return f"shorter side to {round(max(shape[1:]) / 0.875)}, bilinear with antialias, centre crop {size}"
+
+
+class RealImages:
+    """Normalised batches of an image folder, decoded once when they fit into memory."""
+
+    def __init__(
+        self,
+        folder: ImageFolder,
+        shape: tuple[int, int, int],
+        *,
+        mean: tuple[float, ...] | None,
+        std: tuple[float, ...] | None,
+    ) -> None:
+        if mean is None or std is None:
+            raise UsageError(
+                "real images need the teacher's normalisation, which is unknown: set it with "
+                "`edgekd ingest --run RUN --normalize imagenet|cifar10|cifar100|mnist|none` or --mean and --std."
+            )
+        self.folder, self.shape = folder, shape
+        self._mean = torch.tensor(mean)[:, None, None]
+        self._std = torch.tensor(std)[:, None, None]
+        count = len(folder.files)
+        self._cache: Tensor | None = None
+        if count * 4 * shape[0] * shape[1] * shape[2] <= CACHE_BYTES:
+            self._cache = torch.stack([self._normalised(file) for file in folder.files])
+
+    def __len__(self) -> int:
+        return len(self.folder.files)
+
+    def _normalised(self, file: Path) -> Tensor:
+        return (read_image(file, self.shape) - self._mean) / self._std
+
+    def batches(self, size: int = 250) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images, labels); images are float32 in the teacher's input space."""
+        for start in range(0, len(self), size):
+            labels = self.folder.labels[start : start + size]
+            if self._cache is not None:
+                yield self._cache[start : start + size], labels
+            else:
+                files = self.folder.files[start : start + size]
+                yield torch.stack([self._normalised(file) for file in files]), labels
+
+    def accuracy(self, logits: Callable[[Tensor], Tensor]) -> float:
+        """Return the share of images whose largest logit is their label."""
+        hits = sum(int((logits(x).argmax(1) == labels).sum()) for x, labels in self.batches())
+        return hits / len(self)
+
+    @torch.no_grad()
+    def network_accuracy(self, network: nn.Module) -> float:
+        """Return a network's accuracy in eval mode and float32, its mode restored afterwards."""
+        was_training = network.training
+        device = next(network.parameters()).device
+        network.eval()
+        try:
+            return self.accuracy(lambda x: network(x.to(device)).cpu())
+        finally:
+            network.train(was_training)

@@ -1,0 +1,327 @@
+"""The run directory: records, atomic publishing, checkpoints, the lock and the ledger of files read.
+
+What is written survives SIGKILL at any instant: a folder is prepared beside its place, every file is
+flushed to disk, the record with their hashes comes last, and one rename publishes all of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgekd import __version__
+from edgekd.errors import InputFileError, MachineError, RunBusyError
+
+RECORD = "record.json"
+
+
+def failpoint(name: str) -> None:
+    """Kill this process when EDGEKD_FAILPOINT names this point (`name` or `name@k` for its k-th passing).
+
+    The crash tests use it to die between any two steps of publishing; it costs one look-up otherwise.
+    """
+    wanted = os.environ.get("EDGEKD_FAILPOINT")
+    if wanted is None:
+        return
+    target, _, count = wanted.partition("@")
+    if target == name:
+        _passed[name] = _passed.get(name, 0) + 1
+        if _passed[name] == int(count or 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+_passed: dict[str, int] = {}
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hex digits, reading it in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def canonical_json(value: object) -> str:
+    """Return JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: object) -> str:
+    """Return the SHA-256 of a value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a missing permission into one clear `MachineError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise MachineError(
+                f"the disk is full: could not write {path}. Free some space and give the same command again; "
+                "what was published before is intact."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise MachineError(
+                f"no permission to write {path}; choose another folder with --run or mend its owner."
+            ) from error
+        raise
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file atomically and durably: temporary sibling, fsync, rename, fsync of the folder."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    with disk_errors(path):
+        try:
+            with temporary.open("w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            failpoint(f"write.{path.name}")
+            os.replace(temporary, path)  # noqa: PTH105 - the one atomic replace, spelled as the system call
+        finally:
+            temporary.unlink(missing_ok=True)
+        _fsync(path.parent)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON atomically, keys sorted, so that equal values give equal bytes."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run; a damaged one is an `InputFileError` that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputFileError(f"{path} cannot be read as JSON ({error}).") from error
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a published stage was made from, and the hashes of what it holds."""
+
+    stage: str
+    version: int
+    key: str
+    recipe_slice: dict[str, Any]
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    pruned: list[str] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def read(folder: Path) -> Record | None:
+        """Return the record of a stage folder, or None when it is missing or does not parse."""
+        try:
+            return Record(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError, ValueError, TypeError):
+            return None
+
+    def write(self, folder: Path) -> None:
+        """Publish the record of `folder` atomically."""
+        write_json(folder / RECORD, asdict(self))
+
+    def damaged_output(self, folder: Path) -> str | None:
+        """Return the first output whose bytes are not as recorded, or None when all are intact."""
+        for name, expected in self.outputs.items():
+            path = folder / name
+            if name in self.pruned:
+                continue
+            if not path.is_file():
+                return f"{name} is missing"
+            if sha256_file(path) != expected:
+                return f"{name} does not hash as recorded"
+        return None
+
+
+def hash_outputs(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file under `folder` except its record, by relative path."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != RECORD)
+    return {str(p.relative_to(folder)): sha256_file(p) for p in files}
+
+
+class RunDir:
+    """One run on disk: `runs/<name>/` with its stages, events, ledger and lock."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.resolve().name
+
+    recipe_file = property(lambda self: self.path / "recipe.toml")
+    events_file = property(lambda self: self.path / "events.jsonl")
+    ledger_file = property(lambda self: self.path / "run.json")
+
+    def stage(self, name: str) -> Path:
+        """Return the folder of a stage (`bench/<target>` and `eval` included)."""
+        return self.path / name
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for writing; a second process gets `RunBusyError` with the holder's pid.
+
+        flock is freed by the kernel when its process dies, so no lock outlives a SIGKILL.
+        """
+        with disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pid = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+                raise RunBusyError(
+                    f"run {self.path} is in use by process {pid}; wait for it or choose another --run."
+                ) from None
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            self._clean_leftovers()
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _clean_leftovers(self) -> None:
+        """Finish or undo what a killed process left between two renames."""
+        for parent in (self.path, self.path / "bench", self.path / "distill" / "checkpoints"):
+            if not parent.is_dir():
+                continue
+            for aside in parent.glob(".old-*"):
+                place = parent / aside.name.removeprefix(".old-")
+                if place.exists():
+                    shutil.rmtree(aside)
+                else:
+                    aside.rename(place)
+            for temporary in parent.glob(".tmp-*"):
+                if temporary.is_dir():
+                    shutil.rmtree(temporary)
+                else:
+                    temporary.unlink()
+
+    @contextmanager
+    def publish(self, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Publish the folder `name` whole or not at all.
+
+        Yields (temporary folder, record fields). The caller fills both; afterwards every file is flushed,
+        the record with the hashes of all files is written last and one rename puts the folder in place.
+        """
+        place = self.path / name
+        temporary = place.with_name(f".tmp-{place.name}")
+        aside = place.with_name(f".old-{place.name}")
+        with disk_errors(place):
+            try:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+                fields: dict[str, Any] = {}
+                yield temporary, fields
+                failpoint(f"{name}.before_fsync")
+                for path in sorted(temporary.rglob("*")):
+                    if path.is_file():
+                        _fsync(path)
+                Record(outputs=hash_outputs(temporary), **fields).write(temporary)
+                failpoint(f"{name}.before_rename")
+                if place.exists():
+                    place.rename(aside)
+                    failpoint(f"{name}.between_renames")
+                temporary.rename(place)
+                _fsync(place.parent)
+                failpoint(f"{name}.after_rename")
+                shutil.rmtree(aside, ignore_errors=True)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def append_event(self, event: Mapping[str, object]) -> None:
+        """Append one metrics object to events.jsonl."""
+        with disk_errors(self.events_file), self.events_file.open("a", encoding="utf-8") as stream:
+            stream.write(canonical_json(event) + "\n")
+
+    def events(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """Return the events of one kind (or all); a torn last line, left by a kill, is ignored."""
+        if not self.events_file.is_file():
+            return []
+        lines = self.events_file.read_text(encoding="utf-8", errors="replace").split("\n")
+        events = []
+        for line in lines[:-1]:  # what follows the last newline is a torn line or nothing
+            try:
+                events.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise InputFileError(f"{self.events_file} holds a damaged line: {line[:80]!r}.") from error
+        return [event for event in events if kind is None or event.get("kind") == kind]
+
+    def events_bytes(self) -> int:
+        """Return the length of events.jsonl, which a checkpoint records."""
+        return self.events_file.stat().st_size if self.events_file.is_file() else 0
+
+    def truncate_events(self, size_bytes: int) -> None:
+        """Forget what was logged after the checkpoint that recorded `size_bytes`."""
+        if self.events_bytes() > size_bytes:
+            os.truncate(self.events_file, size_bytes)
+
+    def ledger(self) -> dict[str, Any]:
+        """Return run.json, or a fresh ledger."""
+        if self.ledger_file.is_file():
+            ledger: dict[str, Any] = read_json(self.ledger_file)
+            return ledger
+        return {"files_read": {}, "commands": [], "real_images_read": 0, "data_free": True}
+
+    def note_command(self, command: list[str], threads: int | None = None) -> None:
+        """Add a command line, this host and the versions at work to the ledger."""
+        from importlib.metadata import PackageNotFoundError, version
+
+        ledger = self.ledger()
+        versions = {"edgekd": __version__, "python": platform.python_version()}
+        for package in ("torch", "torchvision", "onnx", "onnxruntime", "numpy"):
+            try:
+                versions[package] = version(package)
+            except PackageNotFoundError:
+                continue
+        host = {"system": platform.platform(), "machine": platform.machine(), "name": platform.node()}
+        ledger |= {"run": self.name, "versions": versions, "host": host}
+        if threads is not None:
+            ledger["threads"] = threads
+        if not ledger["commands"] or ledger["commands"][-1] != command:
+            ledger["commands"].append(command)
+        write_json(self.ledger_file, ledger)
+
+    def note_difference(self, step: int, changed: dict[str, list[Any]]) -> None:
+        """Record that a run was resumed in another environment: it is not bit-identical to an untouched one."""
+        ledger = self.ledger()
+        ledger.setdefault("not_bit_identical", []).append({"step": step, "changed": changed})
+        write_json(self.ledger_file, ledger)
+
+    def note_file(self, path: Path, sha256: str) -> None:
+        """Add a file from outside the run to the ledger."""
+        ledger = self.ledger()
+        if ledger["files_read"].get(str(path)) != sha256:
+            ledger["files_read"][str(path)] = sha256
+            write_json(self.ledger_file, ledger)
+
+    def note_images(self, folder: Path, images: int, sha256: str) -> None:
+        """Add a folder of real images, read for numbers only, to the ledger."""
+        ledger = self.ledger()
+        ledger["real_images_read"] += images
+        ledger["files_read"][str(folder)] = sha256
+        write_json(self.ledger_file, ledger)
+
+
+def command_line() -> list[str]:
+    """Return this process's command as typed, without the path of the program."""
+    return ["edgekd", *sys.argv[1:]]

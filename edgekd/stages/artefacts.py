@@ -1,0 +1,173 @@
+"""What stages read from one another's folders: the teacher, the student, the replay networks, real pixels' moments.
+
+Stages never import one another; this module is the one place that knows how their files become networks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgekd import checkpoint, machine
+from edgekd.errors import InputFileError
+from edgekd.method import GeneratorTable, VaeTable
+from edgekd.models import probe, registry
+from edgekd.recipe import Recipe, load_resolved
+from edgekd.rng import Draws
+from edgekd.rundir import RunDir, read_json
+from edgekd.synthesis.generator import Generator, Shape
+from edgekd.synthesis.teacher import Teacher
+from edgekd.synthesis.vae import VAE
+
+
+@dataclass(frozen=True)
+class Description:
+    """What teacher.json says of the teacher that every later stage needs."""
+
+    arch: str
+    input_shape: Shape
+    classes: int
+    head: str
+    undo: str
+
+    @property
+    def pixels(self) -> int:
+        """Height times width."""
+        return math.prod(self.input_shape[1:])
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How real pixels in [0, 1] become the teacher's input; unknown when mean or std is None."""
+
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    class_names: tuple[str, ...] | None
+
+
+def describe(run: RunDir) -> Description:
+    """Read teacher/teacher.json."""
+    data = read_json(run.stage("teacher") / "teacher.json")
+    shape: Any = tuple(data["input_shape"])
+    return Description(data["arch"], shape, data["classes"], data["head"], data["undo"])
+
+
+def read_pixels(run: RunDir) -> Pixels:
+    """Read teacher/pixels.json."""
+    data = read_json(run.stage("teacher") / "pixels.json")
+    mean, std, names = (None if data[k] is None else tuple(data[k]) for k in ("mean", "std", "class_names"))
+    return Pixels(mean, std, names)
+
+
+def _load(network: nn.Module, path: Path) -> nn.Module:
+    try:
+        network.load_state_dict(checkpoint.load_tensors(path))
+    except RuntimeError as error:
+        raise InputFileError(f"{path} does not fit its architecture ({error}).") from error
+    return network
+
+
+def teacher_network(run: RunDir, description: Description) -> nn.Module:
+    """Rebuild the teacher in eval mode, in float32."""
+    network = registry.build(description.arch, input_shape=description.input_shape, classes=description.classes, seed=0)
+    return _load(network, run.stage("teacher") / "teacher.safetensors").eval().requires_grad_(False)
+
+
+def load_teacher(run: RunDir, precision: str, device: torch.device) -> tuple[Teacher, Description]:
+    """Return the teacher as the algorithm sees it, and its description."""
+    description = describe(run)
+    network = teacher_network(run, description).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    machine.float32_head(network, description.head)
+    arithmetic = machine.precision_for(network, device, precision)
+    return Teacher(network, head=description.head, undo=description.undo, precision=arithmetic), description
+
+
+def build_student(recipe: Recipe, description: Description) -> nn.Module:
+    """Build a fresh student for the teacher's images and classes, its head in float32."""
+    shape, classes = description.input_shape, description.classes
+    return registry.build(recipe.student.name, input_shape=shape, classes=classes, seed=recipe.seed)
+
+
+def student_network(run: RunDir) -> nn.Module:
+    """Rebuild the selected student in eval mode."""
+    network = build_student(load_resolved(run.recipe_file), describe(run))
+    return _load(network, run.stage("select") / "student.safetensors").eval().requires_grad_(False)
+
+
+def student_complexity(recipe: Recipe, description: Description) -> probe.Complexity:
+    """Return parameters and multiply-accumulates of the student at the teacher's input."""
+    return probe.complexity(build_student(recipe, description), description.input_shape)
+
+
+def student_head(student: nn.Module, shape: Shape) -> str:
+    """Return the name of the layer that makes the student's logits."""
+    return probe.head_name(student, shape)
+
+
+def build_generator(table: GeneratorTable, shape: Shape) -> Generator:
+    """Build the novel generator of a recipe."""
+    return Generator(
+        table.latent,
+        shape,
+        width=table.width,
+        upsamplings=table.upsamplings,
+        spectral=table.spectral_norm,
+        norm_eps=table.norm_eps,
+        affine_output=table.affine_output,
+    )
+
+
+def build_vae(table: VaeTable, shape: Shape, upsamplings: int) -> VAE:
+    """Build the VAE of a recipe."""
+    return VAE(
+        table.latent,
+        shape,
+        width=table.width,
+        released_encoder=table.released_encoder,
+        norm_eps=table.norm_eps,
+        affine_output=table.affine_output,
+        upsamplings=upsamplings,
+    )
+
+
+class ReplaySource:
+    """Draws synthetic samples from select/replay.safetensors: half averaged generator, half VAE decoder.
+
+    Without a VAE all samples come from the generator.
+    """
+
+    def __init__(self, run: RunDir) -> None:
+        recipe, shape = load_resolved(run.recipe_file), describe(run).input_shape
+        method = recipe.method
+        path = run.stage("select") / "replay.safetensors"
+        state = checkpoint.unflatten(checkpoint.load_tensors(path), {})
+        self.latent = method.generator.latent
+        self.generator = build_generator(method.generator, shape)
+        self.generator.load_state_dict(state["generator"])
+        self.generator.eval().requires_grad_(False)
+        self.decoder: nn.Module | None = None
+        if "decoder" in state:
+            vae = build_vae(method.vae, shape, method.generator.upsamplings)
+            vae.decoder.load_state_dict(state["decoder"])
+            self.decoder = vae.decoder.eval().requires_grad_(False)
+            self.latent_mean, self.latent_std = state["latent_mean"], state["latent_std"]
+        self.draws = Draws(recipe.seed, "synthetic", torch.device("cpu"))
+
+    @torch.no_grad()
+    def batches(self, purpose: str, count: int, batch_size: int = 64) -> Iterator[Tensor]:
+        """Yield `count` float32 samples in batches; the same purpose yields the same samples again."""
+        for index, start in enumerate(range(0, count, batch_size)):
+            size = min(batch_size, count - start)
+            replayed = 0 if self.decoder is None else size // 2
+            novel = self.generator(self.draws.normal(index, f"{purpose}/novel", size - replayed, self.latent))
+            if self.decoder is None:
+                yield novel
+                continue
+            noise = self.draws.normal(index, f"{purpose}/replay", replayed, len(self.latent_mean))
+            yield torch.cat([novel, self.decoder(noise * self.latent_std + self.latent_mean)])

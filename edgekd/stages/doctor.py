@@ -1,0 +1,62 @@
+"""What this machine can do for distillation and measuring, and what stands in the way."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import onnxruntime
+import torch
+from torch import nn
+
+from edgekd import machine
+from edgekd.deploy.environment import runtime_conflict, this_machine
+
+
+def examine() -> dict[str, Any]:
+    """Return facts and problems: things that work, but not as they should."""
+    environment = this_machine()
+    device = machine.resolve_device("auto")
+    threads = machine.use_threads(0)
+    facts: dict[str, Any] = {
+        "cpu": environment.cpu_model,
+        "cores": environment.cpus,
+        "memory": f"{(environment.memory_bytes or 0) / 2**30:.1f} GiB",
+        "torch": torch.__version__,
+        "device": str(device),
+        "threads": threads,
+        "onnxruntime": f"{onnxruntime.__version__}, {', '.join(onnxruntime.get_available_providers())}",
+    }
+    problems = []
+    speedup = bf16_speedup(device)
+    expected = machine.precision_for(_dense(), device, "auto").bf16
+    facts["bf16 convolutions"] = f"{speedup:.1f} times as fast as fp32 (auto uses {'bf16' if expected else 'fp32'})"
+    if expected and speedup < 0.9:
+        problems.append('precision auto chooses bf16, which is slower here: set precision = "fp32" in the recipe.')
+    if not expected and speedup > 1.5:
+        problems.append('precision auto chooses fp32, but bf16 is faster here: set precision = "bf16" in the recipe.')
+    conflict = runtime_conflict(environment)
+    if conflict is not None:
+        problems.append(f"{conflict.message} {' && '.join(conflict.commands)}")
+    return {"facts": facts, "problems": problems}
+
+
+def _dense() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1))
+
+
+def bf16_speedup(device: torch.device, repeats: int = 7) -> float:
+    """Return the time of dense convolutions in float32 over that in bfloat16, the best of a few repeats each."""
+    network = _dense().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.zeros(32, 64, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
+    best = {}
+    for bf16 in (False, True):
+        arithmetic = machine.Precision(device, bf16)
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            with torch.no_grad(), arithmetic():
+                network(x).sum().item()
+            times.append(time.perf_counter() - start)
+        best[bf16] = min(times)
+    return best[False] / best[True]

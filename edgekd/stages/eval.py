@@ -1,0 +1,71 @@
+"""Measure the accuracy of whatever a run holds on real images; nothing depends on the numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgekd import console, machine
+from edgekd.deploy import ort_session
+from edgekd.realdata import RealImages, describe_transform, open_folder
+from edgekd.recipe import Recipe
+from edgekd.rundir import RunDir, sha256_file, write_json
+from edgekd.stages import artefacts
+
+
+def load_images(run_dir: RunDir, data: Path) -> RealImages:
+    """Open a folder of real images for a run's teacher and enter it into the ledger."""
+    description, pixels = artefacts.describe(run_dir), artefacts.read_pixels(run_dir)
+    folder = open_folder(data, classes=description.classes, names=pixels.class_names)
+    images = RealImages(folder, description.input_shape, mean=pixels.mean, std=pixels.std)
+    run_dir.note_images(data, len(images), folder.sha256())
+    return images
+
+
+def run(run_dir: RunDir, recipe: Recipe, data: Path) -> dict[str, Any]:
+    """Write eval/<name>.json and return it: images, accuracy (fractions) and hash by artefact."""
+    threads = machine.use_threads(recipe.machine.threads)
+    images = load_images(run_dir, data)
+    description = artefacts.describe(run_dir)
+    accuracy: dict[str, float] = {}
+    hashes: dict[str, str] = {}
+    teacher_file = run_dir.stage("teacher") / "teacher.safetensors"
+    student_file = run_dir.stage("select") / "student.safetensors"
+    models = sorted(run_dir.stage("export").glob("student.*.onnx"), key=_by_precision)
+    files = [file for file in (teacher_file, student_file, *models) if file.is_file()]
+    with console.progress("evaluate", len(files)) as progress:
+        for done, file in enumerate(files, start=1):
+            name = file.name if file in models else file.stem
+            hashes[name] = sha256_file(file)
+            if file == teacher_file:
+                accuracy[name] = images.network_accuracy(artefacts.teacher_network(run_dir, description))
+            elif file == student_file:
+                accuracy[name] = images.network_accuracy(artefacts.student_network(run_dir))
+            else:
+                accuracy[name] = _onnx_accuracy(file, images, threads)
+            progress.update(done, f"{name} {accuracy[name]:.2%}")
+    result = {
+        "run": run_dir.name,
+        "data": data.name,
+        "images": len(images),
+        "images_sha256": images.folder.sha256(),
+        "transform": describe_transform(description.input_shape),
+        "accuracy": accuracy,
+        "artefacts_sha256": hashes,
+    }
+    run_dir.stage("eval").mkdir(exist_ok=True)
+    write_json(run_dir.stage("eval") / f"{data.resolve().name}.json", result)
+    return result
+
+
+def _onnx_accuracy(file: Path, images: RealImages, threads: int) -> float:
+    session = ort_session.open_session(file, threads=threads)
+    return images.accuracy(lambda x: torch.from_numpy(np.asarray(ort_session.logits(session, x.numpy()))))
+
+
+def _by_precision(path: Path) -> tuple[int, str]:
+    kind = path.name.split(".")[1]
+    return (["fp32", "fp16"].index(kind) if kind in ("fp32", "fp16") else 2, kind)

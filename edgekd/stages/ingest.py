@@ -1,0 +1,118 @@
+"""Read a teacher checkpoint from outside, find out what it is, and publish it in a form that needs no guessing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from edgekd import checkpoint, console, foreign
+from edgekd.errors import InputFileError, UsageError
+from edgekd.models import probe, teacher
+from edgekd.recipe import PixelsTable, Recipe
+from edgekd.rundir import RunDir, read_json, sha256_file, write_json
+from edgekd.stopping import Stop
+
+NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "mnist": ((0.1307,), (0.3081,)),
+}
+"""Mean and standard deviation per channel of well-known data sets, of pixels in [0, 1]."""
+
+
+def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], stop: Stop) -> None:
+    """Publish teacher/: weights, description and the moments of real pixels."""
+    stop.raise_if_requested("ingest")
+    table = recipe.teacher
+    path = Path(table.file)
+    published = run_dir.stage("teacher")
+    if not path.is_file() and (published / "teacher.json").is_file():
+        # The checkpoint moved away; what was read from it is still here.
+        tensors = checkpoint.load_tensors(published / "teacher.safetensors")
+        description: dict[str, Any] = read_json(published / "teacher.json")
+    else:
+        run_dir.note_file(path, sha256_file(path) if path.is_file() else "unreadable")
+        found = infer(path, recipe)
+        tensors, description = dict(found.state_dict), describe(found, recipe)
+        for assumption in found.assumptions:
+            console.say(f"assumed  {assumption.what} = {assumption.value} (change it with {assumption.flag})")
+    pixels = pixel_moments(recipe.pixels, channels=description["input_shape"][0], classes=description["classes"])
+    with run_dir.publish("teacher") as (folder, record):
+        checkpoint.save_tensors(tensors, folder / "teacher.safetensors")
+        write_json(folder / "teacher.json", description)
+        write_json(folder / "pixels.json", pixels)
+        record |= {"stage": "ingest", "version": 1, "key": key, "inputs": inputs}
+        record["recipe_slice"] = {"teacher": table.model_dump(mode="json"), "pixels": recipe.pixels.model_dump()}
+
+
+def infer(path: Path, recipe: Recipe) -> teacher.Inferred:
+    """Read the checkpoint and infer its architecture, input shape and classes."""
+    table = recipe.teacher
+    loaded = foreign.read_checkpoint(path, trust_pickle=table.trust_pickle)
+    return teacher.infer(
+        teacher.state_dict_of(loaded),
+        arch=table.arch or None,
+        input_shape=parse_shape(table.input) if table.input else None,
+        accept_mapping=table.accept_mapping,
+    )
+
+
+def describe(found: teacher.Inferred, recipe: Recipe) -> dict[str, Any]:
+    """Probe the teacher and return what teacher.json holds."""
+    network = teacher.load(found)
+    seen = probe.probe(network, input_shape=found.input_shape, classes=found.classes, seed=recipe.seed)
+    if not seen.head_alive:
+        raise InputFileError("the teacher answers every input alike: its last layer is dead or was never trained.")
+    facts = asdict(seen)
+    facts.pop("seconds_per_batch", None)  # a timing would make equal teachers differ
+    return {
+        "arch": str(found.arch),
+        "input_shape": list(found.input_shape),
+        "classes": found.classes,
+        "head": probe.head_name(network, found.input_shape),
+        "undo": seen.undo,
+        "assumptions": [asdict(assumption) for assumption in found.assumptions],
+        "probe": facts,
+    }
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """Parse `3x32x32` into channels, height and width."""
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f"--input takes CHANNELSxHEIGHTxWIDTH such as 3x32x32, not {text!r}.")
+    channels, height, width = (int(part) for part in parts)
+    return channels, height, width
+
+
+def pixel_moments(table: PixelsTable, *, channels: int, classes: int) -> dict[str, Any]:
+    """Return what pixels.json holds: mean, std and class names, each None when unknown."""
+    mean, std = table.mean, table.std
+    if not mean and not std and table.normalize == "none":
+        mean, std = (0.0,) * channels, (1.0,) * channels
+    elif not mean and not std and table.normalize:
+        mean, std = NORMALISATIONS[table.normalize]
+    if len(mean) != len(std) or (mean and len(mean) != channels) or any(s <= 0 for s in std):
+        raise UsageError(
+            f"mean {list(mean)} and std {list(std)} do not fit a teacher of {channels} channels: give one positive "
+            "value per channel to both --mean and --std, or --normalize none."
+        )
+    names = None
+    if table.classes:
+        names = class_names(Path(table.classes), classes)
+    return {"mean": list(mean) or None, "std": list(std) or None, "class_names": names}
+
+
+def class_names(path: Path, classes: int) -> list[str]:
+    """Read one class name a line; another number than the teacher has is an `InputFileError`."""
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputFileError(f"class names {path} cannot be read ({error}).") from error
+    if len(names) != classes or len(set(names)) != classes:
+        raise InputFileError(
+            f"{path} names {len(set(names))} different classes, but the teacher has {classes}; one name a line."
+        )
+    return names

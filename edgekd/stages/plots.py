@@ -1,0 +1,65 @@
+"""The pictures of a report, as inline SVG: the accuracy curve, the losses, the latency distributions."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from edgekd.rundir import RunDir, read_json
+
+
+def pictures(run: RunDir) -> Iterator[tuple[str, str, str]]:
+    """Yield (title, SVG, source file) of every picture whose data is there."""
+    accuracy = run.events("accuracy")
+    if accuracy:
+        yield "Accuracy while distilling", _svg(lambda axes: _accuracy(axes, accuracy)), "events.jsonl"
+    train = run.events("train")
+    if train:
+        yield "Distillation loss and agreement", _svg(lambda axes: _losses(axes, train)), "events.jsonl"
+    samples = run.stage("bench") / "local" / "samples.json"
+    if samples.is_file():
+        measured = read_json(samples)[0]["samples_ms"]
+        if measured:
+            yield "Latency", _svg(lambda axes: _latency(axes, measured)), "bench/local/samples.json"
+
+
+def _svg(draw) -> str:  # type: ignore[no-untyped-def]
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    draw(figure.add_subplot())
+    text = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "edgekd", "svg.fonttype": "none"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def _accuracy(axes: Axes, points: list[dict[str, float]]) -> None:
+    for name, label in (("raw", "raw weights"), ("ema", "averaged weights")):
+        axes.plot([p["step"] for p in points], [100 * p[name] for p in points], label=label, linewidth=1)
+    axes.set(xlabel="step", ylabel="accuracy, %")
+    axes.legend()
+
+
+def _losses(axes: Axes, points: list[dict[str, float]]) -> None:
+    steps = [p["step"] for p in points]
+    axes.plot(steps, [p["student"] for p in points], color="tab:gray", linewidth=1)
+    axes.set(xlabel="step", ylabel="distance of logits")
+    right = axes.twinx()
+    for name in ("agreement_novel", "agreement_replay"):
+        seen = [p for p in points if name in p]
+        label = name.replace("_", " on ")
+        right.plot([p["step"] for p in seen], [100 * p[name] for p in seen], label=label, linewidth=1)
+    right.set_ylabel("synthetic agreement, %")
+    right.legend(loc="lower right")
+
+
+def _latency(axes: Axes, samples: dict[str, list[list[float]]]) -> None:
+    longest = max(sorted(t for round_ in rounds for t in round_)[-1] for rounds in samples.values())
+    for name, rounds in samples.items():
+        flat = sorted(t for round_ in rounds for t in round_)
+        axes.plot(flat, [100 * (i + 1) / len(flat) for i in range(len(flat))], label=name, linewidth=1)
+    axes.set(xlabel="latency, ms", ylabel="runs at most so long, %", xlim=(0, longest))
+    axes.legend()

@@ -1,0 +1,158 @@
+"""Write one page with every number of a run and the file it comes from; reads artefacts, changes none."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgekd import console
+from edgekd.rundir import RunDir, read_json, write_json, write_text
+from edgekd.stages import curve, plots
+
+
+def run(run_dir: RunDir) -> dict[str, Any]:
+    """Publish report/report.json and report/report.html; return the summary."""
+    summary = collect(run_dir)
+    folder = run_dir.stage("report")
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "report.json", summary)
+    write_text(folder / "report.html", page(run_dir, summary))
+    return summary
+
+
+def _read(path: Path) -> Any:
+    return read_json(path) if path.is_file() else None
+
+
+def collect(run_dir: RunDir) -> dict[str, Any]:
+    """Gather what the stages wrote; what does not exist yet is None."""
+    ledger = run_dir.ledger()
+    bench = _read(run_dir.stage("bench") / "local" / "results.json")
+    export = run_dir.stage("export")
+    agreement = _read(export / "agreement.json")
+    sizes = {path.name: path.stat().st_size for path in sorted(export.glob("*.onnx"))}
+    evaluations = {path.stem: read_json(path) for path in sorted(run_dir.stage("eval").glob("*.json"))}
+    latency = None if bench is None else bench["results"]
+    return {
+        "run": run_dir.name,
+        "data_free": ledger["data_free"],
+        "real_images_read": ledger["real_images_read"],
+        "teacher": _read(run_dir.stage("teacher") / "teacher.json"),
+        "distillation": curve.summary(run_dir) if run_dir.stage("distill").exists() else None,
+        "selection": _read(run_dir.stage("select") / "selection.json"),
+        "size_bytes": sizes,
+        "parity": _read(export / "parity.json"),
+        "agreement": None if agreement is None else agreement["chain"],
+        "latency": latency,
+        "verdict": None if bench is None else next(iter(bench["verdicts"].values())),
+        "warnings": [] if bench is None else bench["warnings"],
+        "evaluations": evaluations,
+        "artefacts": _artefacts(sizes, agreement, latency, evaluations),
+    }
+
+
+def _artefacts(
+    sizes: dict[str, int], agreement: Any, latency: list[dict[str, Any]] | None, evaluations: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Return one row per artefact: accuracy, size, latency, and how often it leaves the file before it in the chain."""
+    accuracy = next(reversed(evaluations.values()))["accuracy"] if evaluations else {}
+    names = ["teacher", "student", *sizes] if accuracy or sizes else []
+    rows = []
+    for name in names:
+        link = next((v for k, v in (agreement or {"chain": {}})["chain"].items() if k.endswith(f"-> {name}")), None)
+        measured = next((r for r in latency or [] if r["artefact"] == name), None)
+        rows.append(
+            {
+                "artefact": name,
+                "accuracy": accuracy.get(name),
+                "size_bytes": sizes.get(name),
+                "synthetic_agreement": None if link is None else link["share"],
+                "p50_ms": None if measured is None else measured.get("p50_ms"),
+                "p99_ms": None if measured is None else measured.get("p99_ms"),
+                "note": "" if measured is None else measured.get("skipped") or measured.get("note") or "",
+            }
+        )
+    return rows
+
+
+def _cell(value: float | None, form: str, scale: float = 1.0) -> str:
+    return "–" if value is None else form.format(value * scale)
+
+
+COLUMNS = ("artefact", "accuracy", "agreement (synthetic)", "size kB", "p50 ms", "p99 ms", "note")
+
+
+def table(summary: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the table of artefacts as text, a row each."""
+    return [
+        (
+            row["artefact"],
+            _cell(row["accuracy"], "{:.2f} %", 100),
+            _cell(row["synthetic_agreement"], "{:.2f} %", 100),
+            _cell(row["size_bytes"], "{:.0f}", 1e-3),
+            _cell(row["p50_ms"], "{:.3f}"),
+            _cell(row["p99_ms"], "{:.3f}"),
+            row["note"],
+        )
+        for row in summary["artefacts"]
+    ]
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """Print the table of artefacts."""
+    console.print_table(COLUMNS, table(summary))
+
+
+def print_latency(results: list[dict[str, Any]]) -> None:
+    """Print bench's rows."""
+    columns = ("artefact", "runtime", "batch", "threads", "p50 ms", "p95 ms", "p99 ms", "per s", "kB", "note")
+    rows = []
+    for row in results:
+        if row.get("skipped"):
+            rows.append((row["artefact"], row["runtime"], *["–"] * 7, row["skipped"]))
+            continue
+        numbers = [f"{row[name]:.3f}" for name in ("p50_ms", "p95_ms", "p99_ms")]
+        size = f"{row['size_bytes'] / 1000:.0f}"
+        shape = (str(row["batch"]), str(row["threads"]))
+        note = row.get("note") or ""
+        rows.append((row["artefact"], row["runtime"], *shape, *numbers, f"{row['throughput_per_s']:.0f}", size, note))
+    console.print_table(columns, rows)
+
+
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
+table{border-collapse:collapse;margin:1em 0}th,td{padding:.25em .8em;border-bottom:1px solid #ddd;text-align:right}
+th:first-child,td:first-child{text-align:left}figure{margin:1em 0}code{background:#f4f4f4;padding:0 .2em}"""
+
+
+def page(run_dir: RunDir, summary: dict[str, Any]) -> str:
+    """Return report.html: self-contained, every section with the file its numbers come from."""
+    origin = "no real image" if summary["data_free"] else "REAL IMAGES"
+    parts = [
+        f"<h1>{html.escape(summary['run'])}</h1>",
+        f"<p>Made from {origin}; real images read for numbers only: {summary['real_images_read']}"
+        " (<code>run.json</code>).</p>",
+    ]
+    if summary["artefacts"]:
+        files = "<code>eval/</code>, <code>export/agreement.json</code>, <code>bench/local/results.json</code>"
+        parts += ["<h2>Artefacts</h2>", _html_table(COLUMNS, table(summary)), f"<p>From {files}.</p>"]
+    if summary["verdict"]:
+        parts.append(f"<p><b>{html.escape(summary['verdict'])}</b></p>")
+    parts += [f"<p>Warning: {html.escape(warning)}</p>" for warning in summary["warnings"]]
+    for title, picture, source in plots.pictures(run_dir):
+        parts += [f"<h2>{title}</h2>", f"<figure>{picture}</figure>", f"<p>From <code>{source}</code>.</p>"]
+    if summary["selection"]:
+        chosen = summary["selection"]
+        parts.append(f"<h2>Selection</h2><p>{html.escape(chosen['chosen'])}: {html.escape(chosen['reason'])}.</p>")
+        rows = [(c["name"], f"{c['agreement']:.2%}") for c in chosen["candidates"]]
+        parts.append(_html_table(("candidate", "synthetic agreement (not accuracy)"), rows))
+    title = html.escape(summary["run"])
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+    return head + "\n".join(parts) + "</html>\n"
+
+
+def _html_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"

@@ -1,0 +1,39 @@
+"""Health of the generator: whether it still shows all classes, with confidence, in different images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from edgekd.method import HealthTable
+
+
+@torch.no_grad()
+def measure(images: Tensor, logits: Tensor) -> dict[str, float]:
+    """Return coverage, confidence and diversity of one generated batch.
+
+    coverage: exp(entropy of the mean prediction) / K, 1 when classes are even. confidence: mean top probability.
+    diversity: standard deviation between images at a pixel over the overall one, near 0 when all are alike.
+    """
+    p = F.softmax(logits, dim=1)
+    mean = p.mean(0)
+    entropy = -(mean * mean.clamp_min(1e-30).log()).sum()
+    spread = images.std(0).mean() / images.std().clamp_min(1e-12)
+    return {
+        "coverage": float(entropy.exp() / logits.shape[1]),
+        "confidence": float(p.max(1).values.mean()),
+        "diversity": float(spread),
+    }
+
+
+def collapse(window: list[dict[str, float]], table: HealthTable) -> str | None:
+    """Return what is wrong on average over a full window, or None."""
+    if len(window) < table.window:
+        return None
+    mean = {key: sum(entry[key] for entry in window) / len(window) for key in window[0]}
+    if mean["coverage"] < table.min_coverage:
+        return f"the generator shows {mean['coverage']:.0%} of the classes (at least {table.min_coverage:.0%} needed)"
+    if mean["diversity"] < table.min_diversity:
+        return f"the generator's images are alike (diversity {mean['diversity']:.3f} < {table.min_diversity})"
+    return None

@@ -1,0 +1,30 @@
+"""Schedules as pure functions of the step, so that resuming needs no scheduler state."""
+
+from __future__ import annotations
+
+import math
+
+from edgekd.method import GeneratorTable, UpdateTable
+
+
+def learning_rate(table: UpdateTable, step: int, steps: int) -> float:
+    """Return the student's learning rate: a linear warm-up, then constant or half a cosine to zero."""
+    warmup = int(table.warmup * steps)
+    if step < warmup:
+        return table.lr * (step + 1) / warmup
+    if table.schedule == "constant":
+        return table.lr
+    return table.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def adversary_weight(table: GeneratorTable, step: int, steps: int) -> float:
+    """Return the adversary's weight: 0 before the ramp, linear within it, full after it."""
+    low, high = (fraction * steps for fraction in table.adversary_ramp)
+    if step >= high:
+        return table.adversary
+    return 0.0 if step <= low else table.adversary * (step - low) / (high - low)
+
+
+def ema_decay(decay: float, updates: int) -> float:
+    """Return the decay of an average after so many updates: a young average follows faster."""
+    return min(decay, (1 + updates) / (10 + updates))

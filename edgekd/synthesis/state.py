@@ -1,0 +1,123 @@
+"""Everything one step of distillation hands to the next, in one object with one state dict."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgekd.checkpoint import optimizer_state, restore_optimizer
+from edgekd.machine import Precision
+from edgekd.method import GeneratorTable, UpdateTable
+from edgekd.synthesis.generator import Generator
+from edgekd.synthesis.replay import Replay
+
+
+@torch.no_grad()
+def average_into(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move parameters and float buffers of `average` towards `network`; other buffers are copied."""
+    mine, theirs = average.state_dict(), network.state_dict()
+    floats = [name for name, value in mine.items() if value.is_floating_point()]
+    torch._foreach_lerp_([mine[n] for n in floats], [theirs[n] for n in floats], 1.0 - decay)
+    for name in mine.keys() - set(floats):
+        mine[name].copy_(theirs[name])
+
+
+def frozen_copy(network: nn.Module) -> nn.Module:
+    """Return a copy in eval mode that takes no gradient."""
+    return copy.deepcopy(network).eval().requires_grad_(False)
+
+
+@dataclass
+class State:
+    """Networks, averages, optimisers, replay and counters of a distillation."""
+
+    student: nn.Module
+    generator: Generator
+    replay: Replay
+    student_optimizer: torch.optim.Optimizer
+    generator_optimizer: torch.optim.Optimizer
+    student_precision: Precision
+    generator_precision: Precision
+    student_ema: nn.Module = field(init=False)
+    generator_ema: nn.Module = field(init=False)
+    step: int = 0
+    generator_updates: int = 0
+    updates_since_init: int = 0
+    reinits: int = 0
+    rescues: int = 0
+    """Re-initialisations that answered a collapse, not the schedule."""
+    health: list[dict[str, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.student_ema = frozen_copy(self.student)
+        self.generator_ema = frozen_copy(self.generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nested tensors and plain values: all the next step depends on."""
+        return {
+            "student": self.student.state_dict(),
+            "student_ema": self.student_ema.state_dict(),
+            "generator": self.generator.state_dict(),
+            "generator_ema": self.generator_ema.state_dict(),
+            "replay": self.replay.state_dict(),
+            "student_optimizer": optimizer_state(self.student_optimizer),
+            "generator_optimizer": optimizer_state(self.generator_optimizer),
+            "counters": {name: getattr(self, name) for name in _COUNTERS},
+            "health": self.health,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        for name in ("student", "student_ema", "generator", "generator_ema"):
+            getattr(self, name).load_state_dict(state[name])
+        self.replay.load_state_dict(state.get("replay", {}))
+        restore_optimizer(self.student_optimizer, state.get("student_optimizer", {}))
+        restore_optimizer(self.generator_optimizer, state.get("generator_optimizer", {}))
+        for name in _COUNTERS:
+            setattr(self, name, state["counters"][name])
+        self.health = list(state["health"])
+
+    def restart_generator(self, fresh: nn.Module) -> None:
+        """Take over freshly drawn weights and forget the generator optimiser's moments."""
+        self.generator.load_state_dict(fresh.state_dict())
+        self.generator_optimizer.state.clear()
+        self.reinits += 1
+        self.updates_since_init = 0
+        self.health.clear()
+
+    def all_finite(self) -> bool:
+        """Return whether every parameter and float buffer is finite."""
+        tensors: list[Tensor] = []
+        for network in (self.student, self.student_ema, self.generator, self.generator_ema):
+            tensors += [t for t in network.state_dict().values() if t.is_floating_point()]
+        return all(bool(torch.isfinite(t).all()) for t in tensors)
+
+
+_COUNTERS = ("step", "generator_updates", "updates_since_init", "reinits", "rescues")
+
+
+def generator_optimizer(generator: nn.Module, table: GeneratorTable, *, fused: bool) -> torch.optim.Optimizer:
+    """Return the generator's Adam."""
+    return torch.optim.Adam(generator.parameters(), lr=table.lr, betas=table.betas, fused=fused)
+
+
+def student_optimizer(student: nn.Module, table: UpdateTable, *, fused: bool) -> torch.optim.Optimizer:
+    """Return the student's optimiser; its learning rate is set each step from the schedule."""
+    make: dict[str, Callable[[], torch.optim.Optimizer]] = {
+        "sgd": lambda: torch.optim.SGD(
+            student.parameters(),
+            lr=table.lr,
+            momentum=table.momentum,
+            weight_decay=table.weight_decay,
+            fused=fused,
+        ),
+        "adam": lambda: torch.optim.Adam(
+            student.parameters(), lr=table.lr, weight_decay=table.weight_decay, fused=fused
+        ),
+    }
+    return make[table.optimizer]()

@@ -1,0 +1,76 @@
+"""The frozen teacher as the algorithm sees it: logits, penultimate features, distance to BatchNorm statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgekd.machine import Precision
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one differentiable pass of the teacher shows."""
+
+    logits: Tensor
+    """(N, K), float32."""
+    features: Tensor
+    """(N, F), input of the layer that makes the logits."""
+    batchnorm: Tensor
+    """Distance of batch statistics to BatchNorm statistics; 0 without BatchNorm."""
+
+
+class Teacher:
+    """A frozen network in eval mode whose weights take no gradient."""
+
+    def __init__(self, network: nn.Module, *, head: str, undo: str, precision: Precision) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.precision = precision
+        self._undo = undo
+        self._distances: list[Tensor] | None = None
+        self._features: Tensor | None = None
+        self._watch_batchnorm = False
+        self.batchnorms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+        for norm in self.batchnorms:
+            norm.register_forward_pre_hook(self._see_batchnorm)
+        network.get_submodule(head).register_forward_pre_hook(self._see_features)
+
+    def _see_batchnorm(self, norm: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Add ||mean - running mean|| + ||var - running var|| (DeepInversion, arXiv 1912.08795, eq. 4)."""
+        if self._distances is None or not self._watch_batchnorm:
+            return
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        variance, mean = torch.var_mean(inputs[0].float(), dim=(0, 2, 3), unbiased=False)
+        self._distances.append((mean - norm.running_mean).norm() + (variance - norm.running_var).norm())
+
+    def _see_features(self, _head: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if self._distances is not None:
+            self._features = inputs[0].float().flatten(1)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        with self.precision():
+            output: Tensor = self.network(x).float()
+        # A softmax at the end is undone: log p equals the logits up to a constant per sample.
+        return output.clamp_min(1e-7).log() if self._undo == "log" else output
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """Return logits (N, K) without a graph."""
+        return self._logits(x)
+
+    def observe(self, x: Tensor, *, batchnorm: bool = False) -> Observation:
+        """Return logits, features and, when asked for, the BatchNorm distance, with gradients to `x`."""
+        self._distances = []
+        self._watch_batchnorm = batchnorm
+        try:
+            logits = self._logits(x)
+            assert self._features is not None
+            distance = torch.stack(self._distances).sum() if self._distances else logits.new_zeros(())
+            return Observation(logits, self._features, distance)
+        finally:
+            self._distances = self._features = None

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import Student
+from onnx import TensorProto
+from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
+from onnx.numpy_helper import from_array
+
+from edgekd.deploy.graph import (
+    consumers,
+    metadata,
+    producers,
+    read_model,
+    replace_nodes,
+    set_metadata,
+    sort_topologically,
+    weight_axis,
+    write_model,
+)
+from edgekd.errors import InputFileError
+
+
+def _model(nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
+    given, made = (make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in "xy")
+    extra = [from_array(np.ones(2, dtype=np.float32), name) for name in ("used", "unused")]
+    return make_model(
+        make_graph(nodes, "g", [given], [made], extra), opset_imports=[make_opsetid("", 17)], ir_version=8
+    )
+
+
+def test_sorting_mends_a_shuffled_graph_and_drops_unread_constants(tmp_path: Path) -> None:
+    nodes = [make_node("Relu", ["b"], ["y"], "3"), make_node("Add", ["a", "used"], ["b"], "2")]
+    model = _model([*nodes, make_node("Neg", ["x"], ["a"], "1")])
+    with pytest.raises(onnx.checker.ValidationError):
+        onnx.checker.check_model(model)
+    sort_topologically(model)
+    assert [node.name for node in model.graph.node] == ["1", "2", "3"]
+    assert [tensor.name for tensor in model.graph.initializer] == ["used"]
+    write_model(model, tmp_path / "sorted.onnx")
+    assert producers(model)["b"].name == "2"
+    assert [node.name for node in consumers(model)["a"]] == ["2"]
+
+
+def test_sorting_names_the_node_that_cannot_be_ordered() -> None:
+    model = _model([make_node("Add", ["x", "y"], ["y"], "turns on itself")])
+    with pytest.raises(ValueError, match="turns on itself"):
+        sort_topologically(model)
+
+
+def test_writing_refuses_an_invalid_graph_and_leaves_no_file(tmp_path: Path) -> None:
+    model = _model([make_node("Relu", ["nowhere"], ["y"])])
+    with pytest.raises(onnx.checker.ValidationError):
+        write_model(model, tmp_path / "broken.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"", b"not onnx at all", None])
+def test_unreadable_files_are_named(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "given.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputFileError, match=r"given\.onnx"):
+        read_model(path)
+
+
+def test_a_truncated_model_is_refused(student: Student, tmp_path: Path) -> None:
+    data = student.path.read_bytes()
+    for size in (10, len(data) // 2, len(data) - 1):
+        path = tmp_path / "cut.onnx"
+        path.write_bytes(data[:size])
+        with pytest.raises(InputFileError, match=r"cut\.onnx"):
+            read_model(path)
+
+
+def test_metadata_replaces_what_was_there_in_key_order(student: Student) -> None:
+    model = read_model(student.path)
+    set_metadata(model, {"b": "2", "a": "1"})
+    assert [(entry.key, entry.value) for entry in model.metadata_props] == [("a", "1"), ("b", "2")]
+    assert metadata(student.path) == {"run": "test"}
+
+
+def test_reading_a_model_in_memory_gives_a_copy(student: Student) -> None:
+    model = read_model(student.path)
+    replace_nodes(read_model(model), [])
+    assert model.graph.node
+
+
+def test_weight_axis_is_that_of_the_output_channels() -> None:
+    assert weight_axis(make_node("Conv", [], []), 4) == 0
+    assert weight_axis(make_node("ConvTranspose", [], []), 4) == 1
+    assert weight_axis(make_node("Gemm", [], [], transB=1), 2) == 0
+    assert weight_axis(make_node("Gemm", [], []), 2) == 1
+    assert weight_axis(make_node("MatMul", [], []), 2) == 1

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import Student
+from onnx import numpy_helper
+
+from edgekd.deploy.graph import read_model
+from edgekd.deploy.int8 import HeldOut, Plan, choose_ranges, layer_sensitivity, leave_worst_in_float
+from edgekd.deploy.ort_session import all_logits
+from edgekd.deploy.quantize import FLAVOURS, compute_nodes
+from edgekd.deploy.ranges import METHODS, Range, Ranges
+
+X86 = FLAVOURS["cpu-x86"]
+
+
+def _with_range(ranges: Ranges, tensor: str, factor: float) -> Ranges:
+    """Return the ranges with those of one tensor stretched, so that this tensor keeps few levels."""
+    wide = {
+        method: Range(found.low * factor, found.high * factor, found.magnitude * factor)
+        for method, found in ranges.tensors[tensor].items()
+    }
+    return Ranges(ranges.samples, {**ranges.tensors, tensor: wide})
+
+
+def test_loss_is_the_noise_to_signal_ratio_without_each_samples_shift(student: Student) -> None:
+    reference = student.held_out.reference
+    assert student.held_out.measure(student.path, X86).loss == pytest.approx(0, abs=1e-9)
+    assert np.array_equal(reference, all_logits(student.path, student.held_out.batches()))
+    noise = np.random.default_rng(0).standard_normal(reference.shape).astype(np.float32) * 0.1
+    shifted = HeldOut(student.held_out.batches, reference + 3 + noise)
+    centred, signal = noise - noise.mean(1, keepdims=True), reference + noise
+    expected = np.mean(centred**2) / np.mean((signal - signal.mean(1, keepdims=True)) ** 2)
+    assert shifted.measure(student.path, X86).loss == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_the_method_of_least_output_loss_is_chosen(student: Student) -> None:
+    found = choose_ranges(student.path, X86, student.ranges, student.held_out)
+    losses = found.details["losses"]
+    assert set(losses) == set(METHODS)
+    assert losses[found.plan.method] == min(losses.values()) == found.after.loss
+    assert found.before.loss == losses["absmax"]
+    assert student.held_out.measure(found.plan.build(), X86) == found.after
+    # One method ruined: it must not be chosen.
+    best = found.plan.method
+    ruined = {
+        name: {**methods, best: Range(methods[best].low * 40, methods[best].high * 40, methods[best].magnitude * 40)}
+        for name, methods in student.ranges.tensors.items()
+    }
+    assert choose_ranges(student.path, X86, Ranges(1, ruined), student.held_out).plan.method != best
+
+
+@pytest.mark.parametrize("flavour", ["trt", "cpu-x86"])
+def test_the_harmful_layer_is_found_and_left_in_float(flavour: str, student: Student) -> None:
+    harmful = compute_nodes(student.path)[2]
+    model = read_model(student.path)
+    (tensor,) = [node.input[0] for node in model.graph.node if node.name == harmful]
+    plan = Plan(model, FLAVOURS[flavour], _with_range(student.ranges, tensor, 150), "absmax")
+    sensitivity = layer_sensitivity(plan, student.held_out)
+    assert set(sensitivity) == set(compute_nodes(model))
+    assert list(sensitivity.values()) == sorted(sensitivity.values(), reverse=True)
+    # On a CPU the layer in front shares the blame: its output is the tensor that has too few levels.
+    assert harmful in list(sensitivity)[: 1 if flavour == "trt" else 2]
+
+    remedy = leave_worst_in_float(plan, student.held_out, sensitivity, target=0.97, max_share=0.4)
+    assert remedy.before.agreement.share < 0.97 <= remedy.after.agreement.share
+    assert remedy.plan.float_nodes == tuple(list(sensitivity)[: len(remedy.plan.float_nodes)])
+    assert set(remedy.to_json()["left_in_float"]) == set(remedy.plan.float_nodes)
+    assert student.held_out.measure(remedy.plan.build(), plan.flavour) == remedy.after
+
+
+def test_nothing_is_left_in_float_when_the_target_is_met(student: Student) -> None:
+    plan = Plan(read_model(student.path), X86, student.ranges, "absmax")
+    remedy = leave_worst_in_float(plan, student.held_out, {"unused": 1.0}, target=0.5)
+    assert remedy.plan is plan
+    assert remedy.before == remedy.after
+
+
+def test_no_more_than_the_allowed_share_becomes_float(student: Student) -> None:
+    ruined = _with_range(student.ranges, "input", 3000)
+    plan = Plan(read_model(student.path), FLAVOURS["trt"], ruined, "absmax")
+    sensitivity = dict.fromkeys(compute_nodes(student.path)[1:], 1.0)
+    remedy = leave_worst_in_float(plan, student.held_out, sensitivity, target=1.0, max_share=0.5)
+    assert len(remedy.plan.float_nodes) <= 2
+    assert remedy.after.agreement.share < 1
+
+
+def test_weights_are_not_touched_by_measuring(student: Student) -> None:
+    plan = Plan(read_model(student.path), X86, student.ranges, "absmax")
+    before = plan.source.SerializeToString(deterministic=True)
+    layer_sensitivity(plan, student.held_out)
+    assert plan.source.SerializeToString(deterministic=True) == before
+    assert all(numpy_helper.to_array(tensor).dtype != np.int8 for tensor in plan.source.graph.initializer)

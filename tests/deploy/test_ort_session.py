@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from conftest import Student
+from small_nets import batches, samples
+
+from edgekd.deploy.ort_session import CPU, CUDA, all_logits, integer_node_share, logits, open_session
+from edgekd.deploy.quantize import FLAVOURS, compute_nodes, quantize
+from edgekd.errors import InputFileError, MachineError
+
+
+def test_session_runs_on_the_cpu_with_the_threads_asked_for(student: Student) -> None:
+    session = open_session(student.path, threads=2)
+    assert session.get_providers() == [CPU]
+    assert session.get_session_options().intra_op_num_threads == 2
+    found = logits(session, samples(3))
+    assert (found.shape, found.dtype) == ((3, 5), np.float32)
+    np.testing.assert_allclose(all_logits(student.path, batches(samples(3), 2)()), found, rtol=1e-5)
+
+
+@pytest.mark.skipif(CUDA in onnxruntime.get_available_providers(), reason="this ONNX Runtime has CUDA")
+def test_an_absent_provider_is_an_error_not_a_fallback(student: Student) -> None:
+    with pytest.raises(MachineError, match=CUDA):
+        open_session(student.path, provider=CUDA)
+
+
+def test_a_file_that_is_no_model_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(b"nothing")
+    with pytest.raises(InputFileError, match=r"broken\.onnx"):
+        open_session(path)
+
+
+def test_integer_share_counts_what_really_runs_as_integers(student: Student) -> None:
+    def share(name: str, **options: object) -> float:
+        model = quantize(student.path, FLAVOURS[name], student.ranges, "absmax", **options)  # type: ignore[arg-type]
+        found = integer_node_share(model, arm_rules=name == "cpu-arm")
+        assert found.total == 5
+        assert found.quantised == (found.share >= 0.9)
+        return found.share
+
+    assert integer_node_share(student.path).share == 0
+    assert share("cpu-x86") == 1
+    assert share("cpu-arm") == 1
+    assert share("cpu-x86", float_nodes=compute_nodes(student.path)[:1]) == pytest.approx(0.8)
+    assert share("trt") < 0.9

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from conftest import Student
+from onnx import ModelProto, NodeProto
+from onnx.helper import make_node
+from onnx.numpy_helper import from_array, to_array
+
+from edgekd.deploy.graph import producers, read_model, sort_topologically
+from edgekd.deploy.passes import at_opset
+from edgekd.deploy.qdq_check import RULES, VERSIONS, check
+from edgekd.deploy.quantize import FLAVOURS, quantize
+
+
+@pytest.fixture(scope="module")
+def good(student: Student) -> ModelProto:
+    return quantize(student.path, FLAVOURS["trt"], student.ranges, "absmax")
+
+
+@pytest.fixture(scope="module")
+def good_fp16(student: Student) -> ModelProto:
+    return quantize(student.path, FLAVOURS["trt-fp16"], student.ranges, "absmax")
+
+
+def _first(model: ModelProto, op: str, needle: str = "") -> NodeProto:
+    return next(node for node in model.graph.node if node.op_type == op and needle in node.name)
+
+
+def _edit(model: ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    tensor.CopyFrom(from_array(np.ascontiguousarray(change(to_array(tensor).copy())), name))
+
+
+def _pair(model: ModelProto, tensor: str, like: str = "input") -> str:
+    """Put a Q/DQ pair with the scale of `like` behind `tensor`; return what comes out."""
+    affine = [f"{like}_scale", f"{like}_zero_point"]
+    model.graph.node.append(make_node("QuantizeLinear", [tensor, *affine], [f"{tensor}_q"], f"{tensor}_Q"))
+    model.graph.node.append(make_node("DequantizeLinear", [f"{tensor}_q", *affine], [f"{tensor}_dq"], f"{tensor}_DQ"))
+    return f"{tensor}_dq"
+
+
+def _zero_scale(model: ModelProto) -> None:
+    _edit(model, "input_scale", lambda value: value * 0)
+
+
+def _infinite_scale(model: ModelProto) -> None:
+    _edit(model, "head.weight_scale", lambda value: np.where(np.arange(len(value)) == 2, np.inf, value).astype("f4"))
+
+
+def _computed_scale(model: ModelProto) -> None:
+    model.graph.node.append(make_node("Abs", ["input_scale"], ["computed"], "abs"))
+    for node in (_first(model, "QuantizeLinear", "input"), _first(model, "DequantizeLinear", "input")):
+        node.input[1] = "computed"
+
+
+def _zero_point(model: ModelProto) -> None:
+    _edit(model, "input_zero_point", lambda value: value + np.int8(3))
+
+
+def _uint8(model: ModelProto) -> None:
+    _edit(model, "input_zero_point", lambda value: value.astype(np.uint8))
+
+
+def _no_zero_point(model: ModelProto) -> None:
+    del _first(model, "DequantizeLinear", "head.weight").input[2]
+
+
+def _per_channel_activation(model: ModelProto) -> None:
+    _edit(model, "input_scale", lambda value: np.full(3, value))
+    _edit(model, "input_zero_point", lambda value: np.zeros(3, dtype=np.int8))
+
+
+def _wrong_axis(model: ModelProto) -> None:
+    node = _first(model, "DequantizeLinear", "head.weight")
+    node.attribute[0].i = 1
+    _edit(model, node.input[1], lambda value: np.resize(value, 16))
+    _edit(model, node.input[2], lambda value: np.resize(value, 16))
+
+
+def _wrong_count(model: ModelProto) -> None:
+    _first(model, "DequantizeLinear", "head.weight").attribute[0].i = 1
+
+
+def _quantised_bias(model: ModelProto) -> None:
+    node = _first(model, "Gemm")
+    model.graph.initializer.append(from_array(np.zeros(5, dtype=np.int32), "bias_q"))
+    model.graph.node.insert(0, make_node("DequantizeLinear", ["bias_q", "input_scale"], ["bias_dq"], "bias_DQ"))
+    node.input[2] = "bias_dq"
+
+
+def _pair_before_activation(model: ModelProto) -> None:
+    clip = _first(model, "Clip")
+    clip.input[0] = _pair(model, clip.input[0])
+
+
+def _both_sides(model: ModelProto) -> None:
+    add, makers = _first(model, "Add"), producers(model)
+    index = next(i for i, name in enumerate(add.input) if makers[name].op_type == "Conv")
+    add.input[index] = _pair(model, add.input[index])
+
+
+def _neither_side(model: ModelProto) -> None:
+    add, makers = _first(model, "Add"), producers(model)
+    index = next(i for i, name in enumerate(add.input) if makers[name].op_type == "DequantizeLinear")
+    add.input[index] = makers[makers[add.input[index]].input[0]].input[0]
+
+
+def _float_weight(model: ModelProto) -> None:
+    node = _first(model, "Gemm")
+    model.graph.initializer.append(from_array(np.ones((5, 16), dtype=np.float32), "plain"))
+    node.input[1] = "plain"
+
+
+def _float_input(model: ModelProto) -> None:
+    node, makers = _first(model, "Gemm"), producers(model)
+    node.input[0] = makers[makers[node.input[0]].input[0]].input[0]
+
+
+def _foreign_import(model: ModelProto) -> None:
+    model.opset_import.add(domain="com.microsoft", version=1)
+
+
+def _foreign_node(model: ModelProto) -> None:
+    _foreign_import(model)
+    _first(model, "Relu").domain = "com.microsoft"
+
+
+def _refused_operator(model: ModelProto) -> None:
+    outputs = ["dynamic", "dynamic_scale", "dynamic_zero_point"]
+    model.graph.node.insert(0, make_node("DynamicQuantizeLinear", ["input"], outputs, "dynamic"))
+
+
+BROKEN = [
+    (_zero_scale, "8.6", "scale", "positive"),
+    (_infinite_scale, "10.3", "scale", "finite"),
+    (_computed_scale, "10.3", "scale", "constant"),
+    (_zero_point, "10.3", "zero-point", "not 0"),
+    (_no_zero_point, "8.6", "zero-point", "requires"),
+    (_uint8, "8.6", "int8", "uint8"),
+    (_per_channel_activation, "10.3", "per-channel", "activation"),
+    (_wrong_axis, "8.6", "per-channel", "axis 1 instead of 0"),
+    (_wrong_count, "8.6", "per-channel", "another size"),
+    (_quantised_bias, "10.3", "bias", "bias is quantised"),
+    (_pair_before_activation, "10.3", "activation-fusion", "cannot fuse"),
+    (_both_sides, "8.6", "residual-add", "both"),
+    (_neither_side, "10.3", "residual-add", "skip"),
+    (_float_weight, "10.3", "half-quantised", "weight"),
+    (_float_input, "10.3", "half-quantised", "input"),
+    (_foreign_import, "10.3", "domain", "com.microsoft"),
+    (_foreign_node, "8.6", "domain", "Relu"),
+    (_refused_operator, "10.3", "operator", "DynamicQuantizeLinear"),
+]
+
+
+@pytest.mark.parametrize(
+    ("damage", "version", "rule", "word"), BROKEN, ids=[damage.__name__.strip("_") for damage, *_ in BROKEN]
+)
+def test_a_broken_rule_is_named(
+    damage: Callable[[ModelProto], None], version: str, rule: str, word: str, good: ModelProto
+) -> None:
+    model = read_model(good)
+    assert check(model, version) == []
+    damage(model)
+    sort_topologically(model)
+    found = [violation for violation in check(model, version) if violation.rule == rule]
+    assert found, check(model, version)
+    assert any(word in violation.message for violation in found)
+
+
+def test_opsets_by_version(good: ModelProto, good_fp16: ModelProto) -> None:
+    assert [v.rule for v in check(at_opset(good, 18), "8.6")] == ["opset"]
+    assert not check(at_opset(good, 20), "10.3")
+    assert [v.rule for v in check(at_opset(good, 21), "10.3")] == ["opset"]
+    assert {v.rule for v in check(good_fp16, "8.6")} == {"opset", "fp16-scale"}
+
+
+def test_axes_of_reduce_mean_as_an_input_are_a_trap_of_old_versions(good: ModelProto) -> None:
+    model = at_opset(good, 18)
+    pool = _first(model, "GlobalAveragePool")
+    model.graph.initializer.append(from_array(np.array([2, 3]), "axes"))
+    pool.op_type = "ReduceMean"
+    pool.input.append("axes")
+    assert {v.rule for v in check(model, "8.6")} == {"opset", "reduce-mean"}
+    assert not check(model, "10.3")
+
+
+def test_half_precision_scales_must_be_normal_and_new_enough(good_fp16: ModelProto) -> None:
+    assert not check(good_fp16, "10.3")
+    assert not check(good_fp16, "11")
+    model = read_model(good_fp16)
+    _edit(model, "input_scale", lambda value: np.array(3e-5, dtype=np.float16))
+    assert {v.rule for v in check(model, "11")} == {"fp16-scale"}
+    assert "subnormal" in check(model, "11")[0].message
+
+
+def test_version_11_wants_float16_around_int8(good: ModelProto, student: Student) -> None:
+    assert {v.rule for v in check(good, "11")} == {"float32-rest"}
+    assert not check(student.path, "11")  # a plain float32 file is meant to be float32
+
+
+def test_files_for_cpus_are_refused(student: Student) -> None:
+    model = quantize(student.path, FLAVOURS["cpu-x86"], student.ranges, "absmax")
+    assert {"zero-point", "int8", "bias"} <= {v.rule for v in check(model, "10.3")}
+
+
+def test_every_rule_is_broken_by_a_test() -> None:
+    elsewhere = {"opset", "reduce-mean", "fp16-scale", "float32-rest"}
+    assert {rule for _, _, rule, _ in BROKEN} | elsewhere == set(RULES)
+    assert set(VERSIONS) == {"8.6", "10.3", "11"}

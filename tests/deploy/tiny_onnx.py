@@ -1,0 +1,86 @@
+"""Tiny ONNX models, built node by node, for the tests of this room."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+Dimension = str | int
+
+
+def conv_net(
+    path: Path,
+    width: int = 4,
+    depth: int = 1,
+    shape: tuple[Dimension, ...] = ("N", 3, 8, 8),
+    element: int = TensorProto.FLOAT,
+) -> Path:
+    """Save `depth` convolutions of `width` channels and global pooling: [N, 3, H, W] to [N, width]."""
+    rng = np.random.default_rng(width)
+    nodes, weights, tensor, channels = [], [], "input", 3
+    if element != TensorProto.FLOAT:
+        nodes.append(helper.make_node("Cast", ["input"], ["float"], to=TensorProto.FLOAT))
+        tensor = "float"
+    for layer in range(depth):
+        kernel = rng.standard_normal((width, channels, 3, 3)).astype(np.float32) / channels
+        weights.append(numpy_helper.from_array(kernel, f"w{layer}"))
+        nodes.append(helper.make_node("Conv", [tensor, f"w{layer}"], [f"c{layer}"], pads=[1, 1, 1, 1]))
+        tensor, channels = f"c{layer}", width
+    nodes += [
+        helper.make_node("GlobalAveragePool", [tensor], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["logits"]),
+    ]
+    inputs = [helper.make_tensor_value_info("input", element, list(shape))]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [shape[0], width])]
+    return save(path, nodes, inputs, outputs, weights)
+
+
+def qlinear_net(path: Path) -> Path:
+    """Save one integer and one float convolution: half of the compute nodes are integers."""
+    rng = np.random.default_rng(0)
+    tensors = {
+        "scale": np.float32(0.05),
+        "zero": np.uint8(128),
+        "w_scale": np.float32(0.02),
+        "w_zero": np.int8(0),
+        "w_int": rng.integers(-100, 100, (4, 3, 3, 3)).astype(np.int8),
+        "w_float": rng.standard_normal((4, 4, 3, 3)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["input", "scale", "zero"], ["q"]),
+        helper.make_node("QLinearConv", ["q", "scale", "zero", "w_int", "w_scale", "w_zero", "scale", "zero"], ["qc"]),
+        helper.make_node("DequantizeLinear", ["qc", "scale", "zero"], ["c"]),
+        helper.make_node("Conv", ["c", "w_float"], ["d"]),
+        helper.make_node("GlobalAveragePool", ["d"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["logits"]),
+    ]
+    inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", 3, 8, 8])]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 4])]
+    weights = [numpy_helper.from_array(np.asarray(value), name) for name, value in tensors.items()]
+    return save(path, nodes, inputs, outputs, weights)
+
+
+def gemm_net(path: Path, features: int) -> Path:
+    """Save one matrix product whose weights take 4·features² bytes: [N, features] to [N, features]."""
+    weight = numpy_helper.from_array(np.ones((features, features), np.float32), "w")
+    nodes = [helper.make_node("Gemm", ["input", "w"], ["logits"])]
+    inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", features])]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", features])]
+    return save(path, nodes, inputs, outputs, [weight])
+
+
+def two_input_net(path: Path) -> Path:
+    """Save the sum of two inputs."""
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4]) for name in ("a", "b", "logits")]
+    return save(path, [helper.make_node("Add", ["a", "b"], ["logits"])], values[:2], values[2:], [])
+
+
+def save(path: Path, nodes: list, inputs: list, outputs: list, weights: list) -> Path:
+    graph = helper.make_graph(nodes, "tiny", inputs, outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+    return path

@@ -1,0 +1,118 @@
+import pytest
+import torch
+from torch import nn
+
+from edgekd.errors import InputFileError
+from edgekd.models import probe, registry
+
+SHAPE = (1, 16, 16)
+
+
+def small() -> nn.Module:
+    return registry.build("resnet8", input_shape=SHAPE, classes=5, seed=0)
+
+
+def test_probe_describes_a_classifier():
+    net = small().train()
+    found = probe.probe(net, input_shape=SHAPE, classes=5, seed=1)
+    assert (found.emits, found.undo) == ("logits", "none")
+    assert found.batchnorm_layers == 7
+    assert found.head_alive
+    assert 0.2 <= found.noise_confidence <= 1
+    assert found.parameters == sum(p.numel() for p in net.parameters())
+    assert found.seconds_per_batch > 0
+    assert net.training
+    assert found == probe.probe(net, input_shape=SHAPE, classes=5, seed=1)
+    assert found.noise_confidence != probe.probe(net, input_shape=SHAPE, classes=5, seed=2).noise_confidence
+
+
+def test_probe_changes_nothing():
+    net = small().train()
+    net.layer1.eval()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    state = torch.get_rng_state()
+    probe.probe(net, input_shape=SHAPE, classes=5, seed=1)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    assert not net.layer1.training
+    assert net.layer2.training
+
+
+def test_macs_are_counted_by_hand():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, groups=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    assert probe.complexity(net, (3, 10, 10)).macs == 10 * 10 * 8 * 3 * 9 + 8 * 5
+    depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False)
+    assert probe.complexity(depthwise, (4, 6, 6)) == probe.Complexity(parameters=36, macs=6 * 6 * 4 * 9)
+
+
+def test_softmax_is_found_and_undone():
+    net = small().eval()
+    probabilities = nn.Sequential(net, nn.Softmax(dim=1))
+    found = probe.probe(probabilities, input_shape=SHAPE, classes=5, seed=0)
+    assert (found.emits, found.undo) == ("probabilities", "log")
+    images = torch.randn(6, *SHAPE)
+    with torch.no_grad():
+        logits = probe.LogitsFromProbabilities(probabilities)(images)
+        torch.testing.assert_close(logits.softmax(1), net(images).softmax(1))
+    logs = probe.probe(nn.Sequential(net, nn.LogSoftmax(dim=1)), input_shape=SHAPE, classes=5, seed=0)
+    assert (logs.emits, logs.undo) == ("log-probabilities", "none")
+    assert logs.noise_confidence == pytest.approx(found.noise_confidence)
+
+
+def test_undone_softmax_stays_finite():
+    sure = nn.Sequential(nn.Flatten(), nn.Linear(256, 5), nn.Softmax(dim=1))
+    with torch.no_grad():
+        sure[1].bias[0] = 1000.0
+        assert (sure(torch.zeros(1, *SHAPE)) == 0).any()
+        assert probe.LogitsFromProbabilities(sure)(torch.zeros(1, *SHAPE)).isfinite().all()
+
+
+def test_dead_head_is_seen():
+    net = small()
+    nn.init.zeros_(net.linear.weight)
+    assert not probe.probe(net, input_shape=SHAPE, classes=5, seed=0).head_alive
+
+
+class _Pair(nn.Module):
+    def forward(self, images):
+        return images, images
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "message"),
+    [
+        (small(), (3, 16, 16), "--input"),
+        (registry.build("lenet5", input_shape=(1, 32, 32), classes=5, seed=0), (1, 40, 40), "--input"),
+        (nn.Conv2d(1, 5, 3), SHAPE, "no classifier"),
+        (nn.Sequential(nn.Flatten(0), nn.Linear(32 * 256, 5)), SHAPE, "no classifier"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(256, 4)), SHAPE, "4 outputs"),
+        (_Pair(), SHAPE, "returns a tuple"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(256, 5), nn.Threshold(1e9, float("nan"))), SHAPE, "NaN"),
+    ],
+)
+def test_unusable_networks_are_named(net, shape, message):
+    with pytest.raises(InputFileError, match=message):
+        probe.probe(net, input_shape=shape, classes=5, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [("resnet8", "linear"), ("wrn-16-1", "fc"), ("lenet5", "fc2"), ("mobilenetv2@0.25", "classifier.1"),
+     ("mobilenetv3-small@0.5", "classifier.3"), ("squeezenet", "classifier.1"), ("shufflenetv2@0.5", "fc")],
+)  # fmt: skip
+def test_head_is_the_layer_that_makes_the_logits(name, head):
+    net = registry.build(name, input_shape=SHAPE, classes=5, seed=0)
+    assert probe.head_name(net, SHAPE) == head
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_network_without_layers_has_no_head():
+    with pytest.raises(InputFileError, match="no classification head"):
+        probe.head_name(nn.Flatten(), SHAPE)
+
+
+def test_batchnorm_names_leave_out_layers_without_statistics():
+    net = nn.Sequential(
+        nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False), nn.Sequential(nn.BatchNorm2d(3))
+    )
+    assert probe.batchnorm_names(net) == ["0", "2.0"]

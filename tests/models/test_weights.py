@@ -1,0 +1,131 @@
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import nn
+
+from edgekd.errors import InputFileError
+from edgekd.models.weights import state_dict_of, weight_entries
+
+PLAIN = {"conv.weight": torch.randn(2, 1, 3, 3), "bn.running_mean": torch.randn(2), "fc.weight": torch.randn(3, 2)}
+
+
+def assert_plain(found):
+    assert list(found) == list(PLAIN)
+    assert all(torch.equal(found[name], PLAIN[name]) for name in PLAIN)
+
+
+def prefixed(prefix):
+    return OrderedDict((prefix + name, tensor) for name, tensor in PLAIN.items())
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["", "module.", "_orig_mod.", "model.", "backbone.", "net.", "module._orig_mod.", "_orig_mod.module.",
+     "model.backbone.", "model._orig_mod.module.net.", "module.module."],
+)  # fmt: skip
+def test_stacks_of_prefixes_are_stripped(prefix):
+    assert_plain(state_dict_of(prefixed(prefix)))
+
+
+def test_a_prefix_of_some_names_is_kept():
+    mixed = {"backbone.conv.weight": torch.ones(1), "head.weight": torch.ones(1)}
+    assert list(state_dict_of(mixed)) == list(mixed)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda d: {"state_dict": d, "epoch": 3, "best_prec1": 0.9},
+        lambda d: {"model_state_dict": d, "optimizer_state_dict": {"state": {0: {"momentum_buffer": torch.ones(2)}}}},
+        lambda d: {"model": d, "optimizer": {"state": {}}, "lr_scheduler": {"last_epoch": 3}, "args": None},
+        lambda d: {"net": d, "acc": 91.2},
+        lambda d: {"ema": d},
+        lambda d: {"state_dict": {"model": d}},
+        lambda d: {"resnet": d, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}},
+        lambda d: {**d, "epoch": 7, "loss": 0.3},
+        lambda d: {"pytorch-lightning_version": "2", "state_dict": d, "hyper_parameters": {"lr": 1.0}, "loops": {}},
+        lambda d: {"arch": "resnet18", "state_dict": d, "state_dict_ema": prefixed("module."), "metric": 1.0},
+    ],
+)
+def test_nested_entries_are_found(wrap):
+    assert_plain(state_dict_of(wrap(prefixed("model."))))
+
+
+def test_raw_weights_come_before_ema_and_both_are_listed():
+    ema = {name: tensor + 1 for name, tensor in PLAIN.items()}
+    checkpoint = {"state_dict_ema": ema, "state_dict": PLAIN}
+    assert_plain(state_dict_of(checkpoint))
+    assert weight_entries(checkpoint) == ["state_dict", "state_dict_ema"]
+
+
+def test_a_module_gives_its_state_dict():
+    net = nn.Linear(2, 3)
+    found = state_dict_of({"model": net})
+    assert torch.equal(found["weight"], net.weight)
+    assert not found["weight"].requires_grad
+
+
+def test_counters_are_dropped():
+    extra = {"bn.num_batches_tracked": torch.tensor(5), "total_ops": torch.zeros(1), "fc.total_params": torch.ones(1),
+             "n_averaged": torch.tensor(3)}  # fmt: skip
+    assert_plain(state_dict_of({**PLAIN, **extra}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_become_float32(dtype):
+    found = state_dict_of({name: tensor.to(dtype) for name, tensor in PLAIN.items()})
+    for name, tensor in PLAIN.items():
+        assert found[name].dtype == torch.float32
+        torch.testing.assert_close(found[name], tensor.to(dtype).float())
+
+
+def test_channels_last_becomes_contiguous():
+    weight = torch.randn(8, 4, 3, 3)
+    found = state_dict_of({"conv.weight": weight.to(memory_format=torch.channels_last)})["conv.weight"]
+    assert found.is_contiguous()
+    assert torch.equal(found, weight)
+
+
+def test_shared_and_cyclic_dicts_end():
+    loop: dict[str, object] = {"epoch": 1}
+    loop["model"] = loop
+    with pytest.raises(InputFileError, match="no weights"):
+        state_dict_of(loop)
+
+
+def test_integer_buffers_stay():
+    index = torch.arange(4)
+    found = state_dict_of({"fc.weight": torch.ones(1), "attention.relative_position_index": index})
+    assert torch.equal(found["attention.relative_position_index"], index)
+
+
+def bad(**tensors):
+    return {**PLAIN, **{name.replace("__", "."): tensor for name, tensor in tensors.items()}}
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "message"),
+    [
+        ({}, "an empty dict"),
+        ([torch.ones(2)], "type list"),
+        (torch.ones(2), "type Tensor"),
+        (None, "type NoneType"),
+        ({"epoch": 3, "accuracy": 0.5}, "entries epoch, accuracy"),
+        ({"state_dict": {"lr": 0.1}}, "entries state_dict"),
+        ({"bn.num_batches_tracked": torch.tensor(5)}, "no weights"),
+        ({"generator": {"a.weight": torch.ones(1)}, "critic": {"a.weight": torch.ones(1)}}, "generator, critic"),
+        (bad(fc__weight=torch.tensor([float("nan"), 1.0])), '"fc.weight" has 1 values'),
+        (bad(fc__bias=torch.tensor([float("inf"), float("-inf")])), '"fc.bias" has 2 values'),
+        (bad(fc__weight=torch.ones(2, 2, dtype=torch.int8)), "int8, not floating point"),
+        (bad(fc__bias=torch.ones(2, dtype=torch.bool)), "bool, not floating point"),
+        (bad(fc__weight=torch.ones(2, dtype=torch.complex64)), "complex"),
+        (bad(fc__weight=torch.ones(2, 2).to_sparse()), "sparse"),
+        (bad(fc__weight=torch.empty(2, 2, device="meta")), "without data"),
+        (bad(fc__weight=torch.ones(1).expand(10**12)), "claims 1000000000000 values"),
+    ],
+)
+def test_unusable_weights_are_named(checkpoint, message):
+    with pytest.raises(InputFileError) as caught:
+        state_dict_of(checkpoint)
+    assert message in str(caught.value)

@@ -1,0 +1,222 @@
+import argparse
+import os
+import pickle
+import random
+import struct
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from edgekd import foreign
+from edgekd.errors import InputFileError
+from edgekd.foreign import read_checkpoint, tensors_within
+
+WEIGHTS = {"conv.weight": torch.arange(36.0).reshape(4, 1, 3, 3), "conv.bias": torch.ones(4)}
+
+
+class Bomb:
+    """Pickles to a call of os.mkdir, which leaves a folder behind if anybody runs it."""
+
+    def __init__(self, sentinel: Path) -> None:
+        self.sentinel = sentinel
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.sentinel),)
+
+
+def refused(path: Path) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(InputFileError) as caught:
+            read_checkpoint(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    return message
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".th", ".ckpt", ".bin", ""])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_torch_saves_is_read_whatever_its_suffix(tmp_path, suffix, zipped):
+    path = tmp_path / f"weights{suffix}"
+    torch.save({"state_dict": WEIGHTS, "epoch": 3, "names": ["a", "b"]}, path, _use_new_zipfile_serialization=zipped)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = read_checkpoint(path)
+    assert loaded["epoch"] == 3
+    assert loaded["names"] == ["a", "b"]
+    assert all(torch.equal(loaded["state_dict"][name], WEIGHTS[name]) for name in WEIGHTS)
+
+
+def test_safetensors_are_read_whatever_their_suffix(tmp_path):
+    path = tmp_path / "weights.pt"
+    safetensors.torch.save_file(WEIGHTS, path)
+    loaded = read_checkpoint(path)
+    assert all(torch.equal(loaded[name], WEIGHTS[name]) for name in WEIGHTS)
+
+
+def test_plain_values_of_training_scripts_are_read(tmp_path):
+    path = tmp_path / "c.pt"
+    values = {
+        "best": np.float64(0.5),
+        "loss": np.float32(2),
+        "epoch": np.int64(7),
+        "args": argparse.Namespace(lr=0.1),
+        "flags": {1, 2},
+    }
+    torch.save({"state_dict": WEIGHTS, **values}, path)
+    assert {key: value for key, value in read_checkpoint(path).items() if key != "state_dict"} == values
+
+
+def test_other_pickle_protocols_are_refused_with_the_way_on(tmp_path):
+    path = tmp_path / "c.pt"
+    torch.save(WEIGHTS, path, pickle_protocol=4)
+    assert "torch.save(model.state_dict(), 'weights.pt')" in refused(path)
+
+
+def save_zip(obj, path):
+    torch.save(obj, path)
+
+
+def save_legacy(obj, path):
+    torch.save(obj, path, _use_new_zipfile_serialization=False)
+
+
+def save_plain(protocol):
+    return lambda obj, path: path.write_bytes(pickle.dumps(obj, protocol=protocol))
+
+
+@pytest.mark.parametrize("save", [save_zip, save_legacy, save_plain(2), save_plain(3), save_plain(4), save_plain(5)])
+def test_code_is_named_and_not_run(tmp_path, save):
+    path, sentinel = tmp_path / "evil.pt", tmp_path / "sentinel"
+    save({"state_dict": {}, "payload": Bomb(sentinel)}, path)
+    message = refused(path)
+    assert f"{os.mkdir.__module__}.mkdir" in message
+    assert "--trust-pickle" in message
+    assert "state_dict" in message
+    assert not sentinel.exists()
+
+
+def test_trusted_code_runs(tmp_path):
+    path, sentinel = tmp_path / "trusted.pt", tmp_path / "sentinel"
+    torch.save({"state_dict": WEIGHTS, "payload": Bomb(sentinel)}, path)
+    assert torch.equal(read_checkpoint(path, trust_pickle=True)["state_dict"]["conv.bias"], WEIGHTS["conv.bias"])
+    assert sentinel.exists()
+
+
+def test_payload_named_through_the_memo_is_listed(tmp_path):
+    path = tmp_path / "memo.pkl"
+    module = os.mkdir.__module__.encode()
+    short = bytes([len(module)]) + module
+    path.write_bytes(
+        b"\x80\x04\x8c" + short + b"\x94\x8c\x05mkdir\x94" + b"00" + b"h\x00h\x01\x93" + b"\x8c\x01x\x85R."
+    )
+    assert f"{os.mkdir.__module__}.mkdir" in refused(path)
+
+
+@pytest.mark.parametrize("save", [save_zip, save_legacy])
+def test_whole_modules_need_trust(tmp_path, save):
+    path = tmp_path / "module.pt"
+    net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    save(net, path)
+    message = refused(path)
+    assert "torch.nn.modules.linear.Linear" in message
+    assert "torch.nn.modules.container.Sequential" in message
+    assert "OrderedDict" not in message
+    loaded = read_checkpoint(path, trust_pickle=True)
+    assert torch.equal(loaded[0].weight, net[0].weight)
+
+
+def test_trusted_pickle_whose_code_is_missing_is_an_input_error(tmp_path):
+    path = tmp_path / "lost.pt"
+    path.write_bytes(b"\x80\x02cno_such_module\nNet\n)\x81.")
+    with pytest.raises(InputFileError, match="importable"):
+        read_checkpoint(path, trust_pickle=True)
+
+
+def test_torchscript_and_exported_programs_name_the_way_on(tmp_path):
+    script, program = tmp_path / "script.pt", tmp_path / "program.pt2"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(nn.Linear(2, 2)), script)
+        torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.ones(1, 2),)), program)
+    assert "torch.jit.load(FILE).state_dict()" in refused(script)
+    assert "torch.export.load(FILE).state_dict" in refused(program)
+
+
+def test_zip_bombs_are_refused_before_unpacking(tmp_path):
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data.pkl", b"\0" * (foreign.EXPANSION_SLACK_BYTES + 2**20))
+    assert "zip bomb" in refused(path)
+
+
+def test_tensors_larger_than_their_file_are_refused(tmp_path):
+    path = tmp_path / "large.pt"
+    torch.save({"w": torch.ones(4)}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    pickled = next(name for name in members if name.endswith("data.pkl"))
+    # The size and the storage's length are the pickle's small integers 4; 2**26 floats are 256 MiB.
+    members[pickled] = members[pickled].replace(b"K\x04", b"J" + struct.pack("<i", 2**26))
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    refused(path)
+
+
+def test_safetensors_header_is_bounded(tmp_path):
+    path = tmp_path / "long.safetensors"
+    path.write_bytes(struct.pack("<Q", foreign.HEADER_LIMIT_BYTES + 1) + b"{" + b" " * 600)
+    assert "header" in refused(path)
+    path.write_bytes(struct.pack("<Q", 5000) + b"{" + b" " * 600)
+    assert "truncated" in refused(path)
+
+
+def test_tensors_within_sees_shared_and_cyclic_parts_once():
+    tensor = torch.ones(2)
+    nested: list[object] = [tensor, {"again": tensor}, (tensor,)]
+    nested.append(nested)
+    doubled: object = nested
+    for _ in range(200):
+        doubled = [doubled, doubled]
+    assert [id(t) for t in tensors_within(doubled)] == [id(tensor)]
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_mutated_checkpoints_load_or_are_refused(tmp_path, kind):
+    path = tmp_path / "seed"
+    if kind == "safetensors":
+        safetensors.torch.save_file(WEIGHTS, path)
+    else:
+        torch.save({"state_dict": WEIGHTS, "epoch": 3}, path, _use_new_zipfile_serialization=kind == "zip")
+    original = path.read_bytes()
+    chance = random.Random(0)
+    messages = []
+    for _ in range(250):
+        data = bytearray(original)
+        for _ in range(chance.choice((1, 1, 4, 30))):
+            at = chance.randrange(len(data))
+            how = chance.randrange(4)
+            if how == 0:
+                data[at] ^= 1 << chance.randrange(8)
+            elif how == 1:
+                data[at] = chance.randrange(256)
+            elif how == 2:
+                del data[at : at + chance.randrange(1, 20)]
+            else:
+                data[at:at] = bytes(chance.randrange(256) for _ in range(chance.randrange(1, 9)))
+        path.write_bytes(data)
+        try:
+            read_checkpoint(path)
+        except InputFileError as error:
+            messages.append(str(error))
+    assert len(messages) > 20
+    assert not any("\n" in message for message in messages)
+    assert list(tmp_path.iterdir()) == [path]
