@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from edgekd.errors import InputFileError
@@ -21,8 +21,11 @@ State = Mapping[str, Any]
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors as safetensors: contiguous, on the CPU, without shared storage."""
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in sorted(tensors.items())}, path)
+    """Write tensors as safetensors: contiguous, on the CPU, without shared storage.
+
+    The bytes are made in memory and written by Python, whose errors say what the disk said.
+    """
+    path.write_bytes(save({k: v.detach().cpu().contiguous().clone() for k, v in sorted(tensors.items())}))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -76,8 +79,8 @@ def _folder(step: int) -> str:
     return f"distill/checkpoints/step-{step:08d}"
 
 
-def write(run: RunDir, step: int, state: State, *, key: str, environment: dict[str, Any], keep: int = 2) -> None:
-    """Publish the checkpoint of `step` and delete all but the newest `keep`."""
+def write(run: RunDir, step: int, state: State, *, key: str, environment: dict[str, Any]) -> None:
+    """Publish the checkpoint of `step` and delete all but the newest two."""
     tensors, plain = flatten(state)
     with run.publish(_folder(step)) as (folder, record):
         save_tensors(tensors, folder / "state.safetensors")
@@ -90,9 +93,14 @@ def write(run: RunDir, step: int, state: State, *, key: str, environment: dict[s
             "inputs": {},
             "notes": {"events_bytes": run.events_bytes(), "environment": environment},
         }
+    keep_newest(run)
+    failpoint("checkpoint.after_delete")
+
+
+def keep_newest(run: RunDir, keep: int = 2) -> None:
+    """Delete all but the newest checkpoints."""
     for old in _steps(run)[:-keep]:
         shutil.rmtree(run.path / _folder(old))
-    failpoint("checkpoint.after_delete")
 
 
 def _steps(run: RunDir) -> list[int]:
@@ -148,6 +156,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: State) -> None:
     paired element by element in the wrong order, so every tensor is copied into `empty_like(parameter)`.
     """
     params = [p for group in optimizer.param_groups for p in group["params"]]
+    fused = bool(optimizer.defaults.get("fused"))
     optimizer.state.clear()
     for position, values in state.items():
         parameter = params[int(position)]
@@ -155,5 +164,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: State) -> None:
         for name, value in values.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            elif isinstance(value, Tensor) and fused:  # the step counter, which the fused kernel reads on the device
+                value = value.to(parameter.device)
             restored[name] = value
         optimizer.state[parameter] = restored

@@ -111,17 +111,19 @@ def distill(
     json: Json = False,
 ) -> None:
     """Distil TEACHER into a student: read the teacher, train without data, choose the final checkpoint."""
-    from edgekd import commands
+    from edgekd.commands import flags as flag_tables
+    from edgekd.commands import training
+    from edgekd.commands.common import Options
 
-    flags = commands.teacher_flags(arch, input_shape, accept_mapping, trust_pickle)
-    flags = commands.combine(
+    flags = flag_tables.teacher_flags(arch, input_shape, accept_mapping, trust_pickle)
+    flags = flag_tables.combine(
         flags,
-        commands.pixel_flags(normalize, mean, std, classes),
-        commands.distill_flags(student, steps, minutes, method, seed, device, threads),
-        commands.set_flags(set_),
+        flag_tables.pixel_flags(normalize, mean, std, classes),
+        flag_tables.distill_flags(student, steps, minutes, method, seed, device, threads),
+        flag_tables.set_flags(set_),
     )
-    options = commands.Options(max_seconds=max_seconds, data=data, fresh=fresh, json=json, yes=yes)
-    commands.distill(teacher, run, flags, options, dry_run=dry_run)
+    options = Options(max_seconds=max_seconds, data=data, fresh=fresh, json=json, yes=yes)
+    training.distill(teacher, run, flags, options, dry_run=dry_run)
 
 
 @app.command(epilog=examples("edgekd ingest teacher.pt", "edgekd ingest --run teacher-mobilenetv2 --normalize cifar10"))
@@ -141,13 +143,15 @@ def ingest(
     json: Json = False,
 ) -> None:
     """Read a teacher and find out what it is; or, without TEACHER, set the normalisation of a run."""
-    from edgekd import commands
+    from edgekd.commands import flags as flag_tables
+    from edgekd.commands import training
+    from edgekd.commands.common import Options
 
-    flags = commands.combine(
-        commands.teacher_flags(arch, input_shape, accept_mapping, trust_pickle),
-        commands.pixel_flags(normalize, mean, std, classes),
+    flags = flag_tables.combine(
+        flag_tables.teacher_flags(arch, input_shape, accept_mapping, trust_pickle),
+        flag_tables.pixel_flags(normalize, mean, std, classes),
     )
-    commands.ingest(teacher, run, flags, commands.Options(fresh=fresh, json=json))
+    training.ingest(teacher, run, flags, Options(fresh=fresh, json=json))
 
 
 @app.command(epilog=examples("edgekd run recipes/quickstart.toml", "edgekd run my.toml --max-seconds 3000"))
@@ -155,7 +159,9 @@ def ingest(
 def run(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")],
     run: RunOption = "",
-    data: Data = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="Real images for the accuracies at the end.")
+    ] = None,
     device: Device = "",
     threads: Threads = None,
     max_seconds: MaxSeconds = None,
@@ -164,22 +170,25 @@ def run(
     json: Json = False,
 ) -> None:
     """Run the whole chain from a recipe: ingest, distill, select, export, bench, eval, report."""
-    from edgekd import commands
+    from edgekd.commands import flags as flag_tables
+    from edgekd.commands import training
+    from edgekd.commands.common import Options
 
-    flags = commands.combine(
-        commands.distill_flags("", None, None, "", None, device, threads), commands.set_flags(set_)
+    flags = flag_tables.combine(
+        flag_tables.distill_flags("", None, None, "", None, device, threads), flag_tables.set_flags(set_)
     )
-    options = commands.Options(max_seconds=max_seconds, data=data, fresh=fresh, json=json, yes=True)
-    commands.run_recipe(recipe, run, flags, options)
+    options = Options(max_seconds=max_seconds, data=data, fresh=fresh, json=json, yes=True)
+    training.run_recipe(recipe, run, flags, options)
 
 
 @app.command(epilog=examples("edgekd select", "edgekd select my-run --json"))
 @verb
 def select(run: RunArgument = "", json: Json = False) -> None:
     """Choose the final student again, from the last checkpoint, without data."""
-    from edgekd import commands
+    from edgekd.commands import training
+    from edgekd.commands.common import Options
 
-    commands.select(run, commands.Options(json=json))
+    training.select(run, Options(json=json))
 
 
 @app.command(epilog=examples("edgekd export --int8", "edgekd export my-run --int8 --target all"))
@@ -195,10 +204,12 @@ def export(
     json: Json = False,
 ) -> None:
     """Write the student as ONNX files, INT8 calibrated on replayed samples, each held by a gate."""
-    from edgekd import commands
+    from edgekd.commands import flags as flag_tables
+    from edgekd.commands import shipping
+    from edgekd.commands.common import Options
 
-    flags = commands.combine(commands.export_flags(int8, target, uint8_input), commands.set_flags(set_))
-    commands.export(run, flags, commands.Options(json=json))
+    flags = flag_tables.combine(flag_tables.export_flags(int8, target, uint8_input), flag_tables.set_flags(set_))
+    shipping.export(run, flags, Options(json=json))
 
 
 @app.command(
@@ -214,10 +225,12 @@ def bench(
     json: Json = False,
 ) -> None:
     """Measure the latency of a run's ONNX files here, side by side."""
-    from edgekd import commands
+    from edgekd.commands import flags as flag_tables
+    from edgekd.commands import shipping
+    from edgekd.commands.common import Options
 
-    flags = commands.combine(commands.bench_flags(batch, threads, seconds), commands.set_flags(set_))
-    commands.bench(run, flags, commands.Options(json=json))
+    flags = flag_tables.combine(flag_tables.bench_flags(batch, threads, seconds), flag_tables.set_flags(set_))
+    shipping.bench(run, flags, Options(json=json))
 
 
 @app.command("eval", epilog=examples("edgekd eval --data val/", "edgekd eval my-run --data val/ --json"))
@@ -230,45 +243,50 @@ def eval_(
     json: Json = False,
 ) -> None:
     """Measure the accuracy of everything a run holds on real images; nothing else changes."""
-    from edgekd import commands
+    from edgekd.commands import shipping
+    from edgekd.commands.common import Options
 
-    commands.evaluate(run, data, commands.Options(json=json))
+    shipping.evaluate(run, data, Options(json=json))
 
 
 @app.command(epilog=examples("edgekd status", "edgekd status my-run --json"))
 @verb
 def status(run: RunArgument = "", json: Json = False) -> None:
     """Show which stages are done, which are stale, and why."""
-    from edgekd import commands
+    from edgekd.commands import upkeep
+    from edgekd.commands.common import Options
 
-    commands.status(run, commands.Options(json=json))
+    upkeep.status(run, Options(json=json))
 
 
 @app.command(epilog=examples("edgekd report", "edgekd report my-run --json"))
 @verb
 def report(run: RunArgument = "", json: Json = False) -> None:
     """Write one page with every number of a run and where it comes from."""
-    from edgekd import commands
+    from edgekd.commands import upkeep
+    from edgekd.commands.common import Options
 
-    commands.report(run, commands.Options(json=json))
+    upkeep.report(run, Options(json=json))
 
 
 @app.command(epilog=examples("edgekd prune my-run", "edgekd prune"))
 @verb
 def prune(run: RunArgument = "", json: Json = False) -> None:
     """Remove checkpoints and replay networks, which are as sensitive as the teacher, after export."""
-    from edgekd import commands
+    from edgekd.commands import upkeep
+    from edgekd.commands.common import Options
 
-    commands.prune(run, commands.Options(json=json))
+    upkeep.prune(run, Options(json=json))
 
 
 @app.command(epilog=examples("edgekd doctor", "edgekd doctor --json"))
 @verb
 def doctor(json: Json = False) -> None:
     """Say what this machine can do, and what stands in the way."""
-    from edgekd import commands
+    from edgekd.commands import upkeep
+    from edgekd.commands.common import Options
 
-    commands.doctor(commands.Options(json=json))
+    upkeep.doctor(Options(json=json))
 
 
 @app.command(epilog=examples("edgekd recipes", "edgekd recipes --copy quickstart", "edgekd recipes --check my.toml"))
@@ -279,9 +297,10 @@ def recipes(
     json: Json = False,
 ) -> None:
     """List, copy and check recipes and method presets."""
-    from edgekd import commands
+    from edgekd.commands import upkeep
+    from edgekd.commands.common import Options
 
-    commands.recipes(copy, check, commands.Options(json=json))
+    upkeep.recipes(copy, check, Options(json=json))
 
 
 def main() -> None:

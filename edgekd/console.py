@@ -16,6 +16,8 @@ from rich.text import Text
 
 _stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 _stdout = Console(highlight=False, soft_wrap=True)
+PIPE_WIDTH = 10_000
+"""Characters a line may have where stdout is no terminal: all of them."""
 PLAIN_PERIOD_S = 15.0
 """Seconds between two plain progress lines where stderr is no terminal."""
 
@@ -59,7 +61,15 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
         column.justify = "right"
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
-    _stdout.print(table)
+    _print_whole(table)
+
+
+def _print_whole(table: Table) -> None:
+    """Print a table; a terminal folds its later columns, a pipe or a file gets every word on one line."""
+    for column in table.columns[:1]:
+        column.no_wrap = True
+    whole = _stdout if _stdout.is_terminal else Console(highlight=False, soft_wrap=True, width=PIPE_WIDTH)
+    whole.print(table)
 
 
 def print_list(rows: Iterable[tuple[str, str]]) -> None:
@@ -67,7 +77,7 @@ def print_list(rows: Iterable[tuple[str, str]]) -> None:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for name, text in rows:
         table.add_row(f"[bold]{escape(name)}[/]", escape(text))
-    _stdout.print(table)
+    _print_whole(table)
 
 
 def confirm(question: str) -> bool:

@@ -40,6 +40,8 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UsageError(f"there is no device {name!r}; use auto, cpu, cuda or cuda:0.") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"edgekd distils on cpu or cuda, not on {name!r}; use auto, cpu, cuda or cuda:0.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise MachineError(f"device {name} was asked for, but this machine has {torch.cuda.device_count()} GPUs.")
     return device

@@ -166,12 +166,23 @@ def advance(run: RunDir, recipe: Recipe, names: tuple[str, ...], *, stop: Stop, 
         if reason is None:
             console.say(f"{name:<9}already done")
             continue
+        _refuse_pruned(stage, run)
         hashes = inputs(stage, run, recipe)
         module = importlib.import_module(f"edgekd.stages.{name}")
         stage_key = key(stage, recipe, hashes)
         module.run(run, recipe, key=stage_key, inputs=hashes, stop=stop, **extras.get(name, {}))
         ran.append(name)
     return ran
+
+
+def _refuse_pruned(stage: Stage, run: RunDir) -> None:
+    for upstream, names in stage.reads.items():
+        record = Record.read(run.stage(STAGES[upstream].folder))
+        gone = [] if record is None else [name for name in record.pruned if not names or name in names]
+        if gone:
+            raise UsageError(
+                f"{stage.name} needs {upstream}/{gone[0]}, which was pruned from {run.path}; distil again with --fresh."
+            )
 
 
 def open_recipe(run: RunDir) -> Recipe:

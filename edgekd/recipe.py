@@ -170,7 +170,7 @@ def parse(data: Mapping[str, Any], *, origin: str) -> Recipe:
     method = data.get("method", {})
     name = method.get("preset", "edgekd") if isinstance(method, Mapping) else "edgekd"
     known = presets()
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise RecipeError(
             f'{origin}: there is no method preset "{name}" (known: {", ".join(known)}).{did_you_mean(str(name), known)}'
         )
@@ -209,6 +209,14 @@ def load(path: Path) -> Recipe:
     return parse(read_toml(path), origin=str(path))
 
 
+def load_any(path: Path) -> Recipe:
+    """Read a recipe, or a method preset, which is the content of a recipe's [method] table."""
+    data = read_toml(path)
+    if isinstance(data.get("generator"), dict) or "source" in data:
+        return _validate({"method": merge(data, {"preset": path.stem})}, origin=str(path))
+    return parse(data, origin=str(path))
+
+
 def load_resolved(path: Path) -> Recipe:
     """Read a run's recipe.toml, which holds every value: no preset is consulted again."""
     return _validate(read_toml(path), origin=str(path))
@@ -219,7 +227,8 @@ def with_changes(recipe: Recipe, changes: Mapping[str, Any], *, origin: str = "f
     if not changes:
         return recipe
     data = recipe.model_dump()
-    wanted = changes.get("method", {}).get("preset")
+    method = changes.get("method")
+    wanted = method.get("preset") if isinstance(method, Mapping) else None
     if wanted and wanted != recipe.method.preset:
         data["method"] = {}
         return parse(merge(data, changes), origin=origin)

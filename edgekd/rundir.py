@@ -224,6 +224,7 @@ class RunDir:
         the record with the hashes of all files is written last and one rename puts the folder in place.
         """
         place = self.path / name
+        point = "checkpoint" if "checkpoints" in name else name
         temporary = place.with_name(f".tmp-{place.name}")
         aside = place.with_name(f".old-{place.name}")
         with disk_errors(place):
@@ -232,18 +233,18 @@ class RunDir:
                 temporary.mkdir(parents=True)
                 fields: dict[str, Any] = {}
                 yield temporary, fields
-                failpoint(f"{name}.before_fsync")
+                failpoint(f"{point}.before_fsync")
                 for path in sorted(temporary.rglob("*")):
                     if path.is_file():
                         _fsync(path)
                 Record(outputs=hash_outputs(temporary), **fields).write(temporary)
-                failpoint(f"{name}.before_rename")
+                failpoint(f"{point}.before_rename")
                 if place.exists():
                     place.rename(aside)
-                    failpoint(f"{name}.between_renames")
+                    failpoint(f"{point}.between_renames")
                 temporary.rename(place)
                 _fsync(place.parent)
-                failpoint(f"{name}.after_rename")
+                failpoint(f"{point}.after_rename")
                 shutil.rmtree(aside, ignore_errors=True)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)

@@ -34,8 +34,8 @@ def correct_bias(plan: Plan, held_out: HeldOut, batches: Batches) -> Remedy:
     after = held_out.measure(corrected.build(), plan.flavour)
     largest = {name: float(np.abs(error).max()) for name, error in errors.items()}
     improved = after.loss < before.loss
-    details = {"applied": improved, "largest_shift": largest}
-    return Remedy("bias correction", corrected if improved else plan, before, after, details)
+    kept = corrected if improved else plan
+    return Remedy("bias correction", kept, before, after, improved, {"largest_shift": largest})
 
 
 def mean_output_errors(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
@@ -42,7 +43,7 @@ def read_model(source: Path | ModelProto) -> ModelProto:
         onnx.checker.check_model(model)
     except OSError as error:
         raise InputFileError(f"{source}: cannot be read ({error.strerror}); check the path.") from error
-    except Exception as error:
+    except (DecodeError, onnx.checker.ValidationError) as error:
         raise InputFileError(f"{source}: not a valid ONNX model ({_first_line(error)}).") from error
     assert isinstance(model, ModelProto)
     return model
@@ -144,7 +145,7 @@ def with_shapes(model: ModelProto, *, strict: bool = True) -> ModelProto:
     """Return the model with shapes inferred afresh; an operator that does not allow it is an error if strict."""
     bare = read_model(model)
     del bare.graph.value_info[:]
-    inferred = onnx.shape_inference.infer_shapes(bare, strict_mode=strict)
+    inferred = onnx.shape_inference.infer_shapes(bare, strict_mode=strict, data_prop=True)
     assert isinstance(inferred, ModelProto)
     return inferred
 

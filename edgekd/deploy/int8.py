@@ -85,7 +85,13 @@ class Remedy:
     plan: Plan
     before: Quality
     after: Quality
+    applied: bool  # otherwise it did not help, and `plan` is the one before
     details: Mapping[str, Any]
+
+    @property
+    def kept(self) -> Quality:
+        """Return the quality of `plan`."""
+        return self.after if self.applied else self.before
 
     def to_json(self) -> dict[str, Any]:
         """Return name, both qualities and the details."""
@@ -93,6 +99,7 @@ class Remedy:
             "remedy": self.name,
             "before": self.before.to_json(),
             "after": self.after.to_json(),
+            "applied": self.applied,
             **self.details,
         }
 
@@ -104,7 +111,8 @@ def choose_ranges(source: Path | ModelProto, flavour: Flavour, ranges: Ranges, h
     found = {method: held_out.measure(plan.build(), flavour) for method, plan in plans.items()}
     best = min(METHODS, key=lambda method: found[method].loss)
     losses = {method: quality.loss for method, quality in found.items()}
-    return Remedy("ranges", plans[best], found["absmax"], found[best], {"method": best, "losses": losses})
+    details = {"method": best, "losses": losses}
+    return Remedy("ranges", plans[best], found["absmax"], found[best], True, details)
 
 
 def layer_sensitivity(plan: Plan, held_out: HeldOut) -> dict[str, float]:
@@ -128,13 +136,12 @@ def leave_worst_in_float(
         held_out: decides.
         sensitivity: loss by node, the most harmful first, from `layer_sensitivity`.
         target: share of agreement to reach.
-        max_share: at most this share of the compute nodes, rounded up, becomes float; more than a tenth
-            makes a file that is not really INT8.
+        max_share: at most this share of the compute nodes becomes float, but one in any case; more than a
+            tenth makes a file that is not really INT8.
     """
     before = after = held_out.measure(plan.build(), plan.flavour)
-    limit = -(-len(sensitivity) * max_share // 1)
     best = plan
-    for count in _growing(int(limit)):
+    for count in _growing(max(1, int(len(sensitivity) * max_share))):
         if after.agreement.share >= target:
             break
         candidate = replace(plan, float_nodes=(*plan.float_nodes, *list(sensitivity)[:count]))
@@ -142,10 +149,10 @@ def leave_worst_in_float(
         if (quality.agreement.share, -quality.loss) > (after.agreement.share, -after.loss):
             best, after = candidate, quality
     left = {node: sensitivity[node] for node in best.float_nodes if node in sensitivity}
-    return Remedy("worst layers in float", best, before, after, {"left_in_float": left})
+    return Remedy("worst layers in float", best, before, after, best is not plan, {"left_in_float": left})
 
 
 def _growing(limit: int) -> list[int]:
     """Return 1, 2, 3, 4, 6, 8, 12, 16, … up to the limit, and the limit."""
     steps = [1, *(step for power in range(1, 12) for step in (2**power, 3 * 2 ** (power - 1)))]
-    return sorted({step for step in steps if step <= limit} | {limit}) if limit > 0 else []
+    return sorted({step for step in steps if step < limit} | {limit})

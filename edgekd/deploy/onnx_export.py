@@ -18,7 +18,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from edgekd.deploy.graph import OnnxFile, set_metadata, sort_topologically, strip_traces, write_model
-from edgekd.deploy.passes import at_opset, flatten_reshapes, pool_spatial_means, slice_splits
+from edgekd.deploy.passes import at_opset, fix_reshapes, pool_spatial_means, slice_splits
 from edgekd.errors import InputFileError
 
 OPSET = 17
@@ -86,7 +86,7 @@ def export_fp32(
         sample = sample.to(torch.uint8)
     try:
         model = _traced(network, sample, FLOAT_INPUT if uint8_input is None else UINT8_INPUT)
-        for rewrite in (pool_spatial_means, flatten_reshapes, slice_splits):
+        for rewrite in (pool_spatial_means, fix_reshapes, slice_splits):
             model = rewrite(model)
         model = at_opset(model, OPSET)
     except (ValueError, torch.onnx.errors.OnnxExporterError) as error:

@@ -13,12 +13,18 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto
+from onnxruntime.capi import onnxruntime_pybind11_state as states
 
 from edgekd.errors import InputFileError, MachineError
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 QUANTISED_SHARE = 0.9
 
+# ONNX Runtime's exceptions have no common base but Exception.
+_LOAD_ERRORS = (
+    *(states.Fail, states.InvalidArgument, states.InvalidGraph, states.InvalidProtobuf, states.NoModel),
+    *(states.NoSuchFile, states.NotImplemented, states.RuntimeException, states.EPFail),
+)
 _INTEGER_OPS = {"QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat"}
 _FLOAT_OPS = {"Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose"}
 
@@ -87,7 +93,7 @@ def open_session(
     data = source.SerializeToString() if isinstance(source, ModelProto) else str(source)
     try:
         session = onnxruntime.InferenceSession(data, options, providers=[provider])
-    except Exception as error:
+    except _LOAD_ERRORS as error:
         name = "the model" if isinstance(source, ModelProto) else str(source)
         kind = InputFileError if provider == CPU else MachineError
         raise kind(f"{name}: ONNX Runtime cannot run it on {provider}: {_first_line(error)}") from error

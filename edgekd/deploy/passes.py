@@ -2,10 +2,13 @@
 
 PyTorch's exporter speaks opset 18 and later. There ReduceMean takes its axes as an input, which TensorRT 8
 ignores without a word, and Split takes `num_outputs`, which no converter brings down. Both go away here, so
-that the standard converter reaches opset 17. Pad it does not know how to lower; it is carried across.
+that the standard converter reaches opset 17. Operators that it does not know how to lower although their
+meaning stays the same are carried across.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import onnx
@@ -22,6 +25,8 @@ from edgekd.deploy.graph import (
     shapes,
     with_shapes,
 )
+
+_GROWN_OPS = ("Cast", "Pad", "Reshape")
 
 
 def pool_spatial_means(model: ModelProto) -> ModelProto:
@@ -48,23 +53,47 @@ def pool_spatial_means(model: ModelProto) -> ModelProto:
     return model
 
 
-def flatten_reshapes(model: ModelProto) -> ModelProto:
-    """Replace every Reshape to (batch, the rest) by Flatten, which needs no shape constant."""
+def fix_reshapes(model: ModelProto) -> ModelProto:
+    """Replace every Reshape to (batch, the rest) by Flatten, and give others a constant shape.
+
+    Some exporters compute target shapes from the batch size; what computed them goes away.
+    """
     model = with_shapes(model)
-    values, known = constants(model), shapes(model)
+    known = shapes(model)
     nodes: list[NodeProto] = []
-    for node in model.graph.node:
-        source = known.get(node.input[0], ()) if node.op_type == "Reshape" else ()
-        target = values.get(node.input[1]) if node.op_type == "Reshape" else None
-        sizes = source[1:]
-        if target is None or len(target) != 2 or len(sizes) < 1 or None in sizes:
+    for index, node in enumerate(model.graph.node):
+        source, target = (known.get(name, ()) for name in (node.input[0], node.output[0]))
+        if node.op_type != "Reshape" or not _keeps_batch(source, target):
             nodes.append(node)
-        elif target[0] == -1 and target[1] == np.prod(np.array(sizes, dtype=np.int64)):
+        elif len(target) == 2:
             nodes.append(make_node("Flatten", node.input[:1], node.output, node.name, axis=1))
         else:
-            nodes.append(node)
-    replace_nodes(model, nodes)
+            name = f"reshape_{index}_shape"
+            rest = [size for size in target if size is not None]
+            model.graph.initializer.append(numpy_helper.from_array(np.array([-1, *rest], dtype=np.int64), name))
+            nodes.append(make_node("Reshape", [node.input[0], name], node.output, node.name))
+    replace_nodes(model, _living(model, nodes))
     return model
+
+
+def _keeps_batch(source: tuple[int | None, ...], target: tuple[int | None, ...]) -> bool:
+    """Return whether only the first dimension is dynamic, before and after, and stays what it is."""
+    if source[:1] != (None,) or target[:1] != (None,):
+        return False
+    sizes = [[size for size in shape[1:] if size is not None] for shape in (source, target)]
+    complete = len(sizes[0]) == len(source) - 1 and len(sizes[1]) == len(target) - 1
+    return complete and math.prod(sizes[0]) == math.prod(sizes[1])
+
+
+def _living(model: ModelProto, nodes: list[NodeProto]) -> list[NodeProto]:
+    """Return the nodes that the model's outputs depend on, in their order."""
+    needed = {info.name for info in model.graph.output}
+    living = []
+    for node in reversed(nodes):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            living.append(node)
+    return living[::-1]
 
 
 def slice_splits(model: ModelProto) -> ModelProto:
@@ -107,7 +136,7 @@ def at_opset(model: ModelProto, version: int) -> ModelProto:
     del model.opset_import[:]
     model.opset_import.add(domain="", version=standard)
     if standard != version:
-        carried = _hide_pads(model)
+        carried = _hide(model, version)
         try:
             model = onnx.version_converter.convert_version(model, version)
         except RuntimeError as error:
@@ -116,18 +145,27 @@ def at_opset(model: ModelProto, version: int) -> ModelProto:
             if node.name in carried:
                 node.domain = ""
         del model.opset_import[1:]
+        model.ir_version = max(model.ir_version, onnx.helper.find_min_ir_version_for(model.opset_import))
     if opset(model) != version:
         raise ValueError(f"the converter left opset {opset(model)} where {version} was asked for")
-    return with_shapes(model)
+    try:
+        return with_shapes(model)
+    except onnx.shape_inference.InferenceError as error:
+        raise ValueError(f"the converter to opset {version} broke the graph: {str(error).strip()}") from error
 
 
-def _hide_pads(model: ModelProto) -> set[str]:
-    """Move the Pads that mean the same from opset 13 on out of the converter's sight; return their names."""
+def _hide(model: ModelProto, version: int) -> set[str]:
+    """Move nodes that mean the same at both opsets out of the converter's sight; return their names.
+
+    These operators only gained types, attributes or inputs; a node is hidden if it uses none of the latter.
+    """
     hidden = set()
     for index, node in enumerate(model.graph.node):
-        wraps = any(entry.name == "mode" and entry.s == b"wrap" for entry in node.attribute)
-        if node.op_type == "Pad" and len(node.input) <= 3 and not wraps:
-            node.name = node.name or f"pad_{index}"
+        if node.op_type not in _GROWN_OPS or any(entry.s == b"wrap" for entry in node.attribute):
+            continue
+        schema = onnx.defs.get_schema(node.op_type, version)
+        if len(node.input) <= schema.max_input and {entry.name for entry in node.attribute} <= set(schema.attributes):
+            node.name = node.name or f"carried_{index}"
             node.domain = "carried"
             hidden.add(node.name)
     if hidden:

@@ -21,6 +21,7 @@ from edgekd.deploy.graph import WEIGHTED_OPS, consumers, element_types, producer
 from edgekd.deploy.ort_session import open_session
 from edgekd.errors import GateError
 
+# Gives the same batches each time it is called, N×C×H×W in the layout and type of the model's input.
 Batches = Callable[[], Iterable[NDArray[Any]]]
 
 PERCENTILES = {"p99.999": 99.999, "p99.99": 99.99, "p99.9": 99.9}

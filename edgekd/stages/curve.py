@@ -34,8 +34,9 @@ def summary(run: RunDir) -> dict[str, Any]:
     record = Record.read(run.stage("distill"))
     notes = record.notes if record is not None else {}
     last = train[-1] if train else {}
+    seen = {**(run.events("generator")[-1:] or [{}])[0], **last}
     facts = ("agreement_novel", "agreement_replay", "coverage", "confidence", "diversity")
-    health = {name: last[name] for name in facts if name in last}
+    health = {name: seen[name] for name in facts if name in seen}
     kept = ("reinits", "rescues", "replay", "replay_bytes", "replay_bytes_as_uint8_images")
     health |= {name: notes[name] for name in kept if name in notes}
     return {

@@ -11,94 +11,77 @@ while steps are left:
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from edgekd import checkpoint, console, machine
-from edgekd.errors import GateError
-from edgekd.method import MethodTable
-from edgekd.models import registry
+from edgekd import console, machine
 from edgekd.recipe import Recipe
 from edgekd.rng import Draws, forked_global
-from edgekd.rundir import Record, RunDir, failpoint, hash_outputs
+from edgekd.rundir import RunDir, failpoint
 from edgekd.stages import artefacts
+from edgekd.stages.logbook import Accuracy, Logbook
 from edgekd.stopping import Stop
 from edgekd.synthesis import health, losses, replay, schedules
 from edgekd.synthesis.generator import Generator
 from edgekd.synthesis.state import State, average_into, generator_optimizer, student_optimizer
 from edgekd.synthesis.teacher import Teacher
 
-Accuracy = Callable[[nn.Module], float]
-"""Measures a network on real images, for numbers only."""
-
 
 @dataclass(frozen=True)
-class Step:
-    """What a step knows besides the state: the method, the teacher, the draws."""
+class Context:
+    """What a step knows besides the state: the recipe, the teacher, the draws."""
 
-    method: MethodTable
+    recipe: Recipe
     steps: int
     teacher: Teacher
     draws: Draws
 
 
 def run(
-    run_dir: RunDir,
-    recipe: Recipe,
-    *,
-    key: str,
-    inputs: dict[str, str],
-    stop: Stop,
-    accuracy: Accuracy | None = None,
+    run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], stop: Stop, accuracy: Accuracy | None = None
 ) -> None:
     """Train until the last step and publish the final checkpoint; resumes from the newest intact one."""
     device = machine.resolve_device(recipe.machine.device)
-    threads = machine.use_threads(recipe.machine.threads)
-    environment = machine.environment(device, threads)
+    environment = machine.environment(device, machine.use_threads(recipe.machine.threads))
     teacher, description = artefacts.load_teacher(run_dir, recipe.precision, device)
-    method = recipe.method
-    steps = method.steps_for(description.pixels, description.classes)
+    method, steps = recipe.method, recipe.method.steps_for(description.pixels, description.classes)
+    context = Context(recipe, steps, teacher, Draws(recipe.seed, "distill", device))
     state = build(recipe, teacher, description, device)
-    draws = Draws(recipe.seed, "distill", device)
-    context = Step(method, steps, teacher, draws)
-    period = recipe.checkpoint_period or max(1, steps // 20)
-    log_period, curve_period = max(1, steps // 200), max(1, steps // 100)
-
-    def save() -> None:
-        _refuse_sick_state(state, run_dir)
-        checkpoint.write(run_dir, state.step, state.state_dict(), key=key, environment=environment)
-
-    _restore(run_dir, state, key, environment)
-    clock = training_clock(run_dir)
+    book = Logbook(
+        run_dir,
+        steps=steps,
+        checkpoint_period=recipe.checkpoint_period,
+        key=key,
+        environment=environment,
+        accuracy=accuracy,
+    )
+    book.restore(state)
     if state.step == 0:
-        save()
-        log_accuracy(run_dir, state, accuracy)
-        warm_up(run_dir, state, context, recipe)
+        book.accuracy(state)
+        for update in range(method.generator.warmup):
+            generator_step(state, context, purpose=f"warm-up-{update}", adversary=0.0)
 
     with console.progress("distil", steps, done=state.step) as progress:
         while state.step < steps:
             if stop.requested:
-                save()
+                if state.step:  # the checkpoint of step 0 is from before the warm-up, which is repeated
+                    book.save(state)
                 stop.raise_if_requested(f"distillation at step {state.step} of {steps}")
-            logged: dict[str, Tensor] = {}
             if state.step % method.generator.period == 0:
-                logged |= generator_step(state, context)
-                care_for_generator(run_dir, state, context, recipe)
-            logged |= student_step(state, context)
+                book.generator(state, generator_step(state, context))
+                care_for_generator(state, context, book)
+            learned = student_step(state, context)
             state.step += 1
-            if state.step % log_period == 0 or state.step == steps:
-                progress.update(state.step, log(run_dir, state, logged, clock))
-            if state.step % curve_period == 0 or state.step == steps:
-                log_accuracy(run_dir, state, accuracy)
-            if state.step % period == 0 or state.step == steps:
-                save()
+            facts = book.student(state, learned)
+            if facts is not None:
+                progress.update(state.step, facts)
+            book.accuracy(state)
+            book.checkpoint(state)
             failpoint("distill.step")
-    publish(run_dir, recipe, state, key=key, inputs=inputs, environment=environment)
+    book.publish(state, notes(state, recipe), recipe_slice=method.model_dump(mode="json"), inputs=inputs)
 
 
 def build(recipe: Recipe, teacher: Teacher, description: artefacts.Description, device: torch.device) -> State:
@@ -138,21 +121,14 @@ def build_generator(recipe: Recipe, shape: tuple[int, int, int], generation: int
         return artefacts.build_generator(recipe.method.generator, shape)
 
 
-def warm_up(run_dir: RunDir, state: State, context: Step, recipe: Recipe) -> None:
-    """Train the generator alone, without adversary, before the first student step."""
-    for update in range(context.method.generator.warmup):
-        generator_step(state, context, purpose=f"warm-up-{update}", adversary=0.0)
-        care_for_generator(run_dir, state, context, recipe)
-
-
 def generator_step(
-    state: State, context: Step, *, purpose: str = "generator", adversary: float | None = None
+    state: State, context: Context, *, purpose: str = "generator", adversary: float | None = None
 ) -> dict[str, Tensor]:
     """Update G on x = G(z): confident, class-balanced, teacher-like statistics, and far from the student."""
-    table = context.method.generator
+    table = context.recipe.method.generator
     if adversary is None:
         adversary = schedules.adversary_weight(table, state.step, context.steps)
-    z = context.draws.normal(state.step, purpose, context.method.student.batch_size, table.latent)
+    z = context.draws.normal(state.step, purpose, context.recipe.method.student.batch_size, table.latent)
     state.generator.train()
     with state.generator_precision():
         x = state.generator(z)
@@ -175,17 +151,17 @@ def generator_step(
     for weight, gradient in zip(weights, gradients, strict=True):
         weight.grad = gradient
     state.generator_optimizer.step()
-    decay = schedules.ema_decay(context.method.replay.ema_decay, state.updates_since_init)
+    decay = schedules.ema_decay(context.recipe.method.replay.ema_decay, state.updates_since_init)
     average_into(state.generator_ema, state.generator, decay)
     state.generator_updates += 1
     state.updates_since_init += 1
-    state.health = [*state.health, health.measure(x, seen.logits)][-context.method.health.window :]
-    return parts
+    state.health = [*state.health, health.measure(x, seen.logits)][-context.recipe.method.health.window :]
+    return {name: value.detach() for name, value in parts.items()}
 
 
-def student_step(state: State, context: Step) -> dict[str, Tensor]:
+def student_step(state: State, context: Context) -> dict[str, Tensor]:
     """Update S towards T on novel images G(z) and replayed ones, in one batch; then let the replay learn."""
-    method, step = context.method, state.step
+    method, step = context.recipe.method, state.step
     table = method.student
     with torch.no_grad(), state.generator_precision():
         state.generator.train()
@@ -217,117 +193,30 @@ def student_step(state: State, context: Step) -> dict[str, Tensor]:
     return logged
 
 
-def care_for_generator(run_dir: RunDir, state: State, context: Step, recipe: Recipe) -> None:
+def care_for_generator(state: State, context: Context, book: Logbook) -> None:
     """Re-initialise the generator when the schedule says so or it has collapsed; stop when that did not help."""
-    method = context.method
-    scheduled = (
-        method.generator.reinit_period > 0
-        and state.updates_since_init >= method.generator.reinit_period
-        and state.step < method.generator.reinit_until * context.steps
-    )
-    sick = None
-    if state.updates_since_init >= method.health.grace:
-        sick = health.collapse(state.health, method.health)
-    if not (scheduled or sick):
-        return
+    table, health_table = context.recipe.method.generator, context.recipe.method.health
+    due = table.reinit_period > 0 and state.updates_since_init >= table.reinit_period
+    scheduled = due and state.step < table.reinit_until * context.steps
+    judged = state.updates_since_init >= health_table.grace
+    sick = health.collapse(state.health, health_table) if judged else None
     if sick:
-        if state.rescues >= method.health.max_reinits:
-            raise GateError(
-                f"distillation stopped at step {state.step}: {sick}, also after {state.rescues} re-initialisations. "
-                f"{_last_good(run_dir)} Lower method.generator.lr or raise method.generator.balance."
-            )
+        if state.rescues >= health_table.max_reinits:
+            raise book.collapsed(state, sick)
         state.rescues += 1
         console.warn(f"step {state.step}: {sick}; re-initialising it.")
-    state.restart_generator(build_generator(recipe, state.generator.shape, state.reinits + 1))
-    reason = sick or "schedule"
-    run_dir.append_event({"kind": "reinit", "step": state.step, "generation": state.reinits, "reason": reason})
+    if sick or scheduled:
+        state.restart_generator(build_generator(context.recipe, state.generator.shape, state.reinits + 1))
+        book.reinit(state, sick or "schedule")
 
 
-def log(run_dir: RunDir, state: State, logged: dict[str, Tensor], clock: Callable[[], float]) -> str:
-    """Append the step's losses and health to events.jsonl and return the facts for the progress line."""
-    values = {name: float(value) for name, value in logged.items()}
-    if not all(math.isfinite(value) for value in values.values()):
-        raise GateError(
-            f"distillation stopped at step {state.step}: a loss is not finite "
-            f"({', '.join(k for k, v in values.items() if not math.isfinite(v))}). {_last_good(run_dir)} "
-            'Lower method.student.lr or method.generator.lr, or set precision = "fp32".'
-        )
-    health_now = (state.health or [{}])[-1]
-    seconds = round(clock(), 3)
-    run_dir.append_event({"kind": "train", "step": state.step, "seconds": seconds, **values, **health_now})
-    facts = f"loss {values['student']:.3f} · agreement {values['agreement_novel']:.1%} novel"
-    if "agreement_replay" in values:
-        facts += f", {values['agreement_replay']:.1%} replay"
-    return facts
-
-
-def training_clock(run_dir: RunDir) -> Callable[[], float]:
-    """Return a clock of the seconds spent training, those before an interruption included."""
-    past = run_dir.events("train")[-1:]
-    offset = float(past[0]["seconds"]) if past else 0.0
-    start = time.monotonic()
-    return lambda: offset + time.monotonic() - start
-
-
-def log_accuracy(run_dir: RunDir, state: State, accuracy: Accuracy | None) -> None:
-    """Append an accuracy point of raw and averaged weights; nothing else ever depends on it."""
-    if accuracy is None:
-        return
-    raw, average = accuracy(state.student), accuracy(state.student_ema)
-    run_dir.append_event({"kind": "accuracy", "step": state.step, "raw": raw, "ema": average})
-
-
-def publish(
-    run_dir: RunDir, recipe: Recipe, state: State, *, key: str, inputs: dict[str, str], environment: dict[str, Any]
-) -> None:
-    """Publish distill/ by its record alone: the final checkpoint's files are the outputs."""
-    folder = run_dir.stage("distill")
-    final = f"checkpoints/step-{state.step:08d}"
-    outputs = {f"{final}/{name}": value for name, value in hash_outputs(folder / final).items()}
+def notes(state: State, recipe: Recipe) -> dict[str, Any]:
+    """Return what the record says of a finished distillation."""
     size = state.replay.size_bytes()
-    image = math.prod(state.generator.shape)
-    notes = {
-        "steps": state.step,
-        "final": final,
+    return {
         "reinits": state.reinits,
         "rescues": state.rescues,
         "replay": recipe.method.replay.source,
         "replay_bytes": size,
-        "replay_bytes_as_uint8_images": size // image,
-        "environment": environment,
-        "student": str(registry.ArchSpec.parse(recipe.student.name)),
+        "replay_bytes_as_uint8_images": size // math.prod(state.generator.shape),
     }
-    slice_ = {"student": recipe.student.model_dump(mode="json"), "method": recipe.method.model_dump(mode="json")}
-    record = Record("distill", 1, key, slice_, inputs, outputs, notes=notes)
-    failpoint("distill.before_record")
-    record.write(folder)
-
-
-def _restore(run_dir: RunDir, state: State, key: str, environment: dict[str, Any]) -> None:
-    found, warnings = checkpoint.newest(run_dir, key=key)
-    for warning in warnings:
-        console.warn(warning)
-    if found is None:
-        run_dir.truncate_events(0)
-        return
-    if found.environment != environment:
-        changed = [name for name in environment if environment[name] != found.environment.get(name)]
-        console.warn(f"resumed under another {', '.join(changed)}: the result is not bit-identical to an untouched run")
-        run_dir.note_difference(found.step, {n: [found.environment.get(n), environment[n]] for n in changed})
-    state.load_state_dict(found.state)
-    run_dir.truncate_events(found.events_bytes)
-    if state.step:
-        console.say(f"continuing at step {state.step}")
-
-
-def _refuse_sick_state(state: State, run_dir: RunDir) -> None:
-    if not state.all_finite():
-        raise GateError(
-            f"distillation stopped at step {state.step}: weights are not finite. {_last_good(run_dir)} "
-            "Lower method.student.lr or method.generator.lr."
-        )
-
-
-def _last_good(run_dir: RunDir) -> str:
-    kept = sorted((run_dir.path / "distill" / "checkpoints").glob("step-*"))
-    return f"The last good checkpoint is {kept[-1]}." if kept else "No checkpoint was written yet."

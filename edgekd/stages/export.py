@@ -6,6 +6,7 @@ samples; below the gate its remedies run in a fixed order, and a file that still
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from numpy.typing import NDArray
 from edgekd import console, machine
 from edgekd.deploy import int8, onnx_export, ort_session, parity, qdq_check, quantize
 from edgekd.deploy.agreement import agreement
-from edgekd.deploy.bias_correction import correct_bias
 from edgekd.deploy.fp16 import convert_to_fp16
 from edgekd.deploy.graph import write_model
-from edgekd.deploy.ranges import Ranges, collect_ranges
+from edgekd.deploy.int8_chain import Int8Result, quantize_keeping_answers
+from edgekd.deploy.ranges import Batches, Ranges, collect_ranges
 from edgekd.errors import GateError, UsageError
 from edgekd.recipe import ExportTable, Recipe
 from edgekd.rundir import Record, RunDir, canonical_json, write_json
@@ -81,16 +82,23 @@ def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], st
                 )
                 file.unlink()
         write_json(folder / "parity.json", checks)
-        remedies: dict[str, Any] = {}
+        tried: dict[str, Any] = {}
         if table.int8 and fp32.is_file():
-            ranges = collect_ranges(fp32, lambda: iter(samples("export/calibration", table.calibration_samples)))
+
+            def calibration() -> Iterator[Array]:
+                return iter(samples("export/calibration", table.calibration_samples))
+
+            ranges = collect_ranges(fp32, calibration, threads=threads)
             write_json(folder / "calibration.json", _provenance(recipe, table, samples, ranges))
             judge = int8.HeldOut.of(fp32, lambda: iter(held_out))
             for name in _flavours(table.target):
                 stop.raise_if_requested("export")
-                problem = _int8(folder, quantize.FLAVOURS[name], ranges, judge, samples, table, chain, remedies)
+                flavour = quantize.FLAVOURS[name]
+                result, problem = _int8(folder, flavour, ranges, judge, calibration, table.min_int8_agreement)
+                chain[f"{fp32.name} -> {flavour.file_name}"] = result.quality.agreement.to_json()
+                tried[flavour.file_name] = result.to_json()
                 failures += [problem] if problem else []
-        write_json(folder / "agreement.json", {"synthetic_samples": len(answers), "chain": chain, "remedies": remedies})
+        write_json(folder / "agreement.json", {"synthetic_samples": len(answers), "chain": chain, "int8": tried})
         record |= {"stage": "export", "version": 1, "key": key, "inputs": inputs}
         record["recipe_slice"] = table.model_dump(mode="json")
         record["notes"] = {"failures": failures}
@@ -102,39 +110,25 @@ def _int8(
     flavour: quantize.Flavour,
     ranges: Ranges,
     judge: int8.HeldOut,
-    samples: Samples,
-    table: ExportTable,
-    chain: dict[str, Any],
-    remedies: dict[str, Any],
-) -> str | None:
-    """Write one INT8 file if it passes its gate; return what is wrong otherwise."""
+    calibration: Batches,
+    target: float,
+) -> tuple[Int8Result, str | None]:
+    """Write one INT8 file if it passes its gate; return what was tried, and what is wrong otherwise."""
     console.say(f"export   {flavour.file_name}")
-    target = table.min_int8_agreement
-    tried = [int8.choose_ranges(folder / "student.fp32.onnx", flavour, ranges, judge)]
-    if tried[-1].after.agreement.share < target:
-        sensitivity = int8.layer_sensitivity(tried[-1].plan, judge)
-        tried.append(int8.leave_worst_in_float(tried[-1].plan, judge, sensitivity, target=target))
-    if tried[-1].after.agreement.share < target:
-        batches = samples("export/calibration", table.calibration_samples)
-        tried.append(correct_bias(tried[-1].plan, judge, lambda: iter(batches)))
-    model, quality = tried[-1].plan.build(), tried[-1].after
-    link = f"student.fp32.onnx -> {flavour.file_name}"
-    chain[link] = quality.agreement.to_json() | {"output_loss": quality.loss}
-    remedies[flavour.file_name] = [remedy.to_json() for remedy in tried]
-    broken = [
-        f"{flavour.file_name} breaks TensorRT {version}'s rule {found.rule} at {found.node}: {found.message}"
-        for version in flavour.tensorrt_versions
-        for found in qdq_check.check(model, version)
-    ]
-    if broken:
-        return broken[0]
-    if quality.agreement.share < target:
-        return (
-            f"{flavour.file_name} gives the student's answer on {quality.agreement.share:.1%} of "
-            f"{quality.agreement.clear} decided samples, below export.min_int8_agreement = {target:.1%}"
+    result = quantize_keeping_answers(folder / "student.fp32.onnx", flavour, ranges, judge, calibration, target=target)
+    model = result.plan.build()
+    for version in flavour.tensorrt_versions:
+        for found in qdq_check.check(model, version):
+            rule = f"breaks TensorRT {version}'s rule {found.rule} at {found.node}: {found.message}"
+            return result, f"{flavour.file_name} {rule}"
+    if not result.passed:
+        agreed = result.quality.agreement
+        return result, (
+            f"{flavour.file_name} gives the student's answer on {agreed.share:.1%} of {agreed.clear} decided samples, "
+            f"below export.min_int8_agreement = {target:.1%}"
         )
     write_model(model, folder / flavour.file_name)
-    return None
+    return result, None
 
 
 def _report(chain: dict[str, Any], failures: list[str]) -> None:

@@ -68,7 +68,7 @@ def measure(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: int = 1
     state = distill.build(recipe, teacher, description, device)
     steps = recipe.method.steps_for(description.pixels, description.classes)
     draws = Draws(recipe.seed, "plan", device)
-    context = distill.Step(recipe.method, steps, teacher, draws)
+    context = distill.Context(recipe, steps, teacher, draws)
     period = recipe.method.generator.period
     state.replay.assume_ready()
     try:
@@ -88,7 +88,7 @@ def measure(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: int = 1
     return Plan(steps, elapsed / timed, _peak_memory_bytes(device), str(device), threads, "/".join(sorted(kinds)))
 
 
-def _period(state: State, context: distill.Step, period: int) -> None:
+def _period(state: State, context: distill.Context, period: int) -> None:
     """Make the steps of one generator period, late enough that replay takes part."""
     first = context.steps - context.steps % period
     distill.generator_step(state, context)
@@ -112,7 +112,7 @@ def _largest_batch(recipe: Recipe, teacher: Teacher, description: artefacts.Desc
         try:
             state = distill.build(smaller, teacher, description, device)
             state.replay.assume_ready()
-            context = distill.Step(smaller.method, 100, teacher, Draws(recipe.seed, "plan", device))
+            context = distill.Context(smaller, 100, teacher, Draws(recipe.seed, "plan", device))
             _period(state, context, recipe.method.generator.period)
         except torch.OutOfMemoryError:
             size //= 2

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from edgekd.checkpoint import optimizer_state, restore_optimizer
+from edgekd.checkpoint import flatten, optimizer_state, restore_optimizer
 from edgekd.machine import Precision
 from edgekd.method import GeneratorTable, UpdateTable
 from edgekd.synthesis.generator import Generator
@@ -91,11 +91,9 @@ class State:
         self.health.clear()
 
     def all_finite(self) -> bool:
-        """Return whether every parameter and float buffer is finite."""
-        tensors: list[Tensor] = []
-        for network in (self.student, self.student_ema, self.generator, self.generator_ema):
-            tensors += [t for t in network.state_dict().values() if t.is_floating_point()]
-        return all(bool(torch.isfinite(t).all()) for t in tensors)
+        """Return whether every tensor of the state is finite: networks, averages, replay and optimisers."""
+        tensors, _ = flatten(self.state_dict())
+        return all(bool(torch.isfinite(t).all()) for t in tensors.values())
 
 
 _COUNTERS = ("step", "generator_updates", "updates_since_init", "reinits", "rescues")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from torchvision.models import MobileNetV2, ShuffleNetV2
 
 from edgekd import rng
 from edgekd.deploy.graph import WEIGHTED_OPS, read_model
-from edgekd.deploy.ranges import Batches
+from edgekd.deploy.int8 import HeldOut
+from edgekd.deploy.onnx_export import export_fp32
+from edgekd.deploy.ranges import Batches, Ranges, collect_ranges
 
 SHAPE = (3, 16, 16)
 
@@ -86,3 +89,23 @@ def op_types(path: Path) -> list[str]:
 
 def compute_ops(path: Path) -> list[str]:
     return [op for op in op_types(path) if op in WEIGHTED_OPS]
+
+
+@dataclass(frozen=True)
+class Student:
+    """A network with everything the INT8 chain starts from."""
+
+    net: nn.Module
+    path: Path
+    calibration: Batches
+    ranges: Ranges
+    held_out: HeldOut
+    fresh: NDArray[np.float32]
+
+    @classmethod
+    def exported(cls, folder: Path) -> Student:
+        net, path = live(Tiny), folder / "student.fp32.onnx"
+        export_fp32(net, SHAPE, path, metadata={"run": "test"})
+        calibration = batches(samples(128, key="calibration"))
+        held_out = HeldOut.of(path, batches(samples(128, key="held-out")))
+        return cls(net, path, calibration, collect_ranges(path, calibration), held_out, samples(256, key="fresh"))

@@ -17,11 +17,11 @@ import numpy as np
 import onnxruntime
 import pytest
 from onnx import TensorProto
-from tiny_onnx import conv_net, gemm_net, qlinear_net, two_input_net
 
 from edgekd.deploy import agent
 from edgekd.deploy.protocol import AgentProcess, Local, array_in
 from edgekd.errors import InputFileError, MachineError, UsageError
+from tiny_onnx import conv_net, gemm_net, qlinear_net, two_input_net
 
 SOURCE = Path(agent.__file__)
 GOLDEN_PIXELS = [56, 180, 230, 82]

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import Student
 from onnx import numpy_helper
+from small_nets import Student
 
 from edgekd.deploy.bias_correction import correct_bias, mean_output_errors, with_moved_biases
 from edgekd.deploy.graph import read_model
@@ -39,8 +39,8 @@ def test_a_correction_that_does_not_help_is_not_applied(student: Student) -> Non
     opposite = [-batch for batch in student.calibration()]
     for coarse in (plan, Plan(plan.source, plan.flavour, _coarse(student.ranges), "absmax")):
         remedy = correct_bias(coarse, student.held_out, lambda: opposite)
-        assert remedy.details["applied"] == (remedy.after.loss < remedy.before.loss)
-        assert (remedy.plan is coarse) == (not remedy.details["applied"])
+        assert remedy.applied == (remedy.after.loss < remedy.before.loss)
+        assert (remedy.plan is coarse) == (not remedy.applied)
 
 
 def test_the_error_of_a_layer_is_that_of_its_own_weights_and_input(student: Student) -> None:

@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import Student
 from onnx import TensorProto, numpy_helper
-from small_nets import torch_logits
+from small_nets import Student, torch_logits
 
 from edgekd.deploy.fp16 import convert_to_fp16, to_fp16
 from edgekd.deploy.graph import metadata, read_model

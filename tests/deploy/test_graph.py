@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import Student
 from onnx import TensorProto
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 from onnx.numpy_helper import from_array
+from small_nets import Student
 
 from edgekd.deploy.graph import (
     consumers,
@@ -18,6 +18,7 @@ from edgekd.deploy.graph import (
     replace_nodes,
     set_metadata,
     sort_topologically,
+    strip_traces,
     weight_axis,
     write_model,
 )
@@ -95,3 +96,16 @@ def test_weight_axis_is_that_of_the_output_channels() -> None:
     assert weight_axis(make_node("Gemm", [], [], transB=1), 2) == 0
     assert weight_axis(make_node("Gemm", [], []), 2) == 1
     assert weight_axis(make_node("MatMul", [], []), 2) == 1
+
+
+def test_stripping_removes_every_note_of_the_exporter(student: Student) -> None:
+    model = read_model(student.path)
+    graph = model.graph
+    graph.node[0].metadata_props.add(key="pkg.torch.onnx.stack_trace", value="SECRET")
+    noted = (model, graph, graph.node[1], graph.initializer[0], graph.input[0], graph.output[0], graph.value_info[0])
+    for entry in noted:
+        entry.doc_string = "SECRET"
+        entry.metadata_props.add(key="note", value="SECRET")
+    assert b"SECRET" in model.SerializeToString()
+    strip_traces(model)
+    assert b"SECRET" not in model.SerializeToString()

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import Student
 from onnx import numpy_helper
+from small_nets import Student
 
 from edgekd.deploy.graph import read_model
 from edgekd.deploy.int8 import HeldOut, Plan, choose_ranges, layer_sensitivity, leave_worst_in_float

@@ -8,13 +8,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from tiny_onnx import conv_net
 
 from edgekd.deploy.measure import Progress, measure
 from edgekd.deploy.measurement import Comparison, Job, Measurement, Settings, Skipped
 from edgekd.deploy.rows import Row, rows
 from edgekd.deploy.verdict import verdict
 from edgekd.errors import InputFileError, MachineError, UsageError
+from tiny_onnx import conv_net
 
 QUICK = Settings(rounds=4, min_runs=40, min_seconds=0.2, warm_up_seconds=1.0)
 

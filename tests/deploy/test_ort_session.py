@@ -3,10 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
-from conftest import Student
-from small_nets import batches, samples
+from small_nets import Student, batches, samples
 
 from edgekd.deploy.ort_session import CPU, CUDA, all_logits, integer_node_share, logits, open_session
 from edgekd.deploy.quantize import FLAVOURS, compute_nodes, quantize
@@ -26,6 +26,15 @@ def test_session_runs_on_the_cpu_with_the_threads_asked_for(student: Student) ->
 def test_an_absent_provider_is_an_error_not_a_fallback(student: Student) -> None:
     with pytest.raises(MachineError, match=CUDA):
         open_session(student.path, provider=CUDA)
+
+
+AZURE = "AzureExecutionProvider"
+
+
+@pytest.mark.skipif(AZURE not in onnxruntime.get_available_providers(), reason="needs a provider that runs nothing")
+def test_a_provider_that_leaves_nodes_to_the_cpu_is_an_error(student: Student) -> None:
+    with pytest.raises(MachineError, match=AZURE):
+        open_session(student.path, provider=AZURE)
 
 
 def test_a_file_that_is_no_model_is_named(tmp_path: Path) -> None:
@@ -48,3 +57,15 @@ def test_integer_share_counts_what_really_runs_as_integers(student: Student) -> 
     assert share("cpu-arm") == 1
     assert share("cpu-x86", float_nodes=compute_nodes(student.path)[:1]) == pytest.approx(0.8)
     assert share("trt") < 0.9
+
+
+def test_as_written_runs_the_pairs_of_the_file_instead_of_fusing_them(student: Student, tmp_path: Path) -> None:
+    model = quantize(student.path, FLAVOURS["cpu-x86"], student.ranges, "absmax")
+    ops = {}
+    for as_written in (False, True):
+        path = tmp_path / f"{as_written}.onnx"
+        open_session(model, optimised_path=path, as_written=as_written)
+        ops[as_written] = {node.op_type for node in onnx.load(str(path)).graph.node}
+    assert "QLinearConv" in ops[False]
+    assert not {op for op in ops[True] if op.startswith(("QLinear", "QGemm"))}
+    assert "DequantizeLinear" in ops[True]

@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import Student
 from onnx import numpy_helper
-from small_nets import torch_logits
+from small_nets import Student, torch_logits
 
 from edgekd.deploy.graph import read_model
 from edgekd.deploy.parity import TOLERANCE_FP32, check_parity, compare_logits

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_onnx import conv_net
 
 from edgekd.deploy import protocol
 from edgekd.deploy.protocol import AgentProcess, Local, array_in
 from edgekd.errors import EdgekdError, InputFileError, MachineError, UsageError
+from tiny_onnx import conv_net
 
 CPU = {"provider": "CPUExecutionProvider", "threads": 1, "batch": 1}
 

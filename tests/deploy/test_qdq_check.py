@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from conftest import Student
 from onnx import ModelProto, NodeProto
 from onnx.helper import make_node
 from onnx.numpy_helper import from_array, to_array
+from small_nets import Student
 
 from edgekd.deploy.graph import producers, read_model, sort_topologically
 from edgekd.deploy.passes import at_opset

@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import Student
 from onnx import TensorProto, numpy_helper
-from small_nets import SHAPE, Tiny, batches, compute_ops, live, samples, small_mobilenet, small_shufflenet
+from small_nets import SHAPE, Student, Tiny, batches, compute_ops, live, samples, small_mobilenet, small_shufflenet
 
 from edgekd.deploy.fp16 import SMALLEST_NORMAL
 from edgekd.deploy.graph import constants, metadata, producers, read_model

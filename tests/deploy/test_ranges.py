@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from conftest import Student
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
-from small_nets import SHAPE, samples
+from small_nets import SHAPE, Student, samples
 
 from edgekd.deploy.graph import read_model
 from edgekd.deploy.ranges import METHODS, PERCENTILES, Range, Ranges, activations, clipping_rates, collect_ranges

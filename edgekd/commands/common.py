@@ -1,0 +1,63 @@
+"""What every verb needs: which run, which recipe, the lock and the signals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekd import console, pipeline
+from edgekd import recipe as recipe_module
+from edgekd.commands.flags import Changes
+from edgekd.recipe import Recipe
+from edgekd.rundir import RunDir, command_line
+from edgekd.stopping import Stop, graceful
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags that are in no recipe: they steer this one command."""
+
+    max_seconds: float | None = None
+    data: Path | None = None
+    fresh: bool = False
+    json: bool = False
+    yes: bool = False
+
+
+def named_run(name: str) -> RunDir:
+    """Return the run of a name under runs/, or of a path."""
+    return RunDir(Path(name) if "/" in name or Path(name, "recipe.toml").is_file() else RUNS / name)
+
+
+def find_run(name: str, needed: str) -> RunDir:
+    """Return the named run, or the newest one that has what the verb needs; say which in the first line."""
+    if name:
+        run = named_run(name)
+    else:
+        run = pipeline.newest_run(RUNS, needed)
+        console.say(f"run      {run.path}")
+    pipeline.open_recipe(run)
+    return run
+
+
+@contextmanager
+def at_work(run: RunDir, options: Options) -> Iterator[Stop]:
+    """Hold the run's lock and turn signals into requests."""
+    with run.lock(), graceful(options.max_seconds) as stop:
+        if options.fresh:
+            pipeline.start_afresh(run)
+        run.note_command(command_line())
+        yield stop
+
+
+def wanted_recipe(run: RunDir, flags: Changes) -> Recipe:
+    """Return the run's recipe, or a new one, with the flags applied."""
+    if run.recipe_file.is_file():
+        return recipe_module.with_changes(recipe_module.load_resolved(run.recipe_file), flags)
+    preset = flags.get("method", {}).get("preset")
+    base = recipe_module.parse({"method": {"preset": preset}} if preset else {}, origin="flags")
+    return recipe_module.with_changes(base, flags)

@@ -1,0 +1,85 @@
+"""Flags of the command line as changes of the recipe; a flag that is not given changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgekd import recipe as recipe_module
+from edgekd.errors import UsageError
+
+Changes = dict[str, Any]
+
+
+def combine(*parts: Changes) -> Changes:
+    """Lay the changes of several groups of flags over one another."""
+    combined: Changes = {}
+    for part in parts:
+        combined = recipe_module.merge(combined, part)
+    return combined
+
+
+def _given(**values: Any) -> Changes:
+    return {name: value for name, value in values.items() if value not in (None, "", False, ())}
+
+
+def _table(name: str, values: Changes) -> Changes:
+    return {name: values} if values else {}
+
+
+def teacher_flags(arch: str, input_shape: str, accept_mapping: bool, trust_pickle: bool) -> Changes:
+    """Return the recipe changes of the teacher's flags."""
+    given = _given(arch=arch, input=input_shape, accept_mapping=accept_mapping, trust_pickle=trust_pickle)
+    return _table("teacher", given)
+
+
+def pixel_flags(normalize: str, mean: str, std: str, classes: str) -> Changes:
+    """Return the recipe changes of the normalisation's flags."""
+    values = _given(normalize=normalize, mean=_numbers("--mean", mean), std=_numbers("--std", std), classes=classes)
+    if normalize and not mean:
+        values |= {"mean": (), "std": ()}
+    return _table("pixels", values)
+
+
+def distill_flags(
+    student: str,
+    steps: int | None,
+    minutes: float | None,
+    method: str,
+    seed: int | None,
+    device: str,
+    threads: int | None,
+) -> Changes:
+    """Return the recipe changes of distillation's flags."""
+    return combine(
+        _given(seed=seed),
+        _table("student", _given(name=student)),
+        _table("method", _given(preset=method, steps=steps, minutes=minutes)),
+        _table("machine", _given(device=device, threads=threads)),
+    )
+
+
+def export_flags(int8: bool | None, target: str, uint8_input: bool | None) -> Changes:
+    """Return the recipe changes of export's flags; a flag not given keeps its value."""
+    values = _given(target=target)
+    values |= {} if int8 is None else {"int8": int8}
+    values |= {} if uint8_input is None else {"uint8_input": uint8_input}
+    return _table("export", values)
+
+
+def bench_flags(batch: str, threads: str, seconds: float | None) -> Changes:
+    """Return the recipe changes of bench's flags."""
+    batches = tuple(int(n) for n in _numbers("--batch", batch))
+    counts = tuple(int(n) for n in _numbers("--threads", threads))
+    return _table("bench", _given(batch=batches, threads=counts, min_seconds=seconds))
+
+
+def set_flags(assignments: list[str] | None) -> Changes:
+    """Return the recipe changes of all --set flags."""
+    return combine(*(recipe_module.assignment(text) for text in assignments or ()))
+
+
+def _numbers(flag: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise UsageError(f"{flag} takes numbers separated by commas, not {text!r}.") from None

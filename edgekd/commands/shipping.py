@@ -1,0 +1,80 @@
+"""The verbs that ship a student and measure it: export, bench, eval."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgekd import console, pipeline
+from edgekd import recipe as recipe_module
+from edgekd.commands.common import Options, at_work, find_run
+from edgekd.commands.flags import Changes
+from edgekd.errors import UsageError
+from edgekd.rundir import read_json
+from edgekd.stages import bench as benching
+from edgekd.stages import eval as evaluation
+from edgekd.stages import report as reporting
+from edgekd.stopping import graceful
+
+
+def export(name: str, flags: Changes, options: Options) -> None:
+    """Write the ONNX files."""
+    run = find_run(name, "select")
+    with at_work(run, options) as stop:
+        recipe = pipeline.adopt(run, recipe_module.with_changes(pipeline.open_recipe(run), flags))
+        pipeline.require(run, recipe, "select")
+        pipeline.advance(run, recipe, ("export",), stop=stop)
+    folder = run.stage("export")
+    chain = read_json(folder / "agreement.json")["chain"]
+    files = {path.name: path.stat().st_size for path in sorted(folder.glob("*.onnx"))}
+    if options.json:
+        console.print_json({"run": run.name, "size_bytes": files, "agreement": chain})
+    else:
+        rows = [(link, f"{value['share']:.2%}", str(value["clear"])) for link, value in chain.items()]
+        console.print_table(("synthetic agreement (not accuracy)", "same answer", "decided samples"), rows)
+    sizes = ", ".join(f"{file} {size / 1000:.0f} kB" for file, size in files.items())
+    console.closing(f"{folder}/", sizes, f"edgekd bench {run.name}")
+
+
+def bench(name: str, flags: Changes, options: Options) -> None:
+    """Measure latency, of a run's files or of one ONNX file."""
+    if name.endswith(".onnx"):
+        file = Path(name)
+        table = recipe_module.with_changes(recipe_module.parse({}, origin="flags"), flags).bench
+        with graceful(options.max_seconds) as stop:
+            results, _ = benching.compare([file], table, stop)
+        shown = {"run": None, **results}
+        written, following = "nothing (a file without a run)", f"edgekd bench {name} --batch 1,8"
+    else:
+        run = find_run(name, "export")
+        with at_work(run, options) as stop:
+            recipe = pipeline.adopt(run, recipe_module.with_changes(pipeline.open_recipe(run), flags))
+            pipeline.require(run, recipe, "export")
+            pipeline.advance(run, recipe, ("bench",), stop=stop)
+        shown = {"run": run.name, **read_json(run.stage("bench") / "local" / "results.json")}
+        written, following = f"{run.stage('bench')}/local/results.json", f"edgekd report {run.name}"
+    if options.json:
+        console.print_json(shown)
+    else:
+        reporting.print_latency(shown["results"])
+    for warning in shown["warnings"]:
+        console.warn(warning)
+    console.closing(written, "; ".join(shown["verdicts"].values()), following)
+
+
+def evaluate(name: str, data: Path | None, options: Options) -> None:
+    """Measure accuracy on real images."""
+    run = find_run(name, "ingest")
+    with at_work(run, options):
+        recipe = pipeline.open_recipe(run)
+        folder = data or (Path(recipe.eval.data) if recipe.eval.data else None)
+        if folder is None:
+            raise UsageError("eval needs --data DIR, a folder with one subfolder of images per class.")
+        pipeline.require(run, recipe, "ingest")
+        result = evaluation.run(run, recipe, folder)
+    if options.json:
+        console.print_json({key: result[key] for key in ("run", "images", "accuracy")})
+    else:
+        rows = [(artefact, f"{value:.2%}") for artefact, value in result["accuracy"].items()]
+        console.print_table((f"accuracy on {result['images']} images", "top-1"), rows)
+    headline = ", ".join(f"{artefact} {value:.2%}" for artefact, value in list(result["accuracy"].items())[:2])
+    console.closing(f"{run.stage('eval')}/{result['data']}.json", headline, f"edgekd report {run.name}")

@@ -1,0 +1,113 @@
+"""The verbs that look after runs, recipes and the machine: status, report, prune, doctor, recipes."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from edgekd import console, pipeline
+from edgekd import recipe as recipe_module
+from edgekd.commands.common import Options, at_work, find_run
+from edgekd.errors import UsageError
+from edgekd.stages import doctor as checks
+from edgekd.stages import report as reporting
+
+
+def status(name: str, options: Options) -> None:
+    """Show the state of every stage; works while the run is busy."""
+    run = find_run(name, "ingest")
+    recipe = pipeline.open_recipe(run)
+    stages: list[dict[str, Any]] = []
+    for stage in pipeline.STAGES.values():
+        reason = pipeline.reason_to_run(stage, run, recipe)
+        state = "done" if reason is None else "stale" if pipeline.intact(stage, run) else "open"
+        stages.append({"stage": stage.name, "state": state, "reason": reason})
+    last = run.events("train")[-1:]
+    step = last[0]["step"] if last else None
+    result = {"run": run.name, "stages": stages, "step": step, "steps": recipe.method.steps or None}
+    if options.json:
+        console.print_json(result)
+    else:
+        rows = [(entry["stage"], entry["state"], entry["reason"] or "") for entry in stages]
+        console.print_table(("stage", "state", "why"), rows)
+    open_stages = [entry["stage"] for entry in stages if entry["state"] != "done"]
+    following = pipeline.STAGES[open_stages[0]].command if open_stages else f"edgekd report {run.name}"
+    console.closing("nothing", f"{len(stages) - len(open_stages)} of {len(stages)} stages done", following)
+
+
+def report(name: str, options: Options) -> None:
+    """Write the report; works while the run is busy."""
+    run = find_run(name, "ingest")
+    summary = reporting.run(run)
+    if options.json:
+        console.print_json(summary)
+    else:
+        reporting.print_summary(summary)
+    headline = summary["verdict"] or "no latency measured yet"
+    console.closing(f"{run.stage('report')}/report.html", headline, f"edgekd status {run.name}")
+
+
+def prune(name: str, options: Options) -> None:
+    """Remove what is as sensitive as the teacher."""
+    run = find_run(name, "export")
+    with at_work(run, options):
+        recipe = pipeline.open_recipe(run)
+        pipeline.require(run, recipe, "export")
+        removed = pipeline.prune(run)
+    if options.json:
+        console.print_json({"run": run.name, "removed": removed})
+    console.closing("nothing", f"removed {', '.join(removed) or 'nothing: already pruned'}", f"edgekd bench {run.name}")
+
+
+def doctor(options: Options) -> None:
+    """Say what this machine can do."""
+    findings = checks.examine()
+    if options.json:
+        console.print_json(findings)
+    else:
+        console.print_table(("check", "finding"), [(k, str(v)) for k, v in findings["facts"].items()])
+    for problem in findings["problems"]:
+        console.warn(problem)
+    console.closing("nothing", f"{len(findings['problems'])} problems", "edgekd distill TEACHER")
+
+
+def recipes(copy: str, check: Path | None, options: Options) -> None:
+    """List, copy or check recipes."""
+    folder = recipe_module.recipes_folder()
+    shipped = {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    methods = recipe_module.presets()
+    if check is not None:
+        resolved = recipe_module.load_any(check)
+        if options.json:
+            console.print_json(resolved.model_dump(mode="json"))
+        else:
+            sys.stdout.write(recipe_module.to_toml(resolved))
+        console.closing("nothing", f"{check} is valid", f"edgekd run {check}")
+        return
+    if copy:
+        source = shipped.get(copy) or methods.get(copy)
+        if source is None:
+            raise UsageError(f"there is no recipe {copy!r} (known: {', '.join([*shipped, *methods])}).")
+        target = Path(source.name)
+        if target.exists():
+            raise UsageError(f"{target} exists already; move it away first.")
+        shutil.copyfile(source, target)
+        console.closing(str(target), f"a copy of {copy}", f"edgekd recipes --check {target}")
+        return
+    listing = {
+        "recipes": {name: _first_comment(path) for name, path in shipped.items()},
+        "methods": {name: _first_comment(path) for name, path in methods.items()},
+    }
+    if options.json:
+        console.print_json(listing)
+    else:
+        rows = [(f"{kind[:-1]} {name}", text) for kind, entries in listing.items() for name, text in entries.items()]
+        console.print_list(rows)
+    following = "edgekd run quickstart"
+    console.closing("nothing", f"{len(shipped)} recipes, {len(methods)} method presets", following)
+
+
+def _first_comment(path: Path) -> str:
+    return path.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("# ")

@@ -1,0 +1,143 @@
+"""What a distillation writes while it runs: metrics, accuracy points, checkpoints and, at last, its record."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from edgekd import checkpoint, console
+from edgekd.errors import GateError
+from edgekd.rundir import Record, RunDir, failpoint, hash_outputs
+from edgekd.synthesis.state import State
+
+Accuracy = Callable[[nn.Module], float]
+"""Measures a network on real images, for numbers only."""
+
+REMEDY = 'Lower method.student.lr or method.generator.lr, or set precision = "fp32".'
+
+
+class Logbook:
+    """The files of one distillation: events.jsonl, distill/checkpoints/ and distill/record.json.
+
+    What is due at a step is a function of the step alone, so that a resumed run writes what an untouched one writes.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        *,
+        steps: int,
+        checkpoint_period: int,
+        key: str,
+        environment: dict[str, Any],
+        accuracy: Accuracy | None,
+    ) -> None:
+        self.run, self.steps, self.key, self.environment = run, steps, key, environment
+        self._accuracy = accuracy
+        self._checkpoint_period = checkpoint_period or max(1, steps // 20)
+        self._log_period, self._curve_period = max(1, steps // 200), max(1, steps // 100)
+        self._seconds_before, self._start = 0.0, time.monotonic()
+
+    def restore(self, state: State) -> None:
+        """Continue from the newest intact checkpoint, or begin with one at step 0."""
+        found, warnings = checkpoint.newest(self.run, key=self.key)
+        for warning in warnings:
+            console.warn(warning)
+        if found is None:
+            self.run.truncate_events(0)
+            self.save(state)
+            return
+        if found.environment != self.environment:
+            self._note_another_environment(found)
+        state.load_state_dict(found.state)
+        self.run.truncate_events(found.events_bytes)
+        past = self.run.events("train")[-1:]
+        self._seconds_before = float(past[0]["seconds"]) if past else 0.0
+        if state.step:
+            console.say(f"continuing at step {state.step}")
+
+    def _note_another_environment(self, found: checkpoint.Checkpoint) -> None:
+        before, now = found.environment, self.environment
+        changed = {name: [before.get(name), now[name]] for name in now if now[name] != before.get(name)}
+        console.warn(f"resumed under another {', '.join(changed)}: not bit-identical to an untouched run")
+        self.run.note_difference(found.step, changed)
+
+    def generator(self, state: State, parts: Mapping[str, Tensor]) -> None:
+        """Log the generator's losses and health, about 200 times a run."""
+        if state.step % self._log_period == 0:
+            values = self._finite(state, parts)
+            self._event(state, "generator", {**values, **state.health[-1]})
+
+    def student(self, state: State, parts: Mapping[str, Tensor]) -> str | None:
+        """Log the student's losses when due; return the facts for the progress line."""
+        if state.step % self._log_period and state.step != self.steps:
+            return None
+        values = self._finite(state, parts)
+        seconds = self._seconds_before + time.monotonic() - self._start
+        self._event(state, "train", {"seconds": round(seconds, 3), **values})
+        facts = f"loss {values['student']:.3f} · agreement {values['agreement_novel']:.1%} novel"
+        if "agreement_replay" in values:
+            facts += f", {values['agreement_replay']:.1%} replay"
+        return facts
+
+    def reinit(self, state: State, reason: str) -> None:
+        """Log a re-initialisation of the generator."""
+        self._event(state, "reinit", {"generation": state.reinits, "reason": reason})
+
+    def accuracy(self, state: State) -> None:
+        """Log an accuracy point of raw and averaged weights when due; nothing else ever depends on it."""
+        if self._accuracy is None or (state.step % self._curve_period and state.step != self.steps):
+            return
+        raw, average = self._accuracy(state.student), self._accuracy(state.student_ema)
+        self._event(state, "accuracy", {"raw": raw, "ema": average})
+
+    def checkpoint(self, state: State) -> None:
+        """Save the state when due."""
+        if state.step % self._checkpoint_period == 0 or state.step == self.steps:
+            self.save(state)
+
+    def save(self, state: State) -> None:
+        """Save the state, unless it is sick: what is on disk is always good."""
+        if not state.all_finite():
+            raise self._sick(state, "weights are not finite")
+        checkpoint.write(self.run, state.step, state.state_dict(), key=self.key, environment=self.environment)
+
+    def publish(
+        self, state: State, notes: dict[str, Any], *, recipe_slice: dict[str, Any], inputs: dict[str, str]
+    ) -> None:
+        """Publish distill/ by its record alone: the final checkpoint's files are the outputs."""
+        checkpoint.keep_newest(self.run)
+        folder = self.run.stage("distill")
+        final = f"checkpoints/step-{state.step:08d}"
+        outputs = {f"{final}/{name}": value for name, value in hash_outputs(folder / final).items()}
+        notes = {"steps": state.step, "final": final, "environment": self.environment, **notes}
+        failpoint("distill.before_record")
+        Record("distill", 1, self.key, recipe_slice, inputs, outputs, notes=notes).write(folder)
+
+    def collapsed(self, state: State, what: str) -> GateError:
+        """Return the error of a generator that collapses again and again."""
+        return GateError(
+            f"distillation stopped at step {state.step}: {what}, also after {state.rescues} re-initialisations. "
+            f"{self._last_good()} Lower method.generator.lr or raise method.generator.balance."
+        )
+
+    def _event(self, state: State, kind: str, values: Mapping[str, object]) -> None:
+        self.run.append_event({"kind": kind, "step": state.step, **values})
+
+    def _finite(self, state: State, parts: Mapping[str, Tensor]) -> dict[str, float]:
+        values = {name: float(value) for name, value in parts.items()}
+        broken = [name for name, value in values.items() if not math.isfinite(value)]
+        if broken:
+            raise self._sick(state, f"the loss {', '.join(broken)} is not finite")
+        return values
+
+    def _sick(self, state: State, what: str) -> GateError:
+        return GateError(f"distillation stopped at step {state.step}: {what}. {self._last_good()} {REMEDY}")
+
+    def _last_good(self) -> str:
+        kept = sorted((self.run.path / "distill" / "checkpoints").glob("step-*"))
+        return f"The last good checkpoint is {kept[-1]}." if kept else "No checkpoint was written yet."

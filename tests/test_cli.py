@@ -1,0 +1,278 @@
+"""The command line as a user meets it: verbs, exit codes, opening and closing lines, JSON."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import toy
+from edgekd import cli, recipe
+from edgekd.errors import EdgekdError
+from edgekd.rundir import RunDir
+
+
+class Result:
+    """Exit code, stdout and stderr of one command run inside this process."""
+
+    def __init__(self, *arguments: object) -> None:
+        ran = CliRunner().invoke(cli.app, [str(a) for a in arguments])
+        self.stdout, self.stderr, self.exit_code = ran.stdout, ran.stderr, ran.exit_code
+        if isinstance(ran.exception, EdgekdError):
+            self.exit_code, self.stderr = ran.exception.exit_code, self.stderr + str(ran.exception)
+        elif ran.exception is not None and not isinstance(ran.exception, SystemExit):
+            raise ran.exception
+
+    def json(self) -> Any:
+        return json.loads(self.stdout)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_images(folder: Path, per_class: int = 3) -> Path:
+    for label in range(toy.CLASSES):
+        (folder / str(label)).mkdir(parents=True)
+        for index in range(per_class):
+            shade = 40 * label + 10 * index
+            Image.new("L", (8, 8), shade).save(folder / str(label) / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(teacher_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """A whole toy chain made by `edgekd run`, with images evaluated at the end."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_images(folder / "images")
+        wanted = toy.toy_recipe(teacher_file, export={"int8": True}, pixels={"normalize": "none"})
+        (folder / "toy.toml").write_text(recipe.to_toml(wanted))
+        return folder, Result("run", "toy.toml", "--data", "images", "--json")
+
+
+def test_help_is_instant_and_imports_no_torch() -> None:
+    command = [sys.executable, "-X", "importtime", "-c", "import edgekd.cli"]
+    imported = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    modules = {line.split("|")[-1].strip() for line in imported.splitlines()}
+    assert modules.isdisjoint({"torch", "pydantic", "onnx", "numpy", "matplotlib"})
+    assert min(_cpu_seconds([sys.executable, "-m", "edgekd", "--help"]) for _ in range(3)) < 0.5
+
+
+def _cpu_seconds(command: list[str]) -> float:
+    """Return the processor time of a command, which other work on the machine does not stretch."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+VERBS = (
+    "distill",
+    "ingest",
+    "run",
+    "select",
+    "export",
+    "bench",
+    "eval",
+    "status",
+    "report",
+    "prune",
+    "doctor",
+    "recipes",
+)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_help_ends_with_two_examples(verb: str) -> None:
+    text = Result(verb, "--help").stdout
+    assert text.index("Examples") > text.index("Options")
+    assert text.split("Examples")[1].count(f"$ edgekd {verb}") >= (1 if verb == "doctor" else 2)
+
+
+def test_unknown_names_get_a_suggestion(here: Path, teacher_file: Path) -> None:
+    student = Result("distill", teacher_file, "--student", "mobilnetv2", "--input", "1x8x8")
+    assert (student.exit_code, "mobilenetv2" in student.stderr) == (2, True)
+    key = Result("distill", teacher_file, "--set", "method.generator.lrr=1")
+    assert key.exit_code == 3
+    assert 'Did you mean "lr"' in key.stderr
+    preset = Result("distill", teacher_file, "--method", "pre-dfk")
+    assert preset.exit_code == 3
+    assert 'Did you mean "pre-dfkd"' in preset.stderr
+    assert Result("distil", teacher_file).exit_code == 2
+    assert Result("export", "nowhere").exit_code == 2
+
+
+def test_distill_opens_with_five_lines_and_closes_with_three(here: Path, teacher_file: Path) -> None:
+    sets = [f"--set={key}" for key in ("method.student.batch_size=16", "method.vae.novel=8", "select.samples=64")]
+    arguments = ("distill", teacher_file, "--input", "1x8x8", "--student", toy.STUDENT, "--steps", "4", *sets)
+    result = Result(*arguments)
+    assert result.exit_code == 0
+    lines = result.stderr.splitlines()
+    words = [line.split()[0] for line in lines if line.strip()]
+    opening = words.index("run")
+    assert words[opening : opening + 5] == ["run", "teacher", "input", "student", "plan"]
+    assert words[-3:] == ["wrote", "result", "next"]
+    assert "assumed" in result.stderr
+    again = Result(*arguments)
+    assert "already done" in again.stderr
+    changed = Result(*arguments, "--seed", "5")
+    assert changed.exit_code == 3
+    assert "seed: 1 -> 5" in changed.stderr
+    assert "--fresh" in changed.stderr
+    fresh = Result(*arguments, "--seed", "5", "--fresh", "--json")
+    assert fresh.exit_code == 0
+    assert fresh.json()["steps"] == 4
+    assert fresh.json()["curve"] is None
+
+
+def test_distill_json_with_data_has_both_curves(here: Path, teacher_file: Path) -> None:
+    wanted = toy.toy_recipe(teacher_file)
+    (here / "toy.toml").write_text(recipe.to_toml(wanted))
+    write_images(here / "images")
+    sets = ["--set=method.student.batch_size=16", "--set=method.vae.novel=8", "--set=select.samples=64"]
+    flags = ("--input", "1x8x8", "--student", toy.STUDENT, "--steps", "4", "--normalize", "none")
+    result = Result("distill", teacher_file, *flags, *sets, "--data", "images", "--json").json()
+    assert set(result) == {"run", "steps", "seconds", "curve", "curve_other", "health"}
+    assert set(result["curve"]) == {"points", "mean", "sd", "variance", "max", "final", "regret"}
+    assert result["curve"]["points"] == result["curve_other"]["points"] == 5
+    assert result["seconds"] > 0
+    assert {"agreement_novel", "replay_bytes", "replay_bytes_as_uint8_images"} <= set(result["health"])
+
+
+def test_max_seconds_stops_resumably(here: Path, teacher_file: Path) -> None:
+    sets = ["--set=method.student.batch_size=16", "--set=method.vae.novel=8", "--set=select.samples=64"]
+    flags = ("distill", teacher_file, "--input", "1x8x8", "--student", toy.STUDENT, "--steps", "100000", *sets)
+    stopped = Result(*flags, "--max-seconds", "12")
+    assert stopped.exit_code == 8
+    assert "the same command continues" in stopped.stderr
+    run = RunDir(next((here / "runs").iterdir()))
+    assert list(run.stage("distill").glob("checkpoints/step-*"))
+
+
+def test_minutes_are_turned_into_steps_once(here: Path, teacher_file: Path) -> None:
+    sets = ["--set=method.student.batch_size=16", "--set=method.vae.novel=8", "--set=select.samples=64"]
+    flags = ("distill", teacher_file, "--input", "1x8x8", "--student", toy.STUDENT, "--minutes", "0.01", *sets)
+    first = Result(*flags, "--json")
+    assert first.exit_code == 0
+    kept = recipe.load_resolved(next((here / "runs").iterdir()) / "recipe.toml").method
+    assert kept.minutes == 0.01
+    assert kept.steps == first.json()["steps"] > 0
+    assert Result(*flags, "--json").json()["steps"] == kept.steps
+
+
+def test_dry_run_prints_a_plan_and_trains_nothing(here: Path, teacher_file: Path) -> None:
+    flags = ("distill", teacher_file, "--input", "1x8x8", "--student", toy.STUDENT, "--steps", "1000")
+    result = Result(*flags, "--dry-run", "--json")
+    assert result.exit_code == 0
+    plan = result.json()
+    assert plan["eta_seconds"] == pytest.approx(1000 * plan["seconds_per_step"])
+    assert not RunDir(next((here / "runs").iterdir())).stage("distill").exists()
+
+
+def test_large_images_need_consent(here: Path, teacher_file: Path) -> None:
+    sets = ("--set=method.student.batch_size=4", "--set=method.vae.novel=2", "--set=method.generator.width=4")
+    flags = ("distill", teacher_file, "--input", "1x128x128", "--student", toy.STUDENT, "--steps", "1", *sets)
+    assert Result(*flags, "--dry-run").exit_code == 2
+    assert Result(*flags, "--dry-run", "--yes").exit_code == 0
+
+
+def test_run_prints_every_artefact_and_eval_counts_images(finished: tuple[Path, Result]) -> None:
+    folder, result = finished
+    assert result.exit_code == 0
+    summary = result.json()
+    names = {row["artefact"] for row in summary["artefacts"]}
+    assert {"teacher", "student", "student.fp32.onnx", "student.fp16.onnx", "student.int8-cpu-x86.onnx"} <= names
+    assert summary["real_images_read"] == 3 * toy.CLASSES
+    ledger = RunDir(folder / "runs" / "toy").ledger()
+    assert ledger["data_free"] is True
+    assert any(name.endswith("teacher.pt") for name in ledger["files_read"])
+
+
+def test_eval_and_bench_json_have_the_promised_form(finished: tuple[Path, Result], monkeypatch: Any) -> None:
+    folder, _ = finished
+    monkeypatch.chdir(folder)
+    found = Result("eval", "toy", "--data", "images", "--json").json()
+    assert set(found) == {"run", "images", "accuracy"}
+    assert found["images"] == 3 * toy.CLASSES
+    assert all(0 <= value <= 1 for value in found["accuracy"].values())
+    assert {"teacher", "student", "student.fp32.onnx"} <= set(found["accuracy"])
+    measured = Result("bench", "toy", "--json").json()
+    assert {"run", "target", "results"} <= set(measured)
+    row = next(row for row in measured["results"] if row["artefact"] == "student.fp32.onnx")
+    times = ("min_ms", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "max_ms")
+    assert [row[name] for name in times] == sorted(row[name] for name in times)
+    assert {"runtime", "provider", "batch", "threads", "n", "mean_ms", "std_ms", "throughput_per_s"} <= set(row)
+    assert row["size_bytes"] == (folder / "runs/toy/export/student.fp32.onnx").stat().st_size
+
+
+def test_status_report_and_select_work_on_the_newest_run(finished: tuple[Path, Result], monkeypatch: Any) -> None:
+    folder, _ = finished
+    monkeypatch.chdir(folder)
+    status = Result("status", "--json").json()
+    assert {entry["stage"]: entry["state"] for entry in status["stages"]} == dict.fromkeys(
+        ("ingest", "distill", "select", "export", "bench"), "done"
+    )
+    report = Result("report", "toy")
+    assert report.exit_code == 0
+    page = (folder / "runs/toy/report/report.html").read_text()
+    assert "no real image" in page
+    assert "<svg" in page
+    assert "already done" in Result("select", "toy").stderr
+
+
+def test_flags_of_export_are_kept_and_taken_back(
+    finished: tuple[Path, Result], tmp_path: Path, monkeypatch: Any
+) -> None:
+    folder, _ = finished
+    monkeypatch.chdir(folder)
+    subprocess.run(["cp", "-r", "runs/toy", "runs/other"], check=True)
+    assert Result("export", "other", "--no-int8").exit_code == 0
+    assert not list(Path("runs/other/export").glob("*int8*"))
+    assert recipe.load_resolved(Path("runs/other/recipe.toml")).export.int8 is False
+    assert "already done" in Result("export", "other").stderr
+    pruned = Result("prune", "other", "--json").json()["removed"]
+    assert "select/replay.safetensors" in pruned
+    assert not Path("runs/other/select/replay.safetensors").exists()
+    assert {s["state"] for s in Result("status", "other", "--json").json()["stages"][:4]} == {"done"}
+    refused = Result("export", "other", "--int8")
+    assert refused.exit_code == 2
+    assert "pruned" in refused.stderr
+
+
+def test_bench_takes_any_onnx_classifier(finished: tuple[Path, Result], monkeypatch: Any) -> None:
+    folder, _ = finished
+    monkeypatch.chdir(folder)
+    result = Result("bench", "runs/toy/export/student.fp32.onnx", "--seconds", "0.1", "--json")
+    assert result.exit_code == 0
+    assert result.json()["run"] is None
+    assert result.json()["results"][0]["p50_ms"] > 0
+
+
+def test_the_normalisation_can_be_set_later_without_distilling(finished: tuple[Path, Result], monkeypatch: Any) -> None:
+    folder, _ = finished
+    monkeypatch.chdir(folder)
+    subprocess.run(["cp", "-r", "runs/toy", "runs/pixels"], check=True)
+    assert Result("ingest", "--run", "pixels", "--mean", "0.5", "--std", "0.25").exit_code == 0
+    states = {s["stage"]: s["state"] for s in Result("status", "pixels", "--json").json()["stages"]}
+    assert (states["distill"], states["select"], states["export"]) == ("done", "done", "stale")
+
+
+def test_doctor_and_recipes_answer(here: Path) -> None:
+    assert {"facts", "problems"} <= set(Result("doctor", "--json").json())
+    listing = Result("recipes", "--json").json()
+    assert "quickstart" in listing["recipes"]
+    assert {"edgekd", "pre-dfkd", "pre-dfkd-released", "dafl", "dfad", "memory-bank"} <= set(listing["methods"])
+    assert Result("recipes", "--copy", "edgekd").exit_code == 0
+    assert Result("recipes", "--check", "edgekd.toml").exit_code == 0
+    assert Result("recipes", "--copy", "edgekd").exit_code == 2

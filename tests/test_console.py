@@ -1,0 +1,128 @@
+"""What people read goes to stderr, what programs read to stdout, and no text is taken for markup."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+
+from edgekd import console
+
+Streams = pytest.CaptureFixture[str]
+LONG = "student.int8-cpu-x86.onnx [bold]not markup[/] " + "word " * 60
+
+
+@pytest.mark.parametrize(
+    ("print_it", "start"), [(console.say, ""), (console.warn, "warning: "), (console.error, "error: ")]
+)
+def test_a_message_is_one_line_on_stderr_as_it_was_given(
+    print_it: Callable[[str], None], start: str, capsys: Streams
+) -> None:
+    print_it(LONG)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"{start}{LONG}\n"
+
+
+def test_opening_and_closing_lines_carry_their_word(capsys: Streams) -> None:
+    console.opening([("run", "runs/[x]"), ("teacher", "t.pt")])
+    console.closing("runs/x", "91 %", "edgekd export")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "run      runs/[x]",
+        "teacher  t.pt",
+        "wrote    runs/x",
+        "result   91 %",
+        "next     edgekd export",
+    ]
+
+
+def test_json_is_one_object_on_stdout(capsys: Streams) -> None:
+    console.print_json({"name": "ü[bold]", "values": [1.5, None]})
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"name": "ü[bold]", "values": [1.5, None]}
+    assert "ü" in out
+    assert err == ""
+    with pytest.raises(ValueError, match="JSON"):
+        console.print_json({"x": float("nan")})
+
+
+def test_a_table_in_a_pipe_is_cut_nowhere(capsys: Streams) -> None:
+    console.print_table(("artefact", "note", "p50"), [("a" * 60, LONG.strip(), "1.5"), ("b", "", "22.25")], title="T")
+    out, err = capsys.readouterr()
+    lines = [line.rstrip() for line in out.splitlines()]
+    assert err == ""
+    assert lines[0] == "T"
+    assert lines[1].split() == ["artefact", "note", "p50"]
+    assert lines[2] == f"{'a' * 60}  {LONG.strip()}    1.5"
+    assert lines[3].startswith("b ")
+    assert lines[3].endswith("  22.25"), "numbers are right-aligned"
+
+
+def test_a_terminal_folds_later_columns_and_keeps_names_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(console, "_stdout", Console(file=stream, force_terminal=True, width=60, soft_wrap=True))
+    console.print_table(("artefact", "note"), [("student.int8-cpu-x86.onnx", "word " * 30)])
+    assert "student.int8-cpu-x86.onnx" in stream.getvalue()
+    assert max(len(line) for line in stream.getvalue().splitlines()) < 100
+
+
+def test_a_list_in_a_pipe_is_cut_nowhere(capsys: Streams) -> None:
+    console.print_list([("mobilenetv2[x]", LONG.strip()), ("a", "short")])
+    console.print_list([])
+    out, _ = capsys.readouterr()
+    assert out.splitlines()[0].rstrip() == f"mobilenetv2[x]  {LONG.strip()}"
+    assert out.splitlines()[1].split() == ["a", "short"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "consent"),
+    [("y\n", True), ("YES \n", True), ("\n", False), ("", False), ("yep\n", False), ("n\n", False)],
+)
+def test_only_yes_is_consent(answer: str, consent: bool, capsys: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    assert console.confirm("Days of work [sic]?") is consent
+    assert capsys.readouterr().err == "Days of work [sic]? [y/N] "
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "0 s"),
+        (89.4, "89 s"),
+        (89.6, "1 min 30 s"),
+        (185, "3 min 05 s"),
+        (5399.4, "89 min 59 s"),
+        (5400, "1 h 30 min"),
+        (7800, "2 h 10 min"),
+    ],
+)
+def test_durations_are_read_by_people(seconds: float, text: str) -> None:
+    assert console.duration(seconds) == text
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(capsys: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    with console.progress("distil", 100, done=20) as bar:
+        for done in range(21, 101):
+            clock[0] += 1.0
+            bar.update(done, f"loss {done} [x]")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" ")[1] for line in lines] == ["35/100", "50/100", "65/100", "80/100", "95/100", "100/100"]
+    assert lines[0] == "distil 35/100 · 1.0/s · 65 s left · loss 35 [x]"
+
+
+def test_progress_on_a_terminal_is_a_live_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(console, "_stderr", Console(file=stream, force_terminal=True, width=120))
+    with console.progress("bench", 4) as bar:
+        bar.update(0)
+        bar.update(4, "fp32 [x]")
+    assert "bench 4/4" in stream.getvalue()
+    assert "fp32 [x]" in stream.getvalue()
+    assert "━" * 24 in stream.getvalue()

@@ -1,0 +1,80 @@
+"""The rooms import one way: cli -> commands -> pipeline -> stages -> rooms -> base -> console and errors."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import edgekd
+
+PACKAGE = Path(edgekd.__file__).parent
+LOWEST = {"errors", "console"}
+BASE = {"rng", "machine", "method", "recipe", "rundir", "checkpoint", "foreign", "realdata", "stopping"}
+ROOMS = {"models", "synthesis", "deploy"}
+LEVELS = [LOWEST, BASE, ROOMS, {"stages"}, {"pipeline"}, {"commands"}, {"cli"}]
+NO_STAGE = {"artefacts", "logbook", "curve", "plots"}
+"""Modules of stages/ that are no stage: stages may share them."""
+STAGES = {"ingest", "distill", "select", "export", "bench", "eval", "report"}
+
+
+def level(room: str) -> int:
+    return next(i for i, rooms in enumerate(LEVELS) if room in rooms)
+
+
+def imports(path: Path) -> set[tuple[str, ...]]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "edgekd":
+            parts = tuple(node.module.split(".")[1:])
+            found |= {(*parts, alias.name) for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {tuple(a.name.split(".")[1:]) for a in node.names if a.name.split(".")[0] == "edgekd"}
+    return {parts for parts in found if parts and parts[0] not in ("__version__",)}
+
+
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name not in ("__init__.py", "__main__.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_one_way(path: Path) -> None:
+    here = path.relative_to(PACKAGE).with_suffix("").parts
+    for parts in imports(path):
+        target = parts[0]
+        if target == here[0]:
+            continue  # within a room, or within one module
+        assert level(target) <= level(here[0]), f"{'.'.join(here)} imports {'.'.join(parts)} upwards"
+        if here[0] in ROOMS:
+            assert target not in ROOMS, f"{'.'.join(here)} imports its sibling room {target}"
+
+
+def test_every_module_has_a_place_in_the_order() -> None:
+    tops = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in MODULES}
+    assert tops == set().union(*LEVELS)
+
+
+def test_stages_do_not_import_one_another() -> None:
+    for name in STAGES:
+        for parts in imports(PACKAGE / "stages" / f"{name}.py"):
+            if parts[0] == "stages":
+                assert parts[1] in NO_STAGE, f"stage {name} imports {'.'.join(parts)}"
+
+
+@pytest.mark.parametrize(
+    ("call", "allowed"),
+    [("torch.load", "foreign.py"), ("os.replace", "rundir.py"), ("pickle.load", None), ("print", None)],
+)
+def test_dangerous_calls_stay_where_they_belong(call: str, allowed: str | None) -> None:
+    for path in MODULES:
+        if path.name == "agent.py":
+            continue  # runs alone on a device
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == call:
+                assert path.name == allowed, f"{path.name}:{node.lineno} calls {call}"
+
+
+def test_modules_are_short_enough_to_read_in_one_sitting() -> None:
+    long = {p.name: len(p.read_text(encoding="utf-8").splitlines()) for p in MODULES}
+    exceptions = {"agent.py"}  # one self-contained file that travels to the device
+    assert {name: n for name, n in long.items() if n > 350 and name not in exceptions} == {}

@@ -1,0 +1,222 @@
+"""Real images: the order of classes, sizes and channels, and one clear error for each way a folder can be wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torchvision.transforms.v2 import functional as transforms
+
+from edgekd import realdata
+from edgekd.errors import InputFileError, UsageError
+from edgekd.realdata import RealImages, open_folder, read_image
+
+
+def picture(path: Path, *, size: tuple[int, int] = (8, 8), seed: int = 0, mode: str = "RGB") -> np.ndarray:
+    """Write a smooth random picture of (width, height) and return its pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).convert(mode)
+    image.save(path)
+    return np.array(image)
+
+
+def folders(root: Path, *names: str) -> Path:
+    for index, name in enumerate(names):
+        picture(root / name / f"{index}.png", seed=index)
+    return root
+
+
+# Classes
+
+
+def test_folders_of_numbers_are_ordered_by_number(tmp_path: Path) -> None:
+    found = open_folder(folders(tmp_path, "10", "9", "0"), classes=3, names=None)
+    assert found.classes == ("0", "9", "10")
+    assert [file.parent.name for file in found.files] == ["0", "9", "10"]
+    assert found.labels.tolist() == [0, 1, 2]
+
+
+def test_other_folders_are_ordered_by_name(tmp_path: Path) -> None:
+    assert open_folder(folders(tmp_path, "dog", "10", "cat"), classes=3, names=None).classes == ("10", "cat", "dog")
+
+
+def test_class_names_decide_the_order(tmp_path: Path) -> None:
+    found = open_folder(folders(tmp_path, "1", "0", "2"), classes=3, names=("2", "0", "1"))
+    assert found.classes == ("2", "0", "1")
+    assert [file.parent.name for file in found.files] == ["2", "0", "1"]
+
+
+def test_images_are_found_below_and_everything_else_is_passed_over(tmp_path: Path) -> None:
+    folders(tmp_path, "a", "b")
+    picture(tmp_path / "a" / "deep" / "x.JPG")
+    (tmp_path / "a" / "notes.txt").write_text("x")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "labels.csv").write_text("x")
+    found = open_folder(tmp_path, classes=2, names=None)
+    assert [str(file.relative_to(tmp_path)) for file in found.files] == ["a/0.png", "a/deep/x.JPG", "b/1.png"]
+    assert found.labels.tolist() == [0, 0, 1]
+
+
+def test_another_number_of_folders_than_classes_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputFileError, match="has 2 class folders, but the teacher has 3 classes"):
+        open_folder(folders(tmp_path, "a", "b"), classes=3, names=None)
+
+
+def test_a_missing_class_name_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputFileError, match="no folder for class 'cat'"):
+        open_folder(folders(tmp_path, "a", "b"), classes=2, names=("a", "cat"))
+
+
+def test_a_folder_without_images_or_no_folder_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(InputFileError, match="holds no images"):
+        open_folder(tmp_path, classes=1, names=None)
+    with pytest.raises(InputFileError, match="is not a folder"):
+        open_folder(tmp_path / "nowhere", classes=1, names=None)
+
+
+def test_the_hash_knows_names_and_bytes(tmp_path: Path) -> None:
+    folder = open_folder(folders(tmp_path, "a", "b"), classes=2, names=None)
+    before = folder.sha256()
+    assert before == open_folder(tmp_path, classes=2, names=None).sha256()
+    picture(tmp_path / "a" / "0.png", seed=9)
+    assert folder.sha256() != before
+    picture(tmp_path / "a" / "0.png", seed=0)
+    assert folder.sha256() == before
+    (tmp_path / "a" / "0.png").rename(tmp_path / "a" / "1.png")
+    assert open_folder(tmp_path, classes=2, names=None).sha256() != before
+
+
+# Pixels
+
+
+def test_pixels_come_as_fractions_with_the_channels_of_the_teacher(tmp_path: Path) -> None:
+    pixels = picture(tmp_path / "x.png")
+    colour = read_image(tmp_path / "x.png", (3, 8, 8))
+    assert torch.equal(colour, torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)
+    grey = read_image(tmp_path / "x.png", (1, 8, 8))
+    assert grey.shape == (1, 8, 8)
+    luma = (pixels @ np.array([0.299, 0.587, 0.114])) / 255
+    assert np.abs(grey[0].numpy() - luma).max() < 1.5 / 255
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "CMYK"])
+def test_other_modes_are_converted(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
+    picture(path, mode=mode)
+    assert read_image(path, (3, 8, 8)).shape == (3, 8, 8)
+    assert read_image(path, (1, 8, 8)).shape == (1, 8, 8)
+
+
+def test_a_grey_picture_has_three_equal_channels(tmp_path: Path) -> None:
+    picture(tmp_path / "x.png", mode="L")
+    x = read_image(tmp_path / "x.png", (3, 8, 8))
+    assert torch.equal(x[0], x[1])
+    assert torch.equal(x[0], x[2])
+
+
+def test_another_number_of_channels_is_refused(tmp_path: Path) -> None:
+    picture(tmp_path / "x.png")
+    with pytest.raises(UsageError, match="1 or 3 channels, not for 4"):
+        read_image(tmp_path / "x.png", (4, 8, 8))
+
+
+def test_small_inputs_are_resized_straight_to_size(tmp_path: Path) -> None:
+    pixels = picture(tmp_path / "x.png", size=(20, 10))
+    x = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+    expected = transforms.resize(x, [6, 8], antialias=True)
+    assert torch.equal(read_image(tmp_path / "x.png", (3, 6, 8)), expected)
+    assert realdata.describe_transform((3, 6, 8)) == "bilinear with antialias to 6x8"
+
+
+@pytest.mark.parametrize("size", [(400, 200), (200, 400), (100, 150)])
+def test_large_inputs_are_resized_by_the_shorter_side_and_cropped(size: tuple[int, int], tmp_path: Path) -> None:
+    pixels = picture(tmp_path / "x.png", size=size)
+    x = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+    height, width = (round(side * 160 / min(size)) for side in reversed(size))  # 140 / 0.875 = 160
+    resized = transforms.resize(x, [height, width], antialias=True)
+    top, left = round((height - 140) / 2), round((width - 140) / 2)
+    found = read_image(tmp_path / "x.png", (3, 140, 140))
+    assert torch.allclose(found, resized[:, top : top + 140, left : left + 140])
+    expected = "shorter side to 160, bilinear with antialias, centre crop 140x140"
+    assert realdata.describe_transform((3, 140, 140)) == expected
+
+
+def test_an_image_of_the_right_size_is_taken_as_it_is_even_when_large(tmp_path: Path) -> None:
+    pixels = picture(tmp_path / "x.png", size=(140, 140))
+    found = read_image(tmp_path / "x.png", (3, 140, 140))
+    assert torch.equal(found, torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)
+
+
+@pytest.mark.parametrize("damage", ["text", "truncated", "empty", "gone"])
+def test_a_damaged_image_is_named(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "broken.png"
+    picture(path, size=(64, 64))
+    content = {"text": b"hello", "truncated": path.read_bytes()[:-400], "empty": b""}
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(content[damage])
+    with pytest.raises(InputFileError, match=r"broken\.png cannot be decoded"):
+        read_image(path, (3, 64, 64))
+
+
+# Batches and accuracy
+
+
+def images(root: Path, *, count: int = 5) -> RealImages:
+    for label in range(2):
+        for index in range(count):
+            picture(root / str(label) / f"{index:02d}.png", seed=10 * label + index)
+    return RealImages(open_folder(root, classes=2, names=None), (3, 8, 8), mean=(0.5, 0.25, 0.0), std=(0.5, 1.0, 2.0))
+
+
+def test_an_unknown_normalisation_is_refused_with_the_way_to_set_it(tmp_path: Path) -> None:
+    folder = open_folder(folders(tmp_path, "a"), classes=1, names=None)
+    for mean, std in ((None, None), ((0.0,), None), (None, (1.0,))):
+        with pytest.raises(UsageError, match="--normalize"):
+            RealImages(folder, (3, 8, 8), mean=mean, std=std)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_batches_are_normalised_and_in_order(cached: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not cached:
+        monkeypatch.setattr(realdata, "CACHE_BYTES", 0)
+    found = images(tmp_path)
+    batches = list(found.batches(size=4))
+    assert [len(x) for x, _ in batches] == [4, 4, 2]
+    assert torch.cat([labels for _, labels in batches]).tolist() == [0] * 5 + [1] * 5
+    mean, std = torch.tensor([0.5, 0.25, 0.0])[:, None, None], torch.tensor([0.5, 1.0, 2.0])[:, None, None]
+    expected = torch.stack([(read_image(file, (3, 8, 8)) - mean) / std for file in found.folder.files])
+    assert torch.equal(torch.cat([x for x, _ in batches]), expected)
+
+
+def test_accuracy_is_the_share_of_right_answers(tmp_path: Path) -> None:
+    found = images(tmp_path)
+    assert found.accuracy(lambda x: torch.tensor([[1.0, 0.0]]).repeat(len(x), 1)) == 0.5
+    right = nn.functional.one_hot(found.folder.labels, 2).float()
+    assert found.accuracy(lambda x: right) == 1.0
+    assert len(found) == 10
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_network_is_measured_in_eval_mode_and_left_as_it_was(training: bool, tmp_path: Path) -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert not self.training
+            assert not torch.is_grad_enabled()
+            return self.norm(x).mean((2, 3))[:, :2]
+
+    network = Network().train(training)
+    found = images(tmp_path).network_accuracy(network)
+    assert 0 <= found <= 1
+    assert network.training is training
+    assert int(network.norm.num_batches_tracked) == 0

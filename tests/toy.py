@@ -1,0 +1,93 @@
+"""A toy run that every stage really goes through in a second or two: a small untrained teacher on 8x8 images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgekd import pipeline, recipe
+from edgekd.models import registry
+from edgekd.recipe import Recipe
+from edgekd.rundir import RunDir
+from edgekd.stopping import graceful
+
+SHAPE, CLASSES, ARCH, STUDENT = (1, 8, 8), 4, "resnet8@0.5", "resnet8@0.25"
+CHAIN = ("ingest", "distill", "select", "export")
+
+
+def write_teacher(path: Path) -> Path:
+    """Save a teacher whose BatchNorm statistics were seen on noise, so that its answers differ."""
+    network = registry.build(ARCH, input_shape=SHAPE, classes=CLASSES, seed=3).train()
+    with torch.no_grad():
+        for _ in range(20):
+            network(torch.randn(32, *SHAPE, generator=torch.Generator().manual_seed(5)))
+        for name, weight in network.named_parameters():
+            if weight.ndim == 2:
+                weight.mul_(4.0)
+            assert name
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def toy_recipe(teacher: Path, **changes: Any) -> Recipe:
+    """Return a recipe of a dozen steps with replay, rehearsal and one scheduled re-initialisation."""
+    method = {
+        "steps": 12,
+        "generator": {"latent": 8, "width": 8, "period": 3, "reinit_period": 2, "reinit_until": 0.5, "warmup": 1},
+        "student": {"batch_size": 16},
+        "replay": {"batch_size": 8, "start": 0.0},
+        "vae": {"latent": 6, "width": 8, "novel": 8, "rehearsed": 4, "gate": 0.0},
+    }
+    data = {
+        "teacher": {"file": str(teacher), "input": "1x8x8"},
+        "student": {"name": STUDENT},
+        "checkpoint_period": 4,
+        "machine": {"threads": 1, "device": "cpu"},
+        "method": method,
+        "select": {"samples": 64, "reestimate_batches": 2},
+        "export": {"calibration_samples": 32, "holdout_samples": 64, "min_int8_agreement": 0.0},
+        "bench": {"min_runs": 20, "min_seconds": 0.05, "rounds": 2},
+    }
+    return recipe.parse(recipe.merge(data, changes), origin="toy")
+
+
+def advance(folder: Path, wanted: Recipe, names: tuple[str, ...] = CHAIN, **extras: Any) -> RunDir:
+    """Run stages of a toy run under its lock."""
+    run = RunDir(folder)
+    with run.lock(), graceful() as stop:
+        pipeline.advance(run, pipeline.adopt(run, wanted), names, stop=stop, **extras)
+    return run
+
+
+def fingerprint(run: RunDir) -> dict[str, str]:
+    """Return the hashes of what must be bit-identical: weights, JSON, ONNX files, the curve without its clock."""
+    hashes = {}
+    for stage in ("teacher", "select", "export"):
+        for path in sorted(run.stage(stage).glob("*")):
+            if path.name != "record.json":
+                hashes[f"{stage}/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in sorted(run.stage("distill").glob("checkpoints/step-*/state.*")):
+        hashes[f"{path.parent.name}/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    events = [{k: v for k, v in event.items() if k != "seconds"} for event in run.events()]
+    hashes["events"] = hashlib.sha256(json.dumps(events).encode()).hexdigest()
+    return hashes
+
+
+def cli(*arguments: object, cwd: Path, env: dict[str, str] | None = None, timeout: float = 300) -> Any:
+    """Run `python -m edgekd` as a user would, in another process."""
+    return subprocess.run(
+        [sys.executable, "-m", "edgekd", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "EDGEKD_DEBUG": "", **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
