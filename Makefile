@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow lint types clean
+.PHONY: quickstart test test-slow tour lint types clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("edgekd needs Python >= 3.11") if sys.version_info < (3, 11) else None'
@@ -22,6 +22,9 @@ test: $(VENV)/ready
 
 test-slow: $(VENV)/ready
 	$(BIN)/python -m pytest -m slow
+
+tour: $(VENV)/ready
+	$(BIN)/python docs/tour.py README.md docs/results/tour.txt
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

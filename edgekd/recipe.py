@@ -191,7 +191,8 @@ def _problem(location: tuple[int | str, ...], kind: str, message: str) -> str:
     if kind == "extra_forbidden":
         table = _table_at(location[:-1])
         return f"unknown key {key}.{did_you_mean(str(location[-1]), table)}"
-    return f"{key}: {message.removeprefix('Value error, ').lower()}"
+    message = message.removeprefix("Value error, ")
+    return f"{key}: {message[:1].lower()}{message[1:]}"
 
 
 def _table_at(location: Iterable[int | str]) -> dict[str, FieldInfo]:

@@ -11,7 +11,18 @@ import edgekd
 
 PACKAGE = Path(edgekd.__file__).parent
 LOWEST = {"errors", "console"}
-BASE = {"rng", "machine", "method", "recipe", "rundir", "checkpoint", "foreign", "realdata", "stopping"}
+BASE = {
+    "rng",
+    "machine",
+    "method",
+    "recipe",
+    "recipe_reference",
+    "rundir",
+    "checkpoint",
+    "foreign",
+    "realdata",
+    "stopping",
+}
 ROOMS = {"models", "synthesis", "deploy"}
 LEVELS = [LOWEST, BASE, ROOMS, {"stages"}, {"pipeline"}, {"commands"}, {"cli"}]
 NO_STAGE = {"artefacts", "logbook", "curve", "plots"}

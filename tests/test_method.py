@@ -42,7 +42,7 @@ def test_the_limits_of_those_rules_are_allowed() -> None:
 
 
 def test_unknown_keys_are_refused_and_values_are_frozen() -> None:
-    with pytest.raises(ValidationError, match="[Ee]xtra"):
+    with pytest.raises(ValidationError, match=r"[Ee]xtra"):
         GeneratorTable.model_validate({"latentt": 3})
     with pytest.raises(ValidationError, match="frozen"):
         GeneratorTable().lr = 1.0  # type: ignore[misc]

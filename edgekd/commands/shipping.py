@@ -12,6 +12,7 @@ from edgekd.errors import UsageError
 from edgekd.rundir import read_json
 from edgekd.stages import bench as benching
 from edgekd.stages import eval as evaluation
+from edgekd.stages import export as exporting
 from edgekd.stages import report as reporting
 from edgekd.stopping import graceful
 
@@ -22,7 +23,8 @@ def export(name: str, flags: Changes, options: Options) -> None:
     with at_work(run, options) as stop:
         recipe = pipeline.adopt(run, recipe_module.with_changes(pipeline.open_recipe(run), flags))
         pipeline.require(run, recipe, "select")
-        pipeline.advance(run, recipe, ("export",), stop=stop)
+        if not pipeline.advance(run, recipe, ("export",), stop=stop):
+            exporting.refuse_failures(run)  # an export that is done already may have failed a gate
     folder = run.stage("export")
     chain = read_json(folder / "agreement.json")["chain"]
     files = {path.name: path.stat().st_size for path in sorted(folder.glob("*.onnx"))}

@@ -64,6 +64,8 @@ def ingest(teacher: Path | None, name: str, flags: Changes, options: Options) ->
     description = read_json(run.stage("teacher") / "teacher.json")
     if options.json:
         console.print_json({"run": run.name, **description, **read_json(run.stage("teacher") / "pixels.json")})
+    for assumption in description["assumptions"]:
+        console.say(f"assumed  {assumption['what']} = {assumption['value']} (change it with {assumption['flag']})")
     probe = description["probe"]
     console.closing(
         f"{run.stage('teacher')}/teacher.json",
@@ -147,7 +149,7 @@ def _planned(run: RunDir, recipe: Recipe, stop: Stop) -> tuple[Recipe, plan.Plan
     if steps != recipe.method.steps:
         recipe = pipeline.adopt(run, recipe_module.with_changes(recipe, {"method": {"steps": steps}}))
     if cost is not None and cost.steps != steps:
-        cost = plan.with_steps(cost, steps)
+        cost = cost.with_steps(steps)
     return recipe, cost
 
 
@@ -159,7 +161,7 @@ def _opening(run: RunDir, recipe: Recipe, cost: plan.Plan | None) -> None:
     description = artefacts.describe(run)
     size = artefacts.student_complexity(recipe, description)
     method = recipe.method
-    todo = "done or under way" if cost is None else plan.sentence(cost)
+    todo = "done or under way" if cost is None else cost.sentence()
     console.opening(
         [
             ("run", str(run.path)),
@@ -193,8 +195,14 @@ def _dry_run(cost: plan.Plan | None, options: Options) -> None:
     if cost is None:
         raise UsageError("the run is done or under way; --dry-run plans new runs (choose another --run).")
     if options.json:
-        console.print_json(plan.to_json(cost))
-    console.closing("nothing but the teacher", plan.sentence(cost), "the same command without --dry-run")
+        console.print_json(cost.to_json())
+    else:
+        rows = [(part, f"{flops / 1e9:.3f}") for part, flops in cost.flops_by_part.items()]
+        rows.append(("all", f"{cost.flops_per_step / 1e9:.3f}"))
+        console.print_table(("update", "GFLOP a step"), rows)
+        peak = f"{cost.machine_peak_flops / 1e9:.0f} GFLOP/s of matrix products here"
+        console.say(f"utilisation {cost.utilisation:.0%}: of {peak}, in the precisions of the step")
+    console.closing("nothing but the teacher", cost.sentence(), "the same command without --dry-run")
 
 
 def _accuracy(run: RunDir, options: Options) -> Changes:

@@ -19,7 +19,7 @@ from edgekd.errors import InputFileError
 from edgekd.method import GeneratorTable, VaeTable
 from edgekd.models import probe, registry
 from edgekd.recipe import Recipe, load_resolved
-from edgekd.rng import Draws
+from edgekd.rng import Draws, forked_global
 from edgekd.rundir import RunDir, read_json
 from edgekd.synthesis.generator import Generator, Shape
 from edgekd.synthesis.teacher import Teacher
@@ -82,7 +82,7 @@ def teacher_network(run: RunDir, description: Description) -> nn.Module:
 def load_teacher(run: RunDir, precision: str, device: torch.device) -> tuple[Teacher, Description]:
     """Return the teacher as the algorithm sees it, and its description."""
     description = describe(run)
-    network = teacher_network(run, description).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = teacher_network(run, description).to(device).to(memory_format=torch.channels_last)
     machine.float32_head(network, description.head)
     arithmetic = machine.precision_for(network, device, precision)
     return Teacher(network, head=description.head, undo=description.undo, precision=arithmetic), description
@@ -148,12 +148,13 @@ class ReplaySource:
         path = run.stage("select") / "replay.safetensors"
         state = checkpoint.unflatten(checkpoint.load_tensors(path), {})
         self.latent = method.generator.latent
-        self.generator = build_generator(method.generator, shape)
+        with forked_global(recipe.seed, "build", "replay"):  # drawn only to be replaced by what was trained
+            self.generator = build_generator(method.generator, shape)
+            vae = build_vae(method.vae, shape, method.generator.upsamplings)
         self.generator.load_state_dict(state["generator"])
         self.generator.eval().requires_grad_(False)
         self.decoder: nn.Module | None = None
         if "decoder" in state:
-            vae = build_vae(method.vae, shape, method.generator.upsamplings)
             vae.decoder.load_state_dict(state["decoder"])
             self.decoder = vae.decoder.eval().requires_grad_(False)
             self.latent_mean, self.latent_std = state["latent_mean"], state["latent_std"]

@@ -89,7 +89,7 @@ def build(recipe: Recipe, teacher: Teacher, description: artefacts.Description, 
     method, shape = recipe.method, description.input_shape
     student = artefacts.build_student(recipe, description)
     machine.float32_head(student, artefacts.student_head(student, shape))
-    student = student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    student = student.to(device).to(memory_format=torch.channels_last)
     generator = build_generator(recipe, shape, generation=0).to(device)
     student_precision = machine.precision_for(student, device, recipe.precision)
     generator_precision = machine.precision_for(generator, device, recipe.precision)
@@ -146,10 +146,9 @@ def generator_step(
         target = seen.logits.detach() if table.detach_teacher else seen.logits
         parts["adversary"] = -adversary * losses.GAPS[table.gap](answers, target)
     state.generator_optimizer.zero_grad()
-    weights = list(state.generator.parameters())
-    gradients = torch.autograd.grad(torch.stack(list(parts.values())).sum(), weights)  # the student keeps none
-    for weight, gradient in zip(weights, gradients, strict=True):
-        weight.grad = gradient
+    # `inputs`: the student keeps no gradient. backward() also brings each gradient into its weight's memory layout,
+    # which fused Adam relies on; autograd.grad() would not.
+    torch.stack(list(parts.values())).sum().backward(inputs=list(state.generator.parameters()))
     state.generator_optimizer.step()
     decay = schedules.ema_decay(context.recipe.method.replay.ema_decay, state.updates_since_init)
     average_into(state.generator_ema, state.generator, decay)

@@ -94,15 +94,18 @@ def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], st
             for name in _flavours(table.target):
                 stop.raise_if_requested("export")
                 flavour = quantize.FLAVOURS[name]
-                result, problem = _int8(folder, flavour, ranges, judge, calibration, table.min_int8_agreement)
-                chain[f"{fp32.name} -> {flavour.file_name}"] = result.quality.agreement.to_json()
-                tried[flavour.file_name] = result.to_json()
+                found_int8, problem = _int8(folder, flavour, ranges, judge, calibration, table.min_int8_agreement)
+                chain[f"{fp32.name} -> {flavour.file_name}"] = found_int8.quality.agreement.to_json()
+                tried[flavour.file_name] = found_int8.to_json()
                 failures += [problem] if problem else []
         write_json(folder / "agreement.json", {"synthetic_samples": len(answers), "chain": chain, "int8": tried})
         record |= {"stage": "export", "version": 1, "key": key, "inputs": inputs}
         record["recipe_slice"] = table.model_dump(mode="json")
         record["notes"] = {"failures": failures}
-    _report(chain, failures)
+    first = chain["teacher -> student"]["share"]
+    if first < 0.9:
+        console.warn(f"the student agrees with the teacher on {first:.1%} of the synthetic samples; train longer.")
+    refuse_failures(run_dir)
 
 
 def _int8(
@@ -131,14 +134,14 @@ def _int8(
     return result, None
 
 
-def _report(chain: dict[str, Any], failures: list[str]) -> None:
-    first = chain["teacher -> student"]["share"]
-    if first < 0.9:
-        console.warn(f"the student agrees with the teacher on {first:.1%} of the synthetic samples; train longer.")
+def refuse_failures(run_dir: RunDir) -> None:
+    """Raise `GateError` when a file of the published export missed its gate."""
+    record = Record.read(run_dir.stage("export"))
+    failures = [] if record is None else record.notes["failures"]
     if failures:
         raise GateError(
-            f"{'; '.join(failures)}. That file is not published, everything that passed is; "
-            "export/agreement.json keeps the numbers. Lower the key with --set if this is good enough for you."
+            f"{'; '.join(failures)}. That file is not published, everything that passed is; export/agreement.json "
+            "keeps the numbers. Lower the key with --set if this is good enough for you."
         )
 
 
@@ -187,10 +190,3 @@ def _provenance(recipe: Recipe, table: ExportTable, samples: Samples, ranges: Ra
         "sources": ["generator"] + (["vae decoder"] if samples.source.decoder is not None else []),
         "ranges": ranges.to_json(),
     }
-
-
-def published(run_dir: RunDir) -> list[Path]:
-    """Return the ONNX files that passed their gates."""
-    record = Record.read(run_dir.stage("export"))
-    assert record is not None
-    return [run_dir.stage("export") / name for name in sorted(record.outputs) if name.endswith(".onnx")]

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edgekd import checkpoint, console, foreign
+from edgekd import checkpoint, foreign
 from edgekd.errors import InputFileError, UsageError
 from edgekd.models import probe, teacher
 from edgekd.recipe import PixelsTable, Recipe
@@ -36,8 +36,6 @@ def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], st
         run_dir.note_file(path, sha256_file(path) if path.is_file() else "unreadable")
         found = infer(path, recipe)
         tensors, description = dict(found.state_dict), describe(found, recipe)
-        for assumption in found.assumptions:
-            console.say(f"assumed  {assumption.what} = {assumption.value} (change it with {assumption.flag})")
     pixels = pixel_moments(recipe.pixels, channels=description["input_shape"][0], classes=description["classes"])
     with run_dir.publish("teacher") as (folder, record):
         checkpoint.save_tensors(tensors, folder / "teacher.safetensors")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import torch
 
 from edgekd import console, machine
 from edgekd.errors import MachineError
+from edgekd.flops import FlopsByDtype, effective_peak
 from edgekd.recipe import Recipe
 from edgekd.rng import Draws
 from edgekd.rundir import RunDir
@@ -22,7 +25,7 @@ from edgekd.synthesis.teacher import Teacher
 
 @dataclass(frozen=True)
 class Plan:
-    """The expected cost of a distillation."""
+    """The expected cost of a distillation, with the arithmetic of a step by part."""
 
     steps: int
     seconds_per_step: float
@@ -30,34 +33,49 @@ class Plan:
     device: str
     threads: int
     precision: str
+    flops_by_part: dict[str, float]
+    """FLOPs a step of the generator's, the student's and the replay's updates, at their share of a step."""
+    machine_peak_flops: float
+    """FLOP/s of matrix products on this machine, in the mix of precisions that the step runs in."""
 
     @property
     def eta_seconds(self) -> float:
         """Expected seconds of training."""
         return self.steps * self.seconds_per_step
 
+    @property
+    def flops_per_step(self) -> float:
+        """FLOPs of one step, all parts."""
+        return sum(self.flops_by_part.values())
 
-def with_steps(cost: Plan, steps: int) -> Plan:
-    """Return the plan for another number of steps."""
-    return replace(cost, steps=steps)
+    @property
+    def utilisation(self) -> float:
+        """Achieved FLOP/s over the machine's peak."""
+        return self.flops_per_step / self.seconds_per_step / self.machine_peak_flops
 
+    def with_steps(self, steps: int) -> Plan:
+        """Return the plan for another number of steps."""
+        return replace(self, steps=steps)
 
-def sentence(cost: Plan) -> str:
-    """Return the plan in one line."""
-    memory = f"{cost.peak_memory_bytes / 2**30:.1f} GiB"
-    where = f"{cost.device}, {cost.precision}, {cost.threads} threads"
-    rate = f"{1000 * cost.seconds_per_step:.0f} ms a step"
-    return f"{where}, {rate}, about {console.duration(cost.eta_seconds)}, {memory} memory"
+    def sentence(self) -> str:
+        """Return the plan in one line."""
+        memory = f"{self.peak_memory_bytes / 2**30:.1f} GiB"
+        where = f"{self.device}, {self.precision}, {self.threads} threads"
+        rate = f"{1000 * self.seconds_per_step:.0f} ms a step"
+        return f"{where}, {rate}, about {console.duration(self.eta_seconds)}, {memory} memory"
 
-
-def to_json(cost: Plan) -> dict[str, float]:
-    """Return what `distill --dry-run --json` prints."""
-    return {
-        "steps": cost.steps,
-        "seconds_per_step": cost.seconds_per_step,
-        "eta_seconds": cost.eta_seconds,
-        "peak_memory_bytes": cost.peak_memory_bytes,
-    }
+    def to_json(self) -> dict[str, object]:
+        """Return what `distill --dry-run --json` prints."""
+        return {
+            "steps": self.steps,
+            "seconds_per_step": self.seconds_per_step,
+            "flops_per_step": self.flops_per_step,
+            "flops_by_part": self.flops_by_part,
+            "machine_peak_flops": self.machine_peak_flops,
+            "utilisation": self.utilisation,
+            "eta_seconds": self.eta_seconds,
+            "peak_memory_bytes": self.peak_memory_bytes,
+        }
 
 
 def measure(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: int = 1) -> Plan:
@@ -65,60 +83,112 @@ def measure(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: int = 1
     device = machine.resolve_device(recipe.machine.device)
     threads = machine.use_threads(recipe.machine.threads)
     teacher, description = artefacts.load_teacher(run_dir, recipe.precision, device)
-    state = distill.build(recipe, teacher, description, device)
     steps = recipe.method.steps_for(description.pixels, description.classes)
-    draws = Draws(recipe.seed, "plan", device)
-    context = distill.Context(recipe, steps, teacher, draws)
-    period = recipe.method.generator.period
-    state.replay.assume_ready()
+    context = distill.Context(recipe, steps, teacher, Draws(recipe.seed, "plan", device))
     try:
-        _period(state, context, period)
-        timed, start = 0, time.perf_counter()
-        while timed < least_steps or time.perf_counter() - start < 1.0:
-            stop.raise_if_requested("planning")
-            _period(state, context, period)
-            timed += period
-        elapsed = time.perf_counter() - start
+        state = distill.build(recipe, teacher, description, device)
+        state.replay.assume_ready()
+        parts = _flops(state, context)
+        seconds = _seconds_per_step(state, context, stop, least_steps)
     except torch.OutOfMemoryError as error:
         raise MachineError(
             f"{device} has too little memory for batches of {recipe.method.student.batch_size}; "
-            f"{_largest_batch(recipe, teacher, description, device)}"
+            f"{_largest_batch(context, description, device)}"
         ) from error
     kinds = {"bf16" if p.bf16 else "fp32" for p in (teacher.precision, state.student_precision)}
-    return Plan(steps, elapsed / timed, _peak_memory_bytes(device), str(device), threads, "/".join(sorted(kinds)))
+    total: Counter[torch.dtype] = sum(parts.values(), Counter())
+    return Plan(
+        steps=steps,
+        seconds_per_step=seconds,
+        peak_memory_bytes=_peak_memory_bytes(device),
+        device=str(device),
+        threads=threads,
+        precision="/".join(sorted(kinds)),
+        flops_by_part={name: float(sum(flops.values())) for name, flops in parts.items()},
+        machine_peak_flops=effective_peak(total, device),
+    )
 
 
-def _period(state: State, context: distill.Context, period: int) -> None:
-    """Make the steps of one generator period, late enough that replay takes part."""
-    first = context.steps - context.steps % period
+def _late(context: distill.Context, offset: int = 0) -> int:
+    """Return a step with the given place in its period, late enough that adversary and replay take part."""
+    period = context.recipe.method.generator.period
+    return context.steps + period - context.steps % period + offset
+
+
+def _period(state: State, context: distill.Context) -> None:
+    """Make the updates of one generator period."""
+    state.step = _late(context)
     distill.generator_step(state, context)
-    for offset in range(period):
-        state.step = first + offset
+    for offset in range(context.recipe.method.generator.period):
+        state.step = _late(context, offset)
         distill.student_step(state, context)
     if context.draws.device.type == "cuda":
         torch.cuda.synchronize(context.draws.device)
 
 
-def _largest_batch(recipe: Recipe, teacher: Teacher, description: artefacts.Description, device: torch.device) -> str:
+def _seconds_per_step(state: State, context: distill.Context, stop: Stop, least_steps: int) -> float:
+    period = context.recipe.method.generator.period
+    _period(state, context)
+    timed, start = 0, time.perf_counter()
+    while timed < least_steps or time.perf_counter() - start < 1.0:
+        stop.raise_if_requested("planning")
+        _period(state, context)
+        timed += period
+    return (time.perf_counter() - start) / timed
+
+
+def _flops(state: State, context: distill.Context) -> dict[str, Counter[torch.dtype]]:
+    """Count the FLOPs of one generator period by part, divided by its number of steps."""
+    method = context.recipe.method
+    period = method.generator.period
+    state.step = _late(context)
+    with FlopsByDtype() as generator:
+        distill.generator_step(state, context)
+    with FlopsByDtype() as both:
+        distill.student_step(state, context)
+    state.step = _late(context, method.vae.updates)
+    with FlopsByDtype() as student:
+        distill.student_step(state, context)
+    if method.vae.updates == period:  # no step of the period is without an update of the VAE
+        return {"generator": _scaled(generator.flops, 1 / period), "student and replay": both.flops}
+    learning = both.flops - student.flops
+    return {
+        "generator": _scaled(generator.flops, 1 / period),
+        "student": student.flops,
+        "replay": _scaled(learning, method.vae.updates / period),
+    }
+
+
+def _scaled(flops: Counter[torch.dtype], share: float) -> Counter[torch.dtype]:
+    return Counter({dtype: math.ceil(count * share) for dtype, count in flops.items()})
+
+
+def _largest_batch(context: distill.Context, description: artefacts.Description, device: torch.device) -> str:
     """Halve the batch until one period fits and say so."""
+    recipe, teacher = context.recipe, context.teacher
     size = recipe.method.student.batch_size // 2
     while size >= 8:
         torch.cuda.empty_cache()
-        student = recipe.method.student.model_copy(update={"batch_size": size})
-        vae = recipe.method.vae.model_copy(update={"novel": min(size, recipe.method.vae.novel)})
-        smaller = recipe.model_copy(
-            update={"method": recipe.method.model_copy(update={"student": student, "vae": vae})}
-        )
-        try:
-            state = distill.build(smaller, teacher, description, device)
-            state.replay.assume_ready()
-            context = distill.Context(smaller, 100, teacher, Draws(recipe.seed, "plan", device))
-            _period(state, context, recipe.method.generator.period)
-        except torch.OutOfMemoryError:
-            size //= 2
-            continue
-        return f"a batch of {size} fits: --set method.student.batch_size={size}."
+        if _fits(recipe, size, teacher, description, device):
+            return f"a batch of {size} fits: --set method.student.batch_size={size}."
+        size //= 2
     return "not even a batch of 8 fits; use --device cpu or a smaller teacher."
+
+
+def _fits(
+    recipe: Recipe, size: int, teacher: Teacher, description: artefacts.Description, device: torch.device
+) -> bool:
+    student = recipe.method.student.model_copy(update={"batch_size": size})
+    vae = recipe.method.vae.model_copy(update={"novel": min(size, recipe.method.vae.novel)})
+    method = recipe.method.model_copy(update={"student": student, "vae": vae})
+    smaller = recipe.model_copy(update={"method": method})
+    try:
+        state = distill.build(smaller, teacher, description, device)
+        state.replay.assume_ready()
+        _period(state, distill.Context(smaller, 1000, teacher, Draws(recipe.seed, "plan", device)))
+    except torch.OutOfMemoryError:
+        return False
+    return True
 
 
 def _peak_memory_bytes(device: torch.device) -> int:

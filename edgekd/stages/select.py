@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from edgekd import checkpoint, console, machine
 from edgekd.errors import InputFileError
 from edgekd.recipe import Recipe
-from edgekd.rng import Draws
+from edgekd.rng import Draws, forked_global
 from edgekd.rundir import Record, RunDir, write_json
 from edgekd.stages import artefacts
 from edgekd.stopping import Stop
@@ -98,11 +98,13 @@ class Networks:
 def replay_networks(recipe: Recipe, description: artefacts.Description, state: dict[str, Any]) -> Networks:
     """Rebuild the averaged generator and the VAE from the final state."""
     method = recipe.method
-    generator = artefacts.build_generator(method.generator, description.input_shape)
+    with forked_global(recipe.seed, "build", "replay"):  # drawn only to be replaced by what was trained
+        generator = artefacts.build_generator(method.generator, description.input_shape)
+        built = artefacts.build_vae(method.vae, description.input_shape, method.generator.upsamplings)
     generator.load_state_dict(state["generator_ema"])
     vae = None
     if method.replay.source == "vae":
-        vae = artefacts.build_vae(method.vae, description.input_shape, method.generator.upsamplings)
+        vae = built
         vae.load_state_dict(state["replay"]["vae"])
         vae.eval()
     return Networks(generator.eval(), method.generator.latent, vae, method.vae.sampling == "posterior")

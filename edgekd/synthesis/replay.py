@@ -172,7 +172,8 @@ class VaeReplay(Replay):
             match = self.table.one_hot * losses.one_hot(logits) + self.table.balance * losses.balance(logits)
             gradients = torch.autograd.grad(match + losses.latent_moments(z), [z, *weights])
         for weight, gradient in zip(weights, gradients[1:], strict=True):
-            weight.grad = leak * gradient if weight.grad is None else weight.grad + leak * gradient
+            # In the weight's memory layout, which fused Adam relies on. Nothing else has a gradient yet.
+            weight.grad = torch.empty_like(weight).copy_(leak * gradient)
         step = gradients[0] / (gradients[0].abs() + 1e-8)
         return (z - self.table.tuning_lr * step).detach()
 

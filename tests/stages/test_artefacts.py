@@ -1,0 +1,115 @@
+"""What stages read from one another: networks rebuilt from files, and synthetic samples that come again."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import toy
+from edgekd import checkpoint
+from edgekd.errors import InputFileError
+from edgekd.machine import Float32Linear
+from edgekd.rundir import RunDir
+from edgekd.stages import artefacts
+from edgekd.stages.artefacts import ReplaySource
+
+CPU = torch.device("cpu")
+
+
+def test_the_description_and_the_pixels_are_what_ingest_wrote(ingested: RunDir) -> None:
+    found = artefacts.describe(ingested)
+    assert (found.input_shape, found.classes, found.head, found.undo) == (toy.SHAPE, toy.CLASSES, "linear", "none")
+    assert found.pixels == 64
+    assert artefacts.read_pixels(ingested) == artefacts.Pixels(None, None, None)
+
+
+def test_the_teacher_is_rebuilt_frozen_with_a_float32_head(ingested: RunDir) -> None:
+    teacher, description = artefacts.load_teacher(ingested, "bf16", CPU)
+    saved = checkpoint.load_tensors(ingested.stage("teacher") / "teacher.safetensors")
+    rebuilt = teacher.network.state_dict()
+    assert {name.rsplit(".", 1)[1] for name in rebuilt.keys() - saved.keys()} <= {"num_batches_tracked"}
+    assert all(torch.equal(rebuilt[name], value) for name, value in saved.items())
+    assert isinstance(teacher.network.get_submodule(description.head), Float32Linear)
+    assert not teacher.network.training
+    assert teacher.precision.bf16
+    weight = teacher.network.conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("damage", ["missing", "other"])
+def test_weights_that_do_not_fit_are_named(damage: str, ingested: RunDir, tmp_path: Path) -> None:
+    run = RunDir(Path(shutil.copytree(ingested.path, tmp_path / "toy")))
+    path = run.stage("teacher") / "teacher.safetensors"
+    tensors = checkpoint.load_tensors(path)
+    path.unlink()
+    if damage == "other":
+        del tensors["linear.bias"]
+        checkpoint.save_tensors(tensors, path)
+    with pytest.raises(InputFileError, match=r"teacher\.safetensors"):
+        artefacts.load_teacher(run, "fp32", CPU)
+
+
+def test_the_selected_student_is_rebuilt(finished: Any) -> None:
+    student = artefacts.student_network(finished.run)
+    saved = checkpoint.load_tensors(finished.run.stage("select") / "student.safetensors")
+    assert all(torch.equal(saved[name], value) for name, value in student.state_dict().items())
+    assert not student.training
+    assert not any(p.requires_grad for p in student.parameters())
+
+
+def test_a_fresh_student_depends_on_the_seed_alone(finished: Any, ingested: RunDir) -> None:
+    description = artefacts.describe(ingested)
+    first, again = (artefacts.build_student(finished.recipe, description).conv1.weight for _ in range(2))
+    assert torch.equal(first, again)
+    other = finished.recipe.model_copy(update={"seed": 9})
+    assert not torch.equal(first, artefacts.build_student(other, description).conv1.weight)
+
+
+def test_the_students_complexity_counts_weights_and_products(finished: Any, ingested: RunDir) -> None:
+    description = artefacts.describe(ingested)
+    student = artefacts.build_student(finished.recipe, description)
+    found = artefacts.student_complexity(finished.recipe, description)
+    assert found.parameters == sum(p.numel() for p in student.parameters())
+    assert found.macs > found.parameters
+    assert artefacts.student_head(student, toy.SHAPE) == "linear"
+
+
+def test_samples_come_again_for_the_same_purpose_and_differ_for_another(finished: Any) -> None:
+    source = ReplaySource(finished.run)
+    first, again, other = (torch.cat(list(source.batches(p, 70))) for p in ("a", "a", "b"))
+    assert first.shape == (70, *toy.SHAPE)
+    assert first.dtype == torch.float32
+    assert torch.equal(first, again)
+    assert torch.equal(first, torch.cat(list(ReplaySource(finished.run).batches("a", 70))))
+    assert not torch.equal(first, other)
+    assert [len(x) for x in source.batches("a", 70)] == [64, 6]
+
+
+def test_half_of_the_samples_come_from_the_slow_generator_and_half_from_the_decoder(finished: Any) -> None:
+    source = ReplaySource(finished.run)
+    (batch,) = source.batches("x", 10)
+    assert source.decoder is not None
+    with torch.no_grad():
+        novel = source.generator(source.draws.normal(0, "x/novel", 5, source.latent))
+        codes = source.draws.normal(0, "x/replay", 5, 6) * source.latent_std + source.latent_mean
+        assert torch.equal(batch, torch.cat([novel, source.decoder(codes)]))
+    state = checkpoint.unflatten(
+        checkpoint.load_tensors(finished.run.stage("distill") / "checkpoints/step-00000012/state.safetensors"), {}
+    )
+    assert torch.equal(source.generator.project.weight, state["generator_ema"]["project.weight"])
+    assert torch.equal(source.decoder.project.weight, state["replay"]["vae"]["decoder.project.weight"])
+    assert torch.equal(source.latent_std, state["replay"]["vae"]["latent_variance"].sqrt())
+
+
+def test_without_a_vae_all_samples_come_from_the_generator(teacher_file: Path, tmp_path: Path) -> None:
+    wanted = toy.toy_recipe(teacher_file, method={"steps": 2, "replay": {"source": "ema-generator"}})
+    run = toy.advance(tmp_path / "toy", wanted, ("ingest", "distill", "select"))
+    source = ReplaySource(run)
+    assert source.decoder is None
+    (batch,) = source.batches("x", 9)
+    with torch.no_grad():
+        assert torch.equal(batch, source.generator(source.draws.normal(0, "x/novel", 9, source.latent)))

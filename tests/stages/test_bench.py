@@ -1,0 +1,67 @@
+"""The bench stage: every file of export measured side by side, raw samples kept."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from edgekd.errors import StoppedEarly
+from edgekd.recipe import BenchTable
+from edgekd.rundir import Record
+from edgekd.stages import bench
+from edgekd.stopping import Stop
+
+
+def read(finished: Any, name: str) -> Any:
+    return json.loads((finished.run.stage("bench/local") / name).read_text())
+
+
+def test_every_exported_file_has_a_row_and_raw_samples(finished: Any) -> None:
+    results, samples = read(finished, "results.json"), read(finished, "samples.json")
+    files = {p.name for p in finished.run.stage("export").glob("*.onnx")}
+    assert {row["artefact"] for row in results["results"]} == files
+    measured = [row for row in results["results"] if not row.get("skipped")]
+    assert {row["artefact"] for row in measured} == set(samples[0]["samples_ms"])
+    assert "student.fp32.onnx" in samples[0]["samples_ms"]
+    for row in measured:
+        flat = [t for round_ in samples[0]["samples_ms"][row["artefact"]] for t in round_]
+        assert len(flat) >= 20
+        assert min(flat) <= row["p50_ms"] <= max(flat)
+        assert len(samples[0]["samples_ms"][row["artefact"]]) == 2
+    assert list(results["verdicts"]) == ["batch 1, threads 1"]
+    assert samples[0]["settings"]["rounds"] == 2
+
+
+def test_the_record_depends_on_the_exported_files(finished: Any) -> None:
+    record = Record.read(finished.run.stage("bench/local"))
+    exported = Record.read(finished.run.stage("export"))
+    assert record is not None
+    assert exported is not None
+    assert record.inputs == {f"export/{name}": value for name, value in exported.outputs.items()}
+    assert set(record.outputs) == {"environment.json", "samples.json", "results.json"}
+
+
+def test_agreements_come_from_the_export_chain(finished: Any, ingested: Any) -> None:
+    chain = json.loads((finished.run.stage("export") / "agreement.json").read_text())["chain"]
+    found = bench.agreements(finished.run)
+    assert found is not None
+    assert found["student.fp16.onnx"] == chain["student -> student.fp16.onnx"]["share"]
+    assert any("int8" in name for name in found)
+    assert all(name.endswith(".onnx") for name in found)
+    assert bench.agreements(ingested) is None
+
+
+def test_each_batch_and_thread_count_is_measured(finished: Any) -> None:
+    file = finished.run.stage("export") / "student.fp32.onnx"
+    table = BenchTable(batch=(1, 4), threads=(1,), rounds=2, min_runs=10, min_seconds=0.01)
+    results, comparisons = bench.compare([file], table, Stop())
+    assert [(row["batch"], row["threads"]) for row in results["results"]] == [(1, 1), (4, 1)]
+    assert list(results["verdicts"]) == ["batch 1, threads 1", "batch 4, threads 1"]
+    assert len(comparisons) == 2
+
+
+def test_a_stop_is_heard_before_measuring(finished: Any) -> None:
+    with pytest.raises(StoppedEarly, match="bench reached --max-seconds"):
+        bench.compare([finished.run.stage("export") / "student.fp32.onnx"], BenchTable(), Stop(max_seconds=0))

@@ -1,0 +1,463 @@
+"""The algorithm: each update against a short autograd reference, collapse and NaN, and resuming from the middle."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import toy
+from edgekd import checkpoint, pipeline, recipe
+from edgekd.errors import GateError, StoppedEarly
+from edgekd.models import registry
+from edgekd.rundir import Record, RunDir
+from edgekd.stages import distill
+from edgekd.stopping import Stop
+from edgekd.synthesis import losses
+from edgekd.synthesis.state import State
+
+Laboratory = Callable[..., tuple[State, distill.Context]]
+ENDED = ("ingest", "distill")
+WEIGHTS = {"one_hot": 0.7, "balance": 3.0, "activation": 0.2, "batchnorm": 0.05, "adversary": 1.5}
+
+
+def close(found: list[Tensor], expected: list[Tensor]) -> bool:
+    """Whether gradients agree up to rounding; a bias before a BatchNorm has nothing but rounding in its gradient."""
+    noise = 1e-5 * max(float(value.abs().max()) for value in expected)
+    return all(torch.allclose(a, b, rtol=1e-3, atol=noise) for a, b in zip(found, expected, strict=True))
+
+
+def snapshot(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def changed(before: dict[str, Tensor], network: nn.Module) -> set[str]:
+    return {name for name, value in network.state_dict().items() if not torch.equal(before[name], value)}
+
+
+def gradients(network: nn.Module) -> list[Tensor]:
+    return [p.grad for p in network.parameters() if p.grad is not None]
+
+
+# The generator step
+
+
+def reference(
+    state: State, context: distill.Context, gap: str, mode: str, detach: bool
+) -> tuple[dict[str, Any], list[Tensor]]:
+    """Write the generator's loss down once more; return its terms and gradients."""
+    generator, student = copy.deepcopy(state.generator).train(), copy.deepcopy(state.student).train(mode == "train")
+    seen: list[Tensor] = []
+    distances: list[Tensor] = []
+    net = context.teacher.network
+
+    def distance(norm: nn.BatchNorm2d, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        x = inputs[0]
+        mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
+        distances.append((mean - norm.running_mean).norm() + (variance - norm.running_var).norm())
+
+    handles = [m.register_forward_hook(distance) for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    handles.append(net.linear.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0])))
+    batch, latent = context.recipe.method.student.batch_size, context.recipe.method.generator.latent
+    x = generator(context.draws.normal(state.step, "generator", batch, latent))
+    logits = net(x)
+    for handle in handles:
+        handle.remove()
+    p = logits.softmax(1).mean(0)
+    target = logits.detach() if detach else logits
+    terms = {
+        "one_hot": 0.7 * nn.functional.cross_entropy(logits, logits.argmax(1)),
+        "balance": 3.0 * (p * p.log()).sum(),
+        "activation": -0.2 * seen[0].abs().mean(),
+        "batchnorm": 0.05 * sum(distances),
+        "adversary": -1.5 * losses.GAPS[gap](student(x), target),
+    }
+    generator.zero_grad()
+    sum(terms.values()).backward()
+    return terms, gradients(generator)
+
+
+@pytest.mark.parametrize("gap", losses.GAPS)
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("detach", [False, True])
+def test_the_generator_follows_the_gradient_of_its_five_terms(
+    gap: str, mode: str, detach: bool, laboratory: Laboratory
+) -> None:
+    table = {**WEIGHTS, "gap": gap, "student_mode": mode, "detach_teacher": detach}
+    state, context = laboratory(generator=table)
+    terms, expected = reference(state, context, gap, mode, detach)
+    parts = distill.generator_step(state, context)
+    assert {name: float(value) for name, value in parts.items()} == pytest.approx(
+        {name: float(value.detach()) for name, value in terms.items()}, rel=1e-4, abs=1e-6
+    )
+    assert close(gradients(state.generator), expected)
+
+
+@pytest.mark.parametrize("name", ["kl", "l1"])
+def test_detaching_the_teacher_changes_the_generators_gradient(name: str, laboratory: Laboratory) -> None:
+    found = []
+    for detach in (False, True):
+        state, context = laboratory(generator={**WEIGHTS, "gap": name, "detach_teacher": detach})
+        distill.generator_step(state, context)
+        found.append(gradients(state.generator))
+    assert not close(*found)
+
+
+def test_fused_adam_pairs_the_generators_gradients_with_the_right_weights(laboratory: Laboratory) -> None:
+    """Images are channels-last, so autograd's gradients may lie in memory differently than the weights do."""
+    fused, context = laboratory()
+    plain, _ = laboratory()
+    table = context.recipe.method.generator
+    plain.generator_optimizer = torch.optim.Adam(
+        plain.generator.parameters(), lr=table.lr, betas=table.betas, fused=False
+    )
+    for state in (fused, plain):
+        distill.generator_step(state, context)
+    for mine, theirs in zip(fused.generator.parameters(), plain.generator.parameters(), strict=True):
+        assert mine.grad is not None
+        assert mine.grad.stride() == mine.stride()
+        assert torch.allclose(mine, theirs, atol=0.01 * table.lr)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_the_generator_step_moves_the_students_statistics_in_train_mode_alone(
+    mode: str, laboratory: Laboratory
+) -> None:
+    state, context = laboratory(generator={"student_mode": mode})
+    before = snapshot(state.student)
+    distill.generator_step(state, context)
+    moved = changed(before, state.student)
+    if mode == "eval":
+        assert moved == set()
+    else:
+        assert {name.rsplit(".", 1)[1] for name in moved} == {"running_mean", "running_var", "num_batches_tracked"}
+    assert gradients(state.student) == [], "the student gets no gradient"
+
+
+def test_without_an_adversary_the_student_is_not_asked(laboratory: Laboratory) -> None:
+    state, context = laboratory(generator={"student_mode": "train"})
+    before = snapshot(state.student)
+    parts = distill.generator_step(state, context, adversary=0.0)
+    assert set(parts) == {"one_hot", "balance", "activation", "batchnorm"}
+    assert changed(before, state.student) == set()
+
+
+def test_the_adversary_follows_its_ramp(laboratory: Laboratory) -> None:
+    weights = []
+    for step in (0, 6, 11):
+        state, context = laboratory(generator={"adversary": 2.0, "adversary_ramp": [0.25, 0.75]})
+        state.step = step
+        parts = distill.generator_step(state, context)
+        if "adversary" in parts:
+            _, again = laboratory(generator={"adversary": 1.0})
+            twin, _ = laboratory()
+            twin.step = step
+            weights.append(float(parts["adversary"] / distill.generator_step(twin, again)["adversary"]))
+    assert weights == pytest.approx([1.0, 2.0])
+
+
+def test_the_generator_step_counts_averages_and_measures_health(laboratory: Laboratory) -> None:
+    state, context = laboratory(health={"window": 2})
+    old = snapshot(state.generator_ema)
+    distill.generator_step(state, context)
+    name = "project.weight"
+    decay = 0.1  # a young average: (1 + 0) / (10 + 0)
+    expected = decay * old[name] + (1 - decay) * state.generator.state_dict()[name]
+    assert torch.allclose(state.generator_ema.state_dict()[name], expected)
+    for _ in range(3):
+        distill.generator_step(state, context)
+    assert (state.generator_updates, state.updates_since_init, len(state.health)) == (4, 4, 2)
+    assert state.step == 0
+
+
+# The student step
+
+
+@pytest.mark.parametrize(("loss", "optimizer"), [("l1", "adam"), ("kl", "sgd")])
+@pytest.mark.parametrize("source", ["none", "ema-generator"])
+def test_the_student_follows_the_teacher_on_novel_and_replayed_images(
+    source: str, loss: str, optimizer: str, laboratory: Laboratory
+) -> None:
+    changes = {"loss": loss, "optimizer": optimizer, "weight_decay": 0.01, "schedule": "constant", "lr": 0.05}
+    state, context = laboratory(student=changes, replay={"source": source})
+    draws, student, generator = (
+        context.draws,
+        copy.deepcopy(state.student).train(),
+        copy.deepcopy(state.generator).train(),
+    )
+    with torch.no_grad():
+        x = generator(draws.normal(0, "novel", 16, 8))
+        if source != "none":
+            x = torch.cat([x, state.generator_ema(draws.normal(0, "replay", 8, 8))])
+        target = context.teacher.network(x)
+    answers = student(x)
+    table = context.recipe.method.student
+    values = {"l1": (answers - target).abs().mean(), "kl": losses.gap_kl(answers, target, 4.0) * 16}
+    make = torch.optim.Adam if optimizer == "adam" else torch.optim.SGD
+    momentum = {} if optimizer == "adam" else {"momentum": table.momentum}
+    twin = make(student.parameters(), lr=0.05, weight_decay=0.01, fused=True, **momentum)
+    values[loss].backward()
+    twin.step()
+    logged = distill.student_step(state, context)
+    assert float(logged["student"]) == pytest.approx(float(values[loss].detach()), rel=1e-5)
+    agree = (answers.argmax(1) == target.argmax(1)).float()
+    assert float(logged["agreement_novel"]) == float(agree[:16].mean())
+    assert ("agreement_replay" in logged) is (source != "none")
+    for name, value in state.student.state_dict().items():
+        assert torch.allclose(value.float(), student.state_dict()[name].float(), atol=1e-5), name
+
+
+def test_the_student_step_leaves_generator_weights_alone_and_moves_its_statistics(laboratory: Laboratory) -> None:
+    state, context = laboratory()
+    before = snapshot(state.generator)
+    distill.student_step(state, context)
+    assert gradients(state.generator) == []
+    assert {n.rsplit(".", 1)[1] for n in changed(before, state.generator)} <= {
+        "running_mean",
+        "running_var",
+        "num_batches_tracked",
+    }
+
+
+def test_no_step_leaves_a_trace_in_the_teacher(laboratory: Laboratory) -> None:
+    state, context = laboratory(vae={"sampling": "tuned", "decoder_leak": 1.0, "feature": 1.0})
+    before = snapshot(context.teacher.network)
+    for step in range(3):
+        state.step = step
+        distill.generator_step(state, context)
+        distill.student_step(state, context)
+    assert changed(before, context.teacher.network) == set()
+    assert gradients(context.teacher.network) == []
+    assert not context.teacher.network.training
+
+
+def test_the_learning_rate_of_a_step_is_that_of_the_schedule(laboratory: Laboratory) -> None:
+    state, context = laboratory(student={"lr": 0.1, "warmup": 0.5})
+    rates = []
+    for step in (0, 3, 6, 9):
+        state.step = step
+        distill.student_step(state, context)
+        rates.append(state.student_optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.1 / 6, 0.4 / 6, 0.1, 0.05])
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_the_average_of_the_student_is_kept_only_if_wanted(decay: float, laboratory: Laboratory) -> None:
+    state, context = laboratory(student={"ema_decay": decay})
+    before = snapshot(state.student_ema)
+    distill.student_step(state, context)
+    assert bool(changed(before, state.student_ema)) is (decay > 0)
+
+
+def test_replay_begins_at_its_start_and_updates_of_the_vae_fall_in_the_first_steps_of_a_period(
+    laboratory: Laboratory,
+) -> None:
+    state, context = laboratory(replay={"start": 0.5}, vae={"updates": 2}, generator={"period": 3})
+    replayed, learned = [], []
+    for step in range(12):
+        state.step = step
+        logged = distill.student_step(state, context)
+        replayed.append("agreement_replay" in logged)
+        learned.append("replay_pixel" in logged)
+    assert replayed == [False] * 6 + [True] * 6
+    assert learned == [True, True, False] * 4
+
+
+def test_a_closed_gate_holds_replay_back(laboratory: Laboratory) -> None:
+    state, context = laboratory(vae={"gate": 1.0})
+    assert "agreement_replay" not in distill.student_step(state, context)
+
+
+# Whole runs
+
+
+class StopAt(Stop):
+    """A stop that is requested from the `count`-th time the loop asks."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.left = count
+
+    @property
+    def requested(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+    def raise_if_requested(self, what: str = "the run") -> None:
+        if self.left < 0:
+            raise StoppedEarly(what)
+
+
+def interrupted(folder: Path, wanted: recipe.Recipe, asked: int, **extras: Any) -> RunDir:
+    """Distil until the loop has asked `asked` times whether to stop."""
+    run = toy.advance(folder, wanted, ("ingest",))
+    with run.lock(), pytest.raises(StoppedEarly, match="distillation at step"):
+        pipeline.advance(run, pipeline.adopt(run, wanted), ("distill",), stop=StopAt(asked), **extras)
+    return run
+
+
+SOURCES: dict[str, dict[str, Any]] = {
+    "none": {"replay": {"source": "none"}},
+    "bank": {"replay": {"source": "bank", "bank_size": 20, "bank_period": 1}},
+    "ema-generator": {"replay": {"source": "ema-generator"}},
+    "vae": {"vae": {"gate": 0.01, "sampling": "posterior"}},
+    "released": {
+        "preset": "pre-dfkd-released",
+        "vae": {"sampling": "tuned", "decoder_leak": 1.0, "released_encoder": True, "updates": 2},
+    },
+    "paper": {"preset": "pre-dfkd", "vae": {"updates": 2}},
+    "sgd": {"student": {"optimizer": "sgd", "lr": 0.01}},
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_replay_resumes_bit_for_bit_from_the_middle(name: str, teacher_file: Path, tmp_path: Path) -> None:
+    wanted = toy.toy_recipe(teacher_file, method=SOURCES[name])
+    untouched = toy.advance(tmp_path / "untouched" / "toy", wanted, ENDED)
+    replayed = [event for event in untouched.events("train") if "agreement_replay" in event]
+    assert bool(replayed) is (name != "none")
+    run = interrupted(tmp_path / "toy", wanted, 6)
+    assert [p.name for p in run.stage("distill").glob("checkpoints/*")] != []
+    toy.advance(run.path, wanted, ENDED)
+    assert toy.fingerprint(run) == toy.fingerprint(untouched)
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_stop_before_or_right_after_the_first_step_changes_nothing(
+    asked: int, teacher_file: Path, tmp_path: Path
+) -> None:
+    """The warm-up of the generator lies between the checkpoint of step 0 and the first step."""
+    wanted = toy.toy_recipe(teacher_file)
+    curve = {"distill": {"accuracy": lambda network: 0.5}}
+    untouched = toy.advance(tmp_path / "untouched" / "toy", wanted, ENDED, **curve)
+    run = interrupted(tmp_path / "toy", wanted, asked, **curve)
+    toy.advance(run.path, wanted, ENDED, **curve)
+    assert toy.fingerprint(run) == toy.fingerprint(untouched)
+
+
+def test_the_record_says_what_replay_cost(teacher_file: Path, tmp_path: Path) -> None:
+    wanted = toy.toy_recipe(teacher_file, method={"replay": {"source": "bank", "bank_size": 20}})
+    record = Record.read(toy.advance(tmp_path / "toy", wanted, ENDED).stage("distill"))
+    assert record is not None
+    assert record.notes["replay"] == "bank"
+    assert record.notes["replay_bytes"] == 20 * 64 * 4
+    assert record.notes["replay_bytes_as_uint8_images"] == 80
+    assert record.notes["steps"] == 12
+    assert record.notes["reinits"] == 1
+    assert record.notes["rescues"] == 0
+    assert set(record.outputs) == {f"checkpoints/step-00000012/state.{kind}" for kind in ("json", "safetensors")}
+
+
+def test_re_initialisations_on_schedule_end_in_time(teacher_file: Path, tmp_path: Path) -> None:
+    method = {"generator": {"period": 1, "reinit_period": 3, "reinit_until": 0.6, "warmup": 0}, "vae": {"updates": 1}}
+    run = toy.advance(tmp_path / "toy", toy.toy_recipe(teacher_file, method=method), ENDED)
+    assert [(e["step"], e["generation"], e["reason"]) for e in run.events("reinit")] == [
+        (2, 1, "schedule"),
+        (5, 2, "schedule"),
+    ]
+
+
+def test_generations_are_different_and_reproducible(laboratory: Laboratory) -> None:
+    _, context = laboratory()
+    first, again, second = (distill.build_generator(context.recipe, toy.SHAPE, n).project.weight for n in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+
+
+COLLAPSE = {
+    "health": {"min_coverage": 1.0, "grace": 0, "window": 1, "max_reinits": 2},
+    "generator": {"reinit_period": 0},
+}
+
+
+def test_a_collapse_re_initialises_and_stops_when_that_does_not_help(teacher_file: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "toy")
+    last = "checkpoints/step-00000004"
+    with pytest.raises(GateError, match=rf"stopped at step 6: the generator shows .* also after 2 re-init.*{last}"):
+        toy.advance(run.path, toy.toy_recipe(teacher_file, method=COLLAPSE), ENDED)
+    assert [(e["step"], e["generation"]) for e in run.events("reinit")] == [(0, 1), (3, 2)]
+    assert all("of the classes" in event["reason"] for event in run.events("reinit"))
+    counters = json.loads((run.stage("distill") / last / "state.json").read_text())
+    assert (counters["counters/reinits"], counters["counters/rescues"], counters["counters/updates_since_init"]) == (
+        2,
+        2,
+        0,
+    )
+    assert Record.read(run.stage("distill")) is None
+
+
+def test_grace_and_window_delay_the_verdict(teacher_file: Path, tmp_path: Path) -> None:
+    patient = {**COLLAPSE, "health": {**COLLAPSE["health"], "grace": 3, "max_reinits": 9}}
+    run = toy.advance(tmp_path / "toy", toy.toy_recipe(teacher_file, method=patient), ENDED)
+    assert [event["step"] for event in run.events("reinit")] == [3], "the warm-up, step 0 and step 3 are three updates"
+
+
+def finite(run: RunDir) -> bool:
+    files = list(run.stage("distill").glob("checkpoints/step-*/state.safetensors"))
+    assert files
+    return all(bool(torch.isfinite(t).all()) for f in files for t in checkpoint.load_tensors(f).values())
+
+
+def test_a_learning_rate_that_explodes_stops_the_run_with_finite_checkpoints(
+    teacher_file: Path, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path / "toy")
+    wanted = toy.toy_recipe(teacher_file, method={"student": {"optimizer": "sgd", "lr": 1e30}})
+    with pytest.raises(
+        GateError, match=r"not finite.*The last good checkpoint is .*step-0000000\d.*Lower method.student.lr"
+    ):
+        toy.advance(run.path, wanted, ENDED)
+    assert finite(run)
+
+
+POISON: dict[str, Callable[[State], nn.Module]] = {
+    "student": lambda state: state.student,
+    "generator average": lambda state: state.generator_ema,
+    "VAE": lambda state: state.replay.vae,  # type: ignore[attr-defined]
+}
+
+
+@pytest.mark.parametrize("where", POISON)
+def test_a_nan_in_a_weight_is_never_saved(
+    where: str, teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = distill.student_step
+
+    def poisoned(state: State, context: distill.Context) -> dict[str, Tensor]:
+        logged = real(state, context)
+        if state.step == 7:
+            with torch.no_grad():
+                next(POISON[where](state).parameters()).view(-1)[0] = math.nan
+        return logged
+
+    monkeypatch.setattr(distill, "student_step", poisoned)
+    run = RunDir(tmp_path / "toy")
+    with pytest.raises(GateError, match=r"stopped at step 8: weights are not finite.*step-00000004"):
+        toy.advance(run.path, toy.toy_recipe(teacher_file), ENDED)
+    assert finite(run)
+    assert Record.read(run.stage("distill")) is None
+
+
+def test_a_teacher_without_batchnorm_is_distilled(tmp_path: Path) -> None:
+    network = registry.build("lenet5", input_shape=(1, 32, 32), classes=4, seed=3)
+    torch.save(network.state_dict(), tmp_path / "lenet.pt")
+    wanted = toy.toy_recipe(
+        tmp_path / "lenet.pt", method={"steps": 3, "student": {"batch_size": 8}, "vae": {"novel": 8}}
+    )
+    wanted = recipe.with_changes(wanted, {"teacher": {"input": ""}})
+    run = toy.advance(tmp_path / "toy", wanted, (*ENDED, "select"))
+    assert [event["batchnorm"] for event in run.events("generator")] == [0.0]
+    assert len(run.events("train")) == 3
+
+
+def test_bf16_arithmetic_keeps_float32_state(teacher_file: Path, tmp_path: Path) -> None:
+    run = toy.advance(tmp_path / "toy", toy.toy_recipe(teacher_file, precision="bf16", method={"steps": 4}), ENDED)
+    tensors = checkpoint.load_tensors(run.stage("distill") / "checkpoints/step-00000004/state.safetensors")
+    assert {t.dtype for t in tensors.values() if t.is_floating_point()} == {torch.float32}

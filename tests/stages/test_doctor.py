@@ -1,0 +1,53 @@
+"""The doctor tells facts and names what works other than it should."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from edgekd import machine
+from edgekd.machine import Precision
+from edgekd.stages import doctor
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def examine(monkeypatch: pytest.MonkeyPatch, *, speedup: float, bf16: bool) -> list[str]:
+    monkeypatch.setattr(doctor, "bf16_speedup", lambda device: speedup)
+    monkeypatch.setattr(machine, "precision_for", lambda network, device, wanted: Precision(device, bf16))
+    monkeypatch.setattr(doctor, "runtime_conflict", lambda environment: None)
+    return doctor.examine()["problems"]
+
+
+def test_the_facts_are_there() -> None:
+    facts = doctor.examine()["facts"]
+    assert facts["torch"] == torch.__version__
+    assert facts["threads"] >= 1
+    assert "CPUExecutionProvider" in facts["onnxruntime"]
+    assert "times as fast as fp32 (auto uses" in facts["bf16 convolutions"]
+
+
+@pytest.mark.parametrize(
+    ("speedup", "bf16", "word"), [(0.5, True, 'precision = "fp32"'), (3.0, False, 'precision = "bf16"')]
+)
+def test_a_wrong_table_of_precisions_is_a_problem(
+    speedup: float, bf16: bool, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (problem,) = examine(monkeypatch, speedup=speedup, bf16=bf16)
+    assert word in problem
+
+
+@pytest.mark.parametrize(("speedup", "bf16"), [(3.0, True), (1.0, True), (0.5, False), (1.2, False)])
+def test_a_right_table_is_none(speedup: float, bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert examine(monkeypatch, speedup=speedup, bf16=bf16) == []
+
+
+def test_the_speedup_is_a_ratio_of_times() -> None:
+    assert 0.001 < doctor.bf16_speedup(torch.device("cpu"), repeats=1) < 100

@@ -1,0 +1,94 @@
+"""Accuracy on real images of whatever a run holds: right numbers, in no key, and in the ledger."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import toy
+from edgekd import pipeline
+from edgekd.errors import InputFileError, UsageError
+from edgekd.rundir import RunDir, read_json, sha256_file
+from edgekd.stages import artefacts
+from edgekd.stages import eval as evaluation
+
+
+def copied(finished: Any, teacher_file: Path, folder: Path, *stages: str) -> RunDir:
+    """Return a copy of the finished run whose pixels are known."""
+    shutil.copytree(finished.run.path, folder)
+    for stage in ("select", "export", "bench"):
+        if stage not in stages:
+            shutil.rmtree(folder / stage)
+    wanted = toy.toy_recipe(teacher_file, export={"int8": True}, pixels={"mean": [0.5], "std": [0.25]})
+    return toy.advance(folder, wanted, ("ingest",))
+
+
+def accuracy(network: torch.nn.Module, images: Any) -> float:
+    with torch.no_grad():
+        hits = sum(int((network.eval()(x).argmax(1) == labels).sum()) for x, labels in images.batches())
+    return hits / len(images)
+
+
+def test_every_artefact_is_measured(finished: Any, photos: Path, teacher_file: Path, tmp_path: Path) -> None:
+    run = copied(finished, teacher_file, tmp_path / "toy", "select", "export")
+    recipe = pipeline.open_recipe(run)
+    found = evaluation.run(run, recipe, photos)
+    exported = sorted(p.name for p in run.stage("export").glob("*.onnx"))
+    assert set(found["accuracy"]) == {"teacher", "student", *exported}
+    assert list(found["accuracy"])[:4] == ["teacher", "student", "student.fp32.onnx", "student.fp16.onnx"]
+    images = evaluation.load_images(run, photos)
+    assert found["accuracy"]["teacher"] == accuracy(artefacts.teacher_network(run, artefacts.describe(run)), images)
+    student = accuracy(artefacts.student_network(run), images)
+    assert found["accuracy"]["student"] == found["accuracy"]["student.fp32.onnx"] == student
+    assert found["artefacts_sha256"]["student.fp32.onnx"] == sha256_file(run.stage("export") / "student.fp32.onnx")
+    assert (found["images"], found["data"], found["images_sha256"]) == (20, "photos", images.folder.sha256())
+    assert read_json(run.stage("eval") / "photos.json") == found
+    ledger = run.ledger()
+    assert ledger["real_images_read"] == 40, "both readings are counted"
+    assert ledger["files_read"][str(photos)] == images.folder.sha256()
+    assert ledger["data_free"] is True
+    for name in ("ingest", "distill", "select"):
+        assert pipeline.reason_to_run(pipeline.STAGES[name], run, recipe) is None
+
+
+def test_after_ingest_alone_the_teacher_is_measured(
+    finished: Any, photos: Path, teacher_file: Path, tmp_path: Path
+) -> None:
+    run = copied(finished, teacher_file, tmp_path / "toy")
+    assert set(evaluation.run(run, pipeline.open_recipe(run), photos)["accuracy"]) == {"teacher"}
+
+
+def test_an_unknown_normalisation_is_refused_and_reads_nothing(finished: Any, photos: Path) -> None:
+    with pytest.raises(UsageError, match="--normalize"):
+        evaluation.run(finished.run, finished.recipe, photos)
+    assert finished.run.ledger()["real_images_read"] == 0
+    assert not (finished.run.path / "eval").exists()
+
+
+def test_a_folder_of_other_classes_is_refused(finished: Any, photos: Path, teacher_file: Path, tmp_path: Path) -> None:
+    run = copied(finished, teacher_file, tmp_path / "toy")
+    with pytest.raises(InputFileError, match="class folders, but the teacher has 4"):
+        evaluation.load_images(run, photos / "class0")
+
+
+def test_a_network_can_be_measured_while_distilling(photos: Path, teacher_file: Path, tmp_path: Path) -> None:
+    """Artefacts are bit-identical with and without images; the curve is the only difference."""
+    wanted = toy.toy_recipe(teacher_file, pixels={"normalize": "none"})
+    stages = ("ingest", "distill", "select")
+    plain = toy.advance(tmp_path / "plain" / "toy", wanted, stages)
+    run = toy.advance(tmp_path / "toy", wanted, ("ingest",))
+    images = evaluation.load_images(run, photos)
+    toy.advance(tmp_path / "toy", wanted, stages, distill={"accuracy": images.network_accuracy})
+    points = run.events("accuracy")
+    assert [point["step"] for point in points] == list(range(13))
+    assert all(0 <= point["raw"] <= 1 and 0 <= point["ema"] <= 1 for point in points)
+    with_images, without = toy.fingerprint(run), toy.fingerprint(plain)
+    assert {k: v for k, v in with_images.items() if k != "events"} == {
+        k: v for k, v in without.items() if k != "events"
+    }
+    distilled = [pipeline.inputs(pipeline.STAGES["select"], r, wanted) for r in (run, plain)]
+    assert distilled[0] == distilled[1]

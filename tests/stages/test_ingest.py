@@ -1,0 +1,144 @@
+"""Ingest: what is published, what is known of real pixels, and a checkpoint that moved away."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import toy
+from edgekd import checkpoint, recipe
+from edgekd.errors import InputFileError, UsageError
+from edgekd.recipe import PixelsTable
+from edgekd.rundir import Record, RunDir, sha256_file
+from edgekd.stages import ingest
+
+
+def test_the_teacher_is_published_with_its_weights_and_facts(ingested: RunDir, teacher_file: Path) -> None:
+    folder = ingested.stage("teacher")
+    facts = json.loads((folder / "teacher.json").read_text())
+    assert facts["arch"].startswith("resnet8@0.5")
+    assert (facts["input_shape"], facts["classes"], facts["head"], facts["undo"]) == ([1, 8, 8], 4, "linear", "none")
+    assert facts["probe"]["batchnorm_layers"] > 0
+    assert "seconds_per_batch" not in facts["probe"], "a timing would make equal teachers differ"
+    saved = checkpoint.load_tensors(folder / "teacher.safetensors")
+    given = torch.load(teacher_file)
+    assert {name.rsplit(".", 1)[1] for name in given.keys() - saved.keys()} <= {"num_batches_tracked"}
+    assert all(torch.equal(given[name], value) for name, value in saved.items())
+    record = Record.read(folder)
+    assert record is not None
+    assert record.inputs == {"file": sha256_file(teacher_file)}
+    assert set(record.outputs) == {"teacher.safetensors", "teacher.json", "pixels.json"}
+    assert ingested.ledger()["files_read"] == {str(teacher_file): sha256_file(teacher_file)}
+
+
+def test_equal_teachers_make_equal_files(ingested: RunDir, teacher_file: Path, tmp_path: Path) -> None:
+    again = toy.advance(tmp_path / "toy", toy.toy_recipe(teacher_file), ("ingest",))
+    records = [Record.read(run.stage("teacher")) for run in (ingested, again)]
+    assert records[0] is not None
+    assert records[0] == records[1]
+
+
+def test_a_checkpoint_that_moved_away_does_not_stop_new_pixels(teacher_file: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.pt"
+    copy.write_bytes(teacher_file.read_bytes())
+    run = toy.advance(tmp_path / "toy", toy.toy_recipe(copy), ("ingest",))
+    before = sha256_file(run.stage("teacher") / "teacher.safetensors")
+    copy.unlink()
+    toy.advance(run.path, toy.toy_recipe(copy, pixels={"normalize": "mnist"}), ("ingest",))
+    assert sha256_file(run.stage("teacher") / "teacher.safetensors") == before
+    assert json.loads((run.stage("teacher") / "pixels.json").read_text())["mean"] == [0.1307]
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputFileError, match=r"nowhere\.pt does not exist"):
+        toy.advance(tmp_path / "toy", toy.toy_recipe(tmp_path / "nowhere.pt"), ("ingest",))
+    assert not (tmp_path / "toy" / "teacher").exists()
+
+
+def test_a_teacher_that_answers_everything_alike_is_refused(teacher_file: Path, tmp_path: Path) -> None:
+    state = torch.load(teacher_file)
+    state["linear.weight"].zero_()
+    torch.save(state, tmp_path / "dead.pt")
+    with pytest.raises(InputFileError, match="answers every input alike"):
+        toy.advance(tmp_path / "toy", toy.toy_recipe(tmp_path / "dead.pt"), ("ingest",))
+
+
+@pytest.mark.parametrize(("text", "shape"), [("3x32x32", (3, 32, 32)), ("1X28x14", (1, 28, 14))])
+def test_a_shape_is_parsed(text: str, shape: tuple[int, int, int]) -> None:
+    assert ingest.parse_shape(text) == shape
+
+
+@pytest.mark.parametrize("text", ["32", "32x32", "3x32x32x1", "3x0x32", "axbxc", "3x-1x32", "3x 32x32", ""])
+def test_a_shape_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="CHANNELSxHEIGHTxWIDTH"):
+        ingest.parse_shape(text)
+
+
+@pytest.mark.parametrize(
+    ("table", "channels", "mean", "std"),
+    [
+        ({}, 3, None, None),
+        ({"normalize": "none"}, 2, [0.0, 0.0], [1.0, 1.0]),
+        ({"normalize": "mnist"}, 1, [0.1307], [0.3081]),
+        ({"normalize": "imagenet"}, 3, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ({"mean": [0.5], "std": [0.25]}, 1, [0.5], [0.25]),
+        ({"normalize": "mnist", "mean": [0.5], "std": [0.25]}, 1, [0.5], [0.25]),
+    ],
+)
+def test_moments_of_pixels(
+    table: dict[str, Any], channels: int, mean: list[float] | None, std: list[float] | None
+) -> None:
+    found = ingest.pixel_moments(PixelsTable(**table), channels=channels, classes=10)
+    assert found == {"mean": mean, "std": std, "class_names": None}
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"normalize": "mnist"},
+        {"mean": [0.5, 0.5, 0.5]},
+        {"std": [0.5, 0.5, 0.5]},
+        {"mean": [0.5], "std": [0.5]},
+        {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.0, 0.5]},
+        {"mean": [0.5, 0.5, 0.5], "std": [0.5, -1.0, 0.5]},
+    ],
+)
+def test_moments_that_do_not_fit_the_channels_are_refused(table: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="do not fit a teacher of 3 channels"):
+        ingest.pixel_moments(PixelsTable(**table), channels=3, classes=10)
+
+
+def test_every_known_normalisation_of_the_recipe_has_moments() -> None:
+    for name in ("imagenet", "cifar10", "cifar100", "mnist"):
+        mean, std = ingest.NORMALISATIONS[name]
+        assert PixelsTable(normalize=name).normalize == name
+        assert len(mean) == len(std)
+        assert all(0 < m < 1 and 0 < s < 1 for m, s in zip(mean, std, strict=True))
+
+
+def test_class_names_are_read_one_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "names.txt"
+    file.write_text("cat\n\n  dog \nbird\n")
+    assert ingest.class_names(file, 3) == ["cat", "dog", "bird"]
+    found = ingest.pixel_moments(PixelsTable(classes=str(file)), channels=1, classes=3)
+    assert found["class_names"] == ["cat", "dog", "bird"]
+
+
+@pytest.mark.parametrize("text", ["cat\ndog\n", "cat\ndog\ncat\n", "a\nb\nc\nd\n", ""])
+def test_another_number_of_names_than_classes_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text(text)
+    with pytest.raises(InputFileError, match="the teacher has 3; one name a line"):
+        ingest.class_names(tmp_path / "names.txt", 3)
+    with pytest.raises(InputFileError, match="cannot be read"):
+        ingest.class_names(tmp_path / "nowhere.txt", 3)
+
+
+def test_assumptions_are_kept_with_the_flag_that_changes_them(teacher_file: Path, tmp_path: Path) -> None:
+    wanted = recipe.with_changes(toy.toy_recipe(teacher_file), {"teacher": {"input": ""}})
+    run = toy.advance(tmp_path / "toy", wanted, ("ingest",))
+    assumed = json.loads((run.stage("teacher") / "teacher.json").read_text())["assumptions"]
+    assert [a["value"] for a in assumed if "--input" in a["flag"]] == ["32x32"]

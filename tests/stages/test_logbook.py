@@ -1,0 +1,174 @@
+"""The log book: what is due is a function of the step, and a resumed run writes what an untouched one writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from edgekd import checkpoint
+from edgekd.errors import GateError
+from edgekd.rundir import Record, RunDir
+from edgekd.stages.logbook import Logbook
+from edgekd.synthesis.state import State
+
+Laboratory = Callable[..., tuple[State, Any]]
+LOSSES = {"student": torch.tensor(0.5), "agreement_novel": torch.tensor(0.25)}
+
+
+@pytest.fixture
+def state(laboratory: Laboratory) -> State:
+    return laboratory()[0]
+
+
+def book(run: RunDir, steps: int = 12, **values: Any) -> Logbook:
+    defaults = {"checkpoint_period": 4, "key": "k", "environment": {"threads": 1}, "accuracy": None}
+    return Logbook(run, steps=steps, **{**defaults, **values})
+
+
+def kinds(run: RunDir) -> list[tuple[str, int]]:
+    return [(event["kind"], event["step"]) for event in run.events()]
+
+
+@pytest.mark.parametrize(("steps", "logged"), [(100, 100), (400, 200), (1000, 200), (1010, 202)])
+def test_metrics_are_logged_about_two_hundred_times_and_at_the_end(
+    steps: int, logged: int, state: State, tmp_path: Path
+) -> None:
+    log = book(RunDir(tmp_path), steps)
+    facts = []
+    for state.step in range(1, steps + 1):
+        facts.append(log.student(state, LOSSES))
+    events = RunDir(tmp_path).events("train")
+    assert len(events) == len([f for f in facts if f]) == logged
+    assert events[-1]["step"] == steps
+    assert events[-1]["student"] == 0.5
+    assert facts[-1] == "loss 0.500 · agreement 25.0% novel"
+
+
+def test_replay_agreement_is_shown_when_there_is_any(state: State, tmp_path: Path) -> None:
+    facts = book(RunDir(tmp_path)).student(state, {**LOSSES, "agreement_replay": torch.tensor(0.75)})
+    assert facts == "loss 0.500 · agreement 25.0% novel, 75.0% replay"
+
+
+def test_accuracy_points_fall_every_hundredth_with_step_0_and_the_last(state: State, tmp_path: Path) -> None:
+    asked = []
+
+    def accuracy(network: torch.nn.Module) -> float:
+        asked.append(network)
+        return 0.25 if network is state.student else 0.5
+
+    log = book(RunDir(tmp_path), 350, accuracy=accuracy)
+    for state.step in range(351):
+        log.accuracy(state)
+    points = RunDir(tmp_path).events("accuracy")
+    assert [p["step"] for p in points] == [*range(0, 349, 3), 350]
+    assert all((p["raw"], p["ema"]) == (0.25, 0.5) for p in points)
+    assert len(asked) == 2 * len(points)
+
+
+def test_without_images_there_is_no_curve(state: State, tmp_path: Path) -> None:
+    book(RunDir(tmp_path)).accuracy(state)
+    assert kinds(RunDir(tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    ("period", "steps", "saved"), [(4, 10, [8, 10]), (0, 40, [38, 40]), (0, 5, [4, 5]), (100, 7, [7])]
+)
+def test_checkpoints_fall_every_period_and_at_the_end(
+    period: int, steps: int, saved: list[int], state: State, tmp_path: Path
+) -> None:
+    log = book(RunDir(tmp_path), steps, checkpoint_period=period)
+    for state.step in range(1, steps + 1):
+        log.checkpoint(state)
+    folders = sorted((tmp_path / "distill" / "checkpoints").glob("step-*"))
+    assert [int(p.name.removeprefix("step-")) for p in folders] == saved
+
+
+def test_the_first_restore_writes_step_0_and_a_later_one_forgets_what_came_after(state: State, tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.append_event({"kind": "train", "step": 99})
+    log = book(run)
+    log.restore(state)
+    assert kinds(run) == []
+    assert (tmp_path / "distill/checkpoints/step-00000000/record.json").is_file()
+    state.step = 4
+    log.student(state, LOSSES)
+    log.save(state)
+    state.step = 5
+    log.student(state, LOSSES)
+    log.reinit(state, "schedule")
+    state.step = 0
+    book(run).restore(state)
+    assert state.step == 4
+    assert kinds(run) == [("train", 4)]
+    assert "not_bit_identical" not in run.ledger()
+
+
+def test_the_clock_goes_on_after_a_restore(state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, clock = RunDir(tmp_path), [50.0]
+    monkeypatch.setattr("edgekd.stages.logbook.time.monotonic", lambda: clock[0])
+    log = book(run)
+    log.restore(state)
+    clock[0], state.step = 60.0, 4
+    log.student(state, LOSSES)
+    log.save(state)
+    clock[0] = 1000.0
+    log = book(run)
+    log.restore(state)
+    clock[0], state.step = 1003.0, 5
+    log.student(state, LOSSES)
+    assert [event["seconds"] for event in run.events("train")] == [10.0, 13.0]
+
+
+def test_another_environment_is_told_and_recorded(
+    state: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDir(tmp_path)
+    book(run).restore(state)
+    book(run, environment={"threads": 8}).restore(state)
+    assert "resumed under another threads: not bit-identical" in capsys.readouterr().err
+    assert run.ledger()["not_bit_identical"] == [{"step": 0, "changed": {"threads": [1, 8]}}]
+
+
+def test_a_damaged_checkpoint_is_told(state: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDir(tmp_path)
+    log = book(run)
+    log.restore(state)
+    state.step = 4
+    log.save(state)
+    (tmp_path / "distill/checkpoints/step-00000004/state.json").write_text("{}")
+    book(run).restore(state)
+    assert state.step == 0
+    assert "step-00000004 is unusable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["student", "agreement_novel"])
+def test_a_loss_that_is_not_finite_stops_the_run(name: str, state: State, tmp_path: Path) -> None:
+    log = book(RunDir(tmp_path))
+    with pytest.raises(GateError, match=f"at step 0: the loss {name} is not finite. No checkpoint was written yet"):
+        log.student(state, {**LOSSES, name: torch.tensor(float("nan"))})
+    log.restore(state)
+    with pytest.raises(GateError, match=r"one_hot is not finite. The last good checkpoint is .*step-00000000"):
+        log.generator(state, {"one_hot": torch.tensor(float("inf"))})
+
+
+def test_the_record_names_the_final_checkpoint_and_its_files(state: State, tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    log = book(run)
+    for state.step in (8, 10, 12):
+        checkpoint.write(run, state.step, state.state_dict(), key="k", environment={})
+    log.publish(state, {"reinits": 3}, recipe_slice={"a": 1}, inputs={"i": "h"})
+    record = Record.read(run.stage("distill"))
+    assert record is not None
+    assert record.notes == {
+        "steps": 12,
+        "final": "checkpoints/step-00000012",
+        "environment": {"threads": 1},
+        "reinits": 3,
+    }
+    assert (record.key, record.inputs, record.recipe_slice) == ("k", {"i": "h"}, {"a": 1})
+    assert record.damaged_output(run.stage("distill")) is None
+    assert all(name.startswith("checkpoints/step-00000012/") for name in record.outputs)

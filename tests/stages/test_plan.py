@@ -1,0 +1,95 @@
+"""The plan is measured on throwaway networks and leaves the run as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import toy
+from edgekd.errors import MachineError
+from edgekd.rundir import RunDir, sha256_file
+from edgekd.stages import artefacts, distill, plan
+from edgekd.stages.plan import Plan
+from edgekd.stopping import Stop
+from edgekd.synthesis.state import State
+
+COST = Plan(2000, 0.25, 3 << 30, "cpu", 2, "fp32")
+
+
+def test_a_plan_is_one_line_and_one_object() -> None:
+    assert COST.eta_seconds == 500
+    assert plan.sentence(COST) == "cpu, fp32, 2 threads, 250 ms a step, about 8 min 20 s, 3.0 GiB memory"
+    assert plan.to_json(COST) == {
+        "steps": 2000,
+        "seconds_per_step": 0.25,
+        "eta_seconds": 500.0,
+        "peak_memory_bytes": 3 << 30,
+    }
+    assert plan.with_steps(COST, 4).eta_seconds == 1.0
+    assert COST.steps == 2000
+
+
+def test_measuring_leaves_the_run_and_the_global_generators_alone(teacher_file: Path, ingested: RunDir) -> None:
+    before = {p: sha256_file(p) for p in ingested.path.rglob("*") if p.is_file()}
+    state = torch.get_rng_state()
+    cost = plan.measure(ingested, toy.toy_recipe(teacher_file, precision="fp32"), Stop())
+    assert {p: sha256_file(p) for p in ingested.path.rglob("*") if p.is_file()} == before
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (cost.steps, cost.device, cost.threads, cost.precision) == (12, "cpu", 1, "fp32")
+    assert 1e-4 < cost.seconds_per_step < 5
+    assert cost.peak_memory_bytes > 50 << 20
+
+
+@pytest.mark.parametrize("least", [1, 8])
+def test_whole_periods_are_timed_with_replay_at_work(
+    least: int, teacher_file: Path, ingested: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    real = distill.student_step
+
+    def watched(state: State, context: distill.Context) -> dict[str, torch.Tensor]:
+        logged = real(state, context)
+        seen.append("agreement_replay" in logged)
+        return logged
+
+    monkeypatch.setattr(distill, "student_step", watched)
+    wanted = toy.toy_recipe(teacher_file, method={"replay": {"start": 0.9}, "vae": {"gate": 0.5}})
+    plan.measure(ingested, wanted, Stop(), least_steps=least)
+    assert len(seen) % 3 == 0
+    assert len(seen) >= 3 + least, "one period warms up"
+    assert any(seen)
+
+
+def test_too_little_memory_names_the_largest_batch_that_fits(
+    teacher_file: Path, ingested: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = distill.student_step
+
+    def hungry(state: State, context: distill.Context) -> dict[str, torch.Tensor]:
+        if context.recipe.method.student.batch_size > 20:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(state, context)
+
+    monkeypatch.setattr(distill, "student_step", hungry)
+    wanted = toy.toy_recipe(teacher_file, method={"student": {"batch_size": 64}})
+    with pytest.raises(MachineError, match=r"batches of 64; a batch of 16 fits: --set method.student.batch_size=16"):
+        plan.measure(ingested, wanted, Stop())
+
+
+def test_a_machine_too_small_for_any_batch_is_told(
+    teacher_file: Path, ingested: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def starving(*_: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(distill, "student_step", starving)
+    with pytest.raises(MachineError, match="not even a batch of 8 fits"):
+        plan.measure(ingested, toy.toy_recipe(teacher_file), Stop())
+
+
+def test_the_named_batch_is_one_the_recipe_accepts(teacher_file: Path) -> None:
+    wanted = toy.toy_recipe(teacher_file, method={"student": {"batch_size": 16}})
+    assert wanted.method.vae.novel <= 16
+    assert artefacts.build_vae(wanted.method.vae, toy.SHAPE, 0).latent == 6

@@ -1,0 +1,59 @@
+"""Pictures are drawn from what is there, as SVG that is the same for the same numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from edgekd.rundir import RunDir
+from edgekd.stages import plots
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return RunDir(tmp_path)
+
+
+def fill(run: RunDir) -> None:
+    for step in range(5):
+        run.append_event({"kind": "accuracy", "step": step, "raw": 0.1 * step, "ema": 0.2})
+        replay = {"agreement_replay": 0.3} if step > 2 else {}
+        run.append_event({"kind": "train", "step": step, "student": 1.0 / (step + 1), "agreement_novel": 0.5, **replay})
+    folder = run.stage("bench") / "local"
+    folder.mkdir(parents=True)
+    samples = {"student.fp32.onnx": [[1.0, 1.1], [1.05]], "student.fp16.onnx": [[2.0], [2.1]]}
+    (folder / "samples.json").write_text(json.dumps([{"samples_ms": samples}]))
+
+
+def test_nothing_is_drawn_of_nothing(run: RunDir) -> None:
+    assert list(plots.pictures(run)) == []
+
+
+def test_three_pictures_name_their_files_and_carry_their_legends(run: RunDir) -> None:
+    fill(run)
+    found = list(plots.pictures(run))
+    assert [source for _, _, source in found] == ["events.jsonl", "events.jsonl", "bench/local/samples.json"]
+    for (_, picture, _), words in zip(
+        found,
+        (("raw weights", "averaged weights"), ("agreement on novel", "distance of logits"), ("student.fp16.onnx",)),
+        strict=True,
+    ):
+        assert ElementTree.fromstring(picture.split("</svg>")[0] + "</svg>").tag.endswith("svg")  # noqa: S314 - our own
+        assert all(word in picture for word in words)
+
+
+def test_equal_numbers_make_equal_pictures(run: RunDir) -> None:
+    fill(run)
+    assert list(plots.pictures(run)) == list(plots.pictures(run))
+
+
+def test_runs_that_were_all_skipped_draw_no_latency(run: RunDir) -> None:
+    fill(run)
+    (run.stage("bench") / "local" / "samples.json").write_text(json.dumps([{"samples_ms": {}}]))
+    assert [title for title, _, _ in plots.pictures(run)] == [
+        "Accuracy while distilling",
+        "Distillation loss and agreement",
+    ]

@@ -1,0 +1,102 @@
+"""The report gathers what is there, changes nothing, and needs nothing from outside its file."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import toy
+from edgekd.rundir import RunDir, sha256_file
+from edgekd.stages import report
+
+
+@pytest.fixture
+def run(finished: Any, tmp_path: Path) -> RunDir:
+    return RunDir(Path(shutil.copytree(finished.run.path, tmp_path / "toy <b>")))
+
+
+def hashes(run: RunDir) -> dict[str, str]:
+    return {str(p): sha256_file(p) for p in run.path.rglob("*") if p.is_file() and "report" not in p.parts}
+
+
+def test_the_report_holds_the_numbers_of_the_files(run: RunDir) -> None:
+    before = hashes(run)
+    summary = report.run(run)
+    assert hashes(run) == before
+    assert json.loads((run.stage("report") / "report.json").read_text()) == summary
+    assert (summary["data_free"], summary["real_images_read"]) == (True, 0)
+    for name, size in summary["size_bytes"].items():
+        assert size == (run.stage("export") / name).stat().st_size
+    rows = {row["artefact"]: row for row in summary["artefacts"]}
+    assert list(rows)[:2] == ["teacher", "student"]
+    chain = json.loads((run.stage("export") / "agreement.json").read_text())["chain"]
+    assert rows["student"]["synthetic_agreement"] == chain["teacher -> student"]["share"]
+    latency = {row["artefact"]: row for row in summary["latency"]}
+    assert rows["student.fp32.onnx"]["p50_ms"] == latency["student.fp32.onnx"]["p50_ms"] > 0
+    assert rows["teacher"]["accuracy"] is None
+    assert summary["distillation"]["steps"] == 12
+
+
+def test_the_page_is_self_contained_and_names_its_sources(run: RunDir) -> None:
+    summary = report.run(run)
+    page = (run.stage("report") / "report.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert "<h1>toy &lt;b&gt;</h1>" in page
+    assert not re.search(r'(src|href)="(?!#)', page.replace("xlink:", "")), "nothing is loaded from elsewhere"
+    assert "Made from no real image" in page
+    for source in ("events.jsonl", "bench/local/samples.json", "export/agreement.json", "run.json"):
+        assert f"<code>{source}</code>" in page
+    assert page.count("<svg") == 2, "losses and latency; there is no accuracy curve"
+    for row in report.table(summary):
+        assert all(f"<td>{cell}</td>" in page for cell in row if cell != "–" and "<" not in cell and "'" not in cell)
+    assert summary["selection"]["chosen"] in page
+
+
+def test_the_same_run_makes_the_same_page(run: RunDir) -> None:
+    report.run(run)
+    first = (run.stage("report") / "report.html").read_bytes()
+    report.run(run)
+    assert (run.stage("report") / "report.html").read_bytes() == first
+
+
+def test_real_images_in_the_making_are_shouted(run: RunDir) -> None:
+    page = report.page(run, {**report.collect(run), "data_free": False})
+    assert "Made from REAL IMAGES" in page
+
+
+def test_a_run_that_only_began_has_a_report(ingested: RunDir, tmp_path: Path) -> None:
+    run = RunDir(Path(shutil.copytree(ingested.path, tmp_path / "toy")))
+    summary = report.run(run)
+    assert (summary["distillation"], summary["selection"], summary["latency"], summary["artefacts"]) == (
+        None,
+        None,
+        None,
+        [],
+    )
+    assert (run.stage("report") / "report.html").read_text().count("<svg") == 0
+
+
+def test_accuracy_stands_beside_its_artefact(run: RunDir) -> None:
+    accuracy = {"teacher": 0.915, "student": 0.5, "student.fp32.onnx": 0.25}
+    run.stage("eval").mkdir()
+    (run.stage("eval") / "photos.json").write_text(json.dumps({"accuracy": accuracy}))
+    rows = {row[0]: row for row in report.table(report.collect(run))}
+    assert rows["teacher"][1] == "91.50 %"
+    assert rows["student.fp32.onnx"][1] == "25.00 %"
+    assert rows["student.fp16.onnx"][1] == "–"
+
+
+def test_tables_are_printed_whole(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = report.collect(run)
+    report.print_summary(summary)
+    report.print_latency([*summary["latency"], {"artefact": "x.onnx", "runtime": "r", "skipped": "n/a: no kernels"}])
+    printed = capsys.readouterr().out
+    for name in summary["size_bytes"]:
+        assert printed.count(name) == 2
+    assert "n/a: no kernels" in printed
+    assert toy.CLASSES == 4

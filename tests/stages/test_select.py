@@ -1,0 +1,179 @@
+"""The choice of the final student: rules for ties, a balanced pool, honest BatchNorm statistics."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import toy
+from edgekd import checkpoint
+from edgekd.errors import InputFileError
+from edgekd.rng import Draws
+from edgekd.rundir import RunDir
+from edgekd.stages import artefacts, select
+from edgekd.stages.select import Candidate
+
+CPU = torch.device("cpu")
+
+
+def candidate(name: str, agreement: float, error: float = 0.01) -> Candidate:
+    return Candidate(name, agreement, error)
+
+
+MARGIN = 2 * math.hypot(0.01, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("raw", "raw_norm", "ema", "ema_norm", "chosen"),
+    [
+        (0.5, 0.5, 0.9, 0.5, "ema"),
+        (0.5, 0.5, 0.5, 0.5, "ema"),
+        (0.9, 0.5, 0.9 - MARGIN + 0.001, 0.5, "ema"),
+        (0.9, 0.5, 0.9 - MARGIN - 0.001, 0.5, "raw"),
+        (0.5, 0.9, 0.88, 0.5, "ema"),
+        (0.88, 0.9, 0.5, 0.5, "raw"),
+        (0.5, 0.9, 0.5, 0.5, "raw+batchnorm"),
+        (0.5, 0.5, 0.5, 0.9, "ema+batchnorm"),
+        (0.5, 0.5, 0.89, 0.9, "ema"),
+        (0.89, 0.5, 0.5, 0.9, "raw"),
+        (0.89, 0.5, 0.9, 0.5, "ema"),
+    ],
+)
+def test_the_best_wins_and_within_two_standard_errors_the_average(
+    raw: float, raw_norm: float, ema: float, ema_norm: float, chosen: str
+) -> None:
+    names = ("raw", "raw+batchnorm", "ema", "ema+batchnorm")
+    judged = [candidate(*pair) for pair in zip(names, (raw, raw_norm, ema, ema_norm), strict=True)]
+    found, reason = select.choose(judged, ships_average=True)
+    assert found.name == chosen
+    best = max(judged, key=lambda c: c.agreement)
+    expected = f"within two standard errors of {best.name} ({best.agreement:.2%})"
+    assert reason == ("highest agreement" if found is best else expected)
+
+
+def test_a_preset_without_an_average_ships_the_raw_weights() -> None:
+    judged = [
+        candidate("raw", 0.5),
+        candidate("raw+batchnorm", 0.6),
+        candidate("ema", 0.9),
+        candidate("ema+batchnorm", 0.9),
+    ]
+    assert select.choose(judged, ships_average=False)[0].name == "raw+batchnorm"
+    assert select.choose(judged[:1] + judged[2:3], ships_average=False)[0].name == "raw"
+
+
+class Answers(nn.Module):
+    """A network that answers by the mean pixel: class 0 below zero, class 1 above."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean((1, 2, 3))
+        return torch.stack([-mean, mean], 1)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self(x)
+
+
+def test_a_judgement_is_the_share_of_equal_answers_with_its_standard_error() -> None:
+    pool = torch.cat([torch.full((150, *toy.SHAPE), -1.0), torch.full((50, *toy.SHAPE), 1.0)])
+
+    class Zero(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tensor([[1.0, 0.0]]).repeat(len(x), 1)
+
+    found = select.judge("raw", Zero(), pool, Answers())  # type: ignore[arg-type]
+    assert found == Candidate("raw", 0.75, pytest.approx(math.sqrt(0.75 * 0.25 / 200)))
+    sure = select.judge("raw", Answers(), pool, Answers())  # type: ignore[arg-type]
+    assert sure.agreement == 1.0
+    assert sure.standard_error < 1e-5
+
+
+def networks(finished: Any) -> select.Networks:
+    description = artefacts.describe(finished.run)
+    return select.replay_networks(finished.recipe, description, select.final_state(finished.run))
+
+
+def test_the_pool_is_balanced_over_the_teachers_answers(finished: Any) -> None:
+    teacher, description = artefacts.load_teacher(finished.run, "fp32", CPU)
+    draws, nets = Draws(1, "select", CPU), networks(finished)
+    pool = select.balanced_pool(finished.recipe, nets, teacher, draws, description.classes)
+    share = math.ceil(finished.recipe.select.samples / toy.CLASSES)
+    drawn = torch.cat([select.synthetic(nets, draws, "judge", i, 128) for i in range(math.ceil(3 * 64 / 128))])
+    available = teacher.logits(drawn).argmax(1).bincount(minlength=toy.CLASSES)
+    counts = teacher.logits(pool).argmax(1).bincount(minlength=toy.CLASSES)
+    assert torch.equal(counts, available.clamp(max=share))
+    assert (available > share).any(), "the draw was not balanced by itself"
+
+
+def test_a_synthetic_batch_is_half_novel_and_half_replayed(finished: Any) -> None:
+    draws, nets = Draws(1, "select", CPU), networks(finished)
+    assert nets.vae is not None
+    batch = select.synthetic(nets, draws, "judge", 3, 9)
+    with torch.no_grad():
+        novel = nets.generator(draws.normal(3, "judge/novel", 5, 8))
+        codes = nets.vae.codes(draws.normal(3, "judge/replay", 4, 6), posterior=True)
+        assert torch.equal(batch, torch.cat([novel, nets.vae.decoder(codes)]))
+    assert not torch.equal(batch, select.synthetic(nets, draws, "batchnorm", 3, 9)), "who judges sees other samples"
+
+
+def test_re_estimated_statistics_are_the_plain_average_over_batches() -> None:
+    student = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3, momentum=0.3))
+    with torch.no_grad():
+        student[1].running_mean.fill_(7.0)
+    batches = [torch.randn(16, 1, 6, 6, generator=torch.Generator().manual_seed(i)) + i for i in range(4)]
+    found = select.reestimate_batchnorm(student.eval(), iter(batches))
+    with torch.no_grad():
+        seen = [student[0](x) for x in batches]
+    assert torch.allclose(found[1].running_mean, torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0), atol=1e-5)
+    assert torch.allclose(found[1].running_var, torch.stack([x.var((0, 2, 3)) for x in seen]).mean(0), rtol=1e-4)
+    assert not found.training
+    assert found[1].momentum == 0.3
+    assert torch.equal(student[1].running_mean, torch.full((3,), 7.0)), "the original is left alone"
+    assert torch.equal(found[0].weight, student[0].weight)
+
+
+def test_the_selection_is_published_with_its_reasons(finished: Any) -> None:
+    folder = finished.run.stage("select")
+    selection = json.loads((folder / "selection.json").read_text())
+    assert [c["name"] for c in selection["candidates"]] == ["raw", "raw+batchnorm", "ema", "ema+batchnorm"]
+    assert "not accuracy" in selection["what"]
+    chosen, reason = select.choose([Candidate(**c) for c in selection["candidates"]], ships_average=True)
+    assert (chosen.name, reason) == (selection["chosen"], selection["reason"])
+    state = select.final_state(finished.run)
+    if "batchnorm" not in chosen.name:
+        saved = checkpoint.load_tensors(folder / "student.safetensors")
+        wanted = state["student" if chosen.name == "raw" else "student_ema"]
+        assert all(torch.equal(saved[name], value) for name, value in wanted.items())
+
+
+def test_re_estimation_can_be_left_out(teacher_file: Path, finished: Any, tmp_path: Path) -> None:
+    shutil.copytree(finished.run.path, tmp_path / "toy")
+    shutil.rmtree(tmp_path / "toy" / "select")
+    wanted = toy.toy_recipe(teacher_file, select={"reestimate_batches": 0}, export={"int8": True})
+    run = toy.advance(tmp_path / "toy", wanted, ("select",))
+    selection = json.loads((run.stage("select") / "selection.json").read_text())
+    assert [c["name"] for c in selection["candidates"]] == ["raw", "ema"]
+
+
+@pytest.mark.parametrize("sampling", ["posterior", "prior"])
+def test_the_latent_prior_that_travels_is_that_of_the_recipe(sampling: str, finished: Any) -> None:
+    nets = networks(finished)
+    assert nets.vae is not None
+    state = select.replay_state(select.Networks(nets.generator, nets.latent, nets.vae, sampling == "posterior"))
+    posterior = nets.vae.latent_mean, nets.vae.latent_variance.sqrt()
+    expected = posterior if sampling == "posterior" else (torch.zeros(6), torch.ones(6))
+    assert torch.equal(state["latent_mean"], expected[0])
+    assert torch.equal(state["latent_std"], expected[1])
+
+
+def test_a_final_checkpoint_that_is_gone_is_named(finished: Any, tmp_path: Path) -> None:
+    run = RunDir(Path(shutil.copytree(finished.run.path, tmp_path / "toy")))
+    shutil.rmtree(run.stage("distill") / "checkpoints")
+    with pytest.raises(InputFileError, match="step-00000012 is gone"):
+        select.final_state(run)

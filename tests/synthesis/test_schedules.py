@@ -1,0 +1,61 @@
+"""Schedules at their corners, as functions of the step alone."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from edgekd.method import GeneratorTable, UpdateTable
+from edgekd.synthesis import schedules
+
+
+def test_the_learning_rate_falls_as_half_a_cosine() -> None:
+    table = UpdateTable(lr=0.2, schedule="cosine")
+    rates = [schedules.learning_rate(table, step, 100) for step in range(100)]
+    assert rates[0] == 0.2
+    assert rates[50] == pytest.approx(0.1)
+    assert rates[25] == pytest.approx(0.2 * (1 + math.sqrt(0.5)) / 2)
+    assert 0 < rates[99] < 1e-4
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_the_warm_up_rises_linearly_to_the_peak_and_the_cosine_starts_there() -> None:
+    table = UpdateTable(lr=0.2, warmup=0.1, schedule="cosine")
+    rates = [schedules.learning_rate(table, step, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.02 * (i + 1) for i in range(10)])
+    assert rates[10] == 0.2
+    assert rates[55] == pytest.approx(0.1)
+
+
+def test_a_constant_rate_is_constant_after_the_warm_up() -> None:
+    table = UpdateTable(lr=0.3, warmup=0.5, schedule="constant")
+    assert [schedules.learning_rate(table, step, 4) for step in range(4)] == pytest.approx([0.15, 0.3, 0.3, 0.3])
+
+
+def test_a_warm_up_of_all_steps_divides_by_nothing() -> None:
+    assert schedules.learning_rate(UpdateTable(lr=1.0, warmup=0.99), 0, 1) == 1.0
+
+
+def test_the_adversary_ramps_between_its_two_fractions() -> None:
+    table = GeneratorTable(adversary=2.0, adversary_ramp=(0.25, 0.75))
+    weights = [schedules.adversary_weight(table, step, 100) for step in (0, 25, 26, 50, 75, 99)]
+    assert weights == pytest.approx([0, 0, 0.04, 1.0, 2.0, 2.0])
+
+
+@pytest.mark.parametrize("ramp", [(0.0, 0.0), (0.5, 0.5)])
+def test_a_ramp_of_no_length_is_a_jump(ramp: tuple[float, float]) -> None:
+    table = GeneratorTable(adversary=3.0, adversary_ramp=ramp)
+    jump = ramp[0] * 100
+    assert [schedules.adversary_weight(table, step, 100) for step in (0, 49, 50, 99)] == [
+        3.0 if step >= jump else 0.0 for step in (0, 49, 50, 99)
+    ]
+
+
+def test_a_young_average_follows_faster_and_never_slower_than_asked() -> None:
+    decays = [schedules.ema_decay(0.99, updates) for updates in range(2000)]
+    assert decays[0] == pytest.approx(0.1)
+    assert decays[90] == pytest.approx(0.91)
+    assert decays == sorted(decays)
+    assert decays[-1] == 0.99
+    assert schedules.ema_decay(0.0, 100) == 0.0

@@ -1,0 +1,78 @@
+"""Every `$ edgekd` line of the README works, in order, at toy length; every number in it has its file."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from edgekd import cli
+
+ROOT = Path(__file__).parent.parent
+EXCEPTIONS: dict[str, str] = {}
+"""Lines that are not run, each with the reason."""
+TOY = {
+    "distill": ["--steps", "4", "--set", "method.student.batch_size=8", "--set", "method.vae.novel=4"],
+    "run": ["--set", "method.steps=4", "--set", "bench.min_runs=10", "--set", "export.min_int8_agreement=0.0"],
+    "export": ["--set", "export.min_int8_agreement=0.0"],
+    "bench": ["--seconds", "0.1"],
+}
+
+
+def commands() -> list[list[str]]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL)
+    lines = [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ edgekd")]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line not in EXCEPTIONS]
+
+
+def write_digits(folder: Path) -> None:
+    spec = importlib.util.spec_from_file_location("digits", ROOT / "recipes" / "quickstart" / "digits.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.write(folder)
+
+
+def without_steps(arguments: list[str]) -> list[str]:
+    """Drop the tour's own length, which the toy length replaces."""
+    for flag in ("--minutes", "--steps"):
+        if flag in arguments:
+            position = arguments.index(flag)
+            arguments = arguments[:position] + arguments[position + 2 :]
+    return arguments
+
+
+def test_the_tour_of_the_readme_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    write_digits(tmp_path / "runs" / "digits")
+    monkeypatch.chdir(tmp_path)
+    tour = commands()
+    assert {"distill", "export", "bench", "report", "status", "eval", "doctor", "recipes"} <= {c[0] for c in tour}
+    for arguments in tour:
+        result = CliRunner().invoke(cli.app, without_steps(arguments) + TOY.get(arguments[0], []))
+        assert result.exit_code == 0, f"edgekd {shlex.join(arguments)}: {result.output}{result.exception}"
+
+
+def test_the_readme_names_exactly_two_set_up_commands() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\$ (make [a-z-]+)$", text, flags=re.MULTILINE)) == {"make quickstart", "make test"}
+
+
+def test_every_results_file_named_in_readme_and_docs_exists() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for name in re.findall(r"docs/results/[\w./-]*\w", page.read_text(encoding="utf-8")):
+            assert (ROOT / name).exists(), f"{page.name} names {name}, which does not exist"
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
