@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from edgekd.errors import InputFileError
-from edgekd.rundir import Record, RunDir, digest, failpoint
+from edgekd.rundir import Record, RunDir, failpoint
 
 State = Mapping[str, Any]
 
@@ -136,11 +136,6 @@ def newest(run: RunDir, *, key: str) -> tuple[Checkpoint | None, list[str]]:
             f"no intact checkpoint is left in {run.path / 'distill'}; give the same command with --fresh to train anew."
         )
     return None, warnings
-
-
-def content_hash(outputs: Mapping[str, str]) -> str:
-    """Return one hash over a checkpoint's files (its record, with the events length, is not among them)."""
-    return digest(dict(outputs))
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

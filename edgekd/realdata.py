@@ -51,7 +51,7 @@ def open_folder(path: Path, *, classes: int, names: tuple[str, ...] | None) -> I
         if missing:
             raise InputFileError(f"{path} has no folder for class {missing[0]!r} of the class names.")
         order = list(names)
-    elif all(name.isdigit() for name in folders):
+    elif all(name.isdecimal() for name in folders):
         order = sorted(folders, key=int)
     else:
         order = folders

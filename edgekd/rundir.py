@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import __version__
-from edgekd.errors import InputFileError, MachineError, RunBusyError
+from edgekd.errors import InputFileError, MachineError, RunBusyError, UsageError
 
 RECORD = "record.json"
 
@@ -181,6 +181,8 @@ class RunDir:
 
         flock is freed by the kernel when its process dies, so no lock outlives a SIGKILL.
         """
+        if self.path.is_file():
+            raise UsageError(f"{self.path} is a file, not a run; choose another --run.")
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)

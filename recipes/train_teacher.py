@@ -3,7 +3,7 @@
 The quickstart's teacher (digits written by quickstart/digits.py):
   train_teacher.py runs/digits/train teacher.pt --arch resnet14@2.25 --input 1x16x16 --mean 0.3 --std 0.35 \
       --epochs 60 --batch 64 --lr 0.05 --shift 2 --half
-MNIST, the last 10,000 training images kept for development:
+MNIST, the last 10,000 training images, evenly of each class, kept for development:
   train_teacher.py mnist/train lenet5.pt --arch lenet5 --input 1x32x32 --mean 0.1307 --std 0.3081 \
       --epochs 30 --shift 2 --rotate 10 --scale 0.1 --hold-out 10000 --development mnist/development
 CIFAR-10, the last 5,000 kept:
@@ -43,7 +43,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rotate", type=float, default=0.0, help="largest rotation in degrees")
     parser.add_argument("--scale", type=float, default=0.0, help="largest relative change of size")
     parser.add_argument("--flip", action="store_true", help="mirror half of the images")
-    parser.add_argument("--hold-out", type=int, default=0, help="keep the last N images by file name untouched")
+    parser.add_argument("--hold-out", type=int, default=0, help="keep N images, the last of each class by file name")
     parser.add_argument("--development", type=Path, help="folder for links to the images kept")
     parser.add_argument("--half", action="store_true", help="store the weights in half precision")
     parser.add_argument("--seed", type=int, default=1)
@@ -77,17 +77,22 @@ def load(options: argparse.Namespace, shape: tuple[int, int, int]) -> tuple[Tens
     mean, std = (tuple(float(v) for v in text.split(",")) for text in (options.mean, options.std))
     pairs = list(RealImages(folder, shape, mean=mean, std=std).batches())
     x, y = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
-    order = sorted(range(len(x)), key=lambda i: folder.files[i].name)
-    kept = order[len(order) - options.hold_out :]
+    kept = [int(i) for label in y.unique() for i in last_of_class(y, int(label), options.hold_out / len(y))]
     for index in kept if options.development else []:
         file = folder.files[index]
         link = options.development / file.parent.name / file.name
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
         link.symlink_to(file.resolve())
-    train = torch.tensor(order[: len(order) - options.hold_out])
     held = torch.tensor(kept, dtype=torch.long)
+    train = torch.ones(len(y), dtype=torch.bool).index_fill(0, held, False)
     return x[train], y[train], x[held], y[held], classes
+
+
+def last_of_class(y: Tensor, label: int, share: float) -> Tensor:
+    """Return the positions of the last `share` of a class by file name: a set sorted by class is split evenly."""
+    found = (y == label).nonzero().flatten()
+    return found[len(found) - round(share * len(found)) :]
 
 
 def train(options: argparse.Namespace) -> tuple[nn.Module, float, int]:

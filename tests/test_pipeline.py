@@ -304,6 +304,22 @@ def test_pruning_removes_what_is_sensitive_and_undoes_no_stage(run: RunDir, want
     assert pipeline.prune(run) == [], "once is enough"
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "gone"),
+    [
+        ("export", {"export": {"holdout_samples": 96}}, "select/replay.safetensors"),
+        ("select", {"select": {"samples": 96}}, "distill/checkpoints/step-00000012/state.json"),
+    ],
+)
+def test_a_stage_that_needs_what_was_pruned_says_so(
+    name: str, changes: dict[str, Any], gone: str, run: RunDir, wanted: Recipe
+) -> None:
+    pipeline.prune(run)
+    with pytest.raises(UsageError, match=f"{name} needs {gone}, which was pruned"):
+        pipeline.advance(run, recipe.with_changes(wanted, changes), (name,), stop=Stop())
+    assert pipeline.intact(STAGES[name], run), "what was published stays"
+
+
 def test_pruning_a_run_that_never_selected_removes_its_checkpoints(wanted: Recipe, tmp_path: Path) -> None:
     run = toy.advance(tmp_path / "toy", wanted, ("ingest",))
     (run.stage("distill") / "checkpoints" / "step-00000000").mkdir(parents=True)
