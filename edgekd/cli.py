@@ -289,6 +289,20 @@ def doctor(json: Json = False) -> None:
     upkeep.doctor(Options(json=json))
 
 
+@app.command(epilog=examples("edgekd students", "edgekd students --input 1x28x28 --classes 10 --json"))
+@verb
+def students(
+    input_shape: Annotated[str, typer.Option("--input", metavar="CxHxW", help="Input shape.")] = "3x32x32",
+    classes: Annotated[int, typer.Option(min=2, help="Number of classes.")] = 10,
+    json: Json = False,
+) -> None:
+    """List the student networks with parameters and multiply-accumulates."""
+    from edgekd.commands import upkeep
+    from edgekd.commands.common import Options
+
+    upkeep.students(input_shape, classes, Options(json=json))
+
+
 @app.command(epilog=examples("edgekd recipes", "edgekd recipes --copy quickstart", "edgekd recipes --check my.toml"))
 @verb
 def recipes(

@@ -49,7 +49,8 @@ def resolve_device(name: str) -> torch.device:
 
 def use_threads(threads: int) -> int:
     """Set torch's intra-op threads (0: all cores this process may use) and return their number."""
-    count = threads or len(os.sched_getaffinity(0))
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    count = threads or usable or 1
     torch.set_num_threads(count)
     return count
 

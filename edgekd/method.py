@@ -85,7 +85,9 @@ class UpdateTable(Table):
     temperature: float = Field(4.0, gt=0)
     """Temperature of kl."""
     ema_decay: float = Field(0.998, ge=0, lt=1)
-    """Decay a step of the averaged student; 0 keeps no average."""
+    """Decay a step of the averaged student, which every method logs beside the raw one."""
+    ship_average: bool = True
+    """Whether the averaged student is a candidate for the final one; comparison presets ship the raw one."""
 
 
 class ReplayTable(Table):

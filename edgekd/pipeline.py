@@ -10,10 +10,11 @@ import importlib
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from edgekd import console
+from edgekd import console, machine
 from edgekd import recipe as recipes
 from edgekd.errors import RecipeError, UsageError
 from edgekd.recipe import Recipe
@@ -110,6 +111,8 @@ def inputs(stage: Stage, run: RunDir, recipe: Recipe) -> dict[str, str]:
         record = Record.read(run.stage(STAGES[upstream].folder))
         if record is not None:
             hashes |= {f"{upstream}/{k}": v for k, v in _chosen(record.outputs, names).items()}
+    if stage.name == "bench":  # a latency belongs to a machine and its runtime
+        hashes["machine"] = digest([machine.cpu_model(), version("onnxruntime")])
     return hashes
 
 

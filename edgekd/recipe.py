@@ -51,8 +51,6 @@ class StudentTable(Table):
 
     name: str = "mobilenetv2"
     """Architecture, with a width multiplier (`mobilenetv2@0.35`) or options; see `edgekd students`."""
-    weights: str = ""
-    """State dict to start from instead of fresh weights."""
 
 
 class SelectTable(Table):

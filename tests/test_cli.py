@@ -115,7 +115,19 @@ def test_unknown_names_get_a_suggestion(here: Path, teacher_file: Path) -> None:
 
 def test_distill_opens_with_five_lines_and_closes_with_three(here: Path, teacher_file: Path) -> None:
     sets = [f"--set={key}" for key in ("method.student.batch_size=16", "method.vae.novel=8", "select.samples=64")]
-    arguments = ("distill", teacher_file, "--input", "1x8x8", "--student", toy.STUDENT, "--steps", "4", *sets)
+    arguments = (
+        "distill",
+        teacher_file,
+        "--input",
+        "1x8x8",
+        "--threads",
+        "1",
+        "--student",
+        toy.STUDENT,
+        "--steps",
+        "4",
+        *sets,
+    )
     result = Result(*arguments)
     assert result.exit_code == 0
     lines = result.stderr.splitlines()
@@ -141,7 +153,7 @@ def test_distill_json_with_data_has_both_curves(here: Path, teacher_file: Path) 
     (here / "toy.toml").write_text(recipe.to_toml(wanted))
     write_images(here / "images")
     sets = ["--set=method.student.batch_size=16", "--set=method.vae.novel=8", "--set=select.samples=64"]
-    flags = ("--input", "1x8x8", "--student", toy.STUDENT, "--steps", "4", "--normalize", "none")
+    flags = ("--input", "1x8x8", "--threads", "1", "--student", toy.STUDENT, "--steps", "4", "--normalize", "none")
     result = Result("distill", teacher_file, *flags, *sets, "--data", "images", "--json").json()
     assert set(result) == {"run", "steps", "seconds", "curve", "curve_other", "health"}
     assert set(result["curve"]) == {"points", "mean", "sd", "variance", "max", "final", "regret"}
@@ -152,17 +164,44 @@ def test_distill_json_with_data_has_both_curves(here: Path, teacher_file: Path) 
 
 def test_max_seconds_stops_resumably(here: Path, teacher_file: Path) -> None:
     sets = ["--set=method.student.batch_size=16", "--set=method.vae.novel=8", "--set=select.samples=64"]
-    flags = ("distill", teacher_file, "--input", "1x8x8", "--student", toy.STUDENT, "--steps", "100000", *sets)
-    stopped = Result(*flags, "--max-seconds", "12")
-    assert stopped.exit_code == 8
-    assert "the same command continues" in stopped.stderr
-    run = RunDir(next((here / "runs").iterdir()))
-    assert list(run.stage("distill").glob("checkpoints/step-*"))
+    flags = (
+        "distill",
+        teacher_file,
+        "--input",
+        "1x8x8",
+        "--threads",
+        "1",
+        "--student",
+        toy.STUDENT,
+        "--steps",
+        "100000",
+        *sets,
+    )
+    steps = []
+    for _ in range(2):
+        stopped = Result(*flags, "--max-seconds", "8")
+        assert stopped.exit_code == 8
+        assert "the same command continues" in stopped.stderr
+        run = RunDir(next((here / "runs").iterdir()))
+        steps.append(max(p.name for p in run.stage("distill").glob("checkpoints/step-*")))
+    assert steps[0] < steps[1]
 
 
 def test_minutes_are_turned_into_steps_once(here: Path, teacher_file: Path) -> None:
     sets = ["--set=method.student.batch_size=16", "--set=method.vae.novel=8", "--set=select.samples=64"]
-    flags = ("distill", teacher_file, "--input", "1x8x8", "--student", toy.STUDENT, "--minutes", "0.01", *sets)
+    flags = (
+        "distill",
+        teacher_file,
+        "--input",
+        "1x8x8",
+        "--threads",
+        "1",
+        "--student",
+        toy.STUDENT,
+        "--minutes",
+        "0.01",
+        *sets,
+    )
     first = Result(*flags, "--json")
     assert first.exit_code == 0
     kept = recipe.load_resolved(next((here / "runs").iterdir()) / "recipe.toml").method
@@ -172,7 +211,7 @@ def test_minutes_are_turned_into_steps_once(here: Path, teacher_file: Path) -> N
 
 
 def test_dry_run_prints_a_plan_and_trains_nothing(here: Path, teacher_file: Path) -> None:
-    flags = ("distill", teacher_file, "--input", "1x8x8", "--student", toy.STUDENT, "--steps", "1000")
+    flags = ("distill", teacher_file, "--input", "1x8x8", "--threads", "1", "--student", toy.STUDENT, "--steps", "1000")
     result = Result(*flags, "--dry-run", "--json")
     assert result.exit_code == 0
     plan = result.json()
@@ -182,7 +221,19 @@ def test_dry_run_prints_a_plan_and_trains_nothing(here: Path, teacher_file: Path
 
 def test_large_images_need_consent(here: Path, teacher_file: Path) -> None:
     sets = ("--set=method.student.batch_size=4", "--set=method.vae.novel=2", "--set=method.generator.width=4")
-    flags = ("distill", teacher_file, "--input", "1x128x128", "--student", toy.STUDENT, "--steps", "1", *sets)
+    flags = (
+        "distill",
+        teacher_file,
+        "--input",
+        "1x128x128",
+        "--threads",
+        "1",
+        "--student",
+        toy.STUDENT,
+        "--steps",
+        "1",
+        *sets,
+    )
     assert Result(*flags, "--dry-run").exit_code == 2
     assert Result(*flags, "--dry-run", "--yes").exit_code == 0
 

@@ -13,6 +13,7 @@ PACKAGE = Path(edgekd.__file__).parent
 LOWEST = {"errors", "console"}
 BASE = {
     "rng",
+    "flops",
     "machine",
     "method",
     "recipe",

@@ -17,8 +17,26 @@ ROOT = Path(__file__).parent.parent
 EXCEPTIONS: dict[str, str] = {}
 """Lines that are not run, each with the reason."""
 TOY = {
-    "distill": ["--steps", "4", "--set", "method.student.batch_size=8", "--set", "method.vae.novel=4"],
-    "run": ["--set", "method.steps=4", "--set", "bench.min_runs=10", "--set", "export.min_int8_agreement=0.0"],
+    "distill": [
+        "--threads",
+        "1",
+        "--steps",
+        "4",
+        "--set",
+        "method.student.batch_size=8",
+        "--set",
+        "method.vae.novel=4",
+    ],
+    "run": [
+        "--threads",
+        "1",
+        "--set",
+        "method.steps=4",
+        "--set",
+        "bench.min_runs=10",
+        "--set",
+        "export.min_int8_agreement=0.0",
+    ],
     "export": ["--set", "export.min_int8_agreement=0.0"],
     "bench": ["--seconds", "0.1"],
 }

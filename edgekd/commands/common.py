@@ -10,6 +10,7 @@ from pathlib import Path
 from edgekd import console, pipeline
 from edgekd import recipe as recipe_module
 from edgekd.commands.flags import Changes
+from edgekd.errors import InputFileError
 from edgekd.recipe import Recipe
 from edgekd.rundir import RunDir, command_line
 from edgekd.stopping import Stop, graceful
@@ -45,10 +46,17 @@ def find_run(name: str, needed: str) -> RunDir:
 
 
 @contextmanager
-def at_work(run: RunDir, options: Options) -> Iterator[Stop]:
-    """Hold the run's lock and turn signals into requests."""
+def at_work(run: RunDir, options: Options, *, teacher: Path | None = None) -> Iterator[Stop]:
+    """Hold the run's lock and turn signals into requests; with --fresh delete what the run holds.
+
+    Nothing is deleted before the teacher that the new run begins with has been found.
+    """
     with run.lock(), graceful(options.max_seconds) as stop:
         if options.fresh:
+            if teacher is None or not teacher.is_file():
+                raise InputFileError(
+                    f"--fresh deletes nothing: the teacher {teacher or ''} is not there to start anew."
+                )
             pipeline.start_afresh(run)
         run.note_command(command_line())
         yield stop
@@ -57,7 +65,11 @@ def at_work(run: RunDir, options: Options) -> Iterator[Stop]:
 def wanted_recipe(run: RunDir, flags: Changes) -> Recipe:
     """Return the run's recipe, or a new one, with the flags applied."""
     if run.recipe_file.is_file():
-        return recipe_module.with_changes(recipe_module.load_resolved(run.recipe_file), flags)
+        kept = recipe_module.load_resolved(run.recipe_file)
+        asked = flags.get("method", {})
+        if asked.get("minutes", kept.method.minutes) != kept.method.minutes and "steps" not in asked:
+            flags = {**flags, "method": {**asked, "steps": 0}}  # another request needs another answer
+        return recipe_module.with_changes(kept, flags)
     preset = flags.get("method", {}).get("preset")
     base = recipe_module.parse({"method": {"preset": preset}} if preset else {}, origin="flags")
     return recipe_module.with_changes(base, flags)

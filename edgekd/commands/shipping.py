@@ -10,6 +10,7 @@ from edgekd.commands.common import Options, at_work, find_run
 from edgekd.commands.flags import Changes
 from edgekd.errors import UsageError
 from edgekd.rundir import read_json
+from edgekd.stages import artefacts
 from edgekd.stages import bench as benching
 from edgekd.stages import eval as evaluation
 from edgekd.stages import export as exporting
@@ -27,7 +28,9 @@ def export(name: str, flags: Changes, options: Options) -> None:
             exporting.refuse_failures(run)  # an export that is done already may have failed a gate
     folder = run.stage("export")
     chain = read_json(folder / "agreement.json")["chain"]
-    files = {path.name: path.stat().st_size for path in sorted(folder.glob("*.onnx"))}
+    chain = dict(sorted(chain.items(), key=lambda item: artefacts.precision_rank(item[0].split(" -> ")[1])))
+    found = sorted(folder.glob("*.onnx"), key=lambda path: artefacts.precision_rank(path.name))
+    files = {path.name: path.stat().st_size for path in found}
     if options.json:
         console.print_json({"run": run.name, "size_bytes": files, "agreement": chain})
     else:

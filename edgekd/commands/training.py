@@ -11,10 +11,12 @@ from edgekd import recipe as recipe_module
 from edgekd.commands.common import Options, at_work, find_run, named_run, wanted_recipe
 from edgekd.commands.flags import Changes, combine
 from edgekd.errors import UsageError
+from edgekd.models import registry
 from edgekd.recipe import Recipe
-from edgekd.rundir import RunDir, read_json
+from edgekd.rundir import RunDir, command_line, read_json
 from edgekd.stages import artefacts, curve, plan
 from edgekd.stages import eval as evaluation
+from edgekd.stages import export as exporting
 from edgekd.stages import report as reporting
 from edgekd.stopping import Stop
 
@@ -25,9 +27,10 @@ LARGE_SIDE_PX, MANY_CLASSES = 128, 200
 def distill(teacher: Path, name: str, flags: Changes, options: Options, *, dry_run: bool) -> None:
     """Ingest, distill and select."""
     student = flags.get("student", {}).get("name") or recipe_module.StudentTable().name
+    registry.ArchSpec.parse(student)  # a misspelt name leaves no folder behind
     run = named_run(name or f"{teacher.stem}-{student.replace('/', '-').replace(':', '-')}")
     flags = combine(flags, {"teacher": {"file": str(teacher)}})
-    with at_work(run, options) as stop:
+    with at_work(run, options, teacher=teacher) as stop:
         recipe = pipeline.adopt(run, wanted_recipe(run, flags))
         pipeline.advance(run, recipe, ("ingest",), stop=stop)
         recipe, cost = _planned(run, recipe, stop)
@@ -58,7 +61,7 @@ def ingest(teacher: Path | None, name: str, flags: Changes, options: Options) ->
         flags = combine(flags, {"teacher": {"file": str(teacher)}})
     else:
         pipeline.open_recipe(run)
-    with at_work(run, options) as stop:
+    with at_work(run, options, teacher=teacher) as stop:
         recipe = pipeline.adopt(run, wanted_recipe(run, flags))
         pipeline.advance(run, recipe, ("ingest",), stop=stop)
     description = read_json(run.stage("teacher") / "teacher.json")
@@ -82,7 +85,7 @@ def run_recipe(path: Path, name: str, flags: Changes, options: Options) -> None:
     loaded = _beside(loaded, file.parent)
     wanted = recipe_module.with_changes(loaded, flags)
     run = named_run(name or wanted.name or file.stem)
-    with at_work(run, options) as stop:
+    with at_work(run, options, teacher=Path(wanted.teacher.file)) as stop:
         if run.recipe_file.is_file():
             kept = recipe_module.load_resolved(run.recipe_file)
             if not wanted.method.steps:
@@ -98,6 +101,7 @@ def run_recipe(path: Path, name: str, flags: Changes, options: Options) -> None:
             stop.raise_if_requested("the run before eval")
             evaluated = evaluation.run(run, recipe, data)
         summary = reporting.run(run)
+        exporting.refuse_failures(run)
     if options.json:
         console.print_json(summary)
     else:
@@ -111,7 +115,7 @@ def run_recipe(path: Path, name: str, flags: Changes, options: Options) -> None:
 def _beside(recipe: Recipe, folder: Path) -> Recipe:
     """Resolve the paths in a recipe against the recipe's folder."""
     changes: Changes = {}
-    for table, key in (("teacher", "file"), ("eval", "data"), ("pixels", "classes"), ("student", "weights")):
+    for table, key in (("teacher", "file"), ("eval", "data"), ("pixels", "classes")):
         value = getattr(getattr(recipe, table), key)
         if value and not Path(value).is_absolute() and (folder / value).exists():
             changes = combine(changes, {table: {key: str(folder / value)}})
@@ -148,6 +152,7 @@ def _planned(run: RunDir, recipe: Recipe, stop: Stop) -> tuple[Recipe, plan.Plan
     steps = steps or recipe.method.steps_for(description.pixels, description.classes)
     if steps != recipe.method.steps:
         recipe = pipeline.adopt(run, recipe_module.with_changes(recipe, {"method": {"steps": steps}}))
+    run.note_command(command_line(), threads=machine.use_threads(recipe.machine.threads))
     if cost is not None and cost.steps != steps:
         cost = cost.with_steps(steps)
     return recipe, cost

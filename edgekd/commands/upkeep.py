@@ -10,9 +10,11 @@ from typing import Any
 from edgekd import console, pipeline
 from edgekd import recipe as recipe_module
 from edgekd.commands.common import Options, at_work, find_run
-from edgekd.errors import UsageError
+from edgekd.errors import InputFileError, UsageError
+from edgekd.models import probe, registry
 from edgekd.stages import doctor as checks
 from edgekd.stages import report as reporting
+from edgekd.stages.ingest import parse_shape
 
 
 def status(name: str, options: Options) -> None:
@@ -73,6 +75,24 @@ def doctor(options: Options) -> None:
     console.closing("nothing", f"{len(findings['problems'])} problems", "edgekd distill TEACHER")
 
 
+def students(input_shape: str, classes: int, options: Options) -> None:
+    """List the students with what they cost at an input shape."""
+    shape = parse_shape(input_shape)
+    rows = []
+    for name in registry.student_names():
+        try:
+            size = probe.complexity(registry.build(name, input_shape=shape, classes=classes, seed=0), shape)
+        except (UsageError, InputFileError):
+            continue  # made for another image size
+        rows.append({"student": name, "parameters": size.parameters, "macs": size.macs})
+    if options.json:
+        console.print_json({"input": input_shape, "classes": classes, "students": rows})
+    else:
+        cells = [(str(r["student"]), f"{r['parameters']:,}", f"{r['macs']:,}") for r in rows]
+        console.print_table(("student", "parameters", "MACs"), cells)
+    console.closing("nothing", f"{len(rows)} students for {input_shape}", "edgekd distill TEACHER --student NAME")
+
+
 def recipes(copy: str, check: Path | None, options: Options) -> None:
     """List, copy or check recipes."""
     folder = recipe_module.recipes_folder()
@@ -93,6 +113,10 @@ def recipes(copy: str, check: Path | None, options: Options) -> None:
         target = Path(source.name)
         if target.exists():
             raise UsageError(f"{target} exists already; move it away first.")
+        teacher = recipe_module.load_any(source).teacher.file
+        if teacher and (source.parent / teacher).is_file():
+            Path(teacher).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source.parent / teacher, teacher)
         shutil.copyfile(source, target)
         console.closing(str(target), f"a copy of {copy}", f"edgekd recipes --check {target}")
         return

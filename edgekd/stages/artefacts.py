@@ -100,6 +100,12 @@ def student_network(run: RunDir) -> nn.Module:
     return _load(network, run.stage("select") / "student.safetensors").eval().requires_grad_(False)
 
 
+def precision_rank(name: str) -> tuple[int, str]:
+    """Return a sort key for exported files: FP32, FP16, then INT8, in the order of the agreement chain."""
+    kind = name.split(".")[1] if name.endswith(".onnx") else ""
+    return (["", "fp32", "fp16"].index(kind) if kind in ("", "fp32", "fp16") else 3, name)
+
+
 def student_complexity(recipe: Recipe, description: Description) -> probe.Complexity:
     """Return parameters and multiply-accumulates of the student at the teacher's input."""
     return probe.complexity(build_student(recipe, description), description.input_shape)

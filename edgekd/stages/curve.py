@@ -30,7 +30,7 @@ def summary(run: RunDir) -> dict[str, Any]:
     points = run.events("accuracy")
     train = run.events("train")
     curves = {name: statistics([p[name] for p in points]) if points else None for name in ("raw", "ema")}
-    shipped = "ema" if recipe.method.student.ema_decay > 0 else "raw"
+    shipped = "ema" if recipe.method.student.ship_average else "raw"
     record = Record.read(run.stage("distill"))
     notes = record.notes if record is not None else {}
     last = train[-1] if train else {}

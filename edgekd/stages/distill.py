@@ -48,6 +48,11 @@ def run(
     environment = machine.environment(device, machine.use_threads(recipe.machine.threads))
     teacher, description = artefacts.load_teacher(run_dir, recipe.precision, device)
     method, steps = recipe.method, recipe.method.steps_for(description.pixels, description.classes)
+    if method.student.batch_size < 2 * description.classes and method.generator.balance:
+        console.warn(
+            f"a batch of {method.student.batch_size} is small for {description.classes} classes: the balance loss "
+            f"needs at least {2 * description.classes} (method.student.batch_size)"
+        )
     context = Context(recipe, steps, teacher, Draws(recipe.seed, "distill", device))
     state = build(recipe, teacher, description, device)
     book = Logbook(
@@ -179,8 +184,7 @@ def student_step(state: State, context: Context) -> dict[str, Tensor]:
     for group in state.student_optimizer.param_groups:
         group["lr"] = schedules.learning_rate(table, step, context.steps)
     state.student_optimizer.step()
-    if table.ema_decay:
-        average_into(state.student_ema, state.student, schedules.ema_decay(table.ema_decay, step))
+    average_into(state.student_ema, state.student, schedules.ema_decay(table.ema_decay, step))
 
     agree = (answers.argmax(1) == target.argmax(1)).float()
     logged = {"student": loss.detach(), "agreement_novel": agree[: len(novel)].mean()}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from edgekd import console, machine
 from edgekd.deploy import ort_session
+from edgekd.deploy.onnx_export import Normalization
 from edgekd.realdata import RealImages, describe_transform, open_folder
 from edgekd.recipe import Recipe
 from edgekd.rundir import RunDir, sha256_file, write_json
@@ -34,7 +34,9 @@ def run(run_dir: RunDir, recipe: Recipe, data: Path) -> dict[str, Any]:
     hashes: dict[str, str] = {}
     teacher_file = run_dir.stage("teacher") / "teacher.safetensors"
     student_file = run_dir.stage("select") / "student.safetensors"
-    models = sorted(run_dir.stage("export").glob("student.*.onnx"), key=_by_precision)
+    models = sorted(
+        run_dir.stage("export").glob("student.*.onnx"), key=lambda path: artefacts.precision_rank(path.name)
+    )
     files = [file for file in (teacher_file, student_file, *models) if file.is_file()]
     with console.progress("evaluate", len(files)) as progress:
         for done, file in enumerate(files, start=1):
@@ -45,7 +47,7 @@ def run(run_dir: RunDir, recipe: Recipe, data: Path) -> dict[str, Any]:
             elif file == student_file:
                 accuracy[name] = images.network_accuracy(artefacts.student_network(run_dir))
             else:
-                accuracy[name] = _onnx_accuracy(file, images, threads)
+                accuracy[name] = _onnx_accuracy(file, images, artefacts.read_pixels(run_dir), threads)
             progress.update(done, f"{name} {accuracy[name]:.2%}")
     result = {
         "run": run_dir.name,
@@ -61,12 +63,12 @@ def run(run_dir: RunDir, recipe: Recipe, data: Path) -> dict[str, Any]:
     return result
 
 
-def _onnx_accuracy(file: Path, images: RealImages, threads: int) -> float:
+def _onnx_accuracy(file: Path, images: RealImages, pixels: artefacts.Pixels, threads: int) -> float:
     # ONNX Runtime's own fusions are for its own files: those for TensorRT are run as written.
     session = ort_session.open_session(file, threads=threads, as_written=".int8-trt" in file.name)
-    return images.accuracy(lambda x: torch.from_numpy(np.asarray(ort_session.logits(session, x.numpy()))))
-
-
-def _by_precision(path: Path) -> tuple[int, str]:
-    kind = path.name.split(".")[1]
-    return (["fp32", "fp16"].index(kind) if kind in ("fp32", "fp16") else 2, kind)
+    if session.get_inputs()[0].type == "tensor(uint8)":
+        assert pixels.mean is not None
+        assert pixels.std is not None
+        to_pixels = Normalization(pixels.mean, pixels.std).to_uint8
+        return images.accuracy(lambda x: torch.from_numpy(ort_session.logits(session, to_pixels(x.numpy()))))
+    return images.accuracy(lambda x: torch.from_numpy(ort_session.logits(session, x.numpy())))

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edgekd import checkpoint, foreign
+from edgekd import checkpoint, console, foreign
 from edgekd.errors import InputFileError, UsageError
 from edgekd.models import probe, teacher
 from edgekd.recipe import PixelsTable, Recipe
@@ -33,9 +33,14 @@ def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], st
         tensors = checkpoint.load_tensors(published / "teacher.safetensors")
         description: dict[str, Any] = read_json(published / "teacher.json")
     else:
-        run_dir.note_file(path, sha256_file(path) if path.is_file() else "unreadable")
+        sha256 = sha256_file(path) if path.is_file() else "unreadable"
+        run_dir.note_file(path, sha256)
+        if table.trust_pickle:
+            console.warn(f"--trust-pickle runs the code inside {path}, sha256 {sha256}")
         found = infer(path, recipe)
         tensors, description = dict(found.state_dict), describe(found, recipe)
+    if recipe.pixels.classes and Path(recipe.pixels.classes).is_file():
+        run_dir.note_file(Path(recipe.pixels.classes), sha256_file(Path(recipe.pixels.classes)))
     pixels = pixel_moments(recipe.pixels, channels=description["input_shape"][0], classes=description["classes"])
     with run_dir.publish("teacher") as (folder, record):
         checkpoint.save_tensors(tensors, folder / "teacher.safetensors")

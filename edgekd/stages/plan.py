@@ -170,7 +170,8 @@ def _largest_batch(context: distill.Context, description: artefacts.Description,
     while size >= 8:
         torch.cuda.empty_cache()
         if _fits(recipe, size, teacher, description, device):
-            return f"a batch of {size} fits: --set method.student.batch_size={size}."
+            novel = min(size, recipe.method.vae.novel)
+            return f"a batch of {size} fits: --set method.student.batch_size={size} --set method.vae.novel={novel}."
         size //= 2
     return "not even a batch of 8 fits; use --device cpu or a smaller teacher."
 

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import console
-from edgekd.rundir import RunDir, read_json, write_json, write_text
-from edgekd.stages import curve, plots
+from edgekd.rundir import RunDir, digest, read_json, write_json, write_text
+from edgekd.stages import artefacts, curve, plots
 
 
 def run(run_dir: RunDir) -> dict[str, Any]:
     """Publish report/report.json and report/report.html; return the summary."""
     summary = collect(run_dir)
-    folder = run_dir.stage("report")
-    folder.mkdir(exist_ok=True)
-    write_json(folder / "report.json", summary)
-    write_text(folder / "report.html", page(run_dir, summary))
+    with run_dir.publish("report") as (folder, record):
+        write_json(folder / "report.json", summary)
+        write_text(folder / "report.html", page(run_dir, summary))
+        record |= {"stage": "report", "version": 1, "key": digest(summary), "recipe_slice": {}, "inputs": {}}
     return summary
 
 
@@ -32,7 +32,8 @@ def collect(run_dir: RunDir) -> dict[str, Any]:
     bench = _read(run_dir.stage("bench") / "local" / "results.json")
     export = run_dir.stage("export")
     agreement = _read(export / "agreement.json")
-    sizes = {path.name: path.stat().st_size for path in sorted(export.glob("*.onnx"))}
+    files = sorted(export.glob("*.onnx"), key=lambda path: artefacts.precision_rank(path.name))
+    sizes = {path.name: path.stat().st_size for path in files}
     evaluations = {path.stem: read_json(path) for path in sorted(run_dir.stage("eval").glob("*.json"))}
     latency = None if bench is None else bench["results"]
     return {

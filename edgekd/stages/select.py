@@ -56,7 +56,7 @@ def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], st
             candidates[f"{name}+batchnorm"] = reestimate_batchnorm(student, mix)
         stop.raise_if_requested("select")
     judged = [judge(name, student, pool, teacher) for name, student in candidates.items()]
-    chosen, reason = choose(judged, ships_average=recipe.method.student.ema_decay > 0)
+    chosen, reason = choose(judged, ships_average=recipe.method.student.ship_average)
     console.say(f"select   {chosen.name}: {chosen.agreement:.2%} synthetic agreement (not accuracy); {reason}")
     with run_dir.publish("select") as (folder, record):
         checkpoint.save_tensors(candidates[chosen.name].state_dict(), folder / "student.safetensors")

@@ -37,7 +37,9 @@ def test_the_shipped_curve_is_that_of_the_average_if_the_recipe_keeps_one(
     decay: float, shipped: str, teacher_file: Path, tmp_path: Path
 ) -> None:
     run = RunDir(tmp_path)
-    run.recipe_file.write_text(recipe.to_toml(toy.toy_recipe(teacher_file, method={"student": {"ema_decay": decay}})))
+    run.recipe_file.write_text(
+        recipe.to_toml(toy.toy_recipe(teacher_file, method={"student": {"ship_average": decay > 0}}))
+    )
     for step, value in enumerate(VALUES):
         run.append_event({"kind": "accuracy", "step": step, "raw": value, "ema": value / 2})
     found = curve.summary(run)

@@ -81,7 +81,9 @@ def test_poisoned_calibration_trips_the_gate_and_the_rest_is_published(
         return Ranges(found.samples, dict.fromkeys(found.tensors, tiny))
 
     monkeypatch.setattr(export, "collect_ranges", poisoned)
-    wanted = toy.toy_recipe(teacher_file, export={"int8": True, "min_int8_agreement": 0.97})
+    # Long enough that the student gives several answers: all alike would survive any quantisation.
+    method = {"steps": 90, "student": {"lr": 0.02, "ship_average": False}}
+    wanted = toy.toy_recipe(teacher_file, export={"int8": True, "min_int8_agreement": 0.97}, method=method)
     with pytest.raises(GateError, match="min_int8_agreement") as caught:
         toy.advance(tmp_path / "toy", wanted)
     assert caught.value.exit_code == 5
