@@ -7,7 +7,7 @@ import torch
 
 import toy
 
-torch.set_num_threads(1)  # crash tests fork, and a forked OpenMP pool would hang
+torch.set_num_threads(1)  # toy networks are too small for two
 
 
 @pytest.fixture(scope="session")

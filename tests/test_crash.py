@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-import torch
 
 import toy
 from edgekd import recipe
@@ -28,20 +26,6 @@ FAST_POINTS = (
 EXPORT_POINTS = tuple(f"export.{point}" for point in PUBLISHING)
 
 
-def killed(folder: Path, wanted: recipe.Recipe, names: tuple[str, ...], failpoint: str) -> bool:
-    """Run the stages in a forked child that dies at the failpoint; return whether SIGKILL ended it."""
-    pid = os.fork()
-    if pid == 0:
-        os.environ["EDGEKD_FAILPOINT"] = failpoint
-        torch.set_num_threads(1)
-        try:
-            toy.advance(folder, wanted, names)
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(pid, 0)
-    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-
-
 @pytest.fixture(scope="module")
 def untouched(teacher_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     run = toy.advance(tmp_path_factory.mktemp("untouched") / "toy", toy.toy_recipe(teacher_file))
@@ -55,7 +39,7 @@ def test_a_kill_before_the_export_changes_nothing(
     failpoint: str, untouched: dict[str, str], teacher_file: Path, tmp_path: Path
 ) -> None:
     wanted, stages = toy.toy_recipe(teacher_file), ("ingest", "distill", "select")
-    assert killed(tmp_path / "toy", wanted, stages, failpoint), f"{failpoint} was never passed"
+    assert toy.killed(tmp_path / "toy", wanted, stages, failpoint), f"{failpoint} was never passed"
     found = toy.fingerprint(toy.advance(tmp_path / "toy", wanted, stages))
     assert found == {name: value for name, value in untouched.items() if not name.startswith("export/")}
     leftovers = [p.name for p in (tmp_path / "toy").rglob(".*") if p.name.startswith((".tmp", ".old"))]
@@ -69,7 +53,7 @@ def test_a_kill_in_the_export_changes_nothing(
     wanted = toy.toy_recipe(teacher_file)
     if failpoint == "export.between_renames":  # the second publishing replaces the first
         toy.advance(tmp_path / "toy", toy.toy_recipe(teacher_file, export={"holdout_samples": 96}))
-    assert killed(tmp_path / "toy", wanted, toy.CHAIN, failpoint), f"{failpoint} was never passed"
+    assert toy.killed(tmp_path / "toy", wanted, toy.CHAIN, failpoint), f"{failpoint} was never passed"
     assert toy.fingerprint(toy.advance(tmp_path / "toy", wanted)) == untouched
 
 
@@ -77,7 +61,7 @@ def test_a_kill_between_the_two_renames_keeps_the_old_folder(teacher_file: Path,
     run = toy.advance(tmp_path / "toy", toy.toy_recipe(teacher_file), ("ingest",))
     before = Record.read(run.stage("teacher"))
     other = toy.toy_recipe(teacher_file, pixels={"normalize": "none"})
-    assert killed(tmp_path / "toy", other, ("ingest",), "teacher.between_renames")
+    assert toy.killed(tmp_path / "toy", other, ("ingest",), "teacher.between_renames")
     with RunDir(tmp_path / "toy").lock():
         assert Record.read(run.stage("teacher")) == before
 

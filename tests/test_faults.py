@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import signal
 import subprocess
@@ -81,15 +80,8 @@ def test_a_full_disk_in_the_export_keeps_what_was_published(teacher_file: Path, 
 
 
 def half_trained(folder: Path, wanted: recipe.Recipe) -> RunDir:
-    """Return a toy run stopped by its deadline in the middle of training."""
-    pid = os.fork()
-    if pid == 0:
-        os.environ["EDGEKD_FAILPOINT"] = "distill.step@9"
-        try:
-            toy.advance(folder, wanted, TRAINING)
-        finally:
-            os._exit(0)
-    os.waitpid(pid, 0)
+    """Return a toy run killed in the middle of training."""
+    assert toy.killed(folder, wanted, TRAINING, "distill.step@9")
     return RunDir(folder)
 
 

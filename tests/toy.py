@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +67,27 @@ def advance(folder: Path, wanted: Recipe, names: tuple[str, ...] = CHAIN, **extr
     with run.lock(), graceful() as stop:
         pipeline.advance(run, pipeline.adopt(run, wanted), names, stop=stop, **extras)
     return run
+
+
+_FORKSERVER = multiprocessing.get_context("forkserver")
+_FORKSERVER.set_forkserver_preload(["toy", "edgekd.stages.distill", "edgekd.stages.export"])
+
+
+def killed(folder: Path, wanted: Recipe, names: tuple[str, ...], failpoint: str) -> bool:
+    """Run stages in a process that dies at the failpoint; return whether SIGKILL ended it.
+
+    The fork server has imported everything and started no thread, which this process cannot promise.
+    """
+    child = _FORKSERVER.Process(target=_advance_until, args=(folder, recipe.to_toml(wanted), names, failpoint))
+    child.start()
+    child.join()
+    return child.exitcode == -signal.SIGKILL
+
+
+def _advance_until(folder: Path, toml: str, names: tuple[str, ...], failpoint: str) -> None:
+    os.environ["EDGEKD_FAILPOINT"] = failpoint
+    torch.set_num_threads(1)
+    advance(folder, Recipe.model_validate(tomllib.loads(toml)), names)
 
 
 def fingerprint(run: RunDir) -> dict[str, str]:
