@@ -29,7 +29,8 @@ def main(readme: Path, out: Path) -> None:
             done = subprocess.run(  # noqa: S603
                 command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
             )
-            transcript.append(f"$ {line}\n{done.stdout}")
+            printed = "\n".join(row.rstrip() for row in done.stdout.splitlines())  # tables pad their cells
+            transcript.append(f"$ {line}\n{printed}\n")
             out.write_text("\n".join(transcript), encoding="utf-8")
             if done.returncode:
                 sys.exit(f"{line} ended with {done.returncode}; see {out}")

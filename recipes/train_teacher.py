@@ -1,8 +1,5 @@
 """Train a teacher on a folder of images with one subfolder per class, and leave the state dict edgekd starts from.
 
-The quickstart's teacher (digits written by quickstart/digits.py):
-  train_teacher.py runs/digits/train teacher.pt --arch resnet14@2.25 --input 1x16x16 --mean 0.3 --std 0.35 \
-      --epochs 60 --batch 64 --lr 0.05 --shift 2 --half
 MNIST, the last 10,000 training images, evenly of each class, kept for development:
   train_teacher.py mnist/train lenet5.pt --arch lenet5 --input 1x32x32 --mean 0.1307 --std 0.3081 \
       --epochs 30 --shift 2 --rotate 10 --scale 0.1 --hold-out 10000 --development mnist/development

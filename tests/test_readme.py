@@ -78,6 +78,14 @@ def test_the_tour_of_the_readme_works(tmp_path: Path, monkeypatch: pytest.Monkey
         assert result.exit_code == 0, f"edgekd {shlex.join(arguments)}: {result.output}{result.exception}"
 
 
+def test_the_output_shown_in_the_tour_is_what_was_printed() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    printed = set((ROOT / "docs" / "results" / "tour.txt").read_text(encoding="utf-8").splitlines())
+    shown = [line for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    for line in shown:
+        assert line in printed or line == "…" or line.startswith("$ make "), line
+
+
 def test_the_readme_names_exactly_two_set_up_commands() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\$ (make [a-z-]+)$", text, flags=re.MULTILINE)) == {"make quickstart", "make test"}
