@@ -1,4 +1,4 @@
-"""Train the quickstart's teacher on real digits: train_teacher.py DIGITS OUT.pt (DIGITS written by digits.py).
+"""Train the quickstart's teacher on real digits: train_digits.py DIGITS OUT.pt (DIGITS written by digits.py).
 
 A ResNet-14 of 2.25 times the width of He et al. 2016, section 4.2, on 1x16x16 images; its weights are stored as a
 half-precision state dict, the way a training script leaves them. Prints the accuracy on `development` only.
