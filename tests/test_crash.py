@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import toy
-from edgekd import recipe
+from edgekd import pipeline, recipe
 from edgekd.rundir import Record, RunDir
 
 PUBLISHING = ("before_fsync", "before_rename", "after_rename")
@@ -55,6 +55,17 @@ def test_a_kill_in_the_export_changes_nothing(
         toy.advance(tmp_path / "toy", toy.toy_recipe(teacher_file, export={"holdout_samples": 96}))
     assert toy.killed(tmp_path / "toy", wanted, toy.CHAIN, failpoint), f"{failpoint} was never passed"
     assert toy.fingerprint(toy.advance(tmp_path / "toy", wanted)) == untouched
+
+
+@pytest.mark.parametrize("failpoint", [f"bench/local.{point}" for point in PUBLISHING])
+def test_a_kill_in_the_bench_leaves_the_rest_and_is_made_good(
+    failpoint: str, untouched: dict[str, str], teacher_file: Path, tmp_path: Path
+) -> None:
+    wanted, stages = toy.toy_recipe(teacher_file), (*toy.CHAIN, "bench")
+    assert toy.killed(tmp_path / "toy", wanted, stages, failpoint), f"{failpoint} was never passed"
+    run = toy.advance(tmp_path / "toy", wanted, stages)
+    assert toy.fingerprint(run) == untouched
+    assert pipeline.reason_to_run(pipeline.STAGES["bench"], run, wanted) is None
 
 
 def test_a_kill_between_the_two_renames_keeps_the_old_folder(teacher_file: Path, tmp_path: Path) -> None:

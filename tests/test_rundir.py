@@ -303,8 +303,8 @@ def test_truncating_forgets_what_came_after_and_never_grows_the_file(run: RunDir
 def test_the_ledger_collects_files_images_commands_and_differences(run: RunDir) -> None:
     assert run.ledger() == {"files_read": {}, "commands": [], "real_images_read": 0, "data_free": True}
     run.note_file(Path("teacher.pt"), "abc")
-    run.note_images(Path("photos"), 5, "d1")
-    run.note_images(Path("photos"), 5, "d1")
+    run.note_images(Path("photos"), 5, "d1", purpose="eval")
+    run.note_images(Path("photos"), 5, "d1", purpose="eval")
     run.note_difference(4, {"threads": [1, 2]})
     for command in (["edgekd", "distill"], ["edgekd", "distill"], ["edgekd", "export"], ["edgekd", "distill"]):
         run.note_command(command, threads=2)

@@ -215,4 +215,4 @@ def _accuracy(run: RunDir, options: Options) -> Changes:
     if options.data is None:
         return {}
     machine.use_threads(pipeline.open_recipe(run).machine.threads)
-    return {"accuracy": evaluation.load_images(run, options.data).network_accuracy}
+    return {"accuracy": evaluation.load_images(run, options.data, purpose="accuracy curve").network_accuracy}

@@ -16,12 +16,12 @@ from edgekd.rundir import RunDir, sha256_file, write_json
 from edgekd.stages import artefacts
 
 
-def load_images(run_dir: RunDir, data: Path) -> RealImages:
-    """Open a folder of real images for a run's teacher and enter it into the ledger."""
+def load_images(run_dir: RunDir, data: Path, *, purpose: str = "eval") -> RealImages:
+    """Open a folder of real images for a run's teacher and enter it, with what it is for, into the ledger."""
     description, pixels = artefacts.describe(run_dir), artefacts.read_pixels(run_dir)
     folder = open_folder(data, classes=description.classes, names=pixels.class_names)
     images = RealImages(folder, description.input_shape, mean=pixels.mean, std=pixels.std)
-    run_dir.note_images(data, len(images), folder.sha256())
+    run_dir.note_images(data, len(images), folder.sha256(), purpose=purpose)
     return images
 
 
