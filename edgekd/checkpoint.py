@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from edgekd.errors import InputFileError
+from edgekd.errors import InputFileError, RecipeError
 from edgekd.rundir import Record, RunDir, failpoint
 
 State = Mapping[str, Any]
@@ -82,6 +82,7 @@ def _folder(step: int) -> str:
 def write(run: RunDir, step: int, state: State, *, key: str, environment: dict[str, Any]) -> None:
     """Publish the checkpoint of `step` and delete all but the newest two."""
     tensors, plain = flatten(state)
+    run.sync_events()
     with run.publish(_folder(step)) as (folder, record):
         save_tensors(tensors, folder / "state.safetensors")
         (folder / "state.json").write_text(json.dumps(plain, sort_keys=True, allow_nan=False) + "\n")
@@ -120,7 +121,10 @@ def newest(run: RunDir, *, key: str) -> tuple[Checkpoint | None, list[str]]:
         record = Record.read(folder)
         damage = "its record is unreadable" if record is None else record.damaged_output(folder)
         if record is not None and damage is None and record.key != key:
-            damage = "it belongs to another recipe"
+            raise RecipeError(
+                f"the checkpoints in {run.path / 'distill'} belong to another recipe or teacher; start anew with "
+                "--fresh, or use another run with --run NAME."
+            )
         if record is not None and damage is None:
             plain = json.loads((folder / "state.json").read_text(encoding="utf-8"))
             state = unflatten(load_tensors(folder / "state.safetensors"), plain)

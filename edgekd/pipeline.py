@@ -195,10 +195,11 @@ def open_recipe(run: RunDir) -> Recipe:
     return recipes.load_resolved(run.recipe_file)
 
 
-def adopt(run: RunDir, wanted: Recipe) -> Recipe:
+def adopt(run: RunDir, wanted: Recipe, *, reads_teacher: bool = True) -> Recipe:
     """Make `wanted` the run's recipe, unless it changes what ingest, distill or select were made from.
 
-    Pixels are metadata: they may change at any time.
+    Pixels are metadata: they may change at any time. A verb that does not read the teacher's file does not ask
+    whether it is still the one the run began with.
     """
     if run.recipe_file.is_file():
         old = recipes.load_resolved(run.recipe_file)
@@ -212,7 +213,7 @@ def adopt(run: RunDir, wanted: Recipe) -> Recipe:
             after.pop("pixels", None)
             lines += recipes.differences(before, after)
         record = Record.read(run.stage("teacher"))
-        if record is not None and inputs(STAGES["ingest"], run, wanted) != record.inputs:
+        if reads_teacher and record is not None and inputs(STAGES["ingest"], run, wanted) != record.inputs:
             lines.append(f"teacher.file: {old.teacher.file!r} -> {wanted.teacher.file!r}, with another content")
         if lines:
             raise RecipeError(
@@ -225,15 +226,36 @@ def adopt(run: RunDir, wanted: Recipe) -> Recipe:
     return wanted
 
 
+REPLACED = ".replaced"
+"""Where --fresh keeps what a run held until the new beginning has proved to be one."""
+
+
 def start_afresh(run: RunDir) -> None:
-    """Delete what a run made; its lock is held by the caller."""
-    for path in run.path.iterdir():
-        if path.name == ".lock":
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    """Set aside what a run holds; `settle_afresh` deletes it or brings it back. The caller holds the lock."""
+    replaced = run.path / REPLACED
+    replaced.mkdir()
+    for path in _contents(run):
+        path.rename(replaced / path.name)
+
+
+def settle_afresh(run: RunDir, *, succeeded: bool = False) -> None:
+    """Delete what --fresh set aside once training has begun anew (or the verb succeeded); else bring it back."""
+    replaced = run.path / REPLACED
+    if not replaced.is_dir():
+        return
+    if not succeeded and not run.stage("distill").exists():
+        for path in _contents(run):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        for path in replaced.iterdir():
+            path.rename(run.path / path.name)
+    shutil.rmtree(replaced)
+
+
+def _contents(run: RunDir) -> list[Path]:
+    return [path for path in run.path.iterdir() if path.name not in (".lock", REPLACED)]
 
 
 def prune(run: RunDir) -> list[str]:

@@ -242,6 +242,7 @@ class RunDir:
                 Record(outputs=hash_outputs(temporary), **fields).write(temporary)
                 failpoint(f"{point}.before_rename")
                 if place.exists():
+                    shutil.rmtree(aside, ignore_errors=True)
                     place.rename(aside)
                     failpoint(f"{point}.between_renames")
                 temporary.rename(place)
@@ -272,6 +273,11 @@ class RunDir:
     def events_bytes(self) -> int:
         """Return the length of events.jsonl, which a checkpoint records."""
         return self.events_file.stat().st_size if self.events_file.is_file() else 0
+
+    def sync_events(self) -> None:
+        """Flush events.jsonl to disk, so that a checkpoint never records more than survives a power cut."""
+        if self.events_file.is_file():
+            _fsync(self.events_file)
 
     def truncate_events(self, size_bytes: int) -> None:
         """Forget what was logged after the checkpoint that recorded `size_bytes`."""

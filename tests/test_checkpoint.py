@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekd import checkpoint
-from edgekd.errors import InputFileError
+from edgekd.errors import InputFileError, RecipeError
 from edgekd.rundir import Record, RunDir
 
 Make = Callable[[nn.Module], torch.optim.Optimizer]
@@ -103,11 +103,11 @@ def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
     assert checkpoint.newest(RunDir(tmp_path), key="k") == (None, [])
 
 
-@pytest.mark.parametrize("damage", ["weights", "plain", "record", "gone", "key"])
+@pytest.mark.parametrize("damage", ["weights", "plain", "record", "gone"])
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(damage: str, tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     write(run, 1)
-    write(run, 2, key="other" if damage == "key" else "k")
+    write(run, 2)
     last = folder(run, 2)
     if damage == "weights":
         content = bytearray((last / "state.safetensors").read_bytes())
@@ -126,6 +126,14 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(damage: st
     assert "damaged-step-00000002" in warnings[0]
     assert (last.parent / "damaged-step-00000002").is_dir()
     assert not last.exists()
+
+
+def test_an_intact_checkpoint_of_another_recipe_is_refused_and_left_alone(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    write(run, 1, key="other")
+    with pytest.raises(RecipeError, match="--fresh"):
+        checkpoint.newest(run, key="k")
+    assert folder(run, 1).is_dir()
 
 
 def test_no_intact_checkpoint_among_damaged_ones_never_restarts_silently(tmp_path: Path) -> None:

@@ -330,3 +330,47 @@ def test_doctor_and_recipes_answer(here: Path) -> None:
     assert Result("recipes", "--copy", "edgekd").exit_code == 0
     assert Result("recipes", "--check", "edgekd.toml").exit_code == 0
     assert Result("recipes", "--copy", "edgekd").exit_code == 2
+
+
+def test_seed_zero_is_a_seed(here: Path, teacher_file: Path) -> None:
+    flags = ("distill", teacher_file, "--input", "1x8x8", "--student", toy.STUDENT, "--steps", "1000", "--threads", "1")
+    assert Result(*flags, "--seed", "0", "--dry-run").exit_code == 0
+    assert recipe.load_resolved(next((here / "runs").iterdir()) / "recipe.toml").seed == 0
+
+
+def test_fresh_loses_nothing_when_the_new_beginning_fails(
+    finished: tuple[Path, Result], teacher_file: Path, monkeypatch: Any
+) -> None:
+    folder, _ = finished
+    monkeypatch.chdir(folder)
+    subprocess.run(["cp", "-r", "runs/toy", "runs/kept"], check=True)
+    before = toy.fingerprint(RunDir(Path("runs/kept")))
+    broken = folder / "broken.pt"
+    broken.write_bytes(b"no checkpoint")
+    flags = ("--run", "kept", "--fresh", "--student", toy.STUDENT)
+    for arguments, code in (
+        (("distill", broken, *flags), 4),
+        (("distill", "missing.pt", *flags), 4),
+        (("distill", teacher_file, *flags, "--set", "method.student.rl=1"), 3),
+        (("distill", teacher_file, *flags, "--input", "1x8x8", "--device", "abacus"), 2),
+        (("distill", teacher_file, *flags, "--dry-run"), 2),
+    ):
+        assert Result(*arguments).exit_code == code
+        assert toy.fingerprint(RunDir(Path("runs/kept"))) == before
+        assert not Path("runs/kept/.replaced").exists()
+
+
+def test_an_exported_run_does_not_ask_for_its_teacher(
+    finished: tuple[Path, Result], teacher_file: Path, monkeypatch: Any
+) -> None:
+    folder, _ = finished
+    monkeypatch.chdir(folder)
+    subprocess.run(["cp", "-r", "runs/toy", "runs/old"], check=True)
+    retrained = folder / "teacher.pt"
+    retrained.write_bytes(b"another teacher under the old name")
+    resolved = Path("runs/old/recipe.toml")
+    resolved.write_text(resolved.read_text().replace(str(teacher_file), str(retrained)))
+    assert Result("export", "old", "--no-int8").exit_code == 0
+    table = {row["artefact"]: row for row in Result("report", "old", "--json").json()["artefacts"]}
+    assert table["student.fp32.onnx"]["p50_ms"] is None, "the latency is of the files exported before"
+    assert table["student"]["accuracy"] is not None

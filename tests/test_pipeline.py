@@ -280,10 +280,24 @@ def test_an_unchanged_recipe_is_not_written_again(run: RunDir, wanted: Recipe) -
     assert run.recipe_file.stat().st_mtime == 1
 
 
-def test_a_fresh_start_keeps_nothing_but_the_lock(run: RunDir) -> None:
+def test_a_fresh_start_that_fails_brings_everything_back(run: RunDir) -> None:
+    before = {p.relative_to(run.path) for p in run.path.rglob("*")}
     with run.lock():
         pipeline.start_afresh(run)
-        assert [p.name for p in run.path.iterdir()] == [".lock"]
+        assert {p.name for p in run.path.iterdir()} == {".lock", pipeline.REPLACED}
+        run.stage("teacher").mkdir()
+        pipeline.settle_afresh(run)
+    assert {p.relative_to(run.path) for p in run.path.rglob("*")} - {Path(".lock")} == before - {Path(".lock")}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_fresh_start_deletes_the_old_run_once_it_is_one(training: bool, run: RunDir) -> None:
+    with run.lock():
+        pipeline.start_afresh(run)
+        if training:
+            run.stage("distill").mkdir()
+        pipeline.settle_afresh(run, succeeded=not training)
+    assert {p.name for p in run.path.iterdir()} == {".lock", "distill"} - ({"distill"} if not training else set())
 
 
 # Pruning

@@ -47,19 +47,25 @@ def find_run(name: str, needed: str) -> RunDir:
 
 @contextmanager
 def at_work(run: RunDir, options: Options, *, teacher: Path | None = None) -> Iterator[Stop]:
-    """Hold the run's lock and turn signals into requests; with --fresh delete what the run holds.
+    """Hold the run's lock and turn signals into requests; with --fresh replace what the run holds.
 
-    Nothing is deleted before the teacher that the new run begins with has been found.
+    What it held is deleted only when training has begun anew; whatever fails before brings it back.
     """
     with run.lock(), graceful(options.max_seconds) as stop:
+        pipeline.settle_afresh(run)  # a --fresh that was killed
         if options.fresh:
             if teacher is None or not teacher.is_file():
                 raise InputFileError(
-                    f"--fresh deletes nothing: the teacher {teacher or ''} is not there to start anew."
+                    f"--fresh replaces nothing: the teacher {teacher or ''} is not there to begin with."
                 )
             pipeline.start_afresh(run)
-        run.note_command(command_line())
-        yield stop
+        try:
+            run.note_command(command_line())
+            yield stop
+        except BaseException:
+            pipeline.settle_afresh(run)
+            raise
+        pipeline.settle_afresh(run, succeeded=True)
 
 
 def wanted_recipe(run: RunDir, flags: Changes) -> Recipe:

@@ -19,7 +19,11 @@ def combine(*parts: Changes) -> Changes:
 
 
 def _given(**values: Any) -> Changes:
-    return {name: value for name, value in values.items() if value not in (None, "", False, ())}
+    return {
+        name: value
+        for name, value in values.items()
+        if value is not None and value is not False and value != "" and value != ()
+    }
 
 
 def _table(name: str, values: Changes) -> Changes:

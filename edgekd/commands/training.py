@@ -27,6 +27,8 @@ LARGE_SIDE_PX, MANY_CLASSES = 128, 200
 def distill(teacher: Path, name: str, flags: Changes, options: Options, *, dry_run: bool) -> None:
     """Ingest, distill and select."""
     student = flags.get("student", {}).get("name") or recipe_module.StudentTable().name
+    if dry_run and options.fresh:
+        raise UsageError("--fresh starts training anew and --dry-run does not train: give one of them.")
     registry.ArchSpec.parse(student)  # a misspelt name leaves no folder behind
     run = named_run(name or f"{teacher.stem}-{student.replace('/', '-').replace(':', '-')}")
     flags = combine(flags, {"teacher": {"file": str(teacher)}})
@@ -42,7 +44,7 @@ def distill(teacher: Path, name: str, flags: Changes, options: Options, *, dry_r
         pipeline.advance(run, recipe, ("distill", "select"), stop=stop, distill=_accuracy(run, options))
         result = curve.summary(run)
         if options.data is not None:
-            evaluation.run(run, recipe, options.data)
+            evaluation.run(run, recipe, options.data, stop)
     if options.json:
         console.print_json(result)
     console.closing(
@@ -88,7 +90,8 @@ def run_recipe(path: Path, name: str, flags: Changes, options: Options) -> None:
     with at_work(run, options, teacher=Path(wanted.teacher.file)) as stop:
         if run.recipe_file.is_file():
             kept = recipe_module.load_resolved(run.recipe_file)
-            if not wanted.method.steps:
+            asked, answered = wanted.method, kept.method
+            if not asked.steps and (asked.minutes, asked.steps_by_area) == (answered.minutes, answered.steps_by_area):
                 wanted = recipe_module.with_changes(wanted, {"method": {"steps": kept.method.steps}})
         recipe = pipeline.adopt(run, wanted)
         pipeline.advance(run, recipe, ("ingest",), stop=stop)
@@ -98,8 +101,7 @@ def run_recipe(path: Path, name: str, flags: Changes, options: Options) -> None:
         data = options.data or (Path(recipe.eval.data) if recipe.eval.data else None)
         evaluated = None
         if data is not None:
-            stop.raise_if_requested("the run before eval")
-            evaluated = evaluation.run(run, recipe, data)
+            evaluated = evaluation.run(run, recipe, data, stop)
         summary = reporting.run(run)
         exporting.refuse_failures(run)
     if options.json:

@@ -49,7 +49,7 @@ def compare(
                 min_runs=table.min_runs,
                 min_seconds=table.min_seconds,
             )
-            comparison = _measure(jobs, settings)
+            comparison = _measure(jobs, settings, stop)
             measured = rows(comparison)
             verdicts[f"batch {batch}, threads {threads}"] = verdict(measured, agreements=agreements)
             results += [row.to_json() for row in measured]
@@ -59,13 +59,14 @@ def compare(
     return {"target": target, "results": results, "verdicts": verdicts, "warnings": warnings}, comparisons
 
 
-def _measure(jobs: list[Job], settings: Settings) -> Comparison:
+def _measure(jobs: list[Job], settings: Settings, stop: Stop) -> Comparison:
     total = len(jobs) * (settings.rounds + 2)
     done = 0
     with console.progress(f"bench batch {settings.batch} threads {settings.threads}", total) as bar:
 
         def show(progress: Progress) -> None:
             nonlocal done
+            stop.raise_if_requested("bench")
             done += 1
             bar.update(min(done, total), f"{progress.step} {progress.artefact}")
 

@@ -67,6 +67,7 @@ def run(
     if state.step == 0:
         book.accuracy(state)
         for update in range(method.generator.warmup):
+            stop.raise_if_requested("distillation in its warm-up")
             generator_step(state, context, purpose=f"warm-up-{update}", adversary=0.0)
 
     with console.progress("distil", steps, done=state.step) as progress:

@@ -14,6 +14,7 @@ from edgekd.realdata import RealImages, describe_transform, open_folder
 from edgekd.recipe import Recipe
 from edgekd.rundir import RunDir, sha256_file, write_json
 from edgekd.stages import artefacts
+from edgekd.stopping import Stop
 
 
 def load_images(run_dir: RunDir, data: Path, *, purpose: str = "eval") -> RealImages:
@@ -25,7 +26,7 @@ def load_images(run_dir: RunDir, data: Path, *, purpose: str = "eval") -> RealIm
     return images
 
 
-def run(run_dir: RunDir, recipe: Recipe, data: Path) -> dict[str, Any]:
+def run(run_dir: RunDir, recipe: Recipe, data: Path, stop: Stop) -> dict[str, Any]:
     """Write eval/<name>.json and return it: images, accuracy (fractions) and hash by artefact."""
     threads = machine.use_threads(recipe.machine.threads)
     images = load_images(run_dir, data)
@@ -40,6 +41,7 @@ def run(run_dir: RunDir, recipe: Recipe, data: Path) -> dict[str, Any]:
     files = [file for file in (teacher_file, student_file, *models) if file.is_file()]
     with console.progress("evaluate", len(files)) as progress:
         for done, file in enumerate(files, start=1):
+            stop.raise_if_requested("eval")
             name = file.name if file in models else file.stem
             hashes[name] = sha256_file(file)
             if file == teacher_file:
@@ -51,7 +53,7 @@ def run(run_dir: RunDir, recipe: Recipe, data: Path) -> dict[str, Any]:
             progress.update(done, f"{name} {accuracy[name]:.2%}")
     result = {
         "run": run_dir.name,
-        "data": data.name,
+        "data": data.resolve().name,
         "images": len(images),
         "images_sha256": images.folder.sha256(),
         "transform": describe_transform(description.input_shape),

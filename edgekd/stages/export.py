@@ -110,7 +110,8 @@ def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], st
     first = chain["teacher -> student"]["share"]
     if first < 0.9:
         console.warn(f"the student agrees with the teacher on {first:.1%} of the synthetic samples; train longer.")
-    refuse_failures(run_dir)
+    for failure in failures:
+        console.warn(failure)
 
 
 def _int8(

@@ -9,8 +9,8 @@ from typing import Any
 from edgekd import checkpoint, console, foreign
 from edgekd.errors import InputFileError, UsageError
 from edgekd.models import probe, teacher
-from edgekd.recipe import PixelsTable, Recipe
-from edgekd.rundir import RunDir, read_json, sha256_file, write_json
+from edgekd.recipe import PixelsTable, Recipe, TeacherTable
+from edgekd.rundir import Record, RunDir, read_json, sha256_file, write_json
 from edgekd.stopping import Stop
 
 NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -28,8 +28,8 @@ def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], st
     table = recipe.teacher
     path = Path(table.file)
     published = run_dir.stage("teacher")
-    if not path.is_file() and (published / "teacher.json").is_file():
-        # The checkpoint moved away; what was read from it is still here.
+    if _still_holds(run_dir, table, inputs):
+        # The checkpoint moved away, or only the pixels changed: what was read from it is still here, bit for bit.
         tensors = checkpoint.load_tensors(published / "teacher.safetensors")
         description: dict[str, Any] = read_json(published / "teacher.json")
     else:
@@ -48,6 +48,16 @@ def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], st
         write_json(folder / "pixels.json", pixels)
         record |= {"stage": "ingest", "version": 1, "key": key, "inputs": inputs}
         record["recipe_slice"] = {"teacher": table.model_dump(mode="json"), "pixels": recipe.pixels.model_dump()}
+
+
+def _still_holds(run_dir: RunDir, table: TeacherTable, inputs: dict[str, str]) -> bool:
+    """Return whether teacher/ was read from this file with these settings."""
+    folder = run_dir.stage("teacher")
+    record = Record.read(folder)
+    if record is None or record.inputs != inputs or record.damaged_output(folder) is not None:
+        return False
+    kept, wanted = dict(record.recipe_slice["teacher"]), table.model_dump(mode="json")
+    return {k: v for k, v in kept.items() if k != "file"} == {k: v for k, v in wanted.items() if k != "file"}
 
 
 def infer(path: Path, recipe: Recipe) -> teacher.Inferred:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import console
-from edgekd.rundir import RunDir, digest, read_json, write_json, write_text
+from edgekd.rundir import Record, RunDir, digest, read_json, write_json, write_text
 from edgekd.stages import artefacts, curve, plots
 
 
@@ -34,8 +34,9 @@ def collect(run_dir: RunDir) -> dict[str, Any]:
     agreement = _read(export / "agreement.json")
     files = sorted(export.glob("*.onnx"), key=lambda path: artefacts.precision_rank(path.name))
     sizes = {path.name: path.stat().st_size for path in files}
-    evaluations = {path.stem: read_json(path) for path in sorted(run_dir.stage("eval").glob("*.json"))}
-    latency = None if bench is None else bench["results"]
+    found = sorted(run_dir.stage("eval").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    evaluations = {path.stem: read_json(path) for path in found}
+    latency = bench["results"] if bench is not None and _measured_these(run_dir) else None
     return {
         "run": run_dir.name,
         "data_free": ledger["data_free"],
@@ -50,15 +51,39 @@ def collect(run_dir: RunDir) -> dict[str, Any]:
         "verdict": None if bench is None else next(iter(bench["verdicts"].values())),
         "warnings": [] if bench is None else bench["warnings"],
         "evaluations": evaluations,
-        "artefacts": _artefacts(sizes, agreement, latency, evaluations),
+        "artefacts": _artefacts(run_dir, sizes, agreement, latency, evaluations),
     }
 
 
+def _hashes(run_dir: RunDir) -> dict[str, str]:
+    """Return the recorded hash of every artefact that eval measures, under eval's names."""
+    hashes = {}
+    for stage in ("teacher", "select", "export"):
+        record = Record.read(run_dir.stage(stage))
+        for name, value in ({} if record is None else record.outputs).items():
+            hashes[name if name.endswith(".onnx") else Path(name).stem] = value
+    return hashes
+
+
+def _measured_these(run_dir: RunDir) -> bool:
+    """Return whether the latencies are of the files that are exported now."""
+    bench, export = Record.read(run_dir.stage("bench") / "local"), Record.read(run_dir.stage("export"))
+    if bench is None or export is None:
+        return False
+    return all(bench.inputs.get(f"export/{k}") == v for k, v in export.outputs.items() if k.endswith(".onnx"))
+
+
 def _artefacts(
-    sizes: dict[str, int], agreement: Any, latency: list[dict[str, Any]] | None, evaluations: dict[str, Any]
+    run_dir: RunDir,
+    sizes: dict[str, int],
+    agreement: Any,
+    latency: list[dict[str, Any]] | None,
+    evaluations: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """Return one row per artefact: accuracy, size, latency, and how often it leaves the file before it in the chain."""
-    accuracy = next(reversed(evaluations.values()))["accuracy"] if evaluations else {}
+    newest = next(reversed(evaluations.values())) if evaluations else {"accuracy": {}, "artefacts_sha256": {}}
+    hashes = _hashes(run_dir)
+    accuracy = {k: v for k, v in newest["accuracy"].items() if newest["artefacts_sha256"][k] == hashes.get(k)}
     names = ["teacher", "student", *sizes] if accuracy or sizes else []
     rows = []
     for name in names:

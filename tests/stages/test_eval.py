@@ -15,6 +15,7 @@ from edgekd.errors import InputFileError, UsageError
 from edgekd.rundir import RunDir, read_json, sha256_file
 from edgekd.stages import artefacts
 from edgekd.stages import eval as evaluation
+from edgekd.stopping import Stop
 
 
 def copied(finished: Any, teacher_file: Path, folder: Path, *stages: str) -> RunDir:
@@ -36,7 +37,7 @@ def accuracy(network: torch.nn.Module, images: Any) -> float:
 def test_every_artefact_is_measured(finished: Any, photos: Path, teacher_file: Path, tmp_path: Path) -> None:
     run = copied(finished, teacher_file, tmp_path / "toy", "select", "export")
     recipe = pipeline.open_recipe(run)
-    found = evaluation.run(run, recipe, photos)
+    found = evaluation.run(run, recipe, photos, Stop())
     exported = sorted(p.name for p in run.stage("export").glob("*.onnx"))
     assert set(found["accuracy"]) == {"teacher", "student", *exported}
     assert list(found["accuracy"])[:4] == ["teacher", "student", "student.fp32.onnx", "student.fp16.onnx"]
@@ -59,12 +60,12 @@ def test_after_ingest_alone_the_teacher_is_measured(
     finished: Any, photos: Path, teacher_file: Path, tmp_path: Path
 ) -> None:
     run = copied(finished, teacher_file, tmp_path / "toy")
-    assert set(evaluation.run(run, pipeline.open_recipe(run), photos)["accuracy"]) == {"teacher"}
+    assert set(evaluation.run(run, pipeline.open_recipe(run), photos, Stop())["accuracy"]) == {"teacher"}
 
 
 def test_an_unknown_normalisation_is_refused_and_reads_nothing(finished: Any, photos: Path) -> None:
     with pytest.raises(UsageError, match="--normalize"):
-        evaluation.run(finished.run, finished.recipe, photos)
+        evaluation.run(finished.run, finished.recipe, photos, Stop())
     assert finished.run.ledger()["real_images_read"] == 0
     assert not (finished.run.path / "eval").exists()
 

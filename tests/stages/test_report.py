@@ -83,10 +83,14 @@ def test_a_run_that_only_began_has_a_report(ingested: RunDir, tmp_path: Path) ->
 
 def test_accuracy_stands_beside_its_artefact(run: RunDir) -> None:
     accuracy = {"teacher": 0.915, "student": 0.5, "student.fp32.onnx": 0.25}
+    files = {"teacher": "teacher/teacher.safetensors", "student.fp32.onnx": "export/student.fp32.onnx"}
+    hashes = {name: sha256_file(run.path / file) for name, file in files.items()} | {"student": "of another student"}
     run.stage("eval").mkdir()
-    (run.stage("eval") / "photos.json").write_text(json.dumps({"accuracy": accuracy}))
+    found = {"accuracy": accuracy, "artefacts_sha256": hashes}
+    (run.stage("eval") / "photos.json").write_text(json.dumps(found))
     rows = {row[0]: row for row in report.table(report.collect(run))}
     assert rows["teacher"][1] == "91.50 %"
+    assert rows["student"][1] == "–", "what was measured is no longer there"
     assert rows["student.fp32.onnx"][1] == "25.00 %"
     assert rows["student.fp16.onnx"][1] == "–"
 
