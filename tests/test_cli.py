@@ -18,6 +18,9 @@ from edgekd import cli, recipe
 from edgekd.errors import EdgekdError
 from edgekd.rundir import RunDir
 
+SMALL = ("--set=method.student.batch_size=16", "--set=method.vae.novel=8", "--set=select.samples=64")
+"""Batches and samples of a distillation that takes a second."""
+
 
 class Result:
     """Exit code, stdout and stderr of one command run inside this process."""
@@ -114,7 +117,6 @@ def test_unknown_names_get_a_suggestion(here: Path, teacher_file: Path) -> None:
 
 
 def test_distill_opens_with_five_lines_and_closes_with_three(here: Path, teacher_file: Path) -> None:
-    sets = [f"--set={key}" for key in ("method.student.batch_size=16", "method.vae.novel=8", "select.samples=64")]
     arguments = (
         "distill",
         teacher_file,
@@ -126,7 +128,7 @@ def test_distill_opens_with_five_lines_and_closes_with_three(here: Path, teacher
         toy.STUDENT,
         "--steps",
         "4",
-        *sets,
+        *SMALL,
     )
     result = Result(*arguments)
     assert result.exit_code == 0
@@ -152,9 +154,8 @@ def test_distill_json_with_data_has_both_curves(here: Path, teacher_file: Path) 
     wanted = toy.toy_recipe(teacher_file)
     (here / "toy.toml").write_text(recipe.to_toml(wanted))
     write_images(here / "images")
-    sets = ["--set=method.student.batch_size=16", "--set=method.vae.novel=8", "--set=select.samples=64"]
     flags = ("--input", "1x8x8", "--threads", "1", "--student", toy.STUDENT, "--steps", "4", "--normalize", "none")
-    result = Result("distill", teacher_file, *flags, *sets, "--data", "images", "--json").json()
+    result = Result("distill", teacher_file, *flags, *SMALL, "--data", "images", "--json").json()
     assert set(result) == {"run", "steps", "seconds", "curve", "curve_other", "health"}
     assert set(result["curve"]) == {"points", "mean", "sd", "variance", "max", "final", "regret"}
     assert result["curve"]["points"] == result["curve_other"]["points"] == 5
@@ -163,7 +164,6 @@ def test_distill_json_with_data_has_both_curves(here: Path, teacher_file: Path) 
 
 
 def test_max_seconds_stops_resumably(here: Path, teacher_file: Path) -> None:
-    sets = ["--set=method.student.batch_size=16", "--set=method.vae.novel=8", "--set=select.samples=64"]
     flags = (
         "distill",
         teacher_file,
@@ -175,7 +175,7 @@ def test_max_seconds_stops_resumably(here: Path, teacher_file: Path) -> None:
         toy.STUDENT,
         "--steps",
         "100000",
-        *sets,
+        *SMALL,
     )
     steps = []
     for _ in range(2):
@@ -188,7 +188,6 @@ def test_max_seconds_stops_resumably(here: Path, teacher_file: Path) -> None:
 
 
 def test_minutes_are_turned_into_steps_once(here: Path, teacher_file: Path) -> None:
-    sets = ["--set=method.student.batch_size=16", "--set=method.vae.novel=8", "--set=select.samples=64"]
     flags = (
         "distill",
         teacher_file,
@@ -200,7 +199,7 @@ def test_minutes_are_turned_into_steps_once(here: Path, teacher_file: Path) -> N
         toy.STUDENT,
         "--minutes",
         "0.01",
-        *sets,
+        *SMALL,
     )
     first = Result(*flags, "--json")
     assert first.exit_code == 0

@@ -89,7 +89,7 @@ def load_teacher(run: RunDir, precision: str, device: torch.device) -> tuple[Tea
 
 
 def build_student(recipe: Recipe, description: Description) -> nn.Module:
-    """Build a fresh student for the teacher's images and classes, its head in float32."""
+    """Build a fresh student for the teacher's images and classes."""
     shape, classes = description.input_shape, description.classes
     return registry.build(recipe.student.name, input_shape=shape, classes=classes, seed=recipe.seed)
 

@@ -25,8 +25,6 @@ from edgekd.stopping import Stop
 from edgekd.synthesis.teacher import Teacher
 from edgekd.synthesis.vae import VAE
 
-SMALLEST_STD = 1e-3
-
 
 @dataclass(frozen=True)
 class Candidate:
