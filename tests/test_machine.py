@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -52,6 +55,31 @@ def test_threads_are_set_and_zero_means_all_cores() -> None:
         assert machine.use_threads(0) == torch.get_num_threads() == len(os.sched_getaffinity(0))
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked to keep memory")
+def test_freed_memory_stays_with_the_process() -> None:
+    code = """
+import resource, torch
+from edgekd import machine
+assert machine.keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+first, *_, last = [faults() for _ in range(12)]
+assert first > 10_000 and last < 100, (first, last)
+"""
+    # In a process of its own: the setting cannot be taken back.
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_last_holds_for_one_channel_too(channels: int) -> None:
+    x = torch.randn(4, channels, 6, 5)
+    y = machine.channels_last(x)
+    assert torch.equal(x, y)
+    assert y.stride() == (channels * 30, 1, channels * 5, channels)
 
 
 @pytest.mark.parametrize("flag", machine.BF16_CPU_FLAGS)

@@ -45,6 +45,7 @@ def run(
 ) -> None:
     """Train until the last step and publish the final checkpoint; resumes from the newest intact one."""
     device = machine.resolve_device(recipe.machine.device)
+    machine.keep_freed_memory()
     environment = machine.environment(device, machine.use_threads(recipe.machine.threads))
     teacher, description = artefacts.load_teacher(run_dir, recipe.precision, device)
     method, steps = recipe.method, recipe.method.steps_for(description.pixels, description.classes)

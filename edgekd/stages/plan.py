@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import resource
+import statistics
 import sys
 import time
 from collections import Counter
@@ -82,12 +83,14 @@ def measure(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: int = 1
     """Time whole generator periods after one of warming up, with replay at work; the run's own state is untouched."""
     device = machine.resolve_device(recipe.machine.device)
     threads = machine.use_threads(recipe.machine.threads)
+    machine.keep_freed_memory()
     teacher, description = artefacts.load_teacher(run_dir, recipe.precision, device)
     steps = recipe.method.steps_for(description.pixels, description.classes)
     context = distill.Context(recipe, steps, teacher, Draws(recipe.seed, "plan", device))
     try:
         state = distill.build(recipe, teacher, description, device)
         state.replay.assume_ready()
+        _period(state, context)  # the VAE rehearses from its second update on; the first call of each kernel is slow
         parts = _flops(state, context)
         seconds = _seconds_per_step(state, context, stop, least_steps)
     except torch.OutOfMemoryError as error:
@@ -127,14 +130,16 @@ def _period(state: State, context: distill.Context) -> None:
 
 
 def _seconds_per_step(state: State, context: distill.Context, stop: Stop, least_steps: int) -> float:
+    """Return the median over at least three periods; a median, since other work on the machine only ever slows."""
     period = context.recipe.method.generator.period
     _period(state, context)
-    timed, start = 0, time.perf_counter()
-    while timed < least_steps or time.perf_counter() - start < 1.0:
+    seconds: list[float] = []
+    while len(seconds) < 3 or len(seconds) * period < least_steps or sum(seconds) < 1.0:
         stop.raise_if_requested("planning")
+        start = time.perf_counter()
         _period(state, context)
-        timed += period
-    return (time.perf_counter() - start) / timed
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds) / period
 
 
 def _flops(state: State, context: distill.Context) -> dict[str, Counter[torch.dtype]]:

@@ -72,6 +72,6 @@ class Generator(nn.Module):
         x = self.project_norm(x)
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-            x = F.leaky_relu(norm(convolution(x)), 0.2)
+            x = F.leaky_relu(norm(convolution(x)), 0.2, inplace=True)
         image: Tensor = self.image_norm(torch.tanh(self.to_image(x)).float())
         return image[:, :, : self.shape[1], : self.shape[2]]

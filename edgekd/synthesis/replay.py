@@ -170,12 +170,13 @@ class VaeReplay(Replay):
                 images = self.vae.decoder(z)
             logits = self.teacher.observe(images).logits
             match = self.table.one_hot * losses.one_hot(logits) + self.table.balance * losses.balance(logits)
-            gradients = torch.autograd.grad(match + losses.latent_moments(z), [z, *weights])
-        for weight, gradient in zip(weights, gradients[1:], strict=True):
-            # In the weight's memory layout, which fused Adam relies on. Nothing else has a gradient yet.
-            weight.grad = torch.empty_like(weight).copy_(leak * gradient)
-        step = gradients[0] / (gradients[0].abs() + 1e-8)
-        return (z - self.table.tuning_lr * step).detach()
+            (match + losses.latent_moments(z)).backward(inputs=[z, *weights])
+        if leak != 1:
+            for weight in weights:
+                assert weight.grad is not None
+                weight.grad.mul_(leak)
+        assert z.grad is not None
+        return (z - self.table.tuning_lr * z.grad / (z.grad.abs() + 1e-8)).detach()
 
     def learn(self, step: int, novel: Tensor, novel_logits: Tensor, draws: Draws) -> dict[str, Tensor]:
         """Make one update on novel images and rehearsed ones."""

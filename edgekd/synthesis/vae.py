@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgekd.machine import channels_last
 from edgekd.synthesis.generator import Generator, Shape, initialise
 
 POSTERIOR_DECAY = 0.98
@@ -26,7 +27,7 @@ class Encoder(nn.Module):
         layers: list[nn.Module] = []
         for before, after in pairwise(sides):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.BatchNorm2d(after, eps=norm_eps)]
-            layers.append(nn.LeakyReLU(0.2))
+            layers.append(nn.LeakyReLU(0.2, inplace=True))
         self.convolutions = nn.Sequential(*layers)
         flat = sides[-1] * math.ceil(height / 2**halvings) * math.ceil(width_px / 2**halvings)
         self.mean = nn.Linear(flat, latent)
@@ -35,7 +36,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance, float32."""
-        x = self.convolutions(x.contiguous(memory_format=torch.channels_last)).flatten(1)
+        x = self.convolutions(channels_last(x)).flatten(1)
         return self.mean(x).float(), self.log_variance(x).float()
 
 
@@ -51,10 +52,10 @@ class ReleasedEncoder(nn.Module):
         self.full_size = nn.Sequential(
             nn.Conv2d(channels, 64, 3, padding=1),
             nn.BatchNorm2d(64, eps=norm_eps),
-            nn.LeakyReLU(0.2),
+            nn.LeakyReLU(0.2, inplace=True),
             nn.Conv2d(64, 128, 3, padding=1),
             nn.BatchNorm2d(128, eps=norm_eps),
-            nn.LeakyReLU(0.2),
+            nn.LeakyReLU(0.2, inplace=True),
         )
         self.strided = nn.Sequential(nn.Conv2d(128, 128, 3, stride=2, padding=1), nn.BatchNorm2d(128))
         flat = 128 * _released_side(height) * _released_side(width_px)
@@ -64,7 +65,7 @@ class ReleasedEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance, float32."""
-        x = F.normalize(x, p=2.0, dim=2).contiguous(memory_format=torch.channels_last)
+        x = channels_last(F.normalize(x, p=2.0, dim=2))
         x = F.interpolate(self.full_size(x), scale_factor=0.5)
         x = F.interpolate(self.strided(x), scale_factor=0.5).flatten(1)
         return self.mean(x).float(), self.log_variance(x).float()

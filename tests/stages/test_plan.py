@@ -72,10 +72,19 @@ def test_whole_periods_are_timed_with_replay_at_work(
     monkeypatch.setattr(distill, "student_step", watched)
     wanted = toy.toy_recipe(teacher_file, method={"replay": {"start": 0.9}, "vae": {"gate": 0.5}})
     plan.measure(ingested, wanted, Stop(), least_steps=least)
-    periods = seen[len(seen) % 3 :]  # before them single steps are counted, not timed
+    periods = seen[3 + len(seen) % 3 :]  # before them a period warms up and single steps are counted
     assert [offset for offset, _ in periods] == [0, 1, 2] * (len(periods) // 3)
-    assert len(periods) >= 3 + least, "one period warms up"
+    assert len(periods) >= 3 * 3, "three are timed at least"
+    assert len(periods) >= least
     assert all(replayed for _, replayed in periods)
+
+
+def test_the_rehearsal_of_the_vae_counts_too(teacher_file: Path, ingested: RunDir) -> None:
+    def flops(rehearsed: int) -> float:
+        recipe = toy.toy_recipe(teacher_file, method={"vae": {"gate": 0.0, "rehearsed": rehearsed}})
+        return plan.measure(ingested, recipe, Stop()).flops_by_part["replay"]
+
+    assert flops(8) > 1.2 * flops(0)
 
 
 def test_too_little_memory_names_the_largest_batch_that_fits(
