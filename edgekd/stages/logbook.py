@@ -17,6 +17,12 @@ from edgekd.synthesis.state import State
 Accuracy = Callable[[nn.Module], float]
 """Measures a network on real images, for numbers only."""
 
+SAVING_SHARE = 0.01
+"""Share of the time that periodic checkpoints may take; the first, the last and one at a stop are always written."""
+
+LONGEST_WAIT_SECONDS = 300.0
+"""Seconds of work that a crash may cost, unless saving is so slow that `SAVING_SHARE` forbids it."""
+
 REMEDY = 'Lower method.student.lr or method.generator.lr, or set precision = "fp32".'
 
 
@@ -39,6 +45,8 @@ class Logbook:
         self.run, self.steps, self.key, self.environment = run, steps, key, environment
         self._accuracy = accuracy
         self._checkpoint_period = checkpoint_period or max(1, steps // 20)
+        self._obey_period = checkpoint_period > 0
+        self._saved_at, self._saving_seconds = time.monotonic(), 0.0
         self._log_period, self._curve_period = max(1, steps // 200), max(1, steps // 100)
         self._seconds_before, self._start = 0.0, time.monotonic()
 
@@ -96,15 +104,25 @@ class Logbook:
         self._event(state, "accuracy", {"raw": raw, "ema": average})
 
     def checkpoint(self, state: State) -> None:
-        """Save the state when due."""
-        if state.step % self._checkpoint_period == 0 or state.step == self.steps:
+        """Save the state when due: at the recipe's period; without one 20 times a run and every five minutes.
+
+        Which checkpoints were written changes nothing that the next step computes, so the clock may have a say.
+        """
+        due = state.step % self._checkpoint_period == 0
+        if not self._obey_period:
+            waited = time.monotonic() - self._saved_at
+            due = (due or waited > LONGEST_WAIT_SECONDS) and SAVING_SHARE * waited >= self._saving_seconds
+        if due or state.step == self.steps:
             self.save(state)
 
     def save(self, state: State) -> None:
         """Save the state, unless it is sick: what is on disk is always good."""
+        start = time.monotonic()
         if not state.all_finite():
             raise self._sick(state, "weights are not finite")
         checkpoint.write(self.run, state.step, state.state_dict(), key=self.key, environment=self.environment)
+        self._saved_at = time.monotonic()
+        self._saving_seconds = self._saved_at - start
 
     def publish(
         self, state: State, notes: dict[str, Any], *, recipe_slice: dict[str, Any], inputs: dict[str, str]

@@ -74,9 +74,7 @@ def test_without_images_there_is_no_curve(state: State, tmp_path: Path) -> None:
     assert kinds(RunDir(tmp_path)) == []
 
 
-@pytest.mark.parametrize(
-    ("period", "steps", "saved"), [(4, 10, [8, 10]), (0, 40, [38, 40]), (0, 5, [4, 5]), (100, 7, [7])]
-)
+@pytest.mark.parametrize(("period", "steps", "saved"), [(4, 10, [8, 10]), (1, 5, [4, 5]), (100, 7, [7])])
 def test_checkpoints_fall_every_period_and_at_the_end(
     period: int, steps: int, saved: list[int], state: State, tmp_path: Path
 ) -> None:
@@ -131,6 +129,40 @@ def test_another_environment_is_told_and_recorded(
     book(run, environment={"threads": 8}).restore(state)
     assert "resumed under another threads: not bit-identical" in capsys.readouterr().err
     assert run.ledger()["not_bit_identical"] == [{"step": 0, "changed": {"threads": [1, 8]}}]
+
+
+@pytest.mark.parametrize(
+    ("seconds_a_step", "saving_seconds", "expected"),
+    [
+        (1.0, 0.04, list(range(5, 101, 5))),  # a twentieth of the steps
+        (1.0, 0.28, [30, 60, 90, 100]),  # 1 % of the time: one in 28 s
+        (1.0, 5.0, [100]),
+        (120.0, 0.04, sorted({*range(5, 101, 5), *range(3, 100, 5)})),  # 3 steps are over five minutes
+    ],
+)
+def test_automatic_checkpoints_are_frequent_and_cheap(
+    seconds_a_step: float,
+    saving_seconds: float,
+    expected: list[int],
+    state: State,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, written = [0.0], []
+
+    def write(_run: RunDir, step: int, *_args: Any, **_named: Any) -> None:
+        written.append(step)
+        now[0] += saving_seconds
+
+    monkeypatch.setattr("edgekd.stages.logbook.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpoint, "write", write)
+    log = book(RunDir(tmp_path), 100, checkpoint_period=0)
+    log.save(state)
+    written.clear()
+    for state.step in range(1, 101):
+        now[0] += seconds_a_step
+        log.checkpoint(state)
+    assert written == expected
 
 
 def test_a_damaged_checkpoint_is_told(state: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
