@@ -38,6 +38,9 @@ MaxSeconds = Annotated[
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any recipe key (docs/recipe.md).")
 ]
+BudgetMs = Annotated[
+    float | None, typer.Option("--budget-ms", min=0.001, metavar="X", help="FP32 latency here, in ms.")
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what the run holds and start anew.")]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:i.")]
 Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads [all cores].")]
@@ -84,7 +87,9 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @verb
 def distill(
     teacher: Teacher,
-    student: Annotated[str, typer.Option(metavar="NAME[@WIDTH]", help="Student network [mobilenetv2].")] = "",
+    student: Annotated[str, typer.Option(metavar="NAME[@WIDTH]", help="Student, or auto [mobilenetv2].")] = "",
+    budget_ms: BudgetMs = None,
+    student_weights: Annotated[str, typer.Option(metavar="FILE", help="Weights it starts from [random].")] = "",
     run: RunOption = "",
     steps: Annotated[int | None, typer.Option(min=1, help="Student updates [by input size and classes].")] = None,
     minutes: Annotated[
@@ -119,7 +124,8 @@ def distill(
     flags = flag_tables.combine(
         flags,
         flag_tables.pixel_flags(normalize, mean, std, classes),
-        flag_tables.distill_flags(student, steps, minutes, method, seed, device, threads),
+        flag_tables.student_flags(student, budget_ms, student_weights),
+        flag_tables.distill_flags(steps, minutes, method, seed, device, threads),
         flag_tables.set_flags(set_),
     )
     options = Options(max_seconds=max_seconds, data=data, fresh=fresh, json=json, yes=yes)
@@ -144,14 +150,14 @@ def ingest(
 ) -> None:
     """Read a teacher and find out what it is; or, without TEACHER, set the normalisation of a run."""
     from edgekd.commands import flags as flag_tables
-    from edgekd.commands import training
+    from edgekd.commands import teachers
     from edgekd.commands.common import Options
 
     flags = flag_tables.combine(
         flag_tables.teacher_flags(arch, input_shape, accept_mapping, trust_pickle),
         flag_tables.pixel_flags(normalize, mean, std, classes),
     )
-    training.ingest(teacher, run, flags, Options(fresh=fresh, json=json))
+    teachers.ingest(teacher, run, flags, Options(fresh=fresh, json=json))
 
 
 @app.command(epilog=examples("edgekd run recipes/quickstart.toml", "edgekd run my.toml --max-seconds 3000"))
@@ -159,9 +165,7 @@ def ingest(
 def run(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")],
     run: RunOption = "",
-    data: Annotated[
-        Path | None, typer.Option("--data", metavar="DIR", help="Real images for the accuracies at the end.")
-    ] = None,
+    data: Data = None,
     device: Device = "",
     threads: Threads = None,
     max_seconds: MaxSeconds = None,
@@ -175,7 +179,7 @@ def run(
     from edgekd.commands.common import Options
 
     flags = flag_tables.combine(
-        flag_tables.distill_flags("", None, None, "", None, device, threads), flag_tables.set_flags(set_)
+        flag_tables.distill_flags(None, None, "", None, device, threads), flag_tables.set_flags(set_)
     )
     options = Options(max_seconds=max_seconds, data=data, fresh=fresh, json=json, yes=True)
     training.run_recipe(recipe, run, flags, options)
@@ -237,9 +241,7 @@ def bench(
 @verb
 def eval_(
     run: RunArgument = "",
-    data: Annotated[
-        Path | None, typer.Option("--data", metavar="DIR", help="Real images, one folder per class.")
-    ] = None,
+    data: Data = None,
     json: Json = False,
 ) -> None:
     """Measure the accuracy of everything a run holds on real images; nothing else changes."""
@@ -289,18 +291,25 @@ def doctor(json: Json = False) -> None:
     upkeep.doctor(Options(json=json))
 
 
-@app.command(epilog=examples("edgekd students", "edgekd students --input 1x28x28 --classes 10 --json"))
+@app.command(epilog=examples("edgekd students --input 1x28x28", "edgekd students --measure --budget-ms 5"))
 @verb
 def students(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[STUDENT]...", help="Students [the zoo].")] = None,
     input_shape: Annotated[str, typer.Option("--input", metavar="CxHxW", help="Input shape.")] = "3x32x32",
     classes: Annotated[int, typer.Option(min=2, help="Number of classes.")] = 10,
+    measure: Annotated[bool, typer.Option("--measure", help="Measure the latency of each, untrained.")] = False,
+    budget_ms: BudgetMs = None,
+    threads: Annotated[int, typer.Option(min=1, metavar="N", help="Threads of the runtime.")] = 1,
     json: Json = False,
 ) -> None:
-    """List the student networks with parameters and multiply-accumulates."""
-    from edgekd.commands import upkeep
+    """List student networks with parameters, multiply-accumulates, file sizes and latency."""
+    from edgekd.commands import students as verb_students
     from edgekd.commands.common import Options
 
-    upkeep.students(input_shape, classes, Options(json=json))
+    options = Options(json=json)
+    verb_students.students(
+        names or [], input_shape, classes, options, measure=measure, budget_ms=budget_ms, threads=threads
+    )
 
 
 @app.command(epilog=examples("edgekd recipes", "edgekd recipes --copy quickstart", "edgekd recipes --check my.toml"))

@@ -11,11 +11,13 @@ import argparse
 import io
 import pickle
 import pickletools
+import sys
 import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import contextmanager, nullcontext
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
 import numpy as np
@@ -63,22 +65,24 @@ _ORDINARY = {
     "torch.Size", "torch.device", "torch.dtype", "torch.Tensor", "torch.nn.parameter.Parameter",
     "torch.storage.UntypedStorage", "torch.storage.TypedStorage",
     "builtins.set", "builtins.bytearray", "builtins.complex", "__builtin__.set", "__builtin__.bytearray",
-    "argparse.Namespace", "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
+    "argparse.Namespace", "numpy.dtype", "numpy.ndarray", "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar", "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
 }  # fmt: skip
 
 
-def read_checkpoint(path: Path, *, trust_pickle: bool = False) -> object:
+def read_checkpoint(path: Path, *, trust_pickle: bool | None = False) -> object:
     """Read a .safetensors file or what `torch.save` wrote (zip or legacy), whatever its suffix.
 
     Returns nested dicts and lists of CPU tensors and plain values, or with `trust_pickle` any object, after running
-    the code the file names. Raises InputFileError for everything else, with one message and nothing executed.
+    the code the file names. Raises InputFileError for everything else, with one message and nothing executed;
+    where `trust_pickle` is None, no flag sets it and the message offers none.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what libraries have to say about a file is in the one message
         return _read(path, trust_pickle=trust_pickle)
 
 
-def _read(path: Path, *, trust_pickle: bool) -> object:
+def _read(path: Path, *, trust_pickle: bool | None) -> object:
     head, size = _open_head(path)
     if _looks_like_safetensors(head, size):
         return _read_safetensors(path, head, size)
@@ -94,6 +98,11 @@ def _read(path: Path, *, trust_pickle: bool) -> object:
     if not trust_pickle:
         _check_storages(path, loaded, limit)
     return loaded
+
+
+def require_file(path: Path) -> None:
+    """Raise InputFileError unless `path` is a regular file that is not empty and can be read."""
+    _open_head(path)
 
 
 def tensors_within(value: object) -> Iterator[Tensor]:
@@ -202,9 +211,10 @@ def _check_zip(path: Path, size: int) -> int:
     return limit
 
 
-def _read_pickle(path: Path, *, trust_pickle: bool) -> object:
+def _read_pickle(path: Path, *, trust_pickle: bool | None) -> object:
+    here = _importing_from_here() if trust_pickle else nullcontext()
     try:
-        with torch.serialization.safe_globals(_plain_value_classes()):
+        with here, torch.serialization.safe_globals(_plain_value_classes()):
             return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except Exception as error:  # a damaged or hostile pickle may raise anything
         if trust_pickle:
@@ -215,10 +225,10 @@ def _read_pickle(path: Path, *, trust_pickle: bool) -> object:
         named = _globals_named(path)
         foreign = sorted(name for name in named if not _is_ordinary(name))
         if foreign:
+            trust = "" if trust_pickle is None else ", or load it with --trust-pickle if you trust its author"
             raise InputFileError(
                 f"{path} is a pickle that would run {_listed(foreign)}. Nothing was run. Save a state_dict "
-                "instead (torch.save(model.state_dict(), 'weights.pt')), or load it with --trust-pickle "
-                "if you trust its author."
+                f"instead (torch.save(model.state_dict(), 'weights.pt')){trust}."
             ) from error
         if isinstance(error, pickle.UnpicklingError):
             raise InputFileError(
@@ -230,18 +240,40 @@ def _read_pickle(path: Path, *, trust_pickle: bool) -> object:
         ) from error
 
 
+@contextmanager
+def _importing_from_here() -> Iterator[None]:
+    """Let a trusted pickle find the code it was written with in the working directory, as `python -m` does."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
 def _plain_value_classes() -> list[Any]:
-    """Return what training scripts leave beside weights and what holds values only: NumPy scalars, Namespace."""
-    scalar = np.float64(0).__reduce__()[0]
-    kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
-    aliases = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    return [argparse.Namespace, np.dtype, *kinds, *aliases]
+    """Return what training scripts leave beside weights and what holds values only: NumPy values, paths, arguments."""
+    kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefdUS"}
+    numpy = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(1).__reduce__()[0]}
+    aliases = [(made, f"numpy.{core}.multiarray.{name}") for name, made in numpy.items() for core in ("core", "_core")]
+    paths = [
+        (kind, f"{module}.{name}")
+        for module in ("pathlib", "pathlib._local")
+        for kind, name in (
+            (PurePosixPath, "PosixPath"),
+            (PurePosixPath, "PurePosixPath"),
+            (PureWindowsPath, "WindowsPath"),
+            (PureWindowsPath, "PureWindowsPath"),
+        )
+    ]
+    return [argparse.Namespace, np.dtype, np.ndarray, *kinds, *aliases, *paths]
 
 
 def _is_ordinary(name: str) -> bool:
     return (
         name in _ORDINARY
-        or name.startswith(("torch._utils._rebuild", "numpy.dtypes."))
+        or (name.startswith("numpy.dtypes.") and name != "numpy.dtypes.ObjectDType")  # whose values are anything
+        or name.startswith(("torch._utils._rebuild", "pathlib."))
         or (name.startswith("torch.") and name.endswith("Storage"))
     )
 

@@ -33,6 +33,9 @@ class GeneratorTable(Table):
     """Let the last BatchNorm, on the image, learn scale and shift."""
     lr: float = Field(2e-3, gt=0)
     """Adam learning rate."""
+    schedule: Literal["cosine", "constant"] = "constant"
+    """Its learning rate over the run. Where the student's decays and the generator's does not, the generator
+    outruns the student at the end."""
     betas: tuple[float, float] = (0.5, 0.999)
     """Adam momentum coefficients."""
     period: int = Field(5, ge=1)

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,27 @@ class Stage:
     """Names of upstream outputs by stage; an empty tuple means all of them."""
     command: str
     """What the user types to make it."""
+    file_key: str = ""
+    """Recipe key of a file from outside the run that it reads."""
+    optional: bool = False
+    """Whether a recipe that names no such file does without the stage."""
+
+    def file(self, recipe: Recipe) -> str:
+        """Return the path of the file from outside, empty where there is none."""
+        path: str = attrgetter(self.file_key)(recipe) if self.file_key else ""
+        return path
+
+    def wanted(self, recipe: Recipe) -> bool:
+        """Return whether a run with this recipe has the stage."""
+        return not self.optional or bool(self.file(recipe))
 
 
 def _distill_slice(recipe: Recipe) -> dict[str, Any]:
     method = recipe.method.model_dump(mode="json", exclude={"minutes", "source", "steps_by_area"})
-    return {
-        "seed": recipe.seed,
-        "precision": recipe.precision,
-        "student": recipe.student.model_dump(mode="json"),
-        "method": method,
-    }
+    student = {"name": recipe.student.name}
+    if recipe.student.weights:  # their content comes with the inputs
+        student["weights"] = "from a file"
+    return {"seed": recipe.seed, "precision": recipe.precision, "student": student, "method": method}
 
 
 def _ingest_slice(recipe: Recipe) -> dict[str, Any]:
@@ -54,13 +66,23 @@ def _ingest_slice(recipe: Recipe) -> dict[str, Any]:
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("ingest", "teacher", 1, _ingest_slice, {}, "edgekd ingest TEACHER"),
+        Stage("ingest", "teacher", 1, _ingest_slice, {}, "edgekd ingest TEACHER", file_key="teacher.file"),
+        Stage(
+            "init",
+            "init",
+            1,
+            lambda recipe: {"student": recipe.student.name},
+            {"ingest": ("teacher.json",)},
+            "edgekd distill TEACHER --student NAME --student-weights FILE",
+            file_key="student.weights",
+            optional=True,
+        ),
         Stage(
             "distill",
             "distill",
             1,
             _distill_slice,
-            {"ingest": ("teacher.safetensors", "teacher.json")},
+            {"ingest": ("teacher.safetensors", "teacher.json"), "init": ("student.safetensors",)},
             "edgekd distill TEACHER --student NAME",
         ),
         Stage(
@@ -100,16 +122,14 @@ def _chosen(outputs: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str
 
 def inputs(stage: Stage, run: RunDir, recipe: Recipe) -> dict[str, str]:
     """Return the hashes of what a stage reads, from the records of the stages that wrote it."""
-    if stage.name == "ingest":
-        record = Record.read(run.stage("teacher"))
-        path = Path(recipe.teacher.file)
-        if path.is_file():
-            return {"file": sha256_file(path)}
-        return dict(record.inputs) if record is not None else {"file": ""}
     hashes: dict[str, str] = {}
+    if stage.file_key:
+        record, path = Record.read(run.stage(stage.folder)), Path(stage.file(recipe))
+        kept = "" if record is None else record.inputs.get("file", "")
+        hashes["file"] = sha256_file(path) if path.is_file() else kept  # a file that moved away changes nothing
     for upstream, names in stage.reads.items():
         record = Record.read(run.stage(STAGES[upstream].folder))
-        if record is not None:
+        if record is not None and STAGES[upstream].wanted(recipe):
             hashes |= {f"{upstream}/{k}": v for k, v in _chosen(record.outputs, names).items()}
     if stage.name == "bench":  # a latency belongs to a machine and its runtime
         hashes["machine"] = digest([machine.cpu_model(), version("onnxruntime")])
@@ -119,6 +139,11 @@ def inputs(stage: Stage, run: RunDir, recipe: Recipe) -> dict[str, str]:
 def key(stage: Stage, recipe: Recipe, hashes: Mapping[str, str]) -> str:
     """Return the key a stage's record must carry to count as done."""
     return digest([stage.name, stage.version, stage.slice(recipe), dict(hashes)])
+
+
+def stages(recipe: Recipe) -> list[Stage]:
+    """Return the stages of a run with this recipe, in order."""
+    return [stage for stage in STAGES.values() if stage.wanted(recipe)]
 
 
 def reason_to_run(stage: Stage, run: RunDir, recipe: Recipe) -> str | None:
@@ -164,6 +189,8 @@ def advance(run: RunDir, recipe: Recipe, names: tuple[str, ...], *, stop: Stop, 
     ran = []
     for name in names:
         stage = STAGES[name]
+        if not stage.wanted(recipe):
+            continue
         stop.raise_if_requested(f"the run before {name}")
         reason = reason_to_run(stage, run, recipe)
         if reason is None:
@@ -198,8 +225,8 @@ def open_recipe(run: RunDir) -> Recipe:
 def adopt(run: RunDir, wanted: Recipe, *, reads_teacher: bool = True) -> Recipe:
     """Make `wanted` the run's recipe, unless it changes what ingest, distill or select were made from.
 
-    Pixels are metadata: they may change at any time. A verb that does not read the teacher's file does not ask
-    whether it is still the one the run began with.
+    Pixels are metadata: they may change at any time. A verb that does not read the files from outside does
+    not ask whether they are still those the run began with.
     """
     if run.recipe_file.is_file():
         old = recipes.load_resolved(run.recipe_file)
@@ -212,9 +239,8 @@ def adopt(run: RunDir, wanted: Recipe, *, reads_teacher: bool = True) -> Recipe:
             before.pop("pixels", None)
             after.pop("pixels", None)
             lines += recipes.differences(before, after)
-        record = Record.read(run.stage("teacher"))
-        if reads_teacher and record is not None and inputs(STAGES["ingest"], run, wanted) != record.inputs:
-            lines.append(f"teacher.file: {old.teacher.file!r} -> {wanted.teacher.file!r}, with another content")
+        if reads_teacher:
+            lines += _other_files(run, old, wanted)
         if lines:
             raise RecipeError(
                 f"run {run.path} was started with another recipe: {'; '.join(lines)}. Start anew with --fresh, use "
@@ -224,6 +250,23 @@ def adopt(run: RunDir, wanted: Recipe, *, reads_teacher: bool = True) -> Recipe:
     if not run.recipe_file.is_file() or run.recipe_file.read_text(encoding="utf-8") != text:
         write_text(run.recipe_file, text)
     return wanted
+
+
+def _other_files(run: RunDir, old: Recipe, wanted: Recipe) -> list[str]:
+    """Return one line for each file from outside whose content is not what the run began with.
+
+    The student's initial weights may still be exchanged as long as nothing was trained from them.
+    """
+    lines = []
+    for stage in stages(wanted):
+        record = Record.read(run.stage(stage.folder))
+        begun = stage.name == "ingest" or run.stage("distill").exists()
+        if not stage.file_key or not begun or record is None:
+            continue
+        if inputs(stage, run, wanted)["file"] != record.inputs.get("file"):
+            before, after = stage.file(old), stage.file(wanted)
+            lines.append(f"{stage.file_key}: {before!r} -> {after!r}, with another content")
+    return lines
 
 
 REPLACED = ".replaced"

@@ -73,7 +73,7 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
         raise UsageError(f"images can be read for 1 or 3 channels, not for {channels}.")
     try:
         with Image.open(path) as opened:
-            pixels = np.array(opened.convert("L" if channels == 1 else "RGB"))
+            pixels = np.array(_eight_bit(opened).convert("L" if channels == 1 else "RGB"))
     except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
         raise InputFileError(f"{path} cannot be decoded as an image ({error}).") from error
     x = torch.from_numpy(pixels)
@@ -86,6 +86,21 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
     shorter = round(max(height, width) / 0.875)
     cropped: Tensor = transforms.center_crop(transforms.resize(x, [shorter], antialias=True), [height, width])
     return cropped
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Return a grey image of 16 bits with 8, scaled; Pillow's own conversion would clip it to white.
+
+    Pillow opens such files as integers of 16 or 32 bits, whatever the file's depth.
+    """
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range")
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"its values reach from {values.min()} to {values.max()}, not within 16 bits")
+    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
 
 
 def describe_transform(shape: tuple[int, int, int]) -> str:

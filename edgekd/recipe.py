@@ -8,10 +8,10 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import tomli_w
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from edgekd.errors import RecipeError, UsageError, did_you_mean
@@ -46,11 +46,28 @@ class PixelsTable(Table):
     """File with one class name a line."""
 
 
+AUTO = "auto"
+"""The name of a student that is still to be chosen by its latency."""
+
+
 class StudentTable(Table):
     """The student network."""
 
     name: str = "mobilenetv2"
-    """Architecture, with a width multiplier (`mobilenetv2@0.35`) or options; see `edgekd students`."""
+    """Architecture, with a width multiplier (`mobilenetv2@0.35`) or options; see `edgekd students`. `auto` is
+    replaced, once, by the largest that `auto_budget_ms` allows."""
+    auto_budget_ms: float = Field(0.0, ge=0)
+    """The FP32 latency that `auto` was asked to keep here, in ms; the student it led to stands in `name`."""
+    weights: str = ""
+    """Checkpoint the student starts from, relative to the recipe; empty draws its weights at random."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.name == AUTO and not self.auto_budget_ms:
+            raise ValueError('name = "auto" needs auto_budget_ms, the latency in ms that the student may take')
+        if self.name == AUTO and self.weights:
+            raise ValueError('weights belong to one architecture; name it in place of "auto"')
+        return self
 
 
 class SelectTable(Table):

@@ -316,6 +316,10 @@ class RunDir:
         ledger.setdefault("not_bit_identical", []).append({"step": step, "changed": changed})
         write_json(self.ledger_file, ledger)
 
+    def note(self, name: str, value: object) -> None:
+        """Write one fact about how the run was made into the ledger."""
+        write_json(self.ledger_file, {**self.ledger(), name: value})
+
     def note_file(self, path: Path, sha256: str) -> None:
         """Add a file from outside the run to the ledger."""
         ledger = self.ledger()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,7 @@ VERBS = (
     "report",
     "prune",
     "doctor",
+    "students",
     "recipes",
 )
 
@@ -373,3 +375,49 @@ def test_an_exported_run_does_not_ask_for_its_teacher(
     table = {row["artefact"]: row for row in Result("report", "old", "--json").json()["artefacts"]}
     assert table["student.fp32.onnx"]["p50_ms"] is None, "the latency is of the files exported before"
     assert table["student"]["accuracy"] is not None
+
+
+def test_next_lines_name_the_run_as_it_has_to_be_typed(finished: tuple[Path, Result], monkeypatch: Any) -> None:
+    folder, _ = finished
+    monkeypatch.chdir(folder)
+    elsewhere = folder / "else where" / "toy"
+    (folder / "else where").mkdir(exist_ok=True)
+    subprocess.run(["cp", "-r", "runs/toy", elsewhere], check=True)
+    for run, words in (("toy", "toy"), ("runs/toy", "toy"), (elsewhere, shlex.quote(str(elsewhere)))):
+        for verb in (("select",), ("export",), ("bench",), ("report",), ("status",), ("eval", "--data", "images")):
+            result = Result(verb[0], run, *verb[1:])
+            assert result.exit_code == 0
+            following = result.stderr.splitlines()[-1]
+            assert following.startswith("next ")
+            assert words in following, f"{verb} {run}: {following}"
+            if words == "toy":
+                assert "/toy" not in following
+
+
+def test_status_names_the_command_that_goes_on_with_this_run(here: Path, teacher_file: Path) -> None:
+    ingested = Result("ingest", teacher_file, "--run", "elsewhere/toy", "--input", "1x8x8")
+    assert ingested.stderr.splitlines()[-1].endswith(f"edgekd distill {teacher_file} --run elsewhere/toy")
+    following = Result("status", "elsewhere/toy").stderr.splitlines()[-1]
+    assert following.endswith(f"edgekd distill {teacher_file} --student mobilenetv2 --run elsewhere/toy")
+
+
+def test_recipes_suggest_what_can_be_done_with_them(here: Path) -> None:
+    assert Result("recipes", "--copy", "dafl").exit_code == 0
+    assert Result("recipes", "--check", "dafl.toml").stderr.splitlines()[-1].endswith("distill TEACHER --method dafl")
+    preset = here / "dafl.toml"
+    preset.write_text(preset.read_text() + "\n")
+    changed = Result("recipes", "--check", "dafl.toml")
+    assert "[method] table of a recipe" in changed.stderr
+    assert "edgekd run" not in changed.stderr
+    assert Result("recipes", "--copy", "quickstart").exit_code == 0
+    assert Result("recipes", "--check", "quickstart.toml").stderr.splitlines()[-1].endswith("run quickstart.toml")
+
+
+def test_copying_a_recipe_overwrites_neither_it_nor_its_teacher(here: Path) -> None:
+    (here / "quickstart").mkdir()
+    (here / "quickstart" / "teacher.pt").write_bytes(b"mine")
+    refused = Result("recipes", "--copy", "quickstart")
+    assert refused.exit_code == 2
+    assert "quickstart/teacher.pt exists already" in refused.stderr
+    assert (here / "quickstart" / "teacher.pt").read_bytes() == b"mine"
+    assert not (here / "quickstart.toml").exists()

@@ -3,9 +3,10 @@ import os
 import pickle
 import random
 import struct
+import sys
 import warnings
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import pytest
@@ -69,9 +70,46 @@ def test_plain_values_of_training_scripts_are_read(tmp_path):
         "epoch": np.int64(7),
         "args": argparse.Namespace(lr=0.1),
         "flags": {1, 2},
+        "data": PurePosixPath("data/train"),
+        "cache": PureWindowsPath("c:/cache"),
+        "python": random.Random(0).getstate(),
     }
     torch.save({"state_dict": WEIGHTS, **values}, path)
     assert {key: value for key, value in read_checkpoint(path).items() if key != "state_dict"} == values
+
+
+@pytest.mark.parametrize(
+    "array", [np.arange(4.0), np.ones((2, 3), np.int32), np.array(["cat", "dog"]), np.array([True])]
+)
+def test_arrays_of_plain_values_are_read(tmp_path, array):
+    path = tmp_path / "c.pt"
+    torch.save({"state_dict": WEIGHTS, "array": array, "folder": Path("data")}, path)
+    loaded = read_checkpoint(path)
+    np.testing.assert_array_equal(loaded["array"], array)
+    assert str(loaded["folder"]) == "data"
+
+
+def test_arrays_of_objects_are_code(tmp_path):
+    path, sentinel = tmp_path / "c.pt", tmp_path / "sentinel"
+    torch.save({"state_dict": WEIGHTS, "array": np.array([Bomb(sentinel)], dtype=object)}, path)
+    assert "mkdir" in refused(path)
+    assert not sentinel.exists()
+
+
+def test_a_trusted_pickle_finds_code_in_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "nets_of_mine.py").write_text("from torch import nn\nclass Net(nn.Linear):\n    pass\n")
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    torch.save({"a": 1}, "plain.pt")
+    (tmp_path / "mine.pkl").write_bytes(b"\x80\x02cnets_of_mine\nNet\n.")
+    with pytest.raises(InputFileError, match=r"nets_of_mine\.Net"):
+        read_checkpoint(Path("mine.pkl"))
+    assert "nets_of_mine" not in sys.modules
+    with pytest.raises(InputFileError, match="cannot be unpickled"):  # no torch file, but the code was found
+        read_checkpoint(Path("mine.pkl"), trust_pickle=True)
+    assert "nets_of_mine" in sys.modules
+    monkeypatch.delitem(sys.modules, "nets_of_mine")
+    assert sys.path == before
 
 
 def test_other_pickle_protocols_are_refused_with_the_way_on(tmp_path):
@@ -148,6 +186,17 @@ def test_torchscript_and_exported_programs_name_the_way_on(tmp_path):
         torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.ones(1, 2),)), program)
     assert "torch.jit.load(FILE).state_dict()" in refused(script)
     assert "torch.export.load(FILE).state_dict" in refused(program)
+
+
+@pytest.mark.parametrize("name", ["", "nowhere.pt", "a\0b", "x" * 5000])
+def test_what_is_no_file_is_told_before_anything_is_read(tmp_path, name):
+    with pytest.raises(InputFileError):
+        foreign.require_file(tmp_path / name)
+    (tmp_path / "empty").touch()
+    with pytest.raises(InputFileError, match="empty"):
+        foreign.require_file(tmp_path / "empty")
+    (tmp_path / "full").write_bytes(b"x")
+    foreign.require_file(tmp_path / "full")
 
 
 def test_zip_bombs_are_refused_before_unpacking(tmp_path):

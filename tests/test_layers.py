@@ -28,7 +28,7 @@ ROOMS = {"models", "synthesis", "deploy"}
 LEVELS = [LOWEST, BASE, ROOMS, {"stages"}, {"pipeline"}, {"commands"}, {"cli"}]
 NO_STAGE = {"artefacts", "logbook", "curve", "plots"}
 """Modules of stages/ that are no stage: stages may share them."""
-STAGES = {"ingest", "distill", "select", "export", "bench", "eval", "report"}
+STAGES = {"ingest", "init", "distill", "select", "export", "bench", "eval", "report"}
 
 
 def level(room: str) -> int:

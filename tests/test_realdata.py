@@ -120,6 +120,23 @@ def test_a_grey_picture_has_three_equal_channels(tmp_path: Path) -> None:
     assert torch.equal(x[0], x[2])
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_of_16_bits_is_scaled_not_clipped(suffix: str, channels: int, tmp_path: Path) -> None:
+    values = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(values).save(tmp_path / f"deep.{suffix}")
+    found = read_image(tmp_path / f"deep.{suffix}", (channels, 8, 8))
+    assert found.shape == (channels, 8, 8)
+    np.testing.assert_allclose(found.numpy(), np.stack([values / 65535] * channels), atol=0.51 / 255)
+
+
+@pytest.mark.parametrize("values", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), -3, np.int32)])
+def test_pixels_of_unknown_range_are_refused(values: np.ndarray, tmp_path: Path) -> None:
+    Image.fromarray(values).save(tmp_path / "odd.tif")
+    with pytest.raises(InputFileError, match=r"odd\.tif cannot be decoded"):
+        read_image(tmp_path / "odd.tif", (1, 4, 4))
+
+
 def test_another_number_of_channels_is_refused(tmp_path: Path) -> None:
     picture(tmp_path / "x.png")
     with pytest.raises(UsageError, match="1 or 3 channels, not for 4"):

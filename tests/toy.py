@@ -25,12 +25,12 @@ SHAPE, CLASSES, ARCH, STUDENT = (1, 8, 8), 4, "resnet8@0.5", "resnet8@0.25"
 CHAIN = ("ingest", "distill", "select", "export")
 
 
-def write_teacher(path: Path) -> Path:
+def write_teacher(path: Path, shape: tuple[int, int, int] = SHAPE) -> Path:
     """Save a teacher whose BatchNorm statistics were seen on noise, so that its answers differ."""
-    network = registry.build(ARCH, input_shape=SHAPE, classes=CLASSES, seed=3).train()
+    network = registry.build(ARCH, input_shape=shape, classes=CLASSES, seed=3).train()
     with torch.no_grad():
         for _ in range(20):
-            network(torch.randn(32, *SHAPE, generator=torch.Generator().manual_seed(5)))
+            network(torch.randn(32, *shape, generator=torch.Generator().manual_seed(5)))
         for name, weight in network.named_parameters():
             if weight.ndim == 2:
                 weight.mul_(4.0)

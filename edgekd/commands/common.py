@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,9 +13,9 @@ from pathlib import Path
 from edgekd import console, pipeline
 from edgekd import recipe as recipe_module
 from edgekd.commands.flags import Changes
-from edgekd.errors import InputFileError
-from edgekd.recipe import Recipe
-from edgekd.rundir import RunDir, command_line
+from edgekd.errors import InputFileError, MachineError, RecipeError, UsageError
+from edgekd.recipe import AUTO, Recipe
+from edgekd.rundir import RunDir, command_line, write_text
 from edgekd.stopping import Stop, graceful
 
 RUNS = Path("runs")
@@ -31,7 +34,17 @@ class Options:
 
 def named_run(name: str) -> RunDir:
     """Return the run of a name under runs/, or of a path."""
-    return RunDir(Path(name) if "/" in name or Path(name, "recipe.toml").is_file() else RUNS / name)
+    try:
+        is_path = "/" in name or name in (".", "..") or Path(name, "recipe.toml").is_file()
+    except OSError as error:
+        raise UsageError(f"{name[:80]!r} is no name for a run: {error.strerror}.") from error
+    return RunDir(Path(name) if is_path else RUNS / name)
+
+
+def typed(run: RunDir) -> str:
+    """Return what to type for a run: its name below runs/, else its path."""
+    name, path = run.path.name, str(run.path)
+    return shlex.quote(next(text for text in (name, path, f"./{path}") if named_run(text).path == run.path))
 
 
 def find_run(name: str, needed: str) -> RunDir:
@@ -49,23 +62,69 @@ def find_run(name: str, needed: str) -> RunDir:
 def at_work(run: RunDir, options: Options, *, teacher: Path | None = None) -> Iterator[Stop]:
     """Hold the run's lock and turn signals into requests; with --fresh replace what the run holds.
 
-    What it held is deleted only when training has begun anew; whatever fails before brings it back.
+    What it held is deleted only when training has begun anew; whatever fails before brings it back. A command that
+    is refused before it published anything leaves the run as it was, and no new folder.
     """
+    made = [path for path in (run.path, *run.path.parents) if not path.exists()]
     with run.lock(), graceful(options.max_seconds) as stop:
         pipeline.settle_afresh(run)  # a --fresh that was killed
-        if options.fresh:
-            if teacher is None or not teacher.is_file():
-                raise InputFileError(
-                    f"--fresh replaces nothing: the teacher {teacher or ''} is not there to begin with."
-                )
-            pipeline.start_afresh(run)
+        before = _Before.of(run)
         try:
+            if options.fresh:
+                _start_afresh(run, teacher)
             run.note_command(command_line())
             yield stop
-        except BaseException:
+        except BaseException as error:
             pipeline.settle_afresh(run)
+            if isinstance(error, UsageError | RecipeError | InputFileError | MachineError):
+                before.restore(run, made)
             raise
         pipeline.settle_afresh(run, succeeded=True)
+
+
+def _start_afresh(run: RunDir, teacher: Path | None) -> None:
+    if teacher is None or not teacher.is_file():
+        raise InputFileError(f"--fresh replaces nothing: the teacher {teacher or ''} is not there to begin with.")
+    strange = [path.name for path in run.path.iterdir() if path.name not in (".lock", "run.json", "events.jsonl")]
+    if strange and not run.recipe_file.is_file():
+        raise UsageError(f"--fresh replaces runs; {run.path} is none, and holds {strange[0]}. Choose another --run.")
+    pipeline.start_afresh(run)
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What a command that is refused may have changed already."""
+
+    recipe: bytes | None
+    ledger: bytes | None
+    images: int
+    published: dict[Path, int]
+
+    @staticmethod
+    def of(run: RunDir) -> _Before:
+        def content(path: Path) -> bytes | None:
+            return path.read_bytes() if path.is_file() else None
+
+        published = {path: path.stat().st_mtime_ns for path in run.path.glob("*/record.json")}
+        images = run.ledger()["real_images_read"]
+        return _Before(content(run.recipe_file), content(run.ledger_file), images, published)
+
+    def restore(self, run: RunDir, made: list[Path]) -> None:
+        """Undo it, unless a stage was published or a real image read; remove the folders that were made for it."""
+        now = _Before.of(run)
+        if now.published != self.published or now.images != self.images:
+            return
+        if run.path in made:
+            shutil.rmtree(run.path)
+            with contextlib.suppress(OSError):  # somebody else put something there
+                for parent in made[1:]:
+                    parent.rmdir()
+            return
+        for path, content in ((run.recipe_file, self.recipe), (run.ledger_file, self.ledger)):
+            if content is None:
+                path.unlink(missing_ok=True)
+            elif path.read_bytes() != content:
+                write_text(path, content.decode("utf-8"))
 
 
 def wanted_recipe(run: RunDir, flags: Changes) -> Recipe:
@@ -75,7 +134,14 @@ def wanted_recipe(run: RunDir, flags: Changes) -> Recipe:
         asked = flags.get("method", {})
         if asked.get("minutes", kept.method.minutes) != kept.method.minutes and "steps" not in asked:
             flags = {**flags, "method": {**asked, "steps": 0}}  # another request needs another answer
-        return recipe_module.with_changes(kept, flags)
+        return with_chosen_student(recipe_module.with_changes(kept, flags), kept)
     preset = flags.get("method", {}).get("preset")
     base = recipe_module.parse({"method": {"preset": preset}} if preset else {}, origin="flags")
     return recipe_module.with_changes(base, flags)
+
+
+def with_chosen_student(wanted: Recipe, kept: Recipe) -> Recipe:
+    """Return `wanted` with the student that was chosen for the same latency budget before."""
+    if wanted.student.name != AUTO or wanted.student.auto_budget_ms != kept.student.auto_budget_ms:
+        return wanted
+    return recipe_module.with_changes(wanted, {"student": {"name": kept.student.name}})

@@ -44,8 +44,13 @@ def pixel_flags(normalize: str, mean: str, std: str, classes: str) -> Changes:
     return _table("pixels", values)
 
 
+def student_flags(name: str, budget_ms: float | None, weights: str) -> Changes:
+    """Return the recipe changes of the student's flags; a student by name ends a choice by latency."""
+    budget = 0.0 if name and name != recipe_module.AUTO and budget_ms is None else budget_ms
+    return _table("student", _given(name=name, auto_budget_ms=budget, weights=weights))
+
+
 def distill_flags(
-    student: str,
     steps: int | None,
     minutes: float | None,
     method: str,
@@ -56,7 +61,6 @@ def distill_flags(
     """Return the recipe changes of distillation's flags."""
     return combine(
         _given(seed=seed),
-        _table("student", _given(name=student)),
         _table("method", _given(preset=method, steps=steps, minutes=minutes)),
         _table("machine", _given(device=device, threads=threads)),
     )

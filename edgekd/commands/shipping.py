@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgekd import console, pipeline
 from edgekd import recipe as recipe_module
-from edgekd.commands.common import Options, at_work, find_run
+from edgekd.commands.common import Options, at_work, find_run, typed
 from edgekd.commands.flags import Changes
 from edgekd.errors import UsageError
 from edgekd.rundir import read_json
@@ -37,7 +37,7 @@ def export(name: str, flags: Changes, options: Options) -> None:
         rows = [(link, f"{value['share']:.2%}", str(value["clear"])) for link, value in chain.items()]
         console.print_table(("synthetic agreement (not accuracy)", "same answer", "decided samples"), rows)
     sizes = ", ".join(f"{file} {size / 1000:.0f} kB" for file, size in files.items())
-    console.closing(f"{folder}/", sizes, f"edgekd bench {run.name}")
+    console.closing(f"{folder}/", sizes, f"edgekd bench {typed(run)}")
 
 
 def bench(name: str, flags: Changes, options: Options) -> None:
@@ -58,7 +58,7 @@ def bench(name: str, flags: Changes, options: Options) -> None:
             pipeline.require(run, recipe, "export")
             pipeline.advance(run, recipe, ("bench",), stop=stop)
         shown = {"run": run.name, **read_json(run.stage("bench") / "local" / "results.json")}
-        written, following = f"{run.stage('bench')}/local/results.json", f"edgekd report {run.name}"
+        written, following = f"{run.stage('bench')}/local/results.json", f"edgekd report {typed(run)}"
     if options.json:
         console.print_json(shown)
     else:
@@ -84,4 +84,4 @@ def evaluate(name: str, data: Path | None, options: Options) -> None:
         rows = [(artefact, f"{value:.2%}") for artefact, value in result["accuracy"].items()]
         console.print_table((f"accuracy on {result['images']} images", "top-1"), rows)
     headline = ", ".join(f"{artefact} {value:.2%}" for artefact, value in list(result["accuracy"].items())[:2])
-    console.closing(f"{run.stage('eval')}/{result['data']}.json", headline, f"edgekd report {run.name}")
+    console.closing(f"{run.stage('eval')}/{result['data']}.json", headline, f"edgekd report {typed(run)}")

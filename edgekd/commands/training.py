@@ -8,13 +8,15 @@ from pathlib import Path
 
 from edgekd import console, machine, pipeline
 from edgekd import recipe as recipe_module
-from edgekd.commands.common import Options, at_work, find_run, named_run, wanted_recipe
+from edgekd.commands.common import Options, at_work, find_run, named_run, typed, wanted_recipe, with_chosen_student
 from edgekd.commands.flags import Changes, combine
+from edgekd.commands.teachers import probe_sentence, run_of
 from edgekd.errors import UsageError
 from edgekd.models import registry
-from edgekd.recipe import Recipe
+from edgekd.models.footprint import Footprint
+from edgekd.recipe import AUTO, Recipe
 from edgekd.rundir import RunDir, command_line, read_json
-from edgekd.stages import artefacts, curve, plan
+from edgekd.stages import artefacts, curve, plan, students
 from edgekd.stages import eval as evaluation
 from edgekd.stages import export as exporting
 from edgekd.stages import report as reporting
@@ -26,17 +28,16 @@ LARGE_SIDE_PX, MANY_CLASSES = 128, 200
 
 def distill(teacher: Path, name: str, flags: Changes, options: Options, *, dry_run: bool) -> None:
     """Ingest, distill and select."""
-    student = flags.get("student", {}).get("name") or recipe_module.StudentTable().name
     if dry_run and options.fresh:
         raise UsageError("--fresh starts training anew and --dry-run does not train: give one of them.")
-    registry.ArchSpec.parse(student)  # a misspelt name leaves no folder behind
-    run = named_run(name or f"{teacher.stem}-{student.replace('/', '-').replace(':', '-')}")
+    run = run_of(teacher, name, f"-{_student_label(flags)}")
     flags = combine(flags, {"teacher": {"file": str(teacher)}})
     with at_work(run, options, teacher=teacher) as stop:
         recipe = pipeline.adopt(run, wanted_recipe(run, flags))
         pipeline.advance(run, recipe, ("ingest",), stop=stop)
+        recipe, size = _student(run, recipe, stop)
         recipe, cost = _planned(run, recipe, stop)
-        _opening(run, recipe, cost)
+        _opening(run, recipe, size, cost)
         _expectation(run, options)
         if dry_run:
             _dry_run(cost, options)
@@ -50,34 +51,22 @@ def distill(teacher: Path, name: str, flags: Changes, options: Options, *, dry_r
     console.closing(
         f"{run.stage('select')}/student.safetensors",
         curve.headline(result),
-        f"edgekd export {run.name} --int8",
+        f"edgekd export {typed(run)} --int8",
     )
 
 
-def ingest(teacher: Path | None, name: str, flags: Changes, options: Options) -> None:
-    """Read a teacher, or change the pixel metadata of a run."""
-    if teacher is None and not name:
-        raise UsageError("ingest takes a TEACHER, or --run NAME to set the normalisation of a run.")
-    run = named_run(name or f"{teacher.stem if teacher else ''}")
-    if teacher is not None:
-        flags = combine(flags, {"teacher": {"file": str(teacher)}})
-    else:
-        pipeline.open_recipe(run)
-    with at_work(run, options, teacher=teacher) as stop:
-        recipe = pipeline.adopt(run, wanted_recipe(run, flags))
-        pipeline.advance(run, recipe, ("ingest",), stop=stop)
-    description = read_json(run.stage("teacher") / "teacher.json")
-    if options.json:
-        console.print_json({"run": run.name, **description, **read_json(run.stage("teacher") / "pixels.json")})
-    for assumption in description["assumptions"]:
-        console.say(f"assumed  {assumption['what']} = {assumption['value']} (change it with {assumption['flag']})")
-    probe = description["probe"]
-    console.closing(
-        f"{run.stage('teacher')}/teacher.json",
-        f"{description['arch']}, {description['classes']} classes, {probe['parameters']:,} parameters, "
-        f"{probe['macs']:,} MACs",
-        f"edgekd distill {recipe.teacher.file} --run {run.name}",
-    )
+def _student_label(flags: Changes) -> str:
+    """Return what the student's flags add to the name of a run; a misspelt student leaves no folder behind."""
+    asked = flags.get("student", {})
+    student, budget_ms = asked.get("name") or recipe_module.StudentTable().name, asked.get("auto_budget_ms")
+    if student == AUTO and not budget_ms:
+        raise UsageError("--student auto takes the largest student within a latency: give it with --budget-ms MS.")
+    if student == AUTO:
+        return f"{AUTO}-{budget_ms:g}ms"
+    if budget_ms:
+        raise UsageError("--budget-ms belongs to --student auto; `edgekd students --budget-ms MS` marks what fits.")
+    registry.ArchSpec.parse(student)
+    return student.replace("/", "-").replace(":", "-")
 
 
 def run_recipe(path: Path, name: str, flags: Changes, options: Options) -> None:
@@ -93,10 +82,12 @@ def run_recipe(path: Path, name: str, flags: Changes, options: Options) -> None:
             asked, answered = wanted.method, kept.method
             if not asked.steps and (asked.minutes, asked.steps_by_area) == (answered.minutes, answered.steps_by_area):
                 wanted = recipe_module.with_changes(wanted, {"method": {"steps": kept.method.steps}})
+            wanted = with_chosen_student(wanted, kept)
         recipe = pipeline.adopt(run, wanted)
         pipeline.advance(run, recipe, ("ingest",), stop=stop)
+        recipe, size = _student(run, recipe, stop)
         recipe, cost = _planned(run, recipe, stop)
-        _opening(run, recipe, cost)
+        _opening(run, recipe, size, cost)
         pipeline.advance(run, recipe, ("distill", "select", "export", "bench"), stop=stop)
         data = options.data or (Path(recipe.eval.data) if recipe.eval.data else None)
         evaluated = None
@@ -111,13 +102,14 @@ def run_recipe(path: Path, name: str, flags: Changes, options: Options) -> None:
     headline = summary["verdict"] or "no latency measured"
     if evaluated is not None:
         headline = f"accuracy {evaluated['accuracy']['student']:.2%} on {evaluated['images']} images; {headline}"
-    console.closing(f"{run.stage('report')}/report.html", headline, f"edgekd status {run.name}")
+    console.closing(f"{run.stage('report')}/report.html", headline, f"edgekd status {typed(run)}")
 
 
 def _beside(recipe: Recipe, folder: Path) -> Recipe:
     """Resolve the paths in a recipe against the recipe's folder."""
     changes: Changes = {}
-    for table, key in (("teacher", "file"), ("eval", "data"), ("pixels", "classes")):
+    paths = (("teacher", "file"), ("student", "weights"), ("eval", "data"), ("pixels", "classes"))
+    for table, key in paths:
         value = getattr(getattr(recipe, table), key)
         if value and not Path(value).is_absolute() and (folder / value).exists():
             changes = combine(changes, {table: {key: str(folder / value)}})
@@ -136,7 +128,38 @@ def select(name: str, options: Options) -> None:
         console.print_json({"run": run.name, **selection})
     best = next(c for c in selection["candidates"] if c["name"] == selection["chosen"])
     headline = f"{selection['chosen']}: {best['agreement']:.2%} synthetic agreement (not accuracy)"
-    console.closing(f"{run.stage('select')}/student.safetensors", headline, f"edgekd export {run.name} --int8")
+    console.closing(f"{run.stage('select')}/student.safetensors", headline, f"edgekd export {typed(run)} --int8")
+
+
+def _student(run: RunDir, recipe: Recipe, stop: Stop) -> tuple[Recipe, Footprint]:
+    """Settle which student is trained and from which weights, and make sure that it takes the teacher's images."""
+    recipe = _chosen(run, recipe, stop)
+    size = artefacts.student_footprint(recipe, artefacts.describe(run))
+    pipeline.advance(run, recipe, ("init",), stop=stop)
+    return recipe, size
+
+
+def _chosen(run: RunDir, recipe: Recipe, stop: Stop) -> Recipe:
+    """Fix the student of `auto` in recipe.toml once: the largest of the zoo whose latency here keeps the budget."""
+    if recipe.student.name != AUTO:
+        return recipe
+    description, budget_ms = artefacts.describe(run), recipe.student.auto_budget_ms
+    chosen, larger = students.largest_within(
+        budget_ms,
+        description.input_shape,
+        description.classes,
+        below_macs=read_json(run.stage("teacher") / "teacher.json")["probe"]["macs"],
+        stop=stop,
+        threads=recipe.bench.threads[0],
+    )
+    too_slow = [f"{one.name} {one.latency_ms:.2f} ms" for one in larger if one.latency_ms is not None]
+    console.say(
+        f"auto     {chosen.name} takes {chosen.latency_ms:.2f} ms of {budget_ms:g} ms in FP32"
+        + (f"; too slow: {', '.join(too_slow)}" if too_slow else "")
+    )
+    for warning in chosen.warnings:
+        console.warn(warning)
+    return pipeline.adopt(run, recipe_module.with_changes(recipe, {"student": {"name": chosen.name}}))
 
 
 def _planned(run: RunDir, recipe: Recipe, stop: Stop) -> tuple[Recipe, plan.Plan | None]:
@@ -160,21 +183,21 @@ def _planned(run: RunDir, recipe: Recipe, stop: Stop) -> tuple[Recipe, plan.Plan
     return recipe, cost
 
 
-def _opening(run: RunDir, recipe: Recipe, cost: plan.Plan | None) -> None:
+def _opening(run: RunDir, recipe: Recipe, size: Footprint, cost: plan.Plan | None) -> None:
     """Print the five opening lines."""
     data = read_json(run.stage("teacher") / "teacher.json")
     assumed = [f"{a['what']} {a['value']} assumed ({a['flag']})" for a in data["assumptions"]]
     shape = "x".join(map(str, data["input_shape"]))
-    description = artefacts.describe(run)
-    size = artefacts.student_complexity(recipe, description)
-    method = recipe.method
+    student, method = recipe.student, recipe.method
+    origin = f", starting from {student.weights}" if student.weights else ""
     todo = "done or under way" if cost is None else cost.sentence()
+    cost_of_teacher = f"{data['probe']['parameters']:,} parameters, {data['probe']['macs']:,} MACs"
     console.opening(
         [
             ("run", str(run.path)),
-            ("teacher", f"{data['arch']}, {data['probe']['parameters']:,} parameters, {data['probe']['macs']:,} MACs"),
+            ("teacher", f"{data['arch']}, {cost_of_teacher}; {probe_sentence(run, data)}"),
             ("input", "; ".join([f"{shape}, {data['classes']} classes", *assumed])),
-            ("student", f"{recipe.student.name}, {size.parameters:,} parameters, {size.macs:,} MACs"),
+            ("student", f"{student.name}, {size.parameters:,} parameters, {size.macs:,} MACs{origin}"),
             ("plan", f"{method.preset}, {method.steps} steps, {todo}"),
         ]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import Any
 
 from edgekd import console, pipeline
 from edgekd import recipe as recipe_module
-from edgekd.commands.common import Options, at_work, find_run
-from edgekd.errors import InputFileError, UsageError
-from edgekd.models import probe, registry
+from edgekd.commands.common import Options, at_work, find_run, typed
+from edgekd.errors import UsageError
+from edgekd.recipe import Recipe
+from edgekd.rundir import RunDir
 from edgekd.stages import doctor as checks
 from edgekd.stages import report as reporting
-from edgekd.stages.ingest import parse_shape
 
 
 def status(name: str, options: Options) -> None:
@@ -22,7 +23,7 @@ def status(name: str, options: Options) -> None:
     run = find_run(name, "ingest")
     recipe = pipeline.open_recipe(run)
     stages: list[dict[str, Any]] = []
-    for stage in pipeline.STAGES.values():
+    for stage in pipeline.stages(recipe):
         reason = pipeline.reason_to_run(stage, run, recipe)
         state = "done" if reason is None else "stale" if pipeline.intact(stage, run) else "open"
         stages.append({"stage": stage.name, "state": state, "reason": reason})
@@ -35,8 +36,17 @@ def status(name: str, options: Options) -> None:
         rows = [(entry["stage"], entry["state"], entry["reason"] or "") for entry in stages]
         console.print_table(("stage", "state", "why"), rows)
     open_stages = [entry["stage"] for entry in stages if entry["state"] != "done"]
-    following = pipeline.STAGES[open_stages[0]].command if open_stages else f"edgekd report {run.name}"
+    following = _making(run, recipe, open_stages[0]) if open_stages else f"edgekd report {typed(run)}"
     console.closing("nothing", f"{len(stages) - len(open_stages)} of {len(stages)} stages done", following)
+
+
+def _making(run: RunDir, recipe: Recipe, stage: str) -> str:
+    """Return the command that makes a stage of this run."""
+    command, teacher = pipeline.STAGES[stage].command, shlex.quote(recipe.teacher.file or "TEACHER")
+    if "TEACHER" not in command:
+        return f"{command} {typed(run)}"
+    command = command.replace("TEACHER", teacher).replace("NAME", shlex.quote(recipe.student.name))
+    return f"{command.replace('FILE', shlex.quote(recipe.student.weights or 'FILE'))} --run {typed(run)}"
 
 
 def report(name: str, options: Options) -> None:
@@ -48,7 +58,7 @@ def report(name: str, options: Options) -> None:
     else:
         reporting.print_summary(summary)
     headline = summary["verdict"] or "no latency measured yet"
-    console.closing(f"{run.stage('report')}/report.html", headline, f"edgekd status {run.name}")
+    console.closing(f"{run.stage('report')}/report.html", headline, f"edgekd status {typed(run)}")
 
 
 def prune(name: str, options: Options) -> None:
@@ -60,7 +70,8 @@ def prune(name: str, options: Options) -> None:
         removed = pipeline.prune(run)
     if options.json:
         console.print_json({"run": run.name, "removed": removed})
-    console.closing("nothing", f"removed {', '.join(removed) or 'nothing: already pruned'}", f"edgekd bench {run.name}")
+    headline = f"removed {', '.join(removed) or 'nothing: already pruned'}"
+    console.closing("nothing", headline, f"edgekd bench {typed(run)}")
 
 
 def doctor(options: Options) -> None:
@@ -75,24 +86,6 @@ def doctor(options: Options) -> None:
     console.closing("nothing", f"{len(findings['problems'])} problems", "edgekd distill TEACHER")
 
 
-def students(input_shape: str, classes: int, options: Options) -> None:
-    """List the students with what they cost at an input shape."""
-    shape = parse_shape(input_shape)
-    rows = []
-    for name in registry.student_names():
-        try:
-            size = probe.complexity(registry.build(name, input_shape=shape, classes=classes, seed=0), shape)
-        except (UsageError, InputFileError):
-            continue  # made for another image size
-        rows.append({"student": name, "parameters": size.parameters, "macs": size.macs})
-    if options.json:
-        console.print_json({"input": input_shape, "classes": classes, "students": rows})
-    else:
-        cells = [(str(r["student"]), f"{r['parameters']:,}", f"{r['macs']:,}") for r in rows]
-        console.print_table(("student", "parameters", "MACs"), cells)
-    console.closing("nothing", f"{len(rows)} students for {input_shape}", "edgekd distill TEACHER --student NAME")
-
-
 def recipes(copy: str, check: Path | None, options: Options) -> None:
     """List, copy or check recipes."""
     folder = recipe_module.recipes_folder()
@@ -104,20 +97,31 @@ def recipes(copy: str, check: Path | None, options: Options) -> None:
             console.print_json(resolved.model_dump(mode="json"))
         else:
             sys.stdout.write(recipe_module.to_toml(resolved))
-        console.closing("nothing", f"{check} is valid", f"edgekd run {check}")
+        headline, following = f"{check} is valid", f"edgekd run {shlex.quote(str(check))}"
+        if not resolved.teacher.file:
+            known = methods.get(check.stem)
+            unchanged = known is not None and known.read_bytes() == check.read_bytes()
+            headline += " and names no teacher; a method's keys belong into the [method] table of a recipe"
+            following = (
+                f"edgekd distill TEACHER --method {check.stem}" if unchanged else "edgekd recipes --copy quickstart"
+            )
+        console.closing("nothing", headline, following)
         return
     if copy:
         source = shipped.get(copy) or methods.get(copy)
         if source is None:
             raise UsageError(f"there is no recipe {copy!r} (known: {', '.join([*shipped, *methods])}).")
         target = Path(source.name)
-        if target.exists():
-            raise UsageError(f"{target} exists already; move it away first.")
         teacher = recipe_module.load_any(source).teacher.file
+        copies = {target: source}
         if teacher and (source.parent / teacher).is_file():
-            Path(teacher).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source.parent / teacher, teacher)
-        shutil.copyfile(source, target)
+            copies = {Path(teacher): source.parent / teacher, **copies}
+        existing = next((place for place in copies if place.exists()), None)
+        if existing is not None:
+            raise UsageError(f"{existing} exists already; move it away first.")
+        for place, original in copies.items():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(original, place)
         console.closing(str(target), f"a copy of {copy}", f"edgekd recipes --check {target}")
         return
     listing = {

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from edgekd.errors import InputFileError
@@ -45,6 +45,8 @@ class Structure:
     side_is_fixed: bool
     mapping: Mapping[str, str]
     requested: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = ""
+    """What every name of the network begins with, where the weights' names do not."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Miss:
     differences: tuple[str, ...]
 
 
-class _WeightsOnMeta(TorchFunctionMode):
+class WeightsOnMeta(TorchFunctionMode):
     """Allocate layers' weights without memory; unlike torch.device("meta"), small computations stay real."""
 
     def __torch_function__(
@@ -71,20 +73,18 @@ class _WeightsOnMeta(TorchFunctionMode):
 @lru_cache(maxsize=512)
 def _shapes(text: str, input_shape: Shape, classes: int) -> Shapes:
     """Return the shape of each tensor of an architecture, in the order of its state dict."""
-    if registry.is_custom(text):
-        net = registry.build(text, input_shape=input_shape, classes=classes, seed=0)
-    else:
-        with _WeightsOnMeta():
-            net = registry.build(text, input_shape=input_shape, classes=classes, seed=0)
-    return {
-        name: tuple(tensor.shape)
-        for name, tensor in net.state_dict().items()
-        if not name.endswith("num_batches_tracked")
-    }
+    with WeightsOnMeta():
+        return shapes_in(registry.build(text, input_shape=input_shape, classes=classes, seed=0))
+
+
+def shapes_in(net: nn.Module) -> Shapes:
+    """Return the shape of each tensor of a network that a checkpoint needs to hold."""
+    state = net.state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
 
 
 def candidates(weights: Mapping[str, Tensor]) -> list[ArchSpec]:
-    """Return the architectures with as many tensors as `weights`."""
+    """Return the architectures of the zoo with as many tensors as `weights`."""
     count = len(weights)
     found = [ArchSpec(name) for name, tensors in zoo.WEIGHT_TENSORS.items() if tensors == count]
     if count == 10:
@@ -109,19 +109,17 @@ def fit(
 ) -> Structure | Miss:
     """Compare `weights` with one architecture; its width, stem, classes, channels and size are read off them."""
     theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if registry.is_custom(spec.name):
-        return _fit_custom(spec, theirs, input_shape, classes)
     reference = _shapes(str(spec), _reference_input(spec), _MARKER_CLASSES)
-    mapping = {} if set(reference) == set(theirs) else _rename(theirs, reference)
+    mapping = {} if set(reference) == set(theirs) else rename(theirs, reference)
     if mapping is None:
-        return _miss(spec, theirs, reference)
+        return miss(spec, theirs, reference)
     ours = {mapping.get(name, name): shape for name, shape in theirs.items()}
     head = next(
         name for name, shape in reversed(list(reference.items())) if shape[:1] == (_MARKER_CLASSES,) and shape[1:]
     )
     first = next((name for name, shape in reference.items() if len(shape) == 4), head)
     if len(ours[head]) < 2 or len(ours[first]) != len(reference[first]):
-        return _miss(spec, ours, reference)
+        return miss(spec, ours, reference)
     seen_classes, channels = ours[head][0], ours[first][1]
     if classes is not None and classes != seen_classes:
         raise InputFileError(
@@ -133,7 +131,7 @@ def fit(
             f"--input {channels}x{input_shape[1]}x{input_shape[2]}."
         )
     if seen_classes < 2 or channels < 1:
-        return _miss(spec, ours, reference)
+        return miss(spec, ours, reference)
     side, fixed = _image_side(spec, ours)
     if fixed and input_shape is not None and side not in (input_shape[1], max(input_shape[1], 32)):
         raise InputFileError(
@@ -144,13 +142,13 @@ def fit(
     found = _with_width(found, ours, shape, seen_classes)
     expected = _shapes(str(found), shape, seen_classes)
     if dict(expected) != ours:
-        return _miss(found, ours, expected)
+        return miss(found, ours, expected)
     return Structure(found, shape, seen_classes, fixed, mapping, spec.options)
 
 
 def nearest(
     weights: Mapping[str, Tensor],
-    misses: list[Miss],
+    misses: Sequence[Miss],
     requested: ArchSpec | None,
 ) -> Miss:
     """Return the architecture most like `weights`: of those with a similar number of tensors, then of each kind."""
@@ -183,21 +181,6 @@ def unseen_choices(found: Structure) -> Iterator[tuple[str, str, tuple[str, str]
     yield "pool", "pooling", ("max", "avg")
     yield "logit_relu", "ReLU on the logits", ("yes, as published", "false")
     yield "transform_input", "ImageNet renormalisation inside the network", ("no", "true")
-
-
-def _fit_custom(spec: ArchSpec, theirs: Shapes, input_shape: Shape | None, classes: int | None) -> Structure | Miss:
-    """Compare weights with code from outside the zoo; channels and classes come from its first and last layers."""
-    stem = next((shape for shape in theirs.values() if len(shape) == 4), None)
-    rows = [shape[0] for shape in theirs.values() if len(shape) == 2]
-    side = _SIDE if spec.name.startswith("timm:") or (stem is not None and stem[-1] >= 7) else 32
-    shape = input_shape or (stem[1] if stem else 3, side, side)
-    seen_classes = classes or (rows[-1] if rows else 1000)
-    expected = _shapes(str(spec), shape, seen_classes)
-    mapping = {} if set(expected) == set(theirs) else _rename(theirs, expected)
-    ours = {(mapping or {}).get(name, name): shape for name, shape in theirs.items()}
-    if mapping is None or ours != dict(expected):
-        return _miss(spec, ours, expected)
-    return Structure(spec, shape, seen_classes, False, mapping, spec.options)
 
 
 def _reference_input(spec: ArchSpec) -> Shape:
@@ -271,7 +254,7 @@ def _size(shapes: Shapes) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
 
 
-def _rename(theirs: Shapes, reference: Shapes) -> dict[str, str] | None:
+def rename(theirs: Shapes, reference: Shapes) -> dict[str, str] | None:
     """Pair tensors by order: module by module, each with the same roles of the same rank; None where that fails."""
     left, right = _by_module(theirs), _by_module(reference)
     if len(left) != len(right):
@@ -294,19 +277,21 @@ def _by_module(shapes: Shapes) -> dict[str, dict[str, int]]:
     return modules
 
 
-def _miss(spec: ArchSpec, theirs: Shapes, expected: Shapes) -> Miss:
+def miss(spec: ArchSpec, theirs: Shapes, expected: Shapes) -> Miss:
+    """Return how far weights are from an architecture."""
     missing = [name for name in expected if name not in theirs]
     surplus = [name for name in theirs if name not in expected]
     other = [name for name in expected if name in theirs and theirs[name] != expected[name]]
     differences = [f"{name} is {_text(theirs[name])}, expected {_text(expected[name])}" for name in other[:3]]
-    differences += [f"missing {_names(missing)}"] if missing else []
-    differences += [f"surplus {_names(surplus)}"] if surplus else []
+    differences += [f"missing {names(missing)}"] if missing else []
+    differences += [f"surplus {names(surplus)}"] if surplus else []
     alike = len(expected) - len(missing) - len(other) / 2
     return Miss(spec, alike / max(len(expected), len(theirs)), tuple(differences))
 
 
-def _names(names: Iterable[str]) -> str:
-    listed = list(names)
+def names(several: Iterable[str]) -> str:
+    """Return the first three names and how many more there are."""
+    listed = list(several)
     shown = ", ".join(ascii(name[:80])[1:-1] for name in listed[:3])
     return shown + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
 

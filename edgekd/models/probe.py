@@ -47,19 +47,6 @@ class Probe:
     seconds_per_batch: float = field(compare=False)
 
 
-class LogitsFromProbabilities(nn.Module):
-    """A classifier that ends in a softmax, with the softmax undone: logits = log p."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return log-probabilities (N, classes), which are logits up to a constant per image."""
-        probabilities: Tensor = self.model(images)
-        return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
-
-
 def probe(model: nn.Module, *, input_shape: Shape, classes: int, seed: int) -> Probe:
     """Run the model on seeded noise and report what comes out.
 
@@ -143,16 +130,37 @@ def _device_of(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
-def _answers(model: nn.Module, images: Tensor, input_shape: Shape, classes: int) -> Tensor:
-    """Return the output (N, classes), checked."""
-    shape = "x".join(map(str, input_shape))
+@torch.no_grad()
+def answer(model: nn.Module, images: Tensor) -> Any:
+    """Return whatever a model answers; what it raises becomes an InputFileError that names the size of the images."""
     try:
-        output: Any = model(images)
+        return model(images)
     except Exception as error:  # foreign networks may raise anything
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        shape = "x".join(map(str, images.shape[1:]))
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
         raise InputFileError(
             f"The network does not take {shape} images: {reason}. Set the right channels and size with --input CxHxW."
         ) from error
+
+
+def same_answers(one: nn.Module, other: nn.Module, input_shape: Shape, *, seed: int) -> bool:
+    """Return whether two classifiers in eval mode answer seeded noise alike, a softmax at the end of either undone."""
+    images = torch.randn(8, *input_shape, generator=rng.generator(seed, "compare"))
+    with _evaluating(one), _evaluating(other):
+        answers = [answer(model, images) for model in (one, other)]
+    if any(not isinstance(a, Tensor) or a.ndim != 2 for a in answers) or answers[0].shape != answers[1].shape:
+        return False
+    kinds = [_kind_of(a.float()) for a in answers]
+    logs = [a.float().log() if kind == "probabilities" else a.float() for a, kind in zip(answers, kinds, strict=True)]
+    if kinds[0] != kinds[1]:
+        logs = [log.log_softmax(dim=1) for log in logs]
+    return bool(torch.allclose(logs[0], logs[1], rtol=1e-3, atol=1e-3 * float(logs[1].abs().max())))
+
+
+def _answers(model: nn.Module, images: Tensor, input_shape: Shape, classes: int) -> Tensor:
+    """Return the output (N, classes), checked."""
+    shape = "x".join(map(str, input_shape))
+    output = answer(model, images)
     if not isinstance(output, Tensor):
         raise InputFileError(
             f"The network returns a {type(output).__name__}; a classifier returns one tensor of logits."

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
 from edgekd.errors import InputFileError
-from edgekd.models import matching, registry
-from edgekd.models import torchvision_zoo as zoo
-from edgekd.models.matching import Miss, Structure
+from edgekd.models import matching, outside, probe, registry, search, views
+from edgekd.models.matching import Structure
 from edgekd.models.registry import ArchSpec
+from edgekd.models.search import Findings, Reading
 from edgekd.models.stems import Shape
-from edgekd.models.weights import state_dict_of, weight_entries
+from edgekd.models.weights import Weights, state_dict_of, weights_of
 
-__all__ = ["Assumption", "Inferred", "infer", "load", "state_dict_of", "weight_entries"]
+__all__ = ["Assumption", "Inferred", "Weights", "infer", "load", "other_entries", "state_dict_of", "weights_of"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Inferred:
     input_shape: Shape
     assumptions: tuple[Assumption, ...]
     mapping: Mapping[str, str] = field(repr=False)
-    """Names in the file to names of the zoo; empty where they are the same."""
+    """Names in the file, without wrappers, to names of the zoo; empty where they are the same."""
     state_dict: Mapping[str, Tensor] = field(repr=False, compare=False)
 
 
@@ -47,39 +48,28 @@ def infer(
     input_shape: Shape | None = None,
     classes: int | None = None,
     accept_mapping: bool = False,
+    hint: str = "",
 ) -> Inferred:
     """Find the architecture whose parameter names and shapes are those of `tensors`.
 
     `arch` narrows the search to one name and fixes the options it spells out; `input_shape` (C, H, W) replaces the
-    assumed image size. Raises InputFileError where the weights contradict these, fit several architectures, fit one
-    only under other names (unless `accept_mapping`), or fit none (naming the nearest).
+    assumed image size; `hint`, a name that the file itself gives, only decides between architectures that all fit.
+    Raises InputFileError where the weights contradict these, fit several architectures, fit one only under other
+    names (unless `accept_mapping`), or fit none (naming the nearest).
     """
     weights = {name: t for name, t in tensors.items() if not name.endswith("num_batches_tracked")}
-    weights, dropped = _without_auxiliary_heads(weights)
     requested = None if arch is None else ArchSpec.parse(arch)
-    specs = matching.candidates(weights) if requested is None else matching.variants(requested, weights)
-    structures: list[Structure] = []
-    misses: list[Miss] = []
-    for spec in specs:
-        outcome = matching.fit(spec, weights, input_shape, classes)
-        if isinstance(outcome, Structure):
-            structures.append(outcome)
-        else:
-            misses.append(outcome)
-    exact = [structure for structure in structures if not structure.mapping]
-    structures = exact or structures
-    if not structures:
-        raise _nothing_fits(weights, misses, requested)
-    if len(structures) > 1:
-        listed = ", ".join(str(structure.spec) for structure in structures)
-        raise InputFileError(f"The weights fit {len(structures)} architectures: {listed}. Choose one with --arch NAME.")
-    found = structures[0]
+    findings = search.find(weights, requested, input_shape, classes, hint)
+    chosen = findings.exact or findings.mapped
+    if chosen is None:
+        raise findings.entangled or _nothing_fits(search.plain(weights), findings, requested)
+    found, decided = _only_one(chosen, hint)
     if found.mapping and not accept_mapping:
         raise _mapping_needed(found)
-    assumptions = [] if input_shape is not None or found.side_is_fixed else [_assumed_size(found)]
-    assumptions += _unseen(found, dropped)
-    renamed = {found.mapping.get(name, name): tensor for name, tensor in weights.items()}
-    return Inferred(found.spec, found.classes, found.input_shape, tuple(assumptions), found.mapping, renamed)
+    assumptions = [*decided, *_left_out(chosen, weights)]
+    assumptions += [] if input_shape is not None or found.side_is_fixed else [_assumed_size(found)]
+    assumptions += _unseen(found, chosen.dropped)
+    return _inferred(found, chosen.weights, tuple(assumptions))
 
 
 def load(inferred: Inferred) -> nn.Module:
@@ -93,13 +83,66 @@ def load(inferred: Inferred) -> nn.Module:
     return net.eval().requires_grad_(False)
 
 
-def _without_auxiliary_heads(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
-    """Leave out the heads that GoogLeNet and Inception v3 carry for training only."""
-    if "Mixed_5b.branch1x1.conv.weight" not in weights and "inception3a.branch1.conv.weight" not in weights:
-        return weights, False
-    prefixes = tuple(prefix for group in zoo.TRAINING_ONLY.values() for prefix in group)
-    kept = {name: tensor for name, tensor in weights.items() if not name.startswith(prefixes)}
-    return kept, len(kept) < len(weights)
+def other_entries(weights: Weights) -> tuple[Assumption, ...]:
+    """Return the assumption that a file's first set of weights is the wanted one, where it holds several."""
+    if not weights.others:
+        return ()
+    keys = "".join(f"[{key!r}]" for key in weights.others[0].split("."))
+    value = f"{weights.entry}, not {', '.join(weights.others)}"
+    return (Assumption("weights", value, f"a file made by torch.save(torch.load(FILE){keys}, 'other.pt')"),)
+
+
+def _only_one(reading: Reading, hint: str) -> tuple[Structure, list[Assumption]]:
+    """Return the only structure, the one that the file names itself, or any of several that answer alike."""
+    first, *others = reading.structures
+    if not others:
+        return first, []
+    named = [s for s in reading.structures if s.spec.name.removeprefix("timm:") == hint.removeprefix("timm:")]
+    if len(named) == 1:
+        other = next(structure for structure in reading.structures if structure is not named[0])
+        value = f"{named[0].spec}, as the file says (others fit too)"
+        return named[0], [Assumption("architecture", value, f"--arch {other.spec}")]
+    if _answer_alike(reading):
+        value = f"{first.spec} ({', '.join(str(other.spec) for other in others)} answer alike)"
+        return first, [Assumption("architecture", value, f"--arch {others[0].spec}")]
+    listed = ", ".join(str(structure.spec) for structure in reading.structures)
+    raise InputFileError(
+        f"The weights fit {len(reading.structures)} architectures: {listed}. Choose one with --arch NAME."
+    )
+
+
+def _answer_alike(reading: Reading) -> bool:
+    """Return whether timm's models of different names compute the same function."""
+    first, *others = reading.structures
+    if len(others) > 4 or any(s.mapping or not registry.is_custom(s.spec.name) for s in reading.structures):
+        return False
+    if any(structure.input_shape != first.input_shape for structure in others):
+        return False
+    nets = [load(_inferred(structure, reading.weights, ())) for structure in reading.structures]
+    return all(probe.same_answers(net, nets[0], first.input_shape, seed=0) for net in nets[1:])
+
+
+def _inferred(found: Structure, weights: Mapping[str, Tensor], assumptions: tuple[Assumption, ...]) -> Inferred:
+    renamed = {found.prefix + found.mapping.get(name, name): tensor for name, tensor in weights.items()}
+    return Inferred(found.spec, found.classes, found.input_shape, assumptions, found.mapping, renamed)
+
+
+def _left_out(reading: Reading, tensors: Mapping[str, Tensor]) -> Iterator[Assumption]:
+    """Return what stood beside the network in the file and was left out."""
+    found = views.beside(reading.view)
+    if found.copies:
+        value = f"{reading.view.part}, not {', '.join(found.copies)}"
+        yield Assumption("weights", value, "a file that holds the others alone")
+    if found.moments:
+        flags = (f"--{what} {_values(tensors[found.moments[what]])}" for what in ("mean", "std"))
+        value = "left out; real images need it instead"
+        yield Assumption("pixel normalisation inside the network", value, " ".join(flags))
+    if found.training:
+        yield Assumption(f"{matching.names(found.training)}", "left out", "--arch package.module:factory")
+
+
+def _values(tensor: Tensor) -> str:
+    return ",".join(f"{value:g}" for value in tensor.flatten()[:8].tolist())
 
 
 def _assumed_size(found: Structure) -> Assumption:
@@ -124,26 +167,38 @@ def _unseen(found: Structure, dropped: bool) -> Iterable[Assumption]:
 
 
 def _mapping_needed(found: Structure) -> InputFileError:
-    modules: dict[str, str] = {}
-    for theirs, ours in found.mapping.items():
-        modules.setdefault(theirs.rpartition(".")[0], ours.rpartition(".")[0])
-    pairs = [f"{theirs} -> {ours}" for theirs, ours in modules.items() if theirs != ours]
-    more = f" and {len(pairs) - 12} more" if len(pairs) > 12 else ""
+    pairs = mapping_in_short(found.mapping)
+    more = f" and {len(pairs) - 20} more" if len(pairs) > 20 else ""
     return InputFileError(
-        f"The weights fit {found.spec} in roles, order and shapes, under other names: {', '.join(pairs[:12])}{more}. "
-        "Use this mapping with --accept-mapping, or name the architecture with --arch."
+        f"The weights fit {found.spec} in roles, order and shapes, under other names: {', '.join(pairs[:20])}{more}. "
+        "Use this mapping with --accept-mapping, or give your own code with --arch package.module:factory."
     )
 
 
-def _nothing_fits(
-    weights: Mapping[str, Tensor],
-    misses: list[Miss],
-    requested: ArchSpec | None,
-) -> InputFileError:
-    nearest = matching.nearest(weights, misses, requested)
+def mapping_in_short(mapping: Mapping[str, str]) -> list[str]:
+    """Return what a mapping renames, each difference once: `shortcut -> downsample (3 layers)`."""
+    layers = dict.fromkeys((theirs.rpartition(".")[0], ours.rpartition(".")[0]) for theirs, ours in mapping.items())
+    counts = Counter(_difference(theirs.split("."), ours.split(".")) for theirs, ours in layers if theirs != ours)
+    return [text if count == 1 else f"{text} ({count} layers)" for text, count in counts.items()]
+
+
+def _difference(theirs: list[str], ours: list[str]) -> str:
+    """Return `theirs -> ours` without the components that both begin or end with."""
+    while len(theirs) > 1 and len(ours) > 1 and theirs[0] == ours[0]:
+        theirs, ours = theirs[1:], ours[1:]
+    while len(theirs) > 1 and len(ours) > 1 and theirs[-1] == ours[-1]:
+        theirs, ours = theirs[:-1], ours[:-1]
+    return f"{'.'.join(theirs)} -> {'.'.join(ours)}"
+
+
+def _nothing_fits(weights: Mapping[str, Tensor], findings: Findings, requested: ArchSpec | None) -> InputFileError:
+    nearest = matching.nearest(weights, findings.misses, requested)
     size = f"the weights ({len(weights)} tensors)"
     what = f"{requested} does not fit {size}" if requested else f"Nothing fits {size}; the nearest is {nearest.spec}"
+    if findings.timed_out:
+        what = f"The search of timm's models stopped after {outside.SEARCH_SECONDS:.0f} s. {what}"
+    searched = outside.timm_is_installed() or requested is not None
+    timm = "timm's with --arch timm:NAME" if searched else "have timm's models searched: pip install 'edgekd[timm]'"
     return InputFileError(
-        f"{what}: {'; '.join(nearest.differences)}. "
-        "Give your own code with --arch package.module:factory, or timm's with --arch timm:NAME."
+        f"{what}: {'; '.join(nearest.differences)}. Give your own code with --arch package.module:factory, or {timm}."
     )

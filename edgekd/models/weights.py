@@ -2,89 +2,127 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from edgekd.errors import InputFileError
+from edgekd.models.views import WRAPPERS, without_transparent
 
 _ENTRIES = (
     "state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "student", "teacher",
     "classifier", "weights", "params", "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema",
 )  # fmt: skip
-_PREFIXES = (
-    "module.", "_orig_mod.", "model.", "backbone.", "net.", "network.", "encoder.", "classifier.", "student.",
-    "teacher.", "ema_model.", "model_ema.", "ema.", "_model.", "_forward_module.", "_fsdp_wrapped_module.",
-)  # fmt: skip
 _COUNTERS = ("num_batches_tracked", "total_ops", "total_params", "n_averaged")
+_DEPTH = 8
 _FLOATING_ROLES = ("weight", "bias", "running_mean", "running_var")
 
 
-def state_dict_of(obj: object) -> dict[str, Tensor]:
-    """Return the weights in a checkpoint: float32, contiguous, finite, in the order of the file.
+@dataclass(frozen=True)
+class Weights:
+    """One set of weights of a checkpoint."""
 
-    Un-nests the usual entries (raw weights before EMA ones; `weight_entries` lists what is there), strips any stack
-    of wrapper prefixes that every name carries, drops counters. Raises InputFileError naming what was found.
+    tensors: dict[str, Tensor]
+    """float32, contiguous, finite, in the order of the file, without counters."""
+    entry: str
+    """Where they stand in the file: `state_dict`, `checkpoint.model`, or `the file itself`."""
+    others: tuple[str, ...]
+    """Further entries that hold weights, such as their moving average."""
+    module: nn.Module | None
+    """The network itself where a trusted pickle held it whole."""
+    arch: str
+    """The architecture that the file names beside its weights (`arch`, `args.model`); empty if none."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    path: str
+    named: dict[str, object]
+    module: nn.Module | None = None
+
+
+def weights_of(obj: object) -> Weights:
+    """Return the weights in a checkpoint, those of the network before those of its moving average.
+
+    Un-nests the usual entries, strips any stack of wrapper prefixes that every name carries, drops counters.
+    Raises InputFileError naming what was found.
     """
     found = _entries(obj, "", set())
     if not found:
         raise InputFileError(f"The checkpoint holds no weights: {_summary(obj)}. Save model.state_dict().")
-    named = {name: tensor for name, tensor in found[0][1].items() if isinstance(tensor, Tensor)}
+    first, *others = found
+    named = {without_transparent(name): tensor for name, tensor in first.named.items() if isinstance(tensor, Tensor)}
     kept = {name: t for name, t in named.items() if name.rpartition(".")[2] not in _COUNTERS}
     if not kept:
         raise InputFileError(f"The checkpoint holds no weights: {_summary(obj)}. Save model.state_dict().")
     prefix = _wrapper_prefix(list(kept))
-    return {name.removeprefix(prefix): _as_float32(name, tensor) for name, tensor in kept.items()}
+    tensors = {name.removeprefix(prefix): _as_float32(name, tensor) for name, tensor in kept.items()}
+    return Weights(tensors, first.path, tuple(other.path for other in others), first.module, _named_arch(obj))
 
 
-def weight_entries(obj: object) -> list[str]:
-    """Return the path of each set of weights in a checkpoint; `state_dict_of` uses the first."""
-    return [path for path, _ in _entries(obj, "", set())]
+def state_dict_of(obj: object) -> dict[str, Tensor]:
+    """Return the tensors of `weights_of`."""
+    return weights_of(obj).tensors
 
 
-def _entries(obj: object, path: str, seen: set[int]) -> list[tuple[str, dict[str, object]]]:
-    """Return (path, dict that holds tensors) for each set of weights, the preferred one first."""
+def _entries(obj: object, path: str, seen: set[int]) -> list[_Entry]:
+    """Return each set of weights, the preferred one first."""
     if isinstance(obj, nn.Module):
-        obj = dict(obj.state_dict())
-    if not isinstance(obj, dict) or id(obj) in seen:
+        return [_Entry(path or "the file itself", dict(obj.state_dict()), obj)]
+    if id(obj) in seen or path.count(".") > _DEPTH:
         return []
     seen.add(id(obj))
-    nested = {str(key): value for key, value in obj.items() if isinstance(value, dict | nn.Module)}
-    found = [
-        entry
-        for name in _ENTRIES
-        if name in nested
-        for entry in _entries(nested[name], f"{path}.{name}".strip("."), seen)
-    ]
+    if isinstance(obj, list | tuple):
+        obj = {str(index): value for index, value in enumerate(obj) if isinstance(value, dict | nn.Module)}
+    if not isinstance(obj, dict):
+        return []
+    nested = {str(key): value for key, value in obj.items() if isinstance(value, dict | list | tuple | nn.Module)}
+
+    def within(name: str) -> list[_Entry]:
+        return _entries(nested[name], f"{path}.{name}".strip("."), seen)
+
+    found = [entry for name in _ENTRIES if name in nested for entry in within(name)]
     if found:
         return found
-    if any(isinstance(value, Tensor) for value in obj.values()):
-        return [(path or "the file itself", {str(name): value for name, value in obj.items()})]
-    holders = [name for name, value in nested.items() if _holds_weights(value)]
+    itself = [_Entry(path or "the file itself", {str(name): value for name, value in obj.items()})]
+    if _holds_weights(obj):
+        return itself
+    holders = {name: entries for name in nested if (entries := within(name)) and _holds_weights(entries[0].named)}
     if len(holders) > 1:
         raise InputFileError(
-            f"The checkpoint holds several networks ({', '.join(holders[:8])}). Save the classifier alone: "
-            f"torch.save(checkpoint[{holders[0]!r}], 'weights.pt')."
+            f"The checkpoint holds several networks ({', '.join(list(holders)[:8])}). Save the classifier alone: "
+            f"torch.save(checkpoint[{next(iter(holders))!r}], 'weights.pt')."
         )
-    return [e for name in holders for e in _entries(nested[name], f"{path}.{name}".strip("."), seen)]
+    if holders:
+        return next(iter(holders.values()))
+    return itself if any(isinstance(value, Tensor) for value in obj.values()) else []
 
 
-def _holds_weights(value: object) -> bool:
+def _holds_weights(named: dict[str, object]) -> bool:
     """Tell a state dict from an optimiser's or a scheduler's: named tensors, some of them called weight."""
-    return isinstance(value, nn.Module) or (
-        isinstance(value, dict)
-        and any(isinstance(t, Tensor) and str(name).endswith("weight") for name, t in value.items())
-    )
+    return any(isinstance(t, Tensor) and str(name).endswith("weight") for name, t in named.items())
+
+
+def _named_arch(obj: object) -> str:
+    """Return the name that training scripts leave: `arch` (timm, the ImageNet example), `args.model` or `args.arch`."""
+    if not isinstance(obj, dict):
+        return ""
+    arguments = obj.get("args")
+    options = arguments if isinstance(arguments, dict) else getattr(arguments, "__dict__", {})
+    found = [obj.get("arch"), options.get("model"), options.get("arch"), obj.get("model_name")]
+    return next((name.strip() for name in found if isinstance(name, str) and 0 < len(name) <= 80), "")
 
 
 def _wrapper_prefix(names: list[str]) -> str:
-    """Return the longest stack of known wrapper prefixes that every name carries."""
+    """Return the longest stack of usual wrapper prefixes that every name carries."""
     stripped = ""
     while True:
         rest = [name.removeprefix(stripped) for name in names]
-        found = next((p for p in _PREFIXES if all(name.startswith(p) for name in rest)), None)
+        found = next((w for w in WRAPPERS if all(name.startswith(f"{w}.") for name in rest)), None)
         if found is None:
             return stripped
-        stripped += found
+        stripped += f"{found}."
 
 
 def _as_float32(name: str, tensor: Tensor) -> Tensor:

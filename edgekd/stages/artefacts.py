@@ -6,7 +6,7 @@ Stages never import one another; this module is the one place that knows how the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from edgekd import checkpoint, machine
 from edgekd.errors import InputFileError
 from edgekd.method import GeneratorTable, VaeTable
-from edgekd.models import probe, registry
+from edgekd.models import footprint, probe, registry
+from edgekd.models.footprint import Footprint
 from edgekd.recipe import Recipe, load_resolved
 from edgekd.rng import Draws, forked_global
 from edgekd.rundir import RunDir, read_json
@@ -88,10 +89,18 @@ def load_teacher(run: RunDir, precision: str, device: torch.device) -> tuple[Tea
     return Teacher(network, head=description.head, undo=description.undo, precision=arithmetic), description
 
 
-def build_student(recipe: Recipe, description: Description) -> nn.Module:
-    """Build a fresh student for the teacher's images and classes."""
+def initial_weights(run: RunDir, recipe: Recipe) -> dict[str, Tensor]:
+    """Return the tensors the student starts from in place of random ones; none without `student.weights`."""
+    return checkpoint.load_tensors(run.stage("init") / "student.safetensors") if recipe.student.weights else {}
+
+
+def build_student(recipe: Recipe, description: Description, initial: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """Build a fresh student for the teacher's images and classes; `initial` replaces what was drawn at random."""
     shape, classes = description.input_shape, description.classes
-    return registry.build(recipe.student.name, input_shape=shape, classes=classes, seed=recipe.seed)
+    student = registry.build(recipe.student.name, input_shape=shape, classes=classes, seed=recipe.seed)
+    if initial:
+        student.load_state_dict(initial, strict=False)
+    return student
 
 
 def student_network(run: RunDir) -> nn.Module:
@@ -106,9 +115,10 @@ def precision_rank(name: str) -> tuple[int, str]:
     return (["", "fp32", "fp16"].index(kind) if kind in ("", "fp32", "fp16") else 3, name)
 
 
-def student_complexity(recipe: Recipe, description: Description) -> probe.Complexity:
-    """Return parameters and multiply-accumulates of the student at the teacher's input."""
-    return probe.complexity(build_student(recipe, description), description.input_shape)
+def student_footprint(recipe: Recipe, description: Description) -> Footprint:
+    """Return what the student costs at the teacher's input; a student that does not take it is a `UsageError`."""
+    shape, classes = description.input_shape, description.classes
+    return footprint.build(recipe.student.name, input_shape=shape, classes=classes, seed=recipe.seed)[1]
 
 
 def student_head(student: nn.Module, shape: Shape) -> str:

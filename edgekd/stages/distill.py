@@ -11,6 +11,7 @@ while steps are left:
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +56,7 @@ def run(
             f"needs at least {2 * description.classes} (method.student.batch_size)"
         )
     context = Context(recipe, steps, teacher, Draws(recipe.seed, "distill", device))
-    state = build(recipe, teacher, description, device)
+    state = build(recipe, teacher, description, device, artefacts.initial_weights(run_dir, recipe))
     book = Logbook(
         run_dir,
         steps=steps,
@@ -91,10 +92,16 @@ def run(
     book.publish(state, notes(state, recipe), recipe_slice=method.model_dump(mode="json"), inputs=inputs)
 
 
-def build(recipe: Recipe, teacher: Teacher, description: artefacts.Description, device: torch.device) -> State:
-    """Build student, generator, replay and their optimisers from the seed."""
+def build(
+    recipe: Recipe,
+    teacher: Teacher,
+    description: artefacts.Description,
+    device: torch.device,
+    initial: Mapping[str, Tensor] | None = None,
+) -> State:
+    """Build student, generator, replay and their optimisers from the seed, and the student's given weights if any."""
     method, shape = recipe.method, description.input_shape
-    student = artefacts.build_student(recipe, description)
+    student = artefacts.build_student(recipe, description, initial)
     machine.float32_head(student, artefacts.student_head(student, shape))
     student = student.to(device).to(memory_format=torch.channels_last)
     generator = build_generator(recipe, shape, generation=0).to(device)
@@ -156,6 +163,8 @@ def generator_step(
     # `inputs`: the student keeps no gradient. backward() also brings each gradient into its weight's memory layout,
     # which fused Adam relies on; autograd.grad() would not.
     torch.stack(list(parts.values())).sum().backward(inputs=list(state.generator.parameters()))
+    for group in state.generator_optimizer.param_groups:
+        group["lr"] = schedules.generator_learning_rate(table, state.step, context.steps)
     state.generator_optimizer.step()
     decay = schedules.ema_decay(context.recipe.method.replay.ema_decay, state.updates_since_init)
     average_into(state.generator_ema, state.generator, decay)

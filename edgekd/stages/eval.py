@@ -12,7 +12,7 @@ from edgekd.deploy import ort_session
 from edgekd.deploy.onnx_export import Normalization
 from edgekd.realdata import RealImages, describe_transform, open_folder
 from edgekd.recipe import Recipe
-from edgekd.rundir import RunDir, sha256_file, write_json
+from edgekd.rundir import RunDir, digest, read_json, sha256_file, write_json
 from edgekd.stages import artefacts
 from edgekd.stopping import Stop
 
@@ -51,18 +51,36 @@ def run(run_dir: RunDir, recipe: Recipe, data: Path, stop: Stop) -> dict[str, An
             else:
                 accuracy[name] = _onnx_accuracy(file, images, artefacts.read_pixels(run_dir), threads)
             progress.update(done, f"{name} {accuracy[name]:.2%}")
+    folder = {
+        "folder": str(data),
+        "folder_id": digest(str(data.resolve()))[:8],
+        "images_sha256": images.folder.sha256(),
+    }
+    run_dir.stage("eval").mkdir(exist_ok=True)
+    name = _free_name(run_dir.stage("eval"), data.resolve().name, folder)
     result = {
         "run": run_dir.name,
-        "data": data.resolve().name,
+        "data": name,
+        **folder,
         "images": len(images),
-        "images_sha256": images.folder.sha256(),
         "transform": describe_transform(description.input_shape),
         "accuracy": accuracy,
         "artefacts_sha256": hashes,
     }
-    run_dir.stage("eval").mkdir(exist_ok=True)
-    write_json(run_dir.stage("eval") / f"{data.resolve().name}.json", result)
+    write_json(run_dir.stage("eval") / f"{name}.json", result)
     return result
+
+
+def _free_name(eval_folder: Path, name: str, folder: dict[str, str]) -> str:
+    """Return the name of the record of a data folder: the folder's own, unless another one of that name has it."""
+    longer = f"{name}-{folder['folder_id']}"
+    if (eval_folder / f"{longer}.json").is_file():
+        return longer
+    if not (eval_folder / f"{name}.json").is_file():
+        return name
+    kept = read_json(eval_folder / f"{name}.json")
+    same = any(kept.get(what) == folder[what] for what in ("folder_id", "images_sha256"))
+    return name if same else longer
 
 
 def _onnx_accuracy(file: Path, images: RealImages, pixels: artefacts.Pixels, threads: int) -> float:

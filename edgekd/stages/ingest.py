@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from edgekd import checkpoint, console, foreign
 from edgekd.errors import InputFileError, UsageError
@@ -26,19 +29,17 @@ def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], st
     """Publish teacher/: weights, description and the moments of real pixels."""
     stop.raise_if_requested("ingest")
     table = recipe.teacher
-    path = Path(table.file)
     published = run_dir.stage("teacher")
+    notes: dict[str, Any] = {}
     if _still_holds(run_dir, table, inputs):
         # The checkpoint moved away, or only the pixels changed: what was read from it is still here, bit for bit.
         tensors = checkpoint.load_tensors(published / "teacher.safetensors")
         description: dict[str, Any] = read_json(published / "teacher.json")
+        kept = Record.read(published)
+        notes = {} if kept is None else kept.notes
     else:
-        sha256 = sha256_file(path) if path.is_file() else "unreadable"
-        run_dir.note_file(path, sha256)
-        if table.trust_pickle:
-            console.warn(f"--trust-pickle runs the code inside {path}, sha256 {sha256}")
-        found = infer(path, recipe)
-        tensors, description = dict(found.state_dict), describe(found, recipe)
+        found, description, notes = _examined(run_dir, recipe)
+        tensors = dict(found.state_dict)
     if recipe.pixels.classes and Path(recipe.pixels.classes).is_file():
         run_dir.note_file(Path(recipe.pixels.classes), sha256_file(Path(recipe.pixels.classes)))
     pixels = pixel_moments(recipe.pixels, channels=description["input_shape"][0], classes=description["classes"])
@@ -46,7 +47,7 @@ def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], st
         checkpoint.save_tensors(tensors, folder / "teacher.safetensors")
         write_json(folder / "teacher.json", description)
         write_json(folder / "pixels.json", pixels)
-        record |= {"stage": "ingest", "version": 1, "key": key, "inputs": inputs}
+        record |= {"stage": "ingest", "version": 1, "key": key, "inputs": inputs, "notes": notes}
         record["recipe_slice"] = {"teacher": table.model_dump(mode="json"), "pixels": recipe.pixels.model_dump()}
 
 
@@ -60,24 +61,61 @@ def _still_holds(run_dir: RunDir, table: TeacherTable, inputs: dict[str, str]) -
     return {k: v for k, v in kept.items() if k != "file"} == {k: v for k, v in wanted.items() if k != "file"}
 
 
-def infer(path: Path, recipe: Recipe) -> teacher.Inferred:
-    """Read the checkpoint and infer its architecture, input shape and classes."""
+def _examined(run_dir: RunDir, recipe: Recipe) -> tuple[teacher.Inferred, dict[str, Any], dict[str, Any]]:
+    """Read, identify and probe the teacher; return it, its description, and notes for the record."""
     table = recipe.teacher
-    loaded = foreign.read_checkpoint(path, trust_pickle=table.trust_pickle)
-    return teacher.infer(
-        teacher.state_dict_of(loaded),
-        arch=table.arch or None,
-        input_shape=parse_shape(table.input) if table.input else None,
-        accept_mapping=table.accept_mapping,
-    )
-
-
-def describe(found: teacher.Inferred, recipe: Recipe) -> dict[str, Any]:
-    """Probe the teacher and return what teacher.json holds."""
+    path = Path(table.file)
+    foreign.require_file(path)
+    sha256 = sha256_file(path)
+    run_dir.note_file(path, sha256)
+    notes: dict[str, Any] = {}
+    if table.trust_pickle:
+        console.warn(f"--trust-pickle: the code that {path} names is run, sha256 {sha256}")
+        notes = {"trusted_pickle": sha256}
+        run_dir.note("trusted_pickles", {**run_dir.ledger().get("trusted_pickles", {}), str(path): sha256})
+    weights = teacher.weights_of(foreign.read_checkpoint(path, trust_pickle=table.trust_pickle))
+    found = _identified(weights, table)
     network = teacher.load(found)
     seen = probe.probe(network, input_shape=found.input_shape, classes=found.classes, seed=recipe.seed)
     if not seen.head_alive:
         raise InputFileError("the teacher answers every input alike: its last layer is dead or was never trained.")
+    if weights.module is not None:
+        _hold_to_module(weights.module, network, found, recipe.seed)
+    timing = {"images": seen.batch, "seconds": seen.seconds_per_batch, "threads": torch.get_num_threads()}
+    run_dir.note("teacher_probe", timing)
+    return found, describe(found, seen, network), notes
+
+
+def _identified(weights: teacher.Weights, table: TeacherTable) -> teacher.Inferred:
+    """Infer the architecture; for a whole module of other code, add to the error which code that is."""
+    try:
+        found = teacher.infer(
+            weights.tensors,
+            arch=table.arch or None,
+            input_shape=parse_shape(table.input) if table.input else None,
+            accept_mapping=table.accept_mapping,
+            hint=weights.arch,
+        )
+    except InputFileError as error:
+        kind = type(weights.module)
+        if weights.module is None or table.arch or kind.__module__.startswith("torch."):
+            raise
+        raise InputFileError(f"{error} The pickle's own is {kind.__module__}:{kind.__qualname__}.") from error
+    return replace(found, assumptions=(*teacher.other_entries(weights), *found.assumptions))
+
+
+def _hold_to_module(module: nn.Module, network: nn.Module, found: teacher.Inferred, seed: int) -> None:
+    """Refuse a pickled module that answers otherwise than the network of the zoo with its weights."""
+    if not probe.same_answers(module.float(), network, found.input_shape, seed=seed):
+        flags = ", ".join(assumption.flag for assumption in found.assumptions) or "another --arch"
+        raise InputFileError(
+            f"the pickled module answers otherwise than {found.arch} with its weights: what weights do not show "
+            f"differs. Try {flags}, or give its code with --arch package.module:factory."
+        )
+
+
+def describe(found: teacher.Inferred, seen: probe.Probe, network: nn.Module) -> dict[str, Any]:
+    """Return what teacher.json holds."""
     facts = asdict(seen)
     facts.pop("seconds_per_batch", None)  # a timing would make equal teachers differ
     return {
@@ -87,6 +125,7 @@ def describe(found: teacher.Inferred, recipe: Recipe) -> dict[str, Any]:
         "head": probe.head_name(network, found.input_shape),
         "undo": seen.undo,
         "assumptions": [asdict(assumption) for assumption in found.assumptions],
+        "mapping": dict(found.mapping),
         "probe": facts,
     }
 

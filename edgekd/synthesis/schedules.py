@@ -12,9 +12,16 @@ def learning_rate(table: UpdateTable, step: int, steps: int) -> float:
     warmup = int(table.warmup * steps)
     if step < warmup:
         return table.lr * (step + 1) / warmup
-    if table.schedule == "constant":
-        return table.lr
-    return table.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    return _decayed(table.lr, table.schedule, (step - warmup) / max(1, steps - warmup))
+
+
+def generator_learning_rate(table: GeneratorTable, step: int, steps: int) -> float:
+    """Return the generator's learning rate: constant or half a cosine to zero."""
+    return _decayed(table.lr, table.schedule, step / steps)
+
+
+def _decayed(lr: float, schedule: str, progress: float) -> float:
+    return lr if schedule == "constant" else lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def adversary_weight(table: GeneratorTable, step: int, steps: int) -> float:

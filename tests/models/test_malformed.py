@@ -1,10 +1,14 @@
-"""Whatever stands where a checkpoint should: one InputFileError, nothing run, nothing written."""
+"""Whatever stands where a checkpoint should: `edgekd ingest` exits 4 with one message, runs and writes nothing."""
 
 import io
 import json
 import os
 import pickle
+import random
+import shutil
 import struct
+import sys
+import time
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -17,15 +21,24 @@ import torch
 from PIL import Image
 from torch import nn
 
-from edgekd.errors import InputFileError
-from edgekd.foreign import read_checkpoint
-from edgekd.models import probe, registry
-from edgekd.models.teacher import infer, load, state_dict_of
+from edgekd import cli
+from edgekd.models import registry
 
 
-def ingest(path: Path) -> None:
-    found = infer(state_dict_of(read_checkpoint(path)))
-    probe.probe(load(found), input_shape=found.input_shape, classes=found.classes, seed=0)
+def ingest(path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Give the command in the current folder; return its exit code and what it printed on stderr."""
+    code = 0
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        patch.setattr(sys, "argv", ["edgekd", "ingest", str(path)])
+        patch.delenv("EDGEKD_DEBUG", raising=False)
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    return code, err
 
 
 def good() -> dict[str, torch.Tensor]:
@@ -216,82 +229,179 @@ def pickle_of(checkpoint: bytes) -> bytes:
         return archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
 
 
-def refuse(path: Path, folder: Path) -> str:
-    before = sorted(folder.rglob("*"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(InputFileError) as caught:
-            ingest(path)
-    assert sorted(folder.rglob("*")) == before
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+def refuse(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """Check that `edgekd ingest` refuses a file as it should, and return its message."""
+    here = Path.cwd()
+    before = sorted(here.rglob("*"))
+    code, err = ingest(path, capsys)
+    assert code == 4, err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert sorted(here.rglob("*")) == before
+    return err
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.mark.parametrize("kind", list(BYTES))
-def test_files_that_are_no_teachers(tmp_path, monkeypatch, kind):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "teacher.pt"
+def test_files_that_are_no_teachers(here, capsys, kind):
+    path = here / "teacher.pt"
     path.write_bytes(BYTES[kind]())
-    message = refuse(path, tmp_path)
+    message = refuse(path, capsys)
     assert len(message) < 1200
-    assert not (tmp_path / "sentinel").exists()
+    assert not (here / "sentinel").exists()
 
 
-def test_directory(tmp_path):
-    assert "directory" in refuse(tmp_path, tmp_path)
+def test_there_are_enough_of_them():
+    assert len(BYTES) >= 60
 
 
-def test_missing_file(tmp_path):
-    assert "does not exist" in refuse(tmp_path / "teacher.pt", tmp_path)
+def test_directory(here, capsys):
+    (here / "model.pt").mkdir()
+    for path in (here, here / "model.pt", Path(), Path(".."), Path("/")):
+        assert "directory" in refuse(path, capsys)
 
 
-def test_name_too_long(tmp_path):
-    refuse(tmp_path / ("x" * 5000), tmp_path)
+def test_missing_file(here, capsys):
+    assert "does not exist" in refuse(here / "teacher.pt", capsys)
+    assert "does not exist" in refuse(Path("no/such/folder/teacher.pt"), capsys)
 
 
-def test_path_through_a_file(tmp_path):
-    (tmp_path / "file").write_bytes(b"x")
-    refuse(tmp_path / "file" / "teacher.pt", tmp_path)
+def test_name_too_long(here, capsys):
+    assert "too long" in refuse(here / ("x" * 5000), capsys)
+    refuse(here / ("x" * 254), capsys)
 
 
-def test_zero_byte_in_the_name(tmp_path):
-    refuse(tmp_path / "a\0b", tmp_path)
+def test_path_through_a_file(here, capsys):
+    (here / "file").write_bytes(b"x")
+    refuse(here / "file" / "teacher.pt", capsys)
 
 
-def test_dangling_and_circular_links(tmp_path):
-    dangling, circle = tmp_path / "dangling.pt", tmp_path / "circle.pt"
-    dangling.symlink_to(tmp_path / "nothing")
+def test_dangling_and_circular_links(here, capsys):
+    dangling, circle = here / "dangling.pt", here / "circle.pt"
+    dangling.symlink_to(here / "nothing")
     circle.symlink_to(circle)
-    refuse(dangling, tmp_path)
-    refuse(circle, tmp_path)
+    refuse(dangling, capsys)
+    refuse(circle, capsys)
 
 
-def test_pipe(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    assert "not a regular file" in refuse(tmp_path / "pipe", tmp_path)
+def test_pipe(here, capsys):
+    os.mkfifo(here / "pipe")
+    assert "not a regular file" in refuse(here / "pipe", capsys)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_no_permission(tmp_path):
-    path = tmp_path / "teacher.pt"
+def test_no_permission(here, capsys):
+    path = here / "teacher.pt"
     path.write_bytes(zip_bytes(good()))
     path.chmod(0)
-    assert "Permission denied" in refuse(path, tmp_path)
+    assert "Permission denied" in refuse(path, capsys)
 
 
-def test_unreadable_file(tmp_path, monkeypatch):
-    path = tmp_path / "teacher.pt"
+def test_unreadable_file(here, capsys, monkeypatch):
+    path = here / "teacher.pt"
     path.write_bytes(zip_bytes(good()))
+    opened = Path.open
 
-    def denied(*_args, **_kwargs):
-        raise PermissionError(13, "Permission denied")
+    def denied(self, *args, **kwargs):
+        if self == path:
+            raise PermissionError(13, "Permission denied")
+        return opened(self, *args, **kwargs)
 
     monkeypatch.setattr(Path, "open", denied)
-    assert "Permission denied" in refuse(path, tmp_path)
+    assert "Permission denied" in refuse(path, capsys)
 
 
-def test_the_good_checkpoint_is_accepted(tmp_path):
-    path = tmp_path / "teacher.pt"
-    for data in (zip_bytes(good()), legacy_bytes(good()), safe_bytes(good()), with_tensor()):
-        path.write_bytes(data)
-        ingest(path)
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors", "nested"])
+def test_the_good_checkpoint_is_accepted(here, capsys, kind):
+    makers = {"zip": zip_bytes, "legacy": legacy_bytes, "safetensors": safe_bytes}
+    path = here / "teacher.pt"
+    path.write_bytes(with_tensor() if kind == "nested" else makers[kind](good()))
+    code, err = ingest(path, capsys)
+    assert (code, "resnet8" in err) == (0, True)
+    assert (here / "runs" / "teacher" / "teacher" / "teacher.safetensors").is_file()
+
+
+def mutated_bytes(data: bytes, chance: random.Random) -> bytes:
+    """Flip, replace, delete and insert bytes of a checkpoint, mostly in its head, where its structure is."""
+    changed = bytearray(data)
+    for _ in range(chance.choice((1, 2, 8))):
+        at = chance.randrange(len(changed) if chance.random() < 0.3 else min(4096, len(changed)))
+        how = chance.randrange(4)
+        if how == 0:
+            changed[at] ^= 1 << chance.randrange(8)
+        elif how == 1:
+            changed[at] = chance.randrange(256)
+        elif how == 2:
+            del changed[at : at + chance.randrange(1, 20)]
+        else:
+            changed[at:at] = bytes(chance.randrange(256) for _ in range(chance.randrange(1, 9)))
+    return bytes(changed)
+
+
+def mutated_tensors(chance: random.Random) -> bytes:
+    """Rename, drop, reshape, retype, spoil and swap tensors of a checkpoint."""
+    tensors: dict[object, object] = dict(good())
+    for _ in range(chance.choice((1, 2, 5))):
+        name = chance.choice(sorted(map(str, tensors)))
+        value = tensors.get(name)
+        if not isinstance(value, torch.Tensor):
+            continue
+        how = chance.randrange(8)
+        if how == 0:
+            tensors[f"{name}.x"] = tensors.pop(name)
+        elif how == 1:
+            del tensors[name]
+        elif how == 2:
+            tensors[name] = value.flatten()[: chance.randrange(1, 50)].clone()
+        elif how == 3:
+            tensors[name] = value.to(chance.choice((torch.float16, torch.int8, torch.bool, torch.complex64)))
+        elif how == 4:
+            tensors[name] = torch.full_like(value, 0 if value.dtype == torch.int64 else float("nan"))
+        elif how == 5:
+            other = chance.choice(sorted(map(str, tensors)))
+            tensors[name], tensors[other] = tensors[other], value
+        elif how == 6:
+            tensors[name] = chance.choice((None, "text", [value], {"inner": value}, 3))
+        else:
+            tensors[name] = value[None]
+    save = chance.choice((zip_bytes, legacy_bytes))
+    return save(
+        chance.choice((tensors, {"state_dict": tensors}, {"model": {f"module.{k}": v for k, v in tensors.items()}}))
+    )
+
+
+def fuzz(here: Path, capsys: pytest.CaptureFixture[str], *, seconds: float, seed: int) -> list[int]:
+    """Ingest mutations of real checkpoints for a bounded time; return the exit codes."""
+    chance = random.Random(seed)
+    originals = [zip_bytes(good()), legacy_bytes({"state_dict": good()}), safe_bytes(good())]
+    path, codes = here / "teacher.pt", []
+    until = time.monotonic() + seconds
+    while time.monotonic() < until or len(codes) < 6:
+        broken = chance.random() < 0.5
+        path.write_bytes(mutated_bytes(chance.choice(originals), chance) if broken else mutated_tensors(chance))
+        started = time.process_time()
+        code, err = ingest(path, capsys)
+        assert time.process_time() - started < 30
+        assert code in (0, 4), err
+        if code == 4:
+            assert err.startswith("error: ")
+            assert err.count("\n") == 1
+            assert sorted(entry.name for entry in here.iterdir()) == ["teacher.pt"], err
+        shutil.rmtree(here / "runs", ignore_errors=True)
+        codes.append(code)
+    return codes
+
+
+def test_mutated_checkpoints_are_taken_or_refused(here, capsys):
+    assert 4 in fuzz(here, capsys, seconds=4, seed=0)
+
+
+@pytest.mark.slow
+def test_many_mutated_checkpoints_are_taken_or_refused(here, capsys):
+    codes = fuzz(here, capsys, seconds=60, seed=1)
+    assert {0, 4} <= set(codes)

@@ -45,26 +45,22 @@ def test_macs_are_counted_by_hand():
     assert probe.complexity(depthwise, (4, 6, 6)) == probe.Complexity(parameters=36, macs=6 * 6 * 4 * 9)
 
 
-def test_softmax_is_found_and_undone():
+def test_softmax_at_the_end_is_found():
     net = small().eval()
-    probabilities = nn.Sequential(net, nn.Softmax(dim=1))
-    found = probe.probe(probabilities, input_shape=SHAPE, classes=5, seed=0)
+    found = probe.probe(nn.Sequential(net, nn.Softmax(dim=1)), input_shape=SHAPE, classes=5, seed=0)
     assert (found.emits, found.undo) == ("probabilities", "log")
-    images = torch.randn(6, *SHAPE)
-    with torch.no_grad():
-        logits = probe.LogitsFromProbabilities(probabilities)(images)
-        torch.testing.assert_close(logits.softmax(1), net(images).softmax(1))
     logs = probe.probe(nn.Sequential(net, nn.LogSoftmax(dim=1)), input_shape=SHAPE, classes=5, seed=0)
     assert (logs.emits, logs.undo) == ("log-probabilities", "none")
     assert logs.noise_confidence == pytest.approx(found.noise_confidence)
 
 
-def test_undone_softmax_stays_finite():
-    sure = nn.Sequential(nn.Flatten(), nn.Linear(256, 5), nn.Softmax(dim=1))
-    with torch.no_grad():
-        sure[1].bias[0] = 1000.0
-        assert (sure(torch.zeros(1, *SHAPE)) == 0).any()
-        assert probe.LogitsFromProbabilities(sure)(torch.zeros(1, *SHAPE)).isfinite().all()
+def test_equal_functions_answer_alike_whatever_ends_them():
+    net, other = small(), registry.build("resnet8", input_shape=SHAPE, classes=5, seed=1)
+    for end in (nn.Identity(), nn.Softmax(dim=1), nn.LogSoftmax(dim=1)):
+        assert probe.same_answers(nn.Sequential(net, end), net, SHAPE, seed=0)
+        assert not probe.same_answers(nn.Sequential(net, end), other, SHAPE, seed=0)
+    assert not probe.same_answers(nn.Flatten(), net, SHAPE, seed=0)
+    assert not probe.same_answers(_Pair(), net, SHAPE, seed=0)
 
 
 def test_dead_head_is_seen():

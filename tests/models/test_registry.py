@@ -158,7 +158,7 @@ def test_activation_is_an_option_only_where_it_takes_effect():
     for name in ("vgg11", "alexnet", "squeezenet1_0", "regnet_x_400mf", *registry.student_names()):
         if "activation" not in registry.family_of(name).options or name.startswith("lenet5"):
             continue
-        with matching._WeightsOnMeta():
+        with matching.WeightsOnMeta():
             usual = registry.build(name, input_shape=(3, 64, 64), classes=4, seed=0)
             swapped = registry.build(f"{name},activation=gelu", input_shape=(3, 64, 64), classes=4, seed=0)
         assert any(isinstance(m, relu) for m in usual.modules()), name

@@ -7,6 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
+from edgekd import rng
 from edgekd.errors import InputFileError, UsageError
 from edgekd.foreign import read_checkpoint
 from edgekd.models import matching, probe, registry
@@ -163,7 +164,7 @@ def test_other_names_need_consent_and_then_load_alike():
 
 def test_mapping_keeps_to_the_order_of_modules():
     net = registry.build("resnet8", input_shape=(3, 32, 32), classes=10, seed=0)
-    weights = {f"x.{name}" if "bn1" in name else name: tensor for name, tensor in saved(net).items()}
+    weights = {name.replace("bn1", "norm1"): tensor for name, tensor in saved(net).items()}
     shuffled = dict(sorted(weights.items(), reverse=True))
     with pytest.raises(InputFileError, match="nearest"):
         infer(shuffled, accept_mapping=True)
@@ -258,3 +259,25 @@ def test_public_checkpoints_load_with_nothing_but_their_name(name):
     result = probe.probe(load(found), input_shape=found.input_shape, classes=10, seed=0)
     assert result.head_alive
     assert result.emits == "logits"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "arch"),
+    [("alexnet", ""), ("vgg11_bn", ""), ("densenet121", ""), ("googlenet", ""), ("swin_t", ""), ("vit_b_32", ""),
+     ("efficientnet_b1", ""), ("regnet_x_400mf", ""), ("convnext_tiny", ""), ("resnext50_32x4d", ""),
+     ("mobilenet_v3_small", "mobilenetv3-small"), ("shufflenet_v2_x0_5", "shufflenetv2@0.5"),
+     ("mnasnet0_5", "mnasnet@0.5")],
+)  # fmt: skip
+def test_what_torchvision_saved_answers_as_it_did(tmp_path, name, arch):
+    with rng.forked_global(0, "test", name):
+        quick = {"init_weights": False} if name == "googlenet" else {}
+        net = torchvision.models.get_model(name, weights=None, num_classes=10, **quick)
+        if any(isinstance(module, nn.BatchNorm2d) for module in net.modules()):
+            net.train()(torch.randn(4, 3, 96, 96))
+    torch.save(net.eval().state_dict(), tmp_path / "teacher.pth")
+    found = infer(state_dict_of(read_checkpoint(tmp_path / "teacher.pth")))
+    assert str(found.arch) == (arch or name)
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(load(found)(images), net(images))

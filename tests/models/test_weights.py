@@ -1,3 +1,4 @@
+from argparse import Namespace
 from collections import OrderedDict
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 from torch import nn
 
 from edgekd.errors import InputFileError
-from edgekd.models.weights import state_dict_of, weight_entries
+from edgekd.models.weights import state_dict_of, weights_of
 
 PLAIN = {"conv.weight": torch.randn(2, 1, 3, 3), "bn.running_mean": torch.randn(2), "fc.weight": torch.randn(3, 2)}
 
@@ -46,6 +47,11 @@ def test_a_prefix_of_some_names_is_kept():
         lambda d: {**d, "epoch": 7, "loss": 0.3},
         lambda d: {"pytorch-lightning_version": "2", "state_dict": d, "hyper_parameters": {"lr": 1.0}, "loops": {}},
         lambda d: {"arch": "resnet18", "state_dict": d, "state_dict_ema": prefixed("module."), "metric": 1.0},
+        lambda d: {"resnet": d, "best_accuracy": torch.tensor(0.9)},
+        lambda d: {"checkpoint": {"weights_of_epoch": d, "epoch": 3}},
+        lambda d: [d, {"lr": 0.1}],
+        lambda d: {"history": ({"loss": 1.0}, {"loss": 0.5}), "model": {"state": d}},
+        lambda d: {"model": "resnet18", "params": d},
     ],
 )
 def test_nested_entries_are_found(wrap):
@@ -56,14 +62,46 @@ def test_raw_weights_come_before_ema_and_both_are_listed():
     ema = {name: tensor + 1 for name, tensor in PLAIN.items()}
     checkpoint = {"state_dict_ema": ema, "state_dict": PLAIN}
     assert_plain(state_dict_of(checkpoint))
-    assert weight_entries(checkpoint) == ["state_dict", "state_dict_ema"]
+    found = weights_of(checkpoint)
+    assert (found.entry, found.others) == ("state_dict", ("state_dict_ema",))
 
 
 def test_a_module_gives_its_state_dict():
     net = nn.Linear(2, 3)
-    found = state_dict_of({"model": net})
-    assert torch.equal(found["weight"], net.weight)
-    assert not found["weight"].requires_grad
+    found = weights_of({"model": net})
+    assert torch.equal(found.tensors["weight"], net.weight)
+    assert not found.tensors["weight"].requires_grad
+    assert (found.module, found.entry) == (net, "model")
+    assert weights_of({"model": net.state_dict()}).module is None
+
+
+@pytest.mark.parametrize(
+    ("beside", "name"),
+    [
+        ({"arch": "resnet18"}, "resnet18"),
+        ({"args": Namespace(model="vit_tiny", arch="other")}, "vit_tiny"),
+        ({"args": {"arch": "alexnet"}}, "alexnet"),
+        ({"model_name": " lenet5 "}, "lenet5"),
+        ({"arch": 3, "args": None}, ""),
+        ({"arch": "x" * 500}, ""),
+        ({}, ""),
+    ],
+)
+def test_the_name_that_a_training_script_left_is_read(beside, name):
+    assert weights_of({"state_dict": PLAIN, **beside}).arch == name
+
+
+def test_deep_and_doubled_nests_end():
+    doubled: object = [PLAIN]
+    for _ in range(100):
+        doubled = [doubled, doubled]
+    with pytest.raises(InputFileError, match="no weights"):
+        state_dict_of(doubled)
+
+
+def test_components_of_compilers_inside_a_name_are_dropped():
+    compiled = {name.replace("bn.", "bn._orig_mod."): tensor for name, tensor in PLAIN.items()}
+    assert_plain(state_dict_of(compiled))
 
 
 def test_counters_are_dropped():

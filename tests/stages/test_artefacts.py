@@ -69,10 +69,10 @@ def test_a_fresh_student_depends_on_the_seed_alone(finished: Any, ingested: RunD
     assert not torch.equal(first, artefacts.build_student(other, description).conv1.weight)
 
 
-def test_the_students_complexity_counts_weights_and_products(finished: Any, ingested: RunDir) -> None:
+def test_the_students_footprint_counts_weights_and_products(finished: Any, ingested: RunDir) -> None:
     description = artefacts.describe(ingested)
     student = artefacts.build_student(finished.recipe, description)
-    found = artefacts.student_complexity(finished.recipe, description)
+    found = artefacts.student_footprint(finished.recipe, description)
     assert found.parameters == sum(p.numel() for p in student.parameters())
     assert found.macs > found.parameters
     assert artefacts.student_head(student, toy.SHAPE) == "linear"

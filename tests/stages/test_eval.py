@@ -76,6 +76,39 @@ def test_a_folder_of_other_classes_is_refused(finished: Any, photos: Path, teach
         evaluation.load_images(run, photos / "class0")
 
 
+def test_folders_of_one_name_keep_their_own_records(
+    finished: Any, photos: Path, teacher_file: Path, tmp_path: Path
+) -> None:
+    run = copied(finished, teacher_file, tmp_path / "toy")
+    recipe = pipeline.open_recipe(run)
+    one, other = (tmp_path / name / "val" for name in ("a", "b"))
+    shutil.copytree(photos, one)
+    shutil.copytree(photos, other)
+    next(other.rglob("*.png")).unlink()
+    first, second = (evaluation.run(run, recipe, folder, Stop()) for folder in (one, other))
+    assert (first["data"], first["folder"], first["images"]) == ("val", str(one), 20)
+    assert second["data"].startswith("val-")
+    assert (second["folder"], second["images"]) == (str(other), 19)
+    kept = {path.name for path in run.stage("eval").iterdir()}
+    assert kept == {"val.json", f"{second['data']}.json"}
+    next(one.rglob("*.png")).unlink()  # other images, the same folder
+    for folder, name in ((one, "val"), (other, second["data"]), (one, "val")):
+        assert evaluation.run(run, recipe, folder, Stop())["data"] == name
+    (run.stage("eval") / "val.json").unlink()
+    assert evaluation.run(run, recipe, other, Stop())["data"] == second["data"], "a name once given stays"
+
+
+def test_the_same_images_elsewhere_replace_their_record(
+    finished: Any, photos: Path, teacher_file: Path, tmp_path: Path
+) -> None:
+    run = copied(finished, teacher_file, tmp_path / "toy")
+    shutil.copytree(photos, tmp_path / "moved" / photos.name)
+    for folder in (photos, tmp_path / "moved" / photos.name):
+        found = evaluation.run(run, pipeline.open_recipe(run), folder, Stop())
+        assert (found["data"], found["folder"]) == ("photos", str(folder))
+    assert [path.name for path in run.stage("eval").iterdir()] == ["photos.json"]
+
+
 def test_a_network_can_be_measured_while_distilling(photos: Path, teacher_file: Path, tmp_path: Path) -> None:
     """Artefacts are bit-identical with and without images; the curve is the only difference."""
     wanted = toy.toy_recipe(teacher_file, pixels={"normalize": "none"})

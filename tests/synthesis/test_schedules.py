@@ -20,6 +20,14 @@ def test_the_learning_rate_falls_as_half_a_cosine() -> None:
     assert rates == sorted(rates, reverse=True)
 
 
+def test_the_generator_may_decay_with_the_student() -> None:
+    table = GeneratorTable(lr=0.2, schedule="cosine")
+    rates = [schedules.generator_learning_rate(table, step, 100) for step in (0, 25, 50, 100)]
+    assert rates == pytest.approx([0.2, 0.2 * (1 + math.sqrt(0.5)) / 2, 0.1, 0.0])
+    constant = GeneratorTable(lr=0.2, schedule="constant")
+    assert schedules.generator_learning_rate(constant, 99, 100) == 0.2
+
+
 def test_the_warm_up_rises_linearly_to_the_peak_and_the_cosine_starts_there() -> None:
     table = UpdateTable(lr=0.2, warmup=0.1, schedule="cosine")
     rates = [schedules.learning_rate(table, step, 100) for step in range(100)]

@@ -1,0 +1,155 @@
+"""Compare every reading of a checkpoint with the architectures of the zoo, the user's code, or timm's models."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from edgekd.errors import InputFileError
+from edgekd.models import matching, outside, registry, views
+from edgekd.models import torchvision_zoo as zoo
+from edgekd.models.matching import Miss, Structure
+from edgekd.models.registry import ArchSpec
+from edgekd.models.stems import Shape
+from edgekd.models.views import View
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to read the checkpoint's names, and the architectures that it fits."""
+
+    view: View
+    weights: Mapping[str, Tensor]
+    dropped: bool
+    """Whether heads that only training runs were left out."""
+    structures: tuple[Structure, ...] = ()
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What comparing every reading with the known architectures gave."""
+
+    exact: Reading | None
+    mapped: Reading | None = None
+    """The reading that fits under the fewest other names."""
+    misses: tuple[Miss, ...] = ()
+    entangled: InputFileError | None = None
+    """Why a part of the file that fits is not taken."""
+    timed_out: bool = False
+
+
+_Comparison = Callable[[Mapping[str, Tensor]], list[Structure | Miss]]
+
+
+def find(
+    weights: Mapping[str, Tensor],
+    requested: ArchSpec | None,
+    input_shape: Shape | None,
+    classes: int | None,
+    hint: str,
+) -> Findings:
+    """Compare every reading with the architecture requested, or with the zoo and then with timm's models."""
+    findings = _search(weights, _comparison(requested, input_shape, classes))
+    if findings.exact is None and requested is None and outside.timm_is_installed():
+        findings = _search_timm(weights, input_shape, hint, findings)
+    return findings
+
+
+def plain(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return the weights in the plainest reading: all of them, without a common prefix."""
+    return next(_readings(weights)).weights
+
+
+def _comparison(requested: ArchSpec | None, input_shape: Shape | None, classes: int | None) -> _Comparison:
+    """Return what compares a reading of the weights: with the whole zoo, one architecture of it, or the user's code."""
+    if requested is not None and registry.is_custom(requested.name):
+        code = outside.Code(requested)
+        return lambda read: [code.fit(read, input_shape, classes)]
+
+    def with_zoo(read: Mapping[str, Tensor]) -> list[Structure | Miss]:
+        specs = matching.candidates(read) if requested is None else matching.variants(requested, read)
+        return [matching.fit(spec, read, input_shape, classes) for spec in specs]
+
+    return with_zoo
+
+
+def _search(weights: Mapping[str, Tensor], compare: _Comparison) -> Findings:
+    """Read the names in every way until one fits exactly."""
+    mapped: Reading | None = None
+    misses: list[Miss] = []
+    entangled: InputFileError | None = None
+    for reading in _readings(weights):
+        outcomes = compare(reading.weights)
+        structures = tuple(outcome for outcome in outcomes if isinstance(outcome, Structure))
+        exact = tuple(structure for structure in structures if not structure.mapping)
+        if exact:
+            problem = _entangled(reading.view, exact[0])
+            if problem is None:
+                return Findings(replace(reading, structures=exact))
+            entangled = entangled or problem
+        elif structures and not reading.view.left_out:
+            needed = min(len(structure.mapping) for structure in structures)
+            if mapped is None or needed < min(len(structure.mapping) for structure in mapped.structures):
+                mapped = replace(reading, structures=structures)
+        if not reading.view.left_out:
+            misses += [outcome for outcome in outcomes if isinstance(outcome, Miss)]
+    return Findings(None, mapped, tuple(misses), entangled)
+
+
+def _search_timm(weights: Mapping[str, Tensor], input_shape: Shape | None, hint: str, findings: Findings) -> Findings:
+    """Return `findings` with what timm's models add to them."""
+    deadline = time.monotonic() + outside.SEARCH_SECONDS
+    for reading in _readings(weights):
+        search = outside.search_timm(reading.weights, input_shape, deadline=deadline, hint=hint)
+        if search.structures:
+            entangled = _entangled(reading.view, search.structures[0])
+            if entangled is None:
+                return replace(findings, exact=replace(reading, structures=search.structures))
+            findings = replace(findings, entangled=findings.entangled or entangled)
+        if not search.complete:
+            return replace(findings, timed_out=True)
+    return findings
+
+
+def _readings(weights: Mapping[str, Tensor]) -> Iterator[Reading]:
+    for view in views.views(weights):
+        read = {ours: weights[theirs] for theirs, ours in view.names.items()}
+        yield Reading(view, *_without_auxiliary_heads(read))
+
+
+def _without_auxiliary_heads(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
+    """Leave out the heads that GoogLeNet and Inception v3 carry for training only."""
+    if "Mixed_5b.branch1x1.conv.weight" not in weights and "inception3a.branch1.conv.weight" not in weights:
+        return weights, False
+    prefixes = tuple(prefix for group in zoo.TRAINING_ONLY.values() for prefix in group)
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith(prefixes)}
+    return kept, len(kept) < len(weights)
+
+
+def _entangled(view: View, found: Structure) -> InputFileError | None:
+    """Return the error for a part of a file that fits beside others of unknown meaning."""
+    beside = views.beside(view)
+    root = view.part.removesuffix(".*")
+    rivals = [part for part in beside.copies if part.removesuffix(".*") not in views.WRAPPERS]
+    if view.part.endswith(".*") and root not in views.WRAPPERS and rivals:
+        return InputFileError(
+            f"The file holds several networks of the same names ({view.part}, {', '.join(rivals)}). Save the teacher's "
+            f"alone: {_save_part(root)}."
+        )
+    if beside.unknown:
+        return InputFileError(
+            f"The weights under {view.part} fit {found.spec}, but beside them stand others of unknown meaning: "
+            f"{matching.names(beside.unknown)}. If that part alone is the teacher, save it alone: {_save_part(root)}; "
+            "if not, give your own code with --arch package.module:factory."
+        )
+    return None
+
+
+def _save_part(root: str) -> str:
+    return (
+        f"torch.save({{k.removeprefix('{root}.'): v for k, v in state_dict.items() if k.startswith('{root}.')}}, "
+        "'weights.pt')"
+    )

@@ -1,0 +1,45 @@
+"""Read the weights a student is to start from, check that they fit it, and publish them for distillation.
+
+A run has this stage where `student.weights` names a file. The file may move away afterwards.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgekd import checkpoint, console, foreign
+from edgekd.errors import InputFileError
+from edgekd.models import initial, weights
+from edgekd.recipe import Recipe
+from edgekd.rundir import RunDir, sha256_file, write_json
+from edgekd.stages import artefacts
+from edgekd.stopping import Stop
+
+
+def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], stop: Stop) -> None:
+    """Publish init/: the tensors to start from, and which layers stay random."""
+    stop.raise_if_requested("reading the student's weights")
+    path = Path(recipe.student.weights)
+    if path.is_file():
+        run_dir.note_file(path, sha256_file(path))
+    found = read(path, recipe, artefacts.describe(run_dir))
+    if found.left_random:
+        console.say(f"init     left random: {', '.join(found.left_random)}")
+    with run_dir.publish("init") as (folder, record):
+        checkpoint.save_tensors(found.tensors, folder / "student.safetensors")
+        write_json(folder / "init.json", {"student": recipe.student.name, "left_random": list(found.left_random)})
+        record |= {"stage": "init", "version": 1, "key": key, "inputs": inputs}
+        record["recipe_slice"] = {"student": recipe.student.name, "weights": recipe.student.weights}
+
+
+def read(path: Path, recipe: Recipe, description: artefacts.Description) -> initial.Initial:
+    """Read a checkpoint without running anything of it, and fit its weights to the recipe's student."""
+    loaded = foreign.read_checkpoint(path, trust_pickle=None)
+    student = artefacts.build_student(recipe, description)
+    try:
+        return initial.fit(student, weights.state_dict_of(loaded), description.input_shape)
+    except InputFileError as error:
+        raise InputFileError(
+            f"{path} cannot start {recipe.student.name}: {error} Give its own weights with --student-weights, "
+            "or none with --set student.weights=."
+        ) from error

@@ -1,0 +1,62 @@
+"""What a network costs: counted exactly, except for the files, which are estimated and held against real ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgekd.deploy.onnx_export import export_fp32
+from edgekd.deploy.quantize import FLAVOURS, quantize_to
+from edgekd.deploy.ranges import collect_ranges
+from edgekd.errors import UsageError
+from edgekd.models import footprint, probe, registry
+
+
+class Extra(nn.Module):
+    """A linear layer and parameters that belong to no layer, as a transformer's position embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offsets = nn.Parameter(torch.zeros(1000))
+        self.linear = nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(torch.flatten(x, 1) + self.offsets[:10])
+
+
+def test_parameters_and_macs_are_the_probes() -> None:
+    net = registry.build("resnet8@0.5", input_shape=(3, 16, 16), classes=7, seed=0)
+    found, size = footprint.measure(net, (3, 16, 16)), probe.complexity(net, (3, 16, 16))
+    assert (found.parameters, found.macs) == (size.parameters, size.macs)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("resnet14@0.75", (1, 16, 16)), ("squeezenet", (3, 32, 32))])
+def test_the_estimates_are_within_a_tenth_of_exported_files(
+    name: str, shape: tuple[int, int, int], tmp_path: Path
+) -> None:
+    net, found = footprint.build(name, input_shape=shape, classes=10, seed=0)
+    fp32 = export_fp32(net, shape, tmp_path / "student.onnx")
+    assert found.fp32_bytes == pytest.approx(fp32.size_bytes, rel=0.1)
+    data = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0)).numpy()
+    ranges = collect_ranges(fp32.path, lambda: iter([data]))
+    int8 = quantize_to(fp32.path, tmp_path / "int8.onnx", FLAVOURS["cpu-x86"], ranges, "absmax")
+    assert found.int8_bytes == pytest.approx(int8.size_bytes, rel=0.1)
+
+
+def test_parameters_outside_of_layers_stay_float_in_both_files() -> None:
+    found, bare = (
+        footprint.measure(net, (1, 2, 5)) for net in (Extra(), nn.Sequential(nn.Flatten(), nn.Linear(10, 4)))
+    )
+    assert found.parameters == bare.parameters + 1000
+    assert found.fp32_bytes - bare.fp32_bytes == found.int8_bytes - bare.int8_bytes == 4000
+
+
+def test_a_network_that_does_not_take_the_image_is_refused_in_one_line() -> None:
+    with pytest.raises(UsageError, match="alexnet does not take 1x32x32 images: ") as caught:
+        footprint.build("alexnet", input_shape=(1, 32, 32), classes=10, seed=0)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match="vit_b_16"):
+        footprint.build("vit_b_16", input_shape=(3, 30, 30), classes=2, seed=0)

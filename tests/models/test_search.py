@@ -1,0 +1,116 @@
+"""Readings of a checkpoint's names against the zoo: parts unwrapped, one network of several, other names."""
+
+import pytest
+import torch
+
+from edgekd.errors import InputFileError
+from edgekd.models import registry
+from edgekd.models.teacher import infer, load, mapping_in_short, other_entries, weights_of
+
+
+@pytest.fixture(scope="module")
+def net():
+    return registry.build("resnet18", input_shape=(3, 32, 32), classes=10, seed=0).eval()
+
+
+@pytest.fixture(scope="module")
+def plain(net):
+    return {name: t for name, t in net.state_dict().items() if not name.endswith("num_batches_tracked")}
+
+
+def under(prefix, weights, shift=0.0):
+    return {f"{prefix}{name}": tensor + shift for name, tensor in weights.items()}
+
+
+def assert_is(found, net):
+    assert str(found.arch) == "resnet18"
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(load(found)(images), net(images))
+
+
+def split(weights, head="fc."):
+    return {name.replace("fc.", head) if "fc." in name else f"backbone.{name}": t for name, t in weights.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda w: under("resnet.", w),
+        lambda w: under("model.0.", w),
+        split,
+        lambda w: split(w, "head.fc."),
+        lambda w: under("model.", split(w)),
+        lambda w: under("module.", under("model.", split(w))),
+        lambda w: {name.replace("layer2.", "layer2.module."): tensor for name, tensor in w.items()},
+        lambda w: {name.replace("layer3.", "layer3._orig_mod."): tensor for name, tensor in w.items()},
+    ],
+)
+def test_wrapped_parts_need_no_consent(net, plain, wrap):
+    found = infer(weights_of(wrap(plain)).tensors)
+    assert_is(found, net)
+    assert dict(found.mapping) == {}
+
+
+@pytest.mark.parametrize(
+    ("wrap", "value"),
+    [
+        (lambda w: {**under("model.", w), **under("ema.", w, 1.0)}, "model.*, not ema.*"),
+        (lambda w: {**under("ema_model.module.", w, 1.0), **under("model.module.", w)}, "model.*, not ema_model.*"),
+        (lambda w: {**w, **under("ema.", w, 1.0)}, "all but ema.*, not ema.*"),
+        (lambda w: {**under("teacher.", w, 1.0), **under("student.", w)}, "student.*, not teacher.*"),
+        (lambda w: {**under("model.", split(w)), **under("ema.", split(w), 1.0)}, "model.*, not ema.*"),
+    ],
+)
+def test_of_two_copies_the_raw_one_is_taken_and_named(net, plain, wrap, value):
+    found = infer(weights_of(wrap(plain)).tensors)
+    assert_is(found, net)
+    assert {a.what: a.value for a in found.assumptions}["weights"] == value
+
+
+def test_copies_that_nothing_tells_apart_are_refused(plain):
+    with pytest.raises(InputFileError, match=r"several networks of the same names \(first\.\*, second\.\*\)"):
+        infer({**under("first.", plain), **under("second.", plain)})
+
+
+def test_losses_and_normalisations_beside_the_network_are_left_out_and_named(net, plain):
+    moments = {"normalize.mean": torch.tensor([0.5, 0.25, 0.125]), "normalize.std": torch.tensor([0.1, 0.2, 0.3])}
+    found = infer({**under("model.", plain), "criterion.weight": torch.ones(10), **moments})
+    assert_is(found, net)
+    flags = {a.what: (a.value, a.flag) for a in found.assumptions}
+    assert flags["criterion.weight"][0] == "left out"
+    assert flags["pixel normalisation inside the network"][1] == "--mean 0.5,0.25,0.125 --std 0.1,0.2,0.3"
+
+
+def test_a_network_beside_parts_of_unknown_meaning_is_refused_with_the_way_on(plain):
+    with pytest.raises(InputFileError) as caught:
+        infer({**under("model.", plain), "decoder.weight": torch.ones(3, 3)})
+    message = str(caught.value)
+    assert "under model.* fit resnet18" in message
+    assert "decoder.weight" in message
+    assert "k.startswith('model.')" in message
+
+
+def test_the_shortest_mapping_is_shown_in_full(net, plain):
+    renamed = {name.replace("downsample", "shortcut"): t for name, t in split(plain, "linear.").items()}
+    with pytest.raises(InputFileError) as caught:
+        infer(renamed)
+    assert "under other names: shortcut -> downsample (6 layers), linear -> fc." in str(caught.value)
+    assert "backbone" not in str(caught.value)
+    assert_is(infer(renamed, accept_mapping=True), net)
+
+
+def test_a_mapping_in_short_names_each_difference_once():
+    mapping = {f"layer{i}.shortcut.0.{role}": f"layer{i}.downsample.0.{role}" for i in range(3) for role in "wb"}
+    assert mapping_in_short({**mapping, "linear.weight": "fc.weight", "x.norm.1.bias": "x.norm1.bias"}) == [
+        "shortcut -> downsample (3 layers)",
+        "linear -> fc",
+        "norm.1 -> norm1",
+    ]
+
+
+def test_further_entries_of_the_file_are_named(plain):
+    assumed = other_entries(weights_of({"state_dict": plain, "state_dict_ema": dict(plain)}))
+    assert [(a.what, a.value) for a in assumed] == [("weights", "state_dict, not state_dict_ema")]
+    assert "torch.load(FILE)['state_dict_ema']" in assumed[0].flag
+    assert other_entries(weights_of({"state_dict": plain})) == ()

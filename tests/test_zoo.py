@@ -1,0 +1,139 @@
+"""Every student of the zoo is distilled for a step, selected and exported; its file keeps its answers.
+
+Depth and width repeat blocks, so the default tests export the smallest network of each kind on 16x16 pixels and only
+train the others; the slow ones take each network through everything, from digits to 224 pixels.
+"""
+
+from __future__ import annotations
+
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import toy
+from edgekd import checkpoint, recipe
+from edgekd.deploy.graph import read_model
+from edgekd.deploy.onnx_export import export_fp32
+from edgekd.deploy.parity import TOLERANCE_FP32, check_parity
+from edgekd.models import registry, torchvision_zoo
+from edgekd.models.registry import ArchSpec
+from edgekd.recipe import Recipe
+from edgekd.rundir import RunDir
+from edgekd.stages import artefacts
+
+SMALLEST = {
+    "lenet5-half": "lenet5-half",
+    "resnet8": "resnet8@0.25",
+    "wrn-16-1": "wrn-10-1",
+    "mobilenetv2": "mobilenetv2@0.1",
+    "mobilenetv3-small": "mobilenetv3-small@0.1",
+    "mobilenetv3-large": "mobilenetv3-large@0.1",
+    "shufflenetv2": "shufflenetv2@0.5",
+    "squeezenet": "squeezenet",
+    "mnasnet": "mnasnet@0.1",
+    "efficientnet-b0": "efficientnet-b0",
+    "regnet-y-400mf": "regnet-y-400mf",
+    "resnet18": "resnet18",
+}
+"""The smallest network of each kind; the other students of the zoo are longer or wider."""
+
+SHAPES = ((1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 224, 224))
+Shape = tuple[int, int, int]
+
+
+@pytest.fixture(scope="module")
+def ingested(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return a function that makes a run with a teacher for an input shape, once."""
+
+    @cache
+    def at(shape: Shape) -> tuple[RunDir, Path]:
+        folder = tmp_path_factory.mktemp("zoo")
+        teacher = toy.write_teacher(folder / "teacher.pt", shape)
+        return toy.advance(folder / "run", one_step(teacher, shape, toy.STUDENT), ("ingest",)), teacher
+
+    return at
+
+
+def one_step(teacher: Path, shape: Shape, student: str) -> Recipe:
+    """Return a recipe of a single step on four images, whose generator and VAE are tiny."""
+    method = {
+        "steps": 1,
+        "generator": {"warmup": 0},
+        "student": {"batch_size": 4},
+        "replay": {"batch_size": 2},
+        "vae": {"novel": 2, "rehearsed": 2},
+    }
+    changes = {
+        "teacher": {"input": "x".join(map(str, shape))},
+        "student": {"name": student},
+        "select": {"reestimate_batches": 0},
+    }
+    return recipe.with_changes(toy.toy_recipe(teacher, precision="fp32", method=method), changes)
+
+
+def distilled(student: str, shape: Shape, ingested: Any, folder: Path, stages: tuple[str, ...]) -> RunDir:
+    """Take a student through stages after ingest, and check that its one step taught it something."""
+    run, teacher = ingested(shape)
+    shutil.copytree(run.path, folder / "run")
+    run = toy.advance(folder / "run", one_step(teacher, shape, student), stages)
+    states = [
+        checkpoint.unflatten(checkpoint.load_tensors(path), {})["student"]
+        for path in sorted(run.stage("distill").glob("checkpoints/step-*/state.safetensors"))
+    ]
+    before, after = states
+    network = artefacts.build_student(one_step(teacher, shape, student), artefacts.describe(run))
+    weights = [name for name, value in network.named_parameters() if value.ndim > 1]
+    still = [name for name in weights if torch.equal(before[name], after[name])]
+    assert not still, f"{student} did not learn {still}"
+    assert all(value.isfinite().all() for value in after.values())
+    return run
+
+
+def check_export(run: RunDir, file: Path) -> None:
+    """Export the selected student; check the opset that was reached, and that the file gives its answers."""
+    student, shape = artefacts.student_network(run), artefacts.describe(run).input_shape
+    export_fp32(student, shape, file)
+    model = read_model(file)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 17)]
+    assert model.ir_version == 8
+    left = {node.op_type for node in model.graph.node} & {"Split", "ReduceMean"}
+    assert not left, f"TensorRT 8 misreads {left} of this opset"
+    samples = np.concatenate([batch.numpy() for batch in artefacts.ReplaySource(run).batches("zoo", 16)])
+    with torch.no_grad():
+        answers = student(torch.from_numpy(samples)).numpy()
+    assert np.ptp(answers, axis=0).max() > 0, "equal answers would compare nothing"
+    parity = check_parity(file, samples, answers, TOLERANCE_FP32)
+    assert parity.passed, parity
+
+
+def test_each_kind_of_student_has_its_smallest() -> None:
+    def kind(text: str) -> object:
+        return registry.family_of(ArchSpec.parse(text).name).make
+
+    assert {kind(text) for text in SMALLEST.values()} == {kind(name) for name in registry.student_names()}
+    assert all(kind(text) == kind(name) for name, text in SMALLEST.items())
+    assert {*torchvision_zoo.EARLY_DOWNSAMPLINGS, "resnet18"} <= set(SMALLEST), "blocks of their own"
+
+
+@pytest.mark.parametrize("student", SMALLEST.values(), ids=SMALLEST)
+def test_each_kind_of_student_is_distilled_and_exported(student: str, ingested: Any, tmp_path: Path) -> None:
+    run = distilled(student, (1, 16, 16), ingested, tmp_path, ("distill", "select"))
+    check_export(run, tmp_path / "student.onnx")
+
+
+@pytest.mark.parametrize("student", [name for name in registry.student_names() if name not in SMALLEST])
+def test_the_longer_and_wider_students_are_distilled(student: str, ingested: Any, tmp_path: Path) -> None:
+    distilled(student, (1, 16, 16), ingested, tmp_path, ("distill",))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+@pytest.mark.parametrize("student", registry.student_names())
+def test_every_student_is_distilled_and_exported(student: str, shape: Shape, ingested: Any, tmp_path: Path) -> None:
+    run = distilled(student, shape, ingested, tmp_path, ("distill", "select"))
+    check_export(run, tmp_path / "student.onnx")
