@@ -8,8 +8,9 @@ import importlib.util
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -123,19 +124,32 @@ def timm_is_installed() -> bool:
     return importlib.util.find_spec("timm") is not None
 
 
-def search_timm(weights: Mapping[str, Tensor], input_shape: Shape | None, *, deadline: float, hint: str = "") -> Search:
-    """Find timm's models with exactly these names and shapes, until `deadline` (of `time.monotonic`).
+def timm_alike(weights: Mapping[str, Tensor], hint: str = "") -> tuple[str, ...]:
+    """Return the timm models whose first and last layers are among the weights, `hint` first."""
+    ranks = {name: tensor.ndim for name, tensor in weights.items()}
+    found = []
+    for name in sorted(_timm().list_models(), key=lambda name: name != hint):
+        ends = _ends(name)
+        needed = [f"{layer}.weight" for layer in (*ends.first, *ends.heads)]
+        if ends.heads and all(ranks.get(layer, 0) >= 2 for layer in needed):
+            found.append(name)
+    return tuple(found)
 
-    Only models whose first and last layers are there are built, without memory, and only as far as their weights
-    have shapes of the checkpoint. `hint` is looked at first.
+
+def search_timm(
+    names: tuple[str, ...], weights: Mapping[str, Tensor], input_shape: Shape | None, *, deadline: float
+) -> Search:
+    """Find those of timm's models that have exactly these names and shapes, until `deadline` (of `time.monotonic`).
+
+    They are built without memory, and only as far as their weights have shapes of the checkpoint.
     """
     theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    alike = list(_with_these_ends(theirs, hint))
     found: list[Structure] = []
     for forgiven in _FORGIVEN:
-        for name, ends in alike:
+        for name in names:
             if time.monotonic() > deadline:
                 return Search(tuple(found), complete=False)
+            ends = _ends(name)
             classes = theirs[f"{ends.heads[0]}.weight"][0]
             channels = theirs[f"{ends.first[0]}.weight"][1] if ends.first else 3
             if classes < 2 or channels < 1 or (input_shape is not None and input_shape[0] != channels):
@@ -148,14 +162,6 @@ def search_timm(weights: Mapping[str, Tensor], input_shape: Shape | None, *, dea
     return Search(tuple(found), complete=True)
 
 
-def _with_these_ends(theirs: Shapes, hint: str) -> Iterator[tuple[str, _Ends]]:
-    for name in sorted(_timm().list_models(), key=lambda name: name != hint):
-        ends = _ends(name)
-        needed = [f"{layer}.weight" for layer in (*ends.first, *ends.heads)]
-        if ends.heads and all(len(theirs.get(layer, ())) >= 2 for layer in needed):
-            yield name, ends
-
-
 def _timm() -> Any:
     try:
         return importlib.import_module("timm")
@@ -163,6 +169,7 @@ def _timm() -> Any:
         raise MachineError(f"timm is installed but cannot be imported ({error}); mend or remove it.") from error
 
 
+@cache
 def _ends(name: str) -> _Ends:
     config = _timm().get_pretrained_cfg(name)
     if config is None:

@@ -102,8 +102,13 @@ def _search(weights: Mapping[str, Tensor], compare: _Comparison) -> Findings:
 def _search_timm(weights: Mapping[str, Tensor], input_shape: Shape | None, hint: str, findings: Findings) -> Findings:
     """Return `findings` with what timm's models add to them."""
     deadline = time.monotonic() + outside.SEARCH_SECONDS
+    searched: set[tuple[str, ...]] = set()
     for reading in _readings(weights):
-        search = outside.search_timm(reading.weights, input_shape, deadline=deadline, hint=hint)
+        alike = outside.timm_alike(reading.weights, hint)
+        if alike in searched:
+            continue  # the same first and last layers: what this reading unwraps lies between them
+        searched.add(alike)
+        search = outside.search_timm(alike, reading.weights, input_shape, deadline=deadline)
         if search.structures:
             entangled = _entangled(reading.view, search.structures[0])
             if entangled is None:

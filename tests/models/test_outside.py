@@ -205,7 +205,10 @@ def test_models_that_answer_otherwise_are_ambiguous_unless_the_file_names_one():
 @needs_timm
 def test_the_search_is_bounded(monkeypatch):
     weights = timm_net("ghostnet_100", num_classes=4).state_dict()
-    found = outside.search_timm(weights, None, deadline=time.monotonic() - 1)
+    alike = outside.timm_alike(weights)
+    assert "ghostnet_100" in alike
+    assert "resnet18" not in alike
+    found = outside.search_timm(alike, weights, None, deadline=time.monotonic() - 1)
     assert (found.structures, found.complete) == ((), False)
     monkeypatch.setattr(outside, "SEARCH_SECONDS", -1.0)
     with pytest.raises(InputFileError, match="search of timm's models stopped"):
