@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import shlex
 import subprocess
@@ -11,31 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import Result
 from PIL import Image
-from typer.testing import CliRunner
 
 import toy
-from edgekd import cli, recipe
-from edgekd.errors import EdgekdError
+from edgekd import recipe
 from edgekd.rundir import RunDir
 
 SMALL = ("--set=method.student.batch_size=16", "--set=method.vae.novel=8", "--set=select.samples=64")
 """Batches and samples of a distillation that takes a second."""
-
-
-class Result:
-    """Exit code, stdout and stderr of one command run inside this process."""
-
-    def __init__(self, *arguments: object) -> None:
-        ran = CliRunner().invoke(cli.app, [str(a) for a in arguments])
-        self.stdout, self.stderr, self.exit_code = ran.stdout, ran.stderr, ran.exit_code
-        if isinstance(ran.exception, EdgekdError):
-            self.exit_code, self.stderr = ran.exception.exit_code, self.stderr + str(ran.exception)
-        elif ran.exception is not None and not isinstance(ran.exception, SystemExit):
-            raise ran.exception
-
-    def json(self) -> Any:
-        return json.loads(self.stdout)
 
 
 @pytest.fixture

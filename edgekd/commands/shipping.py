@@ -34,7 +34,8 @@ def export(name: str, flags: Changes, options: Options) -> None:
     if options.json:
         console.print_json({"run": run.name, "size_bytes": files, "agreement": chain})
     else:
-        rows = [(link, f"{value['share']:.2%}", str(value["clear"])) for link, value in chain.items()]
+        shares = {link: "–" if value["share"] is None else f"{value['share']:.2%}" for link, value in chain.items()}
+        rows = [(link, share, str(chain[link]["clear"])) for link, share in shares.items()]
         console.print_table(("synthetic agreement (not accuracy)", "same answer", "decided samples"), rows)
     sizes = ", ".join(f"{file} {size / 1000:.0f} kB" for file, size in files.items())
     console.closing(f"{folder}/", sizes, f"edgekd bench {typed(run)}")

@@ -6,6 +6,7 @@ and after on held-out samples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ class Quality:
     """How an INT8 file answers on held-out samples.
 
     `loss` is the mean squared error of the logits, each sample's mean shift removed (it changes no answer),
-    over their variance in float32: the inverse of the signal-to-noise ratio.
+    over their variance in float32: the inverse of the signal-to-noise ratio. Logits that are not finite lose infinity.
     """
 
     loss: float
@@ -36,7 +37,7 @@ class Quality:
 
     def to_json(self) -> dict[str, Any]:
         """Return the loss and the agreement."""
-        return {"loss": self.loss, "agreement": self.agreement.to_json()}
+        return {"loss": _number(self.loss), "agreement": self.agreement.to_json()}
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,14 @@ class HeldOut:
     def measure(self, model: Path | ModelProto, flavour: Flavour) -> Quality:
         """Run an INT8 model of a flavour in ONNX Runtime on the CPU and compare it with the reference."""
         found = all_logits(model, self.batches(), as_written=flavour.for_tensorrt)
+        agreed = agreement(self.reference, found, self.tolerance)
+        if not np.isfinite(found).all():
+            return Quality(math.inf, agreed)
         error = (found - self.reference).astype(np.float64)
         error -= error.mean(axis=1, keepdims=True)
         signal = self.reference - self.reference.mean(axis=1, keepdims=True, dtype=np.float64)
         loss = float(np.mean(error**2) / max(float(np.mean(signal**2)), np.finfo(np.float64).tiny))
-        return Quality(loss, agreement(self.reference, found, self.tolerance))
+        return Quality(loss, agreed)
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def choose_ranges(source: Path | ModelProto, flavour: Flavour, ranges: Ranges, h
     plans = {method: Plan(model, flavour, ranges, method) for method in METHODS}
     found = {method: held_out.measure(plan.build(), flavour) for method, plan in plans.items()}
     best = min(METHODS, key=lambda method: found[method].loss)
-    losses = {method: quality.loss for method, quality in found.items()}
+    losses = {method: _number(quality.loss) for method, quality in found.items()}
     details = {"method": best, "losses": losses}
     return Remedy("ranges", plans[best], found["absmax"], found[best], True, details)
 
@@ -148,8 +152,13 @@ def leave_worst_in_float(
         quality = held_out.measure(candidate.build(), plan.flavour)
         if (quality.agreement.share, -quality.loss) > (after.agreement.share, -after.loss):
             best, after = candidate, quality
-    left = {node: sensitivity[node] for node in best.float_nodes if node in sensitivity}
+    left = {node: _number(sensitivity[node]) for node in best.float_nodes if node in sensitivity}
     return Remedy("worst layers in float", best, before, after, best is not plan, {"left_in_float": left})
+
+
+def _number(loss: float) -> float | None:
+    """Return a loss as JSON can hold it: infinity is None."""
+    return loss if math.isfinite(loss) else None
 
 
 def _growing(limit: int) -> list[int]:

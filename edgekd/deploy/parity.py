@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,9 +33,22 @@ class Parity:
         """Return whether all logits are within the tolerance and every clear answer is the same."""
         return self.max_difference <= self.tolerance and self.wrong_answers == 0
 
-    def to_json(self) -> dict[str, float | int | bool]:
-        """Return all numbers and the verdict under their own names."""
-        return {**asdict(self), "passed": self.passed}
+    @property
+    def problem(self) -> str | None:
+        """Return what keeps the file from passing, if anything does."""
+        if self.passed:
+            return None
+        if not math.isfinite(self.max_difference):
+            return "answers NaN or infinity, as half precision does where its range is exceeded"
+        return (
+            f"differs from the student by {self.max_difference:.2g} of the logit range (allowed {self.tolerance:g}) "
+            f"and in {self.wrong_answers} clear answers"
+        )
+
+    def to_json(self) -> dict[str, float | int | bool | str | None]:
+        """Return all numbers and the verdict under their own names; a difference without limit is None."""
+        difference = self.max_difference if math.isfinite(self.max_difference) else None
+        return {**asdict(self), "max_difference": difference, "passed": self.passed, "reason": self.problem}
 
 
 def relative_margins(logits: NDArray[np.float32]) -> NDArray[np.float64]:

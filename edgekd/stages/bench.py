@@ -74,12 +74,13 @@ def _measure(jobs: list[Job], settings: Settings, stop: Stop) -> Comparison:
 
 
 def agreements(run_dir: RunDir) -> dict[str, float] | None:
-    """Return the synthetic agreement of each file with the student, from export's agreement chain."""
+    """Return the synthetic agreement of each file with the student, where export's chain knows it."""
     path = run_dir.stage("export") / "agreement.json"
     if not path.is_file():
         return None
     chain = read_json(path)["chain"]
-    return {link.split(" -> ")[1]: value["share"] for link, value in chain.items() if link.endswith(".onnx")}
+    shares = {link.split(" -> ")[1]: value["share"] for link, value in chain.items() if link.endswith(".onnx")}
+    return {file: share for file, share in shares.items() if share is not None}
 
 
 def _samples(comparison: Comparison) -> dict[str, Any]:

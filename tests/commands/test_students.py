@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from command import Result
 
 import toy
-from edgekd import cli, recipe
+from edgekd import recipe
 from edgekd.deploy.measurement import Settings
-from edgekd.errors import EdgekdError
 from edgekd.models import registry
 from edgekd.recipe import Recipe
 from edgekd.rundir import RunDir
@@ -25,21 +22,6 @@ SMALL = (
     *("--set=method.student.batch_size=8", "--set=method.vae.novel=4", "--set=select.samples=64"),
 )
 """A distillation of a second. Of the zoo only lenet5-half has fewer MACs than the toy teacher on 8x8 pixels."""
-
-
-class Result:
-    """Exit code, stdout and stderr of one command run inside this process."""
-
-    def __init__(self, *arguments: object) -> None:
-        ran = CliRunner().invoke(cli.app, [str(a) for a in arguments])
-        self.stdout, self.stderr, self.exit_code = ran.stdout, ran.stderr, ran.exit_code
-        if isinstance(ran.exception, EdgekdError):
-            self.exit_code, self.stderr = ran.exception.exit_code, self.stderr + str(ran.exception)
-        elif ran.exception is not None and not isinstance(ran.exception, SystemExit):
-            raise ran.exception
-
-    def json(self) -> Any:
-        return json.loads(self.stdout)
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from pathlib import Path
@@ -12,12 +11,10 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from command import Result
 from torch import nn
-from typer.testing import CliRunner
 
 import toy
-from edgekd import cli
-from edgekd.errors import EdgekdError
 from edgekd.models import registry
 from edgekd.rundir import Record, RunDir, read_json, sha256_file
 
@@ -40,24 +37,6 @@ class Small(nn.Module):
 def pixelwise():
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 1))
 """
-
-
-class Result:
-    """Exit code, stdout and stderr of one command run inside this process."""
-
-    def __init__(self, *arguments: object) -> None:
-        ran = CliRunner().invoke(cli.app, [str(a) for a in arguments])
-        self.stdout, self.stderr, self.exit_code = ran.stdout, ran.stderr, ran.exit_code
-        if isinstance(ran.exception, EdgekdError):
-            self.exit_code, self.stderr = ran.exception.exit_code, self.stderr + str(ran.exception)
-        elif ran.exception is not None and not isinstance(ran.exception, SystemExit):
-            raise ran.exception
-
-    def json(self) -> Any:
-        return json.loads(self.stdout)
-
-    def line(self, word: str) -> str:
-        return next(line for line in self.stderr.splitlines() if line.startswith(f"{word} "))
 
 
 @pytest.fixture

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from onnx import numpy_helper
 from small_nets import Student
 
+from edgekd.deploy import int8
 from edgekd.deploy.graph import read_model
 from edgekd.deploy.int8 import HeldOut, Plan, choose_ranges, layer_sensitivity, leave_worst_in_float
 from edgekd.deploy.ort_session import all_logits
@@ -91,3 +94,17 @@ def test_weights_are_not_touched_by_measuring(student: Student) -> None:
     layer_sensitivity(plan, student.held_out)
     assert plan.source.SerializeToString(deterministic=True) == before
     assert all(numpy_helper.to_array(tensor).dtype != np.int8 for tensor in plan.source.graph.initializer)
+
+
+def test_logits_that_are_not_finite_lose_everything_and_are_written_as_such(
+    student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = student.held_out.reference.copy()
+    broken[0, 0] = np.inf
+    monkeypatch.setattr(int8, "all_logits", lambda *_, **__: broken)
+    found = choose_ranges(student.path, X86, student.ranges, student.held_out)
+    assert found.after.loss == np.inf
+    assert found.after.agreement.same < found.after.agreement.clear
+    written = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert written["after"]["loss"] is None
+    assert set(written["losses"].values()) == {None}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from onnx import numpy_helper
@@ -19,6 +21,7 @@ def test_difference_is_relative_to_the_range_of_all_logits() -> None:
     assert parity.max_difference == pytest.approx(0.005, rel=1e-4)
     assert (parity.samples, parity.logit_range, parity.wrong_answers) == (3, 10.0, 0)
     assert parity.passed
+    assert parity.to_json()["reason"] is None
     assert not compare_logits(REFERENCE, found, 0.004).passed
 
 
@@ -43,6 +46,9 @@ def test_logits_that_are_not_finite_never_pass(value: float) -> None:
     parity = compare_logits(REFERENCE, found, 0.5)
     assert parity.max_difference == np.inf
     assert not parity.passed
+    written = json.loads(json.dumps(parity.to_json(), allow_nan=False))
+    assert (written["max_difference"], written["passed"]) == (None, False)
+    assert "NaN or infinity" in written["reason"]
     with pytest.raises(ValueError, match="finite"):
         compare_logits(found, REFERENCE, 0.5)
 
@@ -61,3 +67,4 @@ def test_a_changed_weight_fails_parity(student: Student) -> None:
     parity = check_parity(model, student.fresh, reference, TOLERANCE_FP32)
     assert not parity.passed
     assert parity.to_json()["passed"] is False
+    assert str(parity.to_json()["reason"]).startswith("differs from the student by")

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
+from command import Result
 
 import toy
 from edgekd.deploy import ort_session, qdq_check
 from edgekd.deploy.ranges import Range, Ranges
 from edgekd.errors import GateError, UsageError
 from edgekd.rundir import Record, RunDir
-from edgekd.stages import artefacts, export
+from edgekd.stages import artefacts, bench, export
 
 ALL = {"int8": True, "target": "all"}
 
@@ -113,6 +117,75 @@ def test_a_file_that_differs_from_the_student_is_not_published(
     with pytest.raises(GateError, match=r"student\.fp16\.onnx differs"):
         export.refuse_failures(run)
     assert files(run) == {"student.fp32.onnx"}
+
+
+@pytest.fixture(scope="module")
+def selected(teacher_file: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    folder = tmp_path_factory.mktemp("selected") / "runs" / "toy"
+    return toy.advance(folder, toy.toy_recipe(teacher_file), ("ingest", "distill", "select"))
+
+
+def with_student(patch: pytest.MonkeyPatch, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Let export find a student whose weights were changed."""
+    real = artefacts.student_network
+
+    def changed(run: RunDir) -> torch.nn.Module:
+        network = real(run)
+        change(network.state_dict())
+        return network
+
+    patch.setattr(artefacts, "student_network", changed)
+
+
+def beyond_half_precision(state: dict[str, torch.Tensor]) -> None:
+    """Scale what flows through the network, not what comes out of it."""
+    for name in ("bn1.weight", "bn1.bias", "layer1.0.bn2.weight", "layer1.0.bn2.bias"):
+        state[name] *= 1e3
+    state["linear.weight"] /= 1e6
+
+
+def undecided(state: dict[str, torch.Tensor]) -> None:
+    """Give every class the same logit."""
+    state["linear.weight"][:] = state["linear.weight"][0]
+    state["linear.bias"][:] = 0
+
+
+def test_half_precision_that_overflows_is_a_gate_that_failed(
+    selected: RunDir, teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_student(monkeypatch, beyond_half_precision)
+    wanted = toy.toy_recipe(teacher_file, export={"int8": True, "target": "tensorrt"})
+    run = toy.advance(Path(shutil.copytree(selected.path, tmp_path / "toy")), wanted, ("export",))
+    with pytest.raises(GateError, match=r"student\.fp16\.onnx answers NaN or infinity"):
+        export.refuse_failures(run)
+    assert files(run) >= {"student.fp32.onnx", "student.int8-trt.onnx"}
+    assert "student.fp16.onnx" not in files(run)
+    found = json.loads((run.stage("export") / "parity.json").read_text())["student.fp16.onnx"]
+    assert (found["passed"], found["max_difference"]) == (False, None)
+    assert "infinity" in found["reason"]
+
+
+def test_a_student_near_ties_costs_only_the_files_that_need_its_answers(
+    selected: RunDir, teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_student(monkeypatch, undecided)
+    wanted = toy.toy_recipe(teacher_file, export={"int8": True})
+    run = toy.advance(Path(shutil.copytree(selected.path, tmp_path / "runs" / "toy")), wanted, ("export",))
+    assert files(run) == {"student.fp32.onnx", "student.fp16.onnx"}
+    with pytest.raises(
+        GateError, match=r"int8-cpu-x86\.onnx: none of 64 samples .*; student\.int8-cpu-arm\.onnx: none"
+    ):
+        export.refuse_failures(run)
+    report = json.loads((run.stage("export") / "agreement.json").read_text())
+    assert report["chain"]["student -> student.fp32.onnx"]["share"] is None
+    assert report["chain"]["teacher -> student"]["share"] is not None
+    assert "none of 64 samples" in report["int8"]["student.int8-cpu-x86.onnx"]["reason"]
+    assert bench.agreements(run) == {}
+    monkeypatch.chdir(tmp_path)
+    shown = Result("export", "toy", "--no-int8")
+    assert shown.exit_code == 0, shown.stderr
+    row = next(line for line in shown.stdout.splitlines() if line.startswith("student -> student.fp32.onnx"))
+    assert row.split()[-2:] == ["–", "0"]
 
 
 def test_uint8_input_takes_pixels(teacher_file: Path, tmp_path: Path) -> None:
