@@ -8,7 +8,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
@@ -99,9 +99,9 @@ class ExportTable(Table):
 class BenchTable(Table):
     """How latency is measured."""
 
-    batch: tuple[int, ...] = (1,)
+    batch: tuple[Annotated[int, Field(ge=1)], ...] = Field((1,), min_length=1)
     """Batch sizes."""
-    threads: tuple[int, ...] = (1,)
+    threads: tuple[Annotated[int, Field(ge=1)], ...] = Field((1,), min_length=1)
     """Intra-op threads of the runtime."""
     rounds: int = Field(10, ge=2)
     """Rounds, interleaved over the artefacts."""

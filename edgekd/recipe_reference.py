@@ -6,7 +6,7 @@ import inspect
 import json
 import sys
 from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -96,13 +96,13 @@ def _docstring(table: type[Table], path: str) -> str:
 
 def _kind(field: FieldInfo) -> str:
     """Return a field's type in words, with its bounds."""
-    bounds = [
-        f"{sign} {getattr(bound, name):g}"
-        for bound in field.metadata
-        for name, sign in _BOUNDS.items()
-        if hasattr(bound, name)
-    ]
-    return " ".join([_type(field.annotation), ", ".join(bounds)]).strip()
+    return f"{_type(field.annotation)} {_bounds(field.metadata)}".strip()
+
+
+def _bounds(rules: list[Any]) -> str:
+    """Return the bounds of a number among a field's rules: `≥ 0, < 1`."""
+    found = [(sign, getattr(rule, name)) for rule in rules for name, sign in _BOUNDS.items() if hasattr(rule, name)]
+    return ", ".join(f"{sign} {bound:g}" for sign, bound in found)
 
 
 def _type(kind: Any) -> str:
@@ -112,7 +112,9 @@ def _type(kind: Any) -> str:
     if get_origin(kind) is not tuple:
         return _NAMES[kind]
     if parts[-1] is ...:
-        return f"list of {_type(parts[0])}" + ("s" if parts[0] in _NAMES else "")
+        item, *fields = get_args(parts[0]) if get_origin(parts[0]) is Annotated else (parts[0],)
+        each = _type(item) + ("s" if item in _NAMES else "")
+        return " ".join([f"list of {each}", *(_bounds(field.metadata) for field in fields)])
     return f"[{', '.join(_type(part) for part in parts)}]"
 
 
