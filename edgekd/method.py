@@ -153,6 +153,19 @@ class VaeTable(Table):
     """Share of reconstructions that must keep the teacher's answer before replay begins; 0 opens at once."""
 
 
+class ConsolidationTable(Table):
+    """The end of a run, when generator and VAE rest and the student alone learns what they can show."""
+
+    start: float = Field(1.0, ge=0, le=1)
+    """Fraction of the steps at which it begins; 1 leaves it out, as published methods do."""
+    loss: Literal["l1", "kl"] = "kl"
+    """Distance of logits from then on."""
+    temperature: float = Field(1.0, gt=0)
+    """Temperature of kl from then on."""
+    lr: float = Field(2e-3, gt=0)
+    """The student's learning rate at its beginning; it falls by half a cosine to 0."""
+
+
 class HealthTable(Table):
     """When a run is called sick, and what is done (docs/method.md, "health")."""
 
@@ -185,6 +198,7 @@ class MethodTable(Table):
     student: UpdateTable = UpdateTable()
     replay: ReplayTable = ReplayTable()
     vae: VaeTable = VaeTable()
+    consolidation: ConsolidationTable = ConsolidationTable()
     health: HealthTable = HealthTable()
 
     @model_validator(mode="after")

@@ -8,9 +8,17 @@ import pytest
 from pydantic import ValidationError
 
 from edgekd import method
-from edgekd.method import GeneratorTable, HealthTable, MethodTable, ReplayTable, UpdateTable, VaeTable
+from edgekd.method import (
+    ConsolidationTable,
+    GeneratorTable,
+    HealthTable,
+    MethodTable,
+    ReplayTable,
+    UpdateTable,
+    VaeTable,
+)
 
-TABLES = (GeneratorTable, UpdateTable, ReplayTable, VaeTable, HealthTable, MethodTable)
+TABLES = (GeneratorTable, UpdateTable, ReplayTable, VaeTable, ConsolidationTable, HealthTable, MethodTable)
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda t: t.__name__)

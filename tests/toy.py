@@ -47,6 +47,7 @@ def toy_recipe(teacher: Path, **changes: Any) -> Recipe:
         "student": {"batch_size": 16},
         "replay": {"batch_size": 8, "start": 0.0},
         "vae": {"latent": 6, "width": 8, "novel": 8, "rehearsed": 4, "gate": 0.0},
+        "consolidation": {"start": 1.0},
     }
     data = {
         "teacher": {"file": str(teacher), "input": "1x8x8"},

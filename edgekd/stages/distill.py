@@ -6,6 +6,7 @@ while steps are left:
     the student learns the teacher's answers on novel images and on replayed ones
     the first steps of a period: the VAE learns the novel images and rehearses its own
     now and then: checkpoint, metrics, accuracy points
+in the last of these steps, the consolidation, generator and VAE rest and the student alone learns
 """
 
 from __future__ import annotations
@@ -39,6 +40,15 @@ class Context:
     steps: int
     teacher: Teacher
     draws: Draws
+
+    def explores(self, step: int) -> bool:
+        """Return whether generator and replay still learn at a step; afterwards the student consolidates."""
+        return step < self.exploration_steps
+
+    @property
+    def exploration_steps(self) -> int:
+        """Return the number of steps before consolidation."""
+        return schedules.exploration_steps(self.recipe.method, self.steps)
 
 
 def run(
@@ -78,7 +88,7 @@ def run(
                 if state.step:  # the checkpoint of step 0 is from before the warm-up, which is repeated
                     book.save(state)
                 stop.raise_if_requested(f"distillation at step {state.step} of {steps}")
-            if state.step % method.generator.period == 0:
+            if context.explores(state.step) and state.step % method.generator.period == 0:
                 book.generator(state, generator_step(state, context))
                 care_for_generator(state, context, book)
             learned = student_step(state, context)
@@ -164,7 +174,7 @@ def generator_step(
     # which fused Adam relies on; autograd.grad() would not.
     torch.stack(list(parts.values())).sum().backward(inputs=list(state.generator.parameters()))
     for group in state.generator_optimizer.param_groups:
-        group["lr"] = schedules.generator_learning_rate(table, state.step, context.steps)
+        group["lr"] = schedules.generator_learning_rate(table, state.step, context.exploration_steps)
     state.generator_optimizer.step()
     decay = schedules.ema_decay(context.recipe.method.replay.ema_decay, state.updates_since_init)
     average_into(state.generator_ema, state.generator, decay)
@@ -189,11 +199,12 @@ def student_step(state: State, context: Context) -> dict[str, Tensor]:
     state.student.train()
     with state.student_precision():
         answers = state.student(x).float()
-    loss = losses.distance(answers, target, table.loss, table.temperature)
+    lesson = schedules.lesson(method, step, context.steps)
+    loss = losses.distance(answers, target, lesson.loss, lesson.temperature)
     state.student_optimizer.zero_grad()
     loss.backward()
     for group in state.student_optimizer.param_groups:
-        group["lr"] = schedules.learning_rate(table, step, context.steps)
+        group["lr"] = lesson.lr
     state.student_optimizer.step()
     average_into(state.student_ema, state.student, schedules.ema_decay(table.ema_decay, step))
 
@@ -201,7 +212,8 @@ def student_step(state: State, context: Context) -> dict[str, Tensor]:
     logged = {"student": loss.detach(), "agreement_novel": agree[: len(novel)].mean()}
     if len(x) > len(novel):
         logged["agreement_replay"] = agree[len(novel) :].mean()
-    if step % method.generator.period < method.vae.updates or method.replay.source != "vae":
+    due = step % method.generator.period < method.vae.updates or method.replay.source != "vae"
+    if due and context.explores(step):
         learned = state.replay.learn(step, novel, target[: len(novel)], context.draws)
         logged |= {f"replay_{name}": value.detach() for name, value in learned.items()}
     return logged

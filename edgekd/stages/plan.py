@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,6 +23,9 @@ from edgekd.stages import artefacts, distill
 from edgekd.stopping import Stop
 from edgekd.synthesis.state import State
 from edgekd.synthesis.teacher import Teacher
+
+_PERIODS = 1000
+"""Length of the imagined run whose last period is timed."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +91,17 @@ def measure(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: int = 1
     teacher, description = artefacts.load_teacher(run_dir, recipe.precision, device)
     steps = recipe.method.steps_for(description.pixels, description.classes)
     context = distill.Context(recipe, steps, teacher, Draws(recipe.seed, "plan", device))
+    share = context.exploration_steps / steps
     try:
         state = distill.build(recipe, teacher, description, device)
         state.replay.assume_ready()
-        _period(state, context)  # the VAE rehearses from its second update on; the first call of each kernel is slow
-        parts = _flops(state, context)
-        seconds = _seconds_per_step(state, context, stop, least_steps)
+        exploring = _exploring(context)
+        _period(state, exploring)  # the VAE rehearses from its second update on; the first call of each kernel is slow
+        parts = {name: _scaled(flops, share) for name, flops in _flops(state, exploring).items()}
+        seconds = share * _seconds_per_step(_period, state, exploring, stop, least_steps)
+        if share < 1:
+            parts["consolidation"] = _scaled(_consolidation_flops(state, context), 1 - share)
+            seconds += (1 - share) * _seconds_per_step(_consolidation, state, context, stop, least_steps)
     except torch.OutOfMemoryError as error:
         raise MachineError(
             f"{device} has too little memory for batches of {recipe.method.student.batch_size}; "
@@ -112,34 +121,64 @@ def measure(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: int = 1
     )
 
 
+def _exploring(context: distill.Context) -> distill.Context:
+    """Return the context of a run of `_PERIODS` generator periods without consolidation."""
+    method = context.recipe.method
+    method = method.model_copy(update={"consolidation": method.consolidation.model_copy(update={"start": 1.0})})
+    recipe = context.recipe.model_copy(update={"method": method})
+    return replace(context, recipe=recipe, steps=_PERIODS * method.generator.period)
+
+
 def _late(context: distill.Context, offset: int = 0) -> int:
-    """Return a step with the given place in its period, late enough that adversary and replay take part."""
+    """Return a step with the given place in the last period, when adversary and replay take part."""
+    return context.steps - context.recipe.method.generator.period + offset
+
+
+def _period(state: State, context: distill.Context) -> int:
+    """Make the updates of one generator period; return the number of steps."""
     period = context.recipe.method.generator.period
-    return context.steps + period - context.steps % period + offset
-
-
-def _period(state: State, context: distill.Context) -> None:
-    """Make the updates of one generator period."""
     state.step = _late(context)
     distill.generator_step(state, context)
-    for offset in range(context.recipe.method.generator.period):
+    for offset in range(period):
         state.step = _late(context, offset)
         distill.student_step(state, context)
-    if context.draws.device.type == "cuda":
-        torch.cuda.synchronize(context.draws.device)
+    return period
 
 
-def _seconds_per_step(state: State, context: distill.Context, stop: Stop, least_steps: int) -> float:
-    """Return the median over at least three periods; a median, since other work on the machine only ever slows."""
-    period = context.recipe.method.generator.period
-    _period(state, context)
-    seconds: list[float] = []
-    while len(seconds) < 3 or len(seconds) * period < least_steps or sum(seconds) < 1.0:
+def _consolidation(state: State, context: distill.Context) -> int:
+    """Make one of the last steps, in which the student alone learns; return 1."""
+    state.step = context.steps - 1
+    distill.student_step(state, context)
+    return 1
+
+
+def _seconds_per_step(
+    work: Callable[[State, distill.Context], int],
+    state: State,
+    context: distill.Context,
+    stop: Stop,
+    least_steps: int,
+) -> float:
+    """Return the median over three rounds of `work` at least; a median, since other work only ever slows."""
+    work(state, context)
+    rounds: list[float] = []
+    steps, total = 0, 0.0
+    while len(rounds) < 3 or steps < least_steps or total < 1.0:
         stop.raise_if_requested("planning")
         start = time.perf_counter()
-        _period(state, context)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds) / period
+        done = work(state, context)
+        if context.draws.device.type == "cuda":
+            torch.cuda.synchronize(context.draws.device)
+        seconds = time.perf_counter() - start
+        rounds.append(seconds / done)
+        steps, total = steps + done, total + seconds
+    return statistics.median(rounds)
+
+
+def _consolidation_flops(state: State, context: distill.Context) -> Counter[torch.dtype]:
+    with FlopsByDtype() as student:
+        _consolidation(state, context)
+    return Counter(student.flops)
 
 
 def _flops(state: State, context: distill.Context) -> dict[str, Counter[torch.dtype]]:
@@ -191,7 +230,7 @@ def _fits(
     try:
         state = distill.build(smaller, teacher, description, device)
         state.replay.assume_ready()
-        _period(state, distill.Context(smaller, 1000, teacher, Draws(recipe.seed, "plan", device)))
+        _period(state, _exploring(distill.Context(smaller, 1000, teacher, Draws(recipe.seed, "plan", device))))
     except torch.OutOfMemoryError:
         return False
     return True

@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-from edgekd.method import GeneratorTable, UpdateTable
+from edgekd.method import GeneratorTable, MethodTable, UpdateTable
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the student minimises at a step, and how fast it learns."""
+
+    loss: str
+    temperature: float
+    lr: float
+
+
+def lesson(method: MethodTable, step: int, steps: int) -> Lesson:
+    """Return the student's loss, temperature and learning rate: exploration has its own, consolidation too."""
+    table, exploration = method.consolidation, exploration_steps(method, steps)
+    if step < exploration:
+        return Lesson(method.student.loss, method.student.temperature, learning_rate(method.student, step, exploration))
+    progress = (step - exploration) / (steps - exploration)
+    return Lesson(table.loss, table.temperature, _decayed(table.lr, "cosine", progress))
+
+
+def exploration_steps(method: MethodTable, steps: int) -> int:
+    """Return the number of steps before consolidation; all of them where a method has none."""
+    return round(method.consolidation.start * steps)
 
 
 def learning_rate(table: UpdateTable, step: int, steps: int) -> float:
-    """Return the student's learning rate: a linear warm-up, then constant or half a cosine to zero."""
+    """Return the student's learning rate while G explores: a linear warm-up, then constant or half a cosine to zero."""
     warmup = int(table.warmup * steps)
     if step < warmup:
         return table.lr * (step + 1) / warmup

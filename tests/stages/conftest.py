@@ -65,6 +65,7 @@ def laboratory(teacher_file: Path, ingested: RunDir) -> Laboratory:
         "student": {"optimizer": "adam", "loss": "l1", "schedule": "cosine", "warmup": 0.0, "ema_decay": 0.99},
         "vae": {"sampling": "posterior", "decoder_leak": 0.0, "feature": 0.0},
         "replay": {"ema_decay": 0.95},
+        "consolidation": {"start": 1.0},
     }
 
     def build(**method: Any) -> tuple[State, distill.Context]:

@@ -17,7 +17,7 @@ import toy
 from edgekd import checkpoint, pipeline, recipe
 from edgekd.errors import GateError, StoppedEarly
 from edgekd.models import registry
-from edgekd.rundir import Record, RunDir
+from edgekd.rundir import Record, RunDir, read_json
 from edgekd.stages import distill
 from edgekd.stopping import Stop
 from edgekd.synthesis import losses
@@ -274,6 +274,38 @@ def test_a_closed_gate_holds_replay_back(laboratory: Laboratory) -> None:
     assert "agreement_replay" not in distill.student_step(state, context)
 
 
+# Consolidation
+
+
+def test_in_consolidation_the_student_alone_learns_by_a_loss_of_its_own(laboratory: Laboratory) -> None:
+    changes = {"start": 0.5, "loss": "kl", "temperature": 2.0, "lr": 0.05}
+    state, context = laboratory(consolidation=changes, vae={"gate": 0.0, "updates": 1}, generator={"period": 1})
+    assert [context.explores(step) for step in (0, 5, 6, 11)] == [True, True, False, False]
+    state.step = 5
+    assert "replay_pixel" in distill.student_step(state, context)
+    state.step = 6
+    student, vae = copy.deepcopy(state.student).train(), snapshot(state.replay.vae)  # type: ignore[attr-defined]
+    with torch.no_grad():
+        novel = copy.deepcopy(state.generator).train()(context.draws.normal(6, "novel", 16, 8))
+        x = torch.cat([novel, state.replay.sample(6, 8, context.draws)])
+    expected = losses.gap_kl(student(x), context.teacher.network(x), 2.0) * 4
+    logged = distill.student_step(state, context)
+    assert float(logged["student"]) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert {"agreement_novel", "agreement_replay"} < set(logged)
+    assert "replay_pixel" not in logged
+    assert changed(vae, state.replay.vae) == set()  # type: ignore[attr-defined]
+    assert state.student_optimizer.param_groups[0]["lr"] == 0.05
+
+
+def test_the_generator_rests_in_consolidation(teacher_file: Path, tmp_path: Path) -> None:
+    wanted = toy.toy_recipe(teacher_file, method={"consolidation": {"start": 0.5}, "generator": {"period": 3}})
+    run = toy.advance(tmp_path / "toy", wanted, ENDED)
+    found, _ = checkpoint.newest(run, key=read_json(run.stage("distill") / "record.json")["key"])
+    assert found is not None
+    counters = found.state["counters"]
+    assert (counters["step"], counters["generator_updates"]) == (12, 3), "one in the warm-up and two in six steps"
+
+
 # Whole runs
 
 
@@ -313,6 +345,7 @@ SOURCES: dict[str, dict[str, Any]] = {
     },
     "paper": {"preset": "pre-dfkd", "vae": {"updates": 2}},
     "sgd": {"student": {"optimizer": "sgd", "lr": 0.01}},
+    "consolidation": {"consolidation": {"start": 0.3}, "vae": {"gate": 0.01}},
 }
 
 

@@ -87,6 +87,18 @@ def test_the_rehearsal_of_the_vae_counts_too(teacher_file: Path, ingested: RunDi
     assert flops(8) > 1.2 * flops(0)
 
 
+def test_consolidation_counts_with_its_share_of_the_steps(teacher_file: Path, ingested: RunDir) -> None:
+    def flops(start: float) -> dict[str, float]:
+        method = {"consolidation": {"start": start}, "vae": {"gate": 0.0}, "replay": {"start": 0.0}}
+        return plan.measure(ingested, toy.toy_recipe(teacher_file, method=method), Stop()).flops_by_part
+
+    whole, quarter = flops(1.0), flops(0.25)
+    assert set(quarter) == {*whole, "consolidation"}
+    for name, expected in whole.items():
+        assert quarter[name] == pytest.approx(0.25 * expected, rel=0.01)
+    assert quarter["consolidation"] == pytest.approx(0.75 * whole["student"], rel=0.01)
+
+
 def test_too_little_memory_names_the_largest_batch_that_fits(
     teacher_file: Path, ingested: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
