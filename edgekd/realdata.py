@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as transforms
 
 from edgekd.errors import InputFileError, UsageError
+from edgekd.text import sizes
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 CROP_FROM_PX = 128
@@ -105,7 +106,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 def describe_transform(shape: tuple[int, int, int]) -> str:
     """Return how images of another size are brought to the input size."""
-    size = "x".join(map(str, shape[1:]))
+    size = sizes(shape[1:])
     if min(shape[1:]) < CROP_FROM_PX:
         return f"bilinear with antialias to {size}"
     return f"shorter side to {round(max(shape[1:]) / 0.875)}, bilinear with antialias, centre crop {size}"

@@ -1,4 +1,4 @@
-"""The rooms import one way: cli -> commands -> pipeline -> stages -> rooms -> base -> console and errors."""
+"""The rooms import one way: cli -> commands -> pipeline -> stages -> rooms -> base -> console, errors and text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import edgekd
 
 PACKAGE = Path(edgekd.__file__).parent
-LOWEST = {"errors", "console"}
+LOWEST = {"errors", "console", "text"}
 BASE = {
     "rng",
     "flops",
@@ -21,12 +21,13 @@ BASE = {
     "rundir",
     "checkpoint",
     "foreign",
+    "imports",
     "realdata",
     "stopping",
 }
 ROOMS = {"models", "synthesis", "deploy"}
 LEVELS = [LOWEST, BASE, ROOMS, {"stages"}, {"pipeline"}, {"commands"}, {"cli"}]
-NO_STAGE = {"artefacts", "logbook", "curve", "plots"}
+NO_STAGE = {"artefacts", "logbook", "curve", "plots", "plan", "students", "doctor"}
 """Modules of stages/ that are no stage: stages may share them."""
 STAGES = {"ingest", "init", "distill", "select", "export", "bench", "eval", "report"}
 
@@ -64,6 +65,10 @@ def test_imports_go_one_way(path: Path) -> None:
 def test_every_module_has_a_place_in_the_order() -> None:
     tops = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in MODULES}
     assert tops == set().union(*LEVELS)
+
+
+def test_every_module_of_stages_is_a_stage_or_known_to_be_none() -> None:
+    assert {path.stem for path in MODULES if path.parent.name == "stages"} == STAGES | NO_STAGE
 
 
 def test_stages_do_not_import_one_another() -> None:

@@ -21,6 +21,7 @@ from edgekd.stages import eval as evaluation
 from edgekd.stages import export as exporting
 from edgekd.stages import report as reporting
 from edgekd.stopping import Stop
+from edgekd.text import sizes
 
 PERIOD_STEPS_FOR_MINUTES = 20
 LARGE_SIDE_PX, MANY_CLASSES = 128, 200
@@ -187,7 +188,7 @@ def _opening(run: RunDir, recipe: Recipe, size: Footprint, cost: plan.Plan | Non
     """Print the five opening lines."""
     data = read_json(run.stage("teacher") / "teacher.json")
     assumed = [f"{a['what']} {a['value']} assumed ({a['flag']})" for a in data["assumptions"]]
-    shape = "x".join(map(str, data["input_shape"]))
+    shape = sizes(data["input_shape"])
     student, method = recipe.student, recipe.method
     origin = f", starting from {student.weights}" if student.weights else ""
     todo = "done or under way" if cost is None else cost.sentence()

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from edgekd.errors import InputFileError
+from edgekd.text import first_line
 
 WEIGHTED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -44,7 +45,7 @@ def read_model(source: Path | ModelProto) -> ModelProto:
     except OSError as error:
         raise InputFileError(f"{source}: cannot be read ({error.strerror}); check the path.") from error
     except (DecodeError, onnx.checker.ValidationError) as error:
-        raise InputFileError(f"{source}: not a valid ONNX model ({_first_line(error)}).") from error
+        raise InputFileError(f"{source}: not a valid ONNX model ({first_line(error, 1000)}).") from error
     assert isinstance(model, ModelProto)
     return model
 
@@ -191,7 +192,3 @@ def strip_traces(model: ModelProto) -> None:
     for entry in (*graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
         entry.doc_string = ""
         del entry.metadata_props[:]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0] or type(error).__name__

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from edgekd.deploy.graph import OnnxFile, set_metadata, sort_topologically, strip_traces, write_model
 from edgekd.deploy.passes import at_opset, fix_reshapes, pool_spatial_means, slice_splits
 from edgekd.errors import InputFileError
+from edgekd.text import first_line
 
 OPSET = 17
 IR_VERSION = 8
@@ -90,10 +91,9 @@ def export_fp32(
             model = rewrite(model)
         model = at_opset(model, OPSET)
     except (ValueError, torch.onnx.errors.OnnxExporterError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
         raise InputFileError(
-            f"the network cannot be exported to ONNX opset {OPSET}: {reason}. Replace the operation by one that "
-            f"this opset has, or choose another student (`edgekd students`)."
+            f"the network cannot be exported to ONNX opset {OPSET}: {first_line(error, 1000)}. Replace the "
+            f"operation by one that this opset has, or choose another student (`edgekd students`)."
         ) from error
     model.ir_version = IR_VERSION
     sort_topologically(model)

@@ -16,6 +16,7 @@ from onnx import ModelProto
 from onnxruntime.capi import onnxruntime_pybind11_state as states
 
 from edgekd.errors import InputFileError, MachineError
+from edgekd.text import first_line
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 QUANTISED_SHARE = 0.9
@@ -96,7 +97,7 @@ def open_session(
     except _LOAD_ERRORS as error:
         name = "the model" if isinstance(source, ModelProto) else str(source)
         kind = InputFileError if provider == CPU else MachineError
-        raise kind(f"{name}: ONNX Runtime cannot run it on {provider}: {_first_line(error)}") from error
+        raise kind(f"{name}: ONNX Runtime cannot run it on {provider}: {first_line(error, 1000)}") from error
     active = session.get_providers()
     if active[:1] != [provider]:
         raise MachineError(f"ONNX Runtime runs on {active[0]} instead of {provider}; see its log for the reason.")
@@ -125,7 +126,3 @@ def integer_node_share(source: Path | ModelProto, *, arm_rules: bool = False) ->
         ops = [node.op_type for node in onnx.load(str(optimised)).graph.node]
     integer = sum(op in _INTEGER_OPS for op in ops)
     return IntegerShare(integer, integer + sum(op in _FLOAT_OPS for op in ops))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0] or type(error).__name__

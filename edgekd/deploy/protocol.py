@@ -175,7 +175,7 @@ class AgentProcess:
         return MachineError(f'{self.name}: the agent {how} during "{op}".' + self._last_words())
 
     def _last_words(self) -> str:
-        return " Its last messages:\n" + "\n".join(self._tail) if self._tail else " It left no message."
+        return " Its last messages: " + " | ".join(self._tail) if self._tail else " It left no message."
 
     def _read_replies(self, stdout: BinaryIO) -> None:
         with stdout:

@@ -1,0 +1,23 @@
+"""Pieces of messages: names, shapes, and what a library had to say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+def listed(names: Iterable[str], at_most: int = 3) -> str:
+    """Return the first names and how many more there are."""
+    every = list(names)
+    shown = ", ".join(ascii(name[:80])[1:-1] for name in every[:at_most])
+    return shown + (f" and {len(every) - at_most} more" if len(every) > at_most else "")
+
+
+def sizes(shape: Sequence[int]) -> str:
+    """Return a shape as `3x32x32`."""
+    return "x".join(map(str, shape)) or "a single number"
+
+
+def first_line(error: Exception, at_most: int = 200) -> str:
+    """Return the first line of an error's message, shortened, without its full stop; its type if it has none."""
+    line = (str(error).strip().splitlines() or [""])[0].strip() or type(error).__name__
+    return line.rstrip(".") if len(line) <= at_most else f"{line[:at_most]}…"

@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from edgekd import text
+
+
+def test_names_are_shortened_and_counted() -> None:
+    assert text.listed(["a", "b"]) == "a, b"
+    assert text.listed(list("abcde")) == "a, b, c and 2 more"
+    assert text.listed(list("abcde"), 5) == "a, b, c, d, e"
+    assert text.listed(["x\n" + "y" * 100]) == "x\\n" + "y" * 78
+
+
+def test_a_shape_is_written_with_crosses() -> None:
+    assert (text.sizes((3, 32, 32)), text.sizes(())) == ("3x32x32", "a single number")
+
+
+def test_of_an_error_its_first_line_is_told() -> None:
+    assert text.first_line(ValueError("\nno such layer.\nStack:")) == "no such layer"
+    assert text.first_line(ValueError("  ")) == "ValueError"
+    assert text.first_line(ValueError("x" * 300)) == "x" * 200 + "…"
