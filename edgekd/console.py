@@ -22,31 +22,36 @@ PLAIN_PERIOD_S = 15.0
 """Seconds between two plain progress lines where stderr is no terminal."""
 
 
+def _plain(message: str) -> str:
+    """Return a message without markup, its control characters written out: names in foreign files may hold any."""
+    return escape("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+
+
 def say(message: str) -> None:
     """Print one line for people."""
-    _stderr.print(escape(message))
+    _stderr.print(_plain(message))
 
 
 def warn(message: str) -> None:
     """Print a warning."""
-    _stderr.print(f"[yellow]warning:[/] {escape(message)}")
+    _stderr.print(f"[yellow]warning:[/] {_plain(message)}")
 
 
 def error(message: str) -> None:
     """Print the one message a failure ends with."""
-    _stderr.print(f"[bold red]error:[/] {escape(message)}")
+    _stderr.print(f"[bold red]error:[/] {_plain(message)}")
 
 
 def opening(lines: Iterable[tuple[str, str]]) -> None:
     """Print the opening lines of a command: a word and what it stands for."""
     for word, text in lines:
-        _stderr.print(f"[bold]{escape(word):<9}[/]{escape(text)}")
+        _stderr.print(f"[bold]{escape(word):<9}[/]{_plain(text)}")
 
 
 def closing(written: str, headline: str, following: str) -> None:
     """Print the three lines every command ends with."""
     for word, text in (("wrote", written), ("result", headline), ("next", following)):
-        _stderr.print(f"[bold green]{word:<9}[/]{escape(text)}")
+        _stderr.print(f"[bold green]{word:<9}[/]{_plain(text)}")
 
 
 def print_json(value: object) -> None:

@@ -11,12 +11,11 @@ import argparse
 import io
 import pickle
 import pickletools
-import sys
 import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
@@ -26,13 +25,16 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from edgekd import imports
 from edgekd.errors import InputFileError
+from edgekd.text import first_line, listed
 
 EXPANSION_LIMIT = 4
 """A zip may unpack to this many times its own size, and 16 MiB more (torch itself stores without compression)."""
 EXPANSION_SLACK_BYTES = 16 * 2**20
 HEADER_LIMIT_BYTES = 32 * 2**20
 """The longest header accepted of a .safetensors file."""
+_ZIP = b"PK\x03\x04"
 _PICKLE_LIMIT_BYTES = 64 * 2**20
 """How much of a legacy file is searched for what it would run; its pickles stand before the tensors."""
 
@@ -86,7 +88,7 @@ def _read(path: Path, *, trust_pickle: bool | None) -> object:
     head, size = _open_head(path)
     if _looks_like_safetensors(head, size):
         return _read_safetensors(path, head, size)
-    if head.startswith(b"PK\x03\x04"):
+    if head.startswith(_ZIP):
         limit = _check_zip(path, size)
     elif head.startswith(b"\x80"):
         limit = size
@@ -171,7 +173,7 @@ def _read_safetensors(path: Path, head: bytes, size: int) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
     except Exception as error:
-        raise InputFileError(f"{path} is a damaged .safetensors file: {_first_line(error)}") from error
+        raise InputFileError(f"{path} is a damaged .safetensors file: {first_line(error)}.") from error
     return tensors
 
 
@@ -183,7 +185,7 @@ def _check_zip(path: Path, size: int) -> int:
             members = archive.infolist()
     except Exception as error:
         raise InputFileError(
-            f"{path} is a truncated or damaged zip: {_first_line(error)} Copy or download it again."
+            f"{path} is a truncated or damaged zip: {first_line(error)}. Copy or download it again."
         ) from error
     unpacked = sum(member.file_size for member in members)
     if unpacked > limit:
@@ -212,14 +214,14 @@ def _check_zip(path: Path, size: int) -> int:
 
 
 def _read_pickle(path: Path, *, trust_pickle: bool | None) -> object:
-    here = _importing_from_here() if trust_pickle else nullcontext()
+    here = imports.from_here() if trust_pickle else nullcontext()  # where the code it was written with may lie
     try:
         with here, torch.serialization.safe_globals(_plain_value_classes()):
             return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except Exception as error:  # a damaged or hostile pickle may raise anything
         if trust_pickle:
             raise InputFileError(
-                f"{path} cannot be unpickled: {type(error).__name__}: {_first_line(error)} "
+                f"{path} cannot be unpickled: {type(error).__name__}: {first_line(error)}. "
                 "The code it was written with must be importable here."
             ) from error
         named = _globals_named(path)
@@ -227,7 +229,7 @@ def _read_pickle(path: Path, *, trust_pickle: bool | None) -> object:
         if foreign:
             trust = "" if trust_pickle is None else ", or load it with --trust-pickle if you trust its author"
             raise InputFileError(
-                f"{path} is a pickle that would run {_listed(foreign)}. Nothing was run. Save a state_dict "
+                f"{path} is a pickle that would run {listed(foreign, 12)}. Nothing was run. Save a state_dict "
                 f"instead (torch.save(model.state_dict(), 'weights.pt')){trust}."
             ) from error
         if isinstance(error, pickle.UnpicklingError):
@@ -236,19 +238,8 @@ def _read_pickle(path: Path, *, trust_pickle: bool | None) -> object:
                 "plain pickle). Save the weights with torch.save(model.state_dict(), 'weights.pt')."
             ) from error
         raise InputFileError(
-            f"{path} is a truncated or damaged checkpoint: {_first_line(error)} Copy or download it again."
+            f"{path} is a truncated or damaged checkpoint: {first_line(error)}. Copy or download it again."
         ) from error
-
-
-@contextmanager
-def _importing_from_here() -> Iterator[None]:
-    """Let a trusted pickle find the code it was written with in the working directory, as `python -m` does."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
 
 
 def _plain_value_classes() -> list[Any]:
@@ -282,7 +273,7 @@ def _globals_named(path: Path) -> set[str]:
     """Return each `module.name` that the pickle in a checkpoint names before it breaks off, by disassembly."""
     found: set[str] = set()
     try:
-        if zipfile.is_zipfile(path):
+        if _open_head(path)[0].startswith(_ZIP):  # as torch.load decides; `is_zipfile` looks at the end
             with zipfile.ZipFile(path) as archive:
                 member = next(name for name in archive.namelist() if name.endswith("data.pkl"))
                 _add_globals(io.BytesIO(archive.read(member)), found)
@@ -292,8 +283,8 @@ def _globals_named(path: Path) -> set[str]:
             # A legacy file: five pickles (magic, version, system, object, storage keys), raw storages.
             for _ in range(5):
                 _add_globals(data, found)
-    except (ValueError, LookupError, OSError, EOFError, OverflowError, zipfile.BadZipFile, zlib.error):
-        return found
+    except (ValueError, LookupError, OSError, EOFError, OverflowError, RuntimeError, zipfile.BadZipFile, zlib.error):
+        return found  # RuntimeError: a member that is encrypted or packed in a way Python does not know
     return found
 
 
@@ -332,14 +323,3 @@ def _check_storages(path: Path, loaded: object, limit: int) -> None:
             f"{path} declares tensors of {sum(storages.values())} bytes, more than the file can hold; "
             "it is damaged or hostile."
         )
-
-
-def _listed(names: list[str], at_most: int = 12) -> str:
-    return ", ".join(names[:at_most]) + (f" and {len(names) - at_most} more" if len(names) > at_most else "")
-
-
-def _first_line(error: Exception) -> str:
-    """Return the first line of a library's message, shortened, ending in a full stop."""
-    lines = str(error).strip().splitlines()
-    text = lines[0].strip() if lines else type(error).__name__
-    return (text if len(text) <= 200 else text[:200] + "…").rstrip(".") + "."

@@ -27,6 +27,17 @@ def test_a_message_is_one_line_on_stderr_as_it_was_given(
     assert err == f"{start}{LONG}\n"
 
 
+def test_names_from_files_cannot_write_lines_or_colours(capsys: Streams) -> None:
+    hostile = "no layer x\n\x1b[31merror: fine\u202e"
+    for print_it in (console.say, console.warn, console.error):
+        print_it(hostile)
+    console.closing(hostile, hostile, hostile)
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 6)
+    assert all(line.endswith(r"no layer x\n\x1b[31merror: fine\u202e") for line in err.splitlines())
+    assert "\x1b" not in err
+
+
 def test_opening_and_closing_lines_carry_their_word(capsys: Streams) -> None:
     console.opening([("run", "runs/[x]"), ("teacher", "t.pt")])
     console.closing("runs/x", "91 %", "edgekd export")

@@ -208,16 +208,22 @@ def test_zip_bombs_are_refused_before_unpacking(tmp_path):
 
 def test_tensors_larger_than_their_file_are_refused(tmp_path):
     path = tmp_path / "large.pt"
-    torch.save({"w": torch.ones(4)}, path)
-    with zipfile.ZipFile(path) as archive:
-        members = {info.filename: archive.read(info) for info in archive.infolist()}
-    pickled = next(name for name in members if name.endswith("data.pkl"))
-    # The size and the storage's length are the pickle's small integers 4; 2**26 floats are 256 MiB.
-    members[pickled] = members[pickled].replace(b"K\x04", b"J" + struct.pack("<i", 2**26))
     with zipfile.ZipFile(path, "w") as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    refused(path)
+        # torch.Tensor(10**8) has no storage in the file that torch could miss.
+        large = b"\x80\x02}X\x01\x00\x00\x00wctorch\nTensor\n(J" + struct.pack("<i", 10**8) + b"tRs."
+        archive.writestr("large/data.pkl", large)
+        archive.writestr("large/version", b"3\n")
+    assert "declares tensors of 400000000 bytes" in refused(path)
+
+
+def test_a_zip_at_the_end_of_a_pickle_hides_no_code(tmp_path):
+    path, sentinel = tmp_path / "both.pt", tmp_path / "sentinel"
+    torch.save({"state_dict": WEIGHTS}, tmp_path / "good.pt")
+    save_legacy({"state_dict": WEIGHTS, "payload": Bomb(sentinel)}, path)
+    path.write_bytes(path.read_bytes() + (tmp_path / "good.pt").read_bytes())
+    assert zipfile.is_zipfile(path)
+    assert f"{os.mkdir.__module__}.mkdir" in refused(path)
+    assert not sentinel.exists()
 
 
 def test_safetensors_header_is_bounded(tmp_path):
