@@ -288,6 +288,19 @@ def test_flags_of_export_are_kept_and_taken_back(
     assert "pruned" in refused.stderr
 
 
+@pytest.mark.parametrize("value", ["1.5", "nan", "1,x"])
+def test_batches_and_threads_are_whole_numbers(value: str) -> None:
+    for flag in ("--batch", "--threads"):
+        result = Result("bench", "any.onnx", flag, value)
+        assert (result.exit_code, f"{flag} takes whole numbers" in result.stderr) == (2, True)
+
+
+def test_a_benchmark_of_no_batch_is_refused(here: Path, teacher_file: Path) -> None:
+    for key in ("batch", "threads"):
+        result = Result("distill", teacher_file, "--set", f"bench.{key}=[]", "--dry-run")
+        assert (result.exit_code, f"bench.{key}" in result.stderr) == (3, True)
+
+
 def test_bench_takes_any_onnx_classifier(finished: tuple[Path, Result], monkeypatch: Any) -> None:
     folder, _ = finished
     monkeypatch.chdir(folder)

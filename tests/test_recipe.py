@@ -86,6 +86,7 @@ def test_merging_replaces_values_and_merges_tables() -> None:
         ({"method": {"generator": {"betas": [0.9]}}}, "method.generator.betas"),
         ({"method": {"generator": {"adversary_ramp": [0.5, 0.2]}}}, "method: generator.adversary_ramp must be two"),
         ({"bench": {"batch": ["a"]}}, "bench.batch.0: input should be a valid integer"),
+        ({"pixels": {"mean": [float("nan")]}}, "pixels.mean.0: input should be a finite number"),
         ({"bench": {"batch": []}}, "bench.batch: tuple should have at least 1 item"),
         ({"bench": {"threads": []}}, "bench.threads: tuple should have at least 1 item"),
         ({"bench": {"threads": [0]}}, "bench.threads.0: input should be greater than or equal to 1"),

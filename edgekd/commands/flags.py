@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from edgekd import recipe as recipe_module
@@ -39,8 +40,8 @@ def teacher_flags(arch: str, input_shape: str, accept_mapping: bool, trust_pickl
 def pixel_flags(normalize: str, mean: str, std: str, classes: str) -> Changes:
     """Return the recipe changes of the normalisation's flags."""
     values = _given(normalize=normalize, mean=_numbers("--mean", mean), std=_numbers("--std", std), classes=classes)
-    if normalize and not mean:
-        values |= {"mean": (), "std": ()}
+    if normalize:  # what earlier commands gave has had its day
+        values = {"mean": (), "std": (), **values}
     return _table("pixels", values)
 
 
@@ -76,8 +77,7 @@ def export_flags(int8: bool | None, target: str, uint8_input: bool | None) -> Ch
 
 def bench_flags(batch: str, threads: str, seconds: float | None) -> Changes:
     """Return the recipe changes of bench's flags."""
-    batches = tuple(int(n) for n in _numbers("--batch", batch))
-    counts = tuple(int(n) for n in _numbers("--threads", threads))
+    batches, counts = _numbers("--batch", batch, int), _numbers("--threads", threads, int)
     return _table("bench", _given(batch=batches, threads=counts, min_seconds=seconds))
 
 
@@ -86,8 +86,11 @@ def set_flags(assignments: list[str] | None) -> Changes:
     return combine(*(recipe_module.assignment(text) for text in assignments or ()))
 
 
-def _numbers(flag: str, text: str) -> tuple[float, ...]:
+def _numbers(flag: str, text: str, kind: type[int] | type[float] = float) -> tuple[float, ...]:
     try:
-        return tuple(float(part) for part in text.split(",")) if text else ()
+        numbers = tuple(kind(part) for part in text.split(",")) if text else ()
     except ValueError:
-        raise UsageError(f"{flag} takes numbers separated by commas, not {text!r}.") from None
+        numbers = (math.nan,)
+    if not all(map(math.isfinite, numbers)):
+        raise UsageError(f"{flag} takes {'whole ' if kind is int else ''}numbers separated by commas, not {text!r}.")
+    return numbers

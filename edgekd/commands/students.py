@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from edgekd import console
 from edgekd.commands.common import Options
 from edgekd.models import registry
+from edgekd.models.stems import parse_shape
 from edgekd.stages import students as zoo
-from edgekd.stages.ingest import parse_shape
 from edgekd.stages.students import Candidate
 from edgekd.stopping import graceful
 

@@ -13,7 +13,22 @@ Which strides a network was trained with leaves no trace in its weights, so each
 
 from __future__ import annotations
 
+from edgekd.errors import UsageError
+
 Shape = tuple[int, int, int]
+LARGEST_IMAGE = 2**26
+"""Values an image may have: 256 MiB in float32."""
+
+
+def parse_shape(text: str) -> Shape:
+    """Parse `3x32x32` into channels, height and width."""
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdecimal() and len(part) < 10 and int(part) > 0 for part in parts):
+        raise UsageError(f"--input takes CHANNELSxHEIGHTxWIDTH such as 3x32x32, not {text!r}.")
+    channels, height, width = (int(part) for part in parts)
+    if channels * height * width > LARGEST_IMAGE:
+        raise UsageError(f"--input {text} has more than {LARGEST_IMAGE:,} values; edgekd takes no larger images.")
+    return channels, height, width
 
 
 def early_strides_to_drop(input_shape: Shape) -> int:

@@ -12,6 +12,7 @@ from torch import nn
 from edgekd import checkpoint, console, foreign
 from edgekd.errors import InputFileError, UsageError
 from edgekd.models import probe, teacher
+from edgekd.models.stems import parse_shape
 from edgekd.recipe import PixelsTable, Recipe, TeacherTable
 from edgekd.rundir import Record, RunDir, read_json, sha256_file, write_json
 from edgekd.stopping import Stop
@@ -70,9 +71,15 @@ def _examined(run_dir: RunDir, recipe: Recipe) -> tuple[teacher.Inferred, dict[s
     run_dir.note_file(path, sha256)
     notes: dict[str, Any] = {}
     if table.trust_pickle:
+        trusted = run_dir.ledger().get("trusted_pickles", {})
+        if trusted and sha256 not in trusted.values():
+            raise InputFileError(
+                f"{path} is not the pickle that this run was told to trust (sha256 {', '.join(trusted.values())}); "
+                "read it into another run with --run NAME."
+            )
         console.warn(f"--trust-pickle: the code that {path} names is run, sha256 {sha256}")
         notes = {"trusted_pickle": sha256}
-        run_dir.note("trusted_pickles", {**run_dir.ledger().get("trusted_pickles", {}), str(path): sha256})
+        run_dir.note("trusted_pickles", {**trusted, str(path): sha256})
     weights = teacher.weights_of(foreign.read_checkpoint(path, trust_pickle=table.trust_pickle))
     found = _identified(weights, table)
     network = teacher.load(found)
@@ -128,15 +135,6 @@ def describe(found: teacher.Inferred, seen: probe.Probe, network: nn.Module) -> 
         "mapping": dict(found.mapping),
         "probe": facts,
     }
-
-
-def parse_shape(text: str) -> tuple[int, int, int]:
-    """Parse `3x32x32` into channels, height and width."""
-    parts = text.lower().split("x")
-    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise UsageError(f"--input takes CHANNELSxHEIGHTxWIDTH such as 3x32x32, not {text!r}.")
-    channels, height, width = (int(part) for part in parts)
-    return channels, height, width
 
 
 def pixel_moments(table: PixelsTable, *, channels: int, classes: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -20,6 +21,15 @@ from edgekd.rundir import Record, RunDir, read_json, sha256_file
 
 TEACHERS = Path(__file__).parents[3] / "shared" / "teachers"
 CIFAR10 = TEACHERS.parent / "data" / "cifar10-test.npz"
+
+
+class Trap:
+    """What a hostile pickle does: code that runs when it is loaded."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.mkdir, (Path("sentinel"),)
+
+
 NETS = """
 from torch import nn
 
@@ -123,7 +133,12 @@ def test_several_sets_of_weights_are_an_assumption(here: Path) -> None:
         (("--input", "32"), 2, "--input takes CHANNELSxHEIGHTxWIDTH"),
         (("--normalize", "mnist"), 2, "do not fit a teacher of 3 channels"),
         (("--normalize", "imagnet"), 3, "pixels.normalize"),
+        (("--input", "3x²x32"), 2, "--input takes CHANNELSxHEIGHTxWIDTH"),
+        (("--input", "3x300000x300000"), 2, "larger images"),
         (("--mean", "0.5,0.5,0.5"), 2, "do not fit a teacher of 3 channels"),
+        (("--mean", "nan,0,0", "--std", "1,1,1"), 2, "--mean takes numbers separated by commas"),
+        (("--mean", "0,0,0", "--std", "1,inf,1"), 2, "--std takes numbers separated by commas"),
+        (("--normalize", "imagenet", "--std", "0.5,0.5,0.5"), 2, "do not fit a teacher of 3 channels"),
         (("--classes", "names.txt"), 4, "names.txt"),
         (("--arch", "resnet9"), 2, "resnet8"),
         (("--arch", "resnet14"), 4, "resnet14 does not fit"),
@@ -212,6 +227,19 @@ def test_a_trusted_pickle_is_loaded_printed_and_recorded(here: Path, wrap: Any) 
     kept = Record.read(run.stage("teacher"))
     assert kept is not None
     assert kept.notes == record.notes
+
+
+def test_trust_belongs_to_the_file_that_was_there(here: Path) -> None:
+    network = registry.build("resnet8", input_shape=(3, 32, 32), classes=10, seed=0)
+    assert Result("ingest", saved(network), "--trust-pickle").exit_code == 0
+    torch.save({"state_dict": network.state_dict(), "trap": Trap()}, "teacher.pt")
+    torch.save({"state_dict": network.state_dict(), "trap": Trap()}, "other.pt")
+    for file in ("teacher.pt", "other.pt"):
+        shutil.rmtree("runs/teacher/teacher")
+        result = Result("ingest", file, "--run", "teacher")
+        assert (result.exit_code, "not the pickle that this run was told to trust" in result.stderr) == (4, True)
+        assert not Path("sentinel").exists(), "nothing was run"
+        Result("ingest", saved(network), "--run", "teacher")
 
 
 def test_a_trusted_module_must_answer_as_the_network_of_the_zoo_does(here: Path) -> None:

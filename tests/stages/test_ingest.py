@@ -67,17 +67,6 @@ def test_a_teacher_that_answers_everything_alike_is_refused(teacher_file: Path, 
         toy.advance(tmp_path / "toy", toy.toy_recipe(tmp_path / "dead.pt"), ("ingest",))
 
 
-@pytest.mark.parametrize(("text", "shape"), [("3x32x32", (3, 32, 32)), ("1X28x14", (1, 28, 14))])
-def test_a_shape_is_parsed(text: str, shape: tuple[int, int, int]) -> None:
-    assert ingest.parse_shape(text) == shape
-
-
-@pytest.mark.parametrize("text", ["32", "32x32", "3x32x32x1", "3x0x32", "axbxc", "3x-1x32", "3x 32x32", ""])
-def test_a_shape_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="CHANNELSxHEIGHTxWIDTH"):
-        ingest.parse_shape(text)
-
-
 @pytest.mark.parametrize(
     ("table", "channels", "mean", "std"),
     [
