@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -16,16 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from edgekd.errors import InputFileError
+from edgekd.errors import InputFileError, UsageError
 from edgekd.models import lenet, registry, stems
 from edgekd.models import torchvision_zoo as zoo
 from edgekd.models.registry import ArchSpec
 from edgekd.models.stems import Shape
+from edgekd.text import listed, sizes
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-_MARKER_CLASSES = 1009
+MARKER_CLASSES = 1009
 """A prime no layer is wide, so that the head of a reference network is found by its rows."""
+_MOST_BLOCKS = 200
+"""Blocks a stage of a CIFAR network has at most."""
 _SIDE = 224
 _KINDS = (
     "lenet5", "wrn-16-2", "wrn-40-2", "resnet18", "resnet50", "resnet101", "vgg16", "vgg16_bn", "mobilenetv2",
@@ -91,9 +94,9 @@ def candidates(weights: Mapping[str, Tensor]) -> list[ArchSpec]:
         found.append(ArchSpec("lenet5"))
     # A CIFAR ResNet has 7 + 30n tensors, 10 more with projections; a WRN 7 + 30n and 3 (or 2, if k is 1) shortcuts.
     blocks, rest = divmod(count - 7, 30)
-    if blocks >= 1 and rest in (0, 10) and f"resnet{6 * blocks + 2}" not in zoo.RESNETS:
+    if 1 <= blocks <= _MOST_BLOCKS and rest in (0, 10) and f"resnet{6 * blocks + 2}" not in zoo.RESNETS:
         found.append(ArchSpec(f"resnet{6 * blocks + 2}", None, {"shortcut": "B"} if rest else {}))
-    if blocks >= 1 and rest in (2, 3):
+    if 1 <= blocks <= _MOST_BLOCKS and rest in (2, 3):
         found.append(ArchSpec(f"wrn-{6 * blocks + 4}-{rest - 1}"))
     return found
 
@@ -109,17 +112,14 @@ def fit(
 ) -> Structure | Miss:
     """Compare `weights` with one architecture; its width, stem, classes, channels and size are read off them."""
     theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    reference = _shapes(str(spec), _reference_input(spec), _MARKER_CLASSES)
+    reference = _shapes(str(spec), _reference_input(spec), MARKER_CLASSES)
+    head, first = head_of(reference), stem_of(reference)
+    assert head is not None
     mapping = {} if set(reference) == set(theirs) else rename(theirs, reference)
-    if mapping is None:
-        return miss(spec, theirs, reference)
-    ours = {mapping.get(name, name): shape for name, shape in theirs.items()}
-    head = next(
-        name for name, shape in reversed(list(reference.items())) if shape[:1] == (_MARKER_CLASSES,) and shape[1:]
-    )
-    first = next((name for name, shape in reference.items() if len(shape) == 4), head)
-    if len(ours[head]) < 2 or len(ours[first]) != len(reference[first]):
+    ours = {(mapping or {}).get(name, name): shape for name, shape in theirs.items()}
+    if mapping is None or unlike(ours, reference):
         return miss(spec, ours, reference)
+    first = first or head
     seen_classes, channels = ours[head][0], ours[first][1]
     if classes is not None and classes != seen_classes:
         raise InputFileError(
@@ -139,8 +139,13 @@ def fit(
         )
     shape = input_shape or (channels, side, side)
     found = _with_stem(spec, ours, shape)
-    found = _with_width(found, ours, shape, seen_classes)
-    expected = _shapes(str(found), shape, seen_classes)
+    try:
+        found = _with_width(found, ours, shape, seen_classes)
+        expected = _shapes(str(found), shape, seen_classes)
+    except UsageError:  # sizes that no such network has
+        if input_shape is not None and not fixed:
+            raise
+        return miss(spec, ours, reference)
     if dict(expected) != ours:
         return miss(found, ours, expected)
     return Structure(found, shape, seen_classes, fixed, mapping, spec.options)
@@ -277,24 +282,55 @@ def _by_module(shapes: Shapes) -> dict[str, dict[str, int]]:
     return modules
 
 
+def head_of(reference: Shapes) -> str | None:
+    """Return the last weight with as many rows as a reference network has classes."""
+    rows = (name for name, shape in reversed(list(reference.items())) if shape[:1] == (MARKER_CLASSES,) and shape[1:])
+    return next(rows, None)
+
+
+def stem_of(reference: Shapes) -> str | None:
+    """Return the weight of the first convolution."""
+    return next((name for name, shape in reference.items() if len(shape) == 4), None)
+
+
+def unlike(theirs: Shapes, reference: Shapes) -> bool:
+    """Return whether a tensor has another number of dimensions than the reference's of that name, or is empty."""
+    return any(
+        len(theirs[name]) != len(shape) or (0 in theirs[name] and theirs[name] != shape)
+        for name, shape in reference.items()
+    )
+
+
 def miss(spec: ArchSpec, theirs: Shapes, expected: Shapes) -> Miss:
     """Return how far weights are from an architecture."""
+    expected = _as_far_as_shown(spec, theirs, expected)
     missing = [name for name in expected if name not in theirs]
     surplus = [name for name in theirs if name not in expected]
     other = [name for name in expected if name in theirs and theirs[name] != expected[name]]
-    differences = [f"{name} is {_text(theirs[name])}, expected {_text(expected[name])}" for name in other[:3]]
-    differences += [f"missing {names(missing)}"] if missing else []
-    differences += [f"surplus {names(surplus)}"] if surplus else []
+    differences = [f"{name} is {sizes(theirs[name])}, expected {_open(expected[name])}" for name in other[:3]]
+    differences += [f"missing {listed(missing)}"] if missing else []
+    differences += [f"surplus {listed(surplus)}"] if surplus else []
     alike = len(expected) - len(missing) - len(other) / 2
     return Miss(spec, alike / max(len(expected), len(theirs)), tuple(differences))
 
 
-def names(several: Iterable[str]) -> str:
-    """Return the first three names and how many more there are."""
-    listed = list(several)
-    shown = ", ".join(ascii(name[:80])[1:-1] for name in listed[:3])
-    return shown + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
+def _as_far_as_shown(spec: ArchSpec, theirs: Shapes, expected: Shapes) -> Shapes:
+    """Return a reference with the classes, channels and stem of the weights, which are no differences."""
+    head, first = head_of(expected), stem_of(expected)
+    if head is None:
+        return expected
+    kernels = registry.family_of(spec.name).options.get("stem", ())
+    stem = {1, 2, 3} if first is not None and sizes(theirs.get(first, ())[2:]) in kernels else {1}
+    free = {first: stem, head: {0}, f"{head.removesuffix('weight')}bias": {0}}
+    shown = dict(expected)
+    for name in shown.keys() & free.keys() & theirs.keys():
+        pairs = list(zip(theirs[name], shown[name], strict=False))
+        alike = all(our == wanted or side in free[name] for side, (our, wanted) in enumerate(pairs))
+        if len(theirs[name]) == len(shown[name]) and alike:
+            shown[name] = theirs[name]
+    return shown
 
 
-def _text(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "a single number"
+def _open(shape: tuple[int, ...]) -> str:
+    """Return a shape that was expected; a number of classes that only marks the head is N."""
+    return "x".join("N" if side == MARKER_CLASSES else str(side) for side in shape) or "a single number"

@@ -15,6 +15,7 @@ from edgekd.models.matching import Miss, Structure
 from edgekd.models.registry import ArchSpec
 from edgekd.models.stems import Shape
 from edgekd.models.views import View
+from edgekd.text import listed
 
 
 @dataclass(frozen=True)
@@ -142,19 +143,23 @@ def _entangled(view: View, found: Structure) -> InputFileError | None:
     if view.part.endswith(".*") and root not in views.WRAPPERS and rivals:
         return InputFileError(
             f"The file holds several networks of the same names ({view.part}, {', '.join(rivals)}). Save the teacher's "
-            f"alone: {_save_part(root)}."
+            f"alone: {_save_part(view.part)}."
         )
     if beside.unknown:
         return InputFileError(
             f"The weights under {view.part} fit {found.spec}, but beside them stand others of unknown meaning: "
-            f"{matching.names(beside.unknown)}. If that part alone is the teacher, save it alone: {_save_part(root)}; "
+            f"{listed(beside.unknown)}. If that part alone is the teacher, save it alone: "
+            f"{_save_part(view.part)}; "
             "if not, give your own code with --arch package.module:factory."
         )
     return None
 
 
-def _save_part(root: str) -> str:
-    return (
-        f"torch.save({{k.removeprefix('{root}.'): v for k, v in state_dict.items() if k.startswith('{root}.')}}, "
-        "'weights.pt')"
-    )
+def _save_part(part: str) -> str:
+    """Return the line that saves `model.*`, or `all but ema.*`, of a state dict alone."""
+    prefix = part.removeprefix("all but ").removesuffix("*")
+    if part.startswith("all but "):
+        chosen = f"k: v for k, v in state_dict.items() if not k.startswith({prefix!r})"
+    else:
+        chosen = f"k.removeprefix({prefix!r}): v for k, v in state_dict.items() if k.startswith({prefix!r})"
+    return f"torch.save({{{chosen}}}, 'weights.pt')"

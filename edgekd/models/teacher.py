@@ -14,7 +14,8 @@ from edgekd.models.matching import Structure
 from edgekd.models.registry import ArchSpec
 from edgekd.models.search import Findings, Reading
 from edgekd.models.stems import Shape
-from edgekd.models.weights import Weights, state_dict_of, weights_of
+from edgekd.models.weights import ITSELF, Weights, require_floats, state_dict_of, weights_of
+from edgekd.text import listed
 
 __all__ = ["Assumption", "Inferred", "Weights", "infer", "load", "other_entries", "state_dict_of", "weights_of"]
 
@@ -75,7 +76,9 @@ def infer(
 def load(inferred: Inferred) -> nn.Module:
     """Build the network, fill in its weights, and return it frozen in eval mode."""
     net = registry.build(inferred.arch, input_shape=inferred.input_shape, classes=inferred.classes, seed=0)
-    counters = {name: t for name, t in net.state_dict().items() if name.endswith("num_batches_tracked")}
+    fresh = net.state_dict()
+    counters = {name: t for name, t in fresh.items() if name.endswith("num_batches_tracked")}
+    require_floats(inferred.state_dict, fresh)
     try:
         net.load_state_dict({**counters, **inferred.state_dict}, strict=True)
     except RuntimeError as error:
@@ -87,8 +90,10 @@ def other_entries(weights: Weights) -> tuple[Assumption, ...]:
     """Return the assumption that a file's first set of weights is the wanted one, where it holds several."""
     if not weights.others:
         return ()
-    keys = "".join(f"[{key!r}]" for key in weights.others[0].split("."))
     value = f"{weights.entry}, not {', '.join(weights.others)}"
+    if weights.others[0] == ITSELF:
+        return (Assumption("weights", value, "a file that holds the others alone"),)
+    keys = "".join(f"[{key!r}]" for key in weights.others[0].split("."))
     return (Assumption("weights", value, f"a file made by torch.save(torch.load(FILE){keys}, 'other.pt')"),)
 
 
@@ -138,7 +143,7 @@ def _left_out(reading: Reading, tensors: Mapping[str, Tensor]) -> Iterator[Assum
         value = "left out; real images need it instead"
         yield Assumption("pixel normalisation inside the network", value, " ".join(flags))
     if found.training:
-        yield Assumption(f"{matching.names(found.training)}", "left out", "--arch package.module:factory")
+        yield Assumption(f"{listed(found.training)}", "left out", "--arch package.module:factory")
 
 
 def _values(tensor: Tensor) -> str:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from edgekd.errors import InputFileError
-from edgekd.models.views import WRAPPERS, without_transparent
+from edgekd.models.views import TRANSPARENT, WRAPPERS, without_transparent
+from edgekd.text import listed
 
 _ENTRIES = (
     "state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "student", "teacher",
-    "classifier", "weights", "params", "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema",
+    "classifier", "weights", "params",
 )  # fmt: skip
+_AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
+"""Entries that hold a moving average: taken only where there is nothing else."""
+ITSELF = "the file itself"
+"""Where weights stand that no entry holds."""
+_COPIES = 16
+"""How many float32 copies of its own bytes a file may ask for: room for tied weights and numbers of 8 bits."""
+_SLACK_BYTES = 2**20
 _COUNTERS = ("num_batches_tracked", "total_ops", "total_params", "n_averaged")
 _DEPTH = 8
 _FLOATING_ROLES = ("weight", "bias", "running_mean", "running_var")
@@ -26,7 +35,7 @@ class Weights:
     tensors: dict[str, Tensor]
     """float32, contiguous, finite, in the order of the file, without counters."""
     entry: str
-    """Where they stand in the file: `state_dict`, `checkpoint.model`, or `the file itself`."""
+    """Where they stand in the file: `state_dict`, `checkpoint.model`, or `ITSELF`."""
     others: tuple[str, ...]
     """Further entries that hold weights, such as their moving average."""
     module: nn.Module | None
@@ -43,7 +52,7 @@ class _Entry:
 
 
 def weights_of(obj: object) -> Weights:
-    """Return the weights in a checkpoint, those of the network before those of its moving average.
+    """Return the weights in a checkpoint: of the usual entries first, and of a moving average last.
 
     Un-nests the usual entries, strips any stack of wrapper prefixes that every name carries, drops counters.
     Raises InputFileError naming what was found.
@@ -52,7 +61,14 @@ def weights_of(obj: object) -> Weights:
     if not found:
         raise InputFileError(f"The checkpoint holds no weights: {_summary(obj)}. Save model.state_dict().")
     first, *others = found
-    named = {without_transparent(name): tensor for name, tensor in first.named.items() if isinstance(tensor, Tensor)}
+    found_tensors = {name: tensor for name, tensor in first.named.items() if isinstance(tensor, Tensor)}
+    _hold_to_file(found_tensors)
+    named = {without_transparent(name): tensor for name, tensor in found_tensors.items()}
+    if len(named) < len(found_tensors):
+        raise InputFileError(
+            "The checkpoint holds the same names with and without a compiler's or trainer's prefix "
+            f"({', '.join(TRANSPARENT)}); save one of both networks alone."
+        )
     kept = {name: t for name, t in named.items() if name.rpartition(".")[2] not in _COUNTERS}
     if not kept:
         raise InputFileError(f"The checkpoint holds no weights: {_summary(obj)}. Save model.state_dict().")
@@ -69,7 +85,7 @@ def state_dict_of(obj: object) -> dict[str, Tensor]:
 def _entries(obj: object, path: str, seen: set[int]) -> list[_Entry]:
     """Return each set of weights, the preferred one first."""
     if isinstance(obj, nn.Module):
-        return [_Entry(path or "the file itself", dict(obj.state_dict()), obj)]
+        return [_Entry(path or ITSELF, dict(obj.state_dict()), obj)]
     if id(obj) in seen or path.count(".") > _DEPTH:
         return []
     seen.add(id(obj))
@@ -82,21 +98,20 @@ def _entries(obj: object, path: str, seen: set[int]) -> list[_Entry]:
     def within(name: str) -> list[_Entry]:
         return _entries(nested[name], f"{path}.{name}".strip("."), seen)
 
-    found = [entry for name in _ENTRIES if name in nested for entry in within(name)]
-    if found:
-        return found
-    itself = [_Entry(path or "the file itself", {str(name): value for name, value in obj.items()})]
-    if _holds_weights(obj):
-        return itself
-    holders = {name: entries for name in nested if (entries := within(name)) and _holds_weights(entries[0].named)}
-    if len(holders) > 1:
+    usual = [entry for name in _ENTRIES if name in nested for entry in within(name)]
+    averages = [entry for name in _AVERAGES if name in nested for entry in within(name)]
+    rest = {name: within(name) for name in nested if name not in (*_ENTRIES, *_AVERAGES)}
+    others = {name: entries for name, entries in rest.items() if entries and _holds_weights(entries[0].named)}
+    itself = [_Entry(path or ITSELF, {str(name): value for name, value in obj.items()})]
+    usual += itself if _holds_weights(obj) else []
+    if len(others) > 1 and not usual:
         raise InputFileError(
-            f"The checkpoint holds several networks ({', '.join(list(holders)[:8])}). Save the classifier alone: "
-            f"torch.save(checkpoint[{next(iter(holders))!r}], 'weights.pt')."
+            f"The checkpoint holds several networks ({listed(others, 8)}). Save the classifier alone: "
+            f"torch.save(checkpoint[{next(iter(others))!r}], 'weights.pt')."
         )
-    if holders:
-        return next(iter(holders.values()))
-    return itself if any(isinstance(value, Tensor) for value in obj.values()) else []
+    found = [*usual, *(entry for entries in others.values() for entry in entries), *averages]
+    holding = [entry for entry in found if _holds_weights(entry.named)]
+    return holding or found or (itself if any(isinstance(value, Tensor) for value in obj.values()) else [])
 
 
 def _holds_weights(named: dict[str, object]) -> bool:
@@ -123,6 +138,28 @@ def _wrapper_prefix(names: list[str]) -> str:
         if found is None:
             return stripped
         stripped += f"{found}."
+
+
+def _hold_to_file(tensors: dict[str, Tensor]) -> None:
+    """Refuse many names for the same few bytes: as float32 each takes memory of its own."""
+    plain = {name: t for name, t in tensors.items() if t.layout == torch.strided and not t.is_meta}
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in plain.values()}
+    if 4 * sum(t.numel() for t in plain.values()) > _COPIES * sum(storages.values()) + _SLACK_BYTES:
+        name = max(plain, key=lambda name: plain[name].numel())
+        raise InputFileError(
+            f'Tensor "{name}" claims {plain[name].numel()} values that the file does not hold, alone or together with '
+            "others of the same bytes."
+        )
+
+
+def require_floats(given: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> None:
+    """Raise InputFileError where a network has floating-point numbers and a file whole ones, as after quantisation."""
+    whole = [n for n, t in given.items() if n in network and network[n].is_floating_point() > t.is_floating_point()]
+    if whole:
+        raise InputFileError(
+            f"The numbers in {listed(whole)} are {str(given[whole[0]].dtype).removeprefix('torch.')}, not floating "
+            "point; edgekd needs weights from before quantisation."
+        )
 
 
 def _as_float32(name: str, tensor: Tensor) -> Tensor:

@@ -161,6 +161,8 @@ BYTES: dict[str, Callable[[], bytes]] = {
         {"a/data.pkl": b"."} | {f"a/data/{i}": bytes(2**21) for i in range(12)}, zipfile.ZIP_DEFLATED
     ),
     "zip without storages": lambda: zip_of({"a/data.pkl": pickle_of(zip_bytes(good())), "a/version": b"3\n"}),
+    "zip with an encrypted pickle": lambda: flagged(zip_bytes(good()), 6, 8, 0x1),
+    "zip packed in an unknown way": lambda: flagged(zip_bytes(good()), 8, 10, 97),
     "torchscript": scripted,
     "exported program": lambda: zip_of({"p/archive_format": b"pt2", "p/models/model.json": b"{}"}),
     "zip cut in half": lambda: half(zip_bytes(good())),
@@ -202,6 +204,17 @@ BYTES: dict[str, Callable[[], bytes]] = {
     "missing head": lambda: with_tensor(linear__weight=None, linear__bias=None),
     "surplus key": lambda: with_tensor(extra__weight=torch.ones(3)),
     "wrong shape": lambda: with_tensor(layer1__0__conv1__weight=torch.ones(16, 16, 1, 1)),
+    "surplus key of control characters": lambda: with_tensor(**{"x\n\x1b[31merror: fine__weight": torch.ones(3)}),
+    "many names for the same bytes": lambda: zip_bytes(
+        {**good(), **dict.fromkeys((f"w{i}.weight" for i in range(300)), torch.ones(2**16, dtype=torch.float16))}
+    ),
+    "the same name twice": lambda: with_tensor(_orig_mod__linear__weight=torch.ones(10, 64)),
+    "row where a size is read": lambda: changed("lenet5", fc1__weight=torch.ones(5)),
+    "scalar where a width is read": lambda: changed("wrn-10-1", block1__layer__0__conv1__weight=torch.ones(())),
+    "a wide resnet of 2000 channels": lambda: changed(
+        "wrn-10-1", block1__layer__0__conv1__weight=torch.ones(2000, 16, 3, 3)
+    ),
+    "thousands of tensors": lambda: safe_bytes({f"layer{i}.weight": torch.ones(1) for i in range(7 + 30 * 201)}),
     "wrong rank": lambda: with_tensor(linear__weight=torch.ones(640)),
     "scalar weight": lambda: with_tensor(linear__weight=torch.ones(())),
     "empty tensor": lambda: with_tensor(linear__weight=torch.ones(0, 64)),
@@ -218,6 +231,22 @@ BYTES: dict[str, Callable[[], bytes]] = {
     "negative variance": lambda: with_tensor(bn1__running_var=-torch.ones(16)),
     "weights that overflow": lambda: with_tensor(linear__weight=torch.full((10, 64), 3e38)),
 }  # fmt: skip
+
+
+def changed(name: str, **tensors: torch.Tensor) -> bytes:
+    weights = dict(registry.build(name, input_shape=(3, 32, 32), classes=10, seed=0).state_dict())
+    return zip_bytes({**weights, **{key.replace("__", "."): tensor for key, tensor in tensors.items()}})
+
+
+def flagged(data: bytes, local: int, central: int, value: int) -> bytes:
+    """Set two bytes in each header of a zip: at `local` in those of its members, at `central` in its directory."""
+    headers = bytearray(data)
+    for magic, at in ((b"PK\x03\x04", local), (b"PK\x01\x02", central)):
+        start = data.find(magic)
+        while start >= 0:
+            headers[start + at : start + at + 2] = struct.pack("<H", value)
+            start = data.find(magic, start + 1)
+    return bytes(headers)
 
 
 def half(data: bytes) -> bytes:
@@ -237,6 +266,7 @@ def refuse(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
     assert code == 4, err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
+    assert err[:-1].isprintable()
     assert sorted(here.rglob("*")) == before
     return err
 

@@ -1,5 +1,7 @@
 """Readings of a checkpoint's names against the zoo: parts unwrapped, one network of several, other names."""
 
+import re
+
 import pytest
 import torch
 
@@ -91,6 +93,19 @@ def test_a_network_beside_parts_of_unknown_meaning_is_refused_with_the_way_on(pl
     assert "k.startswith('model.')" in message
 
 
+@pytest.mark.parametrize(
+    ("kept", "beside"),
+    [("model.", "decoder."), ("", "ema."), ("it's.", "decoder.")],
+)
+def test_the_line_that_saves_the_part_saves_that_part(plain, kept, beside):
+    state_dict = {**under(kept, plain), f"{beside}up.weight": torch.ones(3, 3), f"{beside}up.bias": torch.ones(3)}
+    with pytest.raises(InputFileError) as caught:
+        infer(state_dict)
+    line = re.search(r"torch\.save\((\{.*\}), 'weights\.pt'\)", str(caught.value))
+    assert line is not None
+    assert set(eval(line[1], {"state_dict": state_dict})) == set(plain)  # noqa: S307 - our own line
+
+
 def test_the_shortest_mapping_is_shown_in_full(net, plain):
     renamed = {name.replace("downsample", "shortcut"): t for name, t in split(plain, "linear.").items()}
     with pytest.raises(InputFileError) as caught:
@@ -114,3 +129,5 @@ def test_further_entries_of_the_file_are_named(plain):
     assert [(a.what, a.value) for a in assumed] == [("weights", "state_dict, not state_dict_ema")]
     assert "torch.load(FILE)['state_dict_ema']" in assumed[0].flag
     assert other_entries(weights_of({"state_dict": plain})) == ()
+    (bare,) = other_entries(weights_of({**plain, "net": dict(plain)}))
+    assert (bare.value, bare.flag) == ("net, not the file itself", "a file that holds the others alone")

@@ -55,10 +55,15 @@ def test_every_student_is_inferred_back_from_its_weights(name):
         assert torch.equal(loaded(images), net(images))
 
 
+def expanded(shapes):
+    """Return weights of these shapes that take no memory."""
+    return {name: torch.empty(1).expand(shape) for name, shape in shapes.items()}
+
+
 def assert_told_apart(name):
     shapes = matching._shapes(name, (3, 224, 224), 17)
     assert len(shapes) == zoo.WEIGHT_TENSORS[name]
-    found = infer({key: torch.empty(1).expand(shape) for key, shape in shapes.items()})
+    found = infer(expanded(shapes))
     side = 299 if name == "inception_v3" else 224
     expected = "squeezenet,logit_relu=true" if name == "squeezenet" else name
     assert (str(found.arch), found.classes, found.input_shape) == (expected, 17, (3, side, side))
@@ -78,6 +83,58 @@ def test_torchvision_classifiers_are_told_apart(name):
 def test_every_torchvision_classifier_is_told_apart(name):
     assert name in registry.student_names() or name in torchvision.models.list_models(module=torchvision.models)
     assert_told_apart(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        *(("lenet5", tensor) for tensor in ("conv1.weight", "conv3.weight", "fc1.weight", "fc2.weight")),
+        *(("wrn-10-1", tensor) for tensor in ("conv1.weight", "block1.layer.0.conv1.weight", "fc.weight")),
+        *(("vit_b_32", tensor) for tensor in ("conv_proj.weight", "encoder.pos_embedding", "heads.head.weight")),
+        *(("shufflenetv2@0.5", tensor) for tensor in ("conv1.0.weight", "fc.weight", "fc.bias")),
+    ],
+)
+def test_tensors_of_any_shape_are_only_another_network(name, tensor):
+    weights = expanded(matching._shapes(name, (3, 64, 64), 10))
+    usual = tuple(weights[tensor].shape)
+    for shape in ((), (5,), (2**62, 0), (*usual, 1), (*usual[:-1], usual[-1] + 1), (0, *usual[1:])):
+        with pytest.raises(InputFileError, match=r"Nothing fits|does not fit|fix the image size"):
+            infer({**weights, tensor: torch.empty(()).expand(shape) if 0 not in shape else torch.empty(shape)})
+
+
+def test_a_transformer_of_other_patches_is_another_network():
+    with torch.device("meta"):
+        net = torchvision.models.VisionTransformer(36, 4, num_layers=12, num_heads=12, hidden_dim=768, mlp_dim=3072)
+    with pytest.raises(InputFileError, match=r"conv_proj\.weight is 768x3x4x4, expected 768x3x16x16"):
+        infer(expanded({name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}))
+
+
+@pytest.mark.parametrize("tensors", [7 + 30 * 201, 9 + 30 * 201])
+def test_more_tensors_than_any_network_has_are_no_network(tensors):
+    with pytest.raises(InputFileError, match=f"Nothing fits the weights \\({tensors} tensors\\)"):
+        infer({f"layer{i}.weight": torch.ones(1) for i in range(tensors)})
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "changes", "differences"),
+    [
+        ("resnet20", (1, 32, 32), {"layer1.0.bn1.weight": None}, "missing layer1.0.bn1.weight"),
+        ("resnet18", (3, 32, 32), {"extra.weight": torch.ones(3)}, "surplus extra.weight"),
+        ("resnet8", (3, 32, 32), {"linear.weight": torch.ones(640)}, "linear.weight is 640, expected Nx64"),
+        (
+            "resnet18",
+            (3, 32, 32),
+            {"conv1.weight": torch.ones(64, 3, 9, 9)},
+            "conv1.weight is 64x3x9x9, expected 64x3x7x7",
+        ),
+    ],
+)
+def test_only_true_differences_are_told(name, shape, changes, differences):
+    weights = saved(registry.build(name, input_shape=shape, classes=10, seed=0))
+    given = {key: tensor for key, tensor in {**weights, **changes}.items() if tensor is not None}
+    with pytest.raises(InputFileError) as caught:
+        infer(given)
+    assert f"the nearest is {name}: {differences}. Give" in str(caught.value)
 
 
 def test_vision_transformers_fix_their_image_size():

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from edgekd.errors import InputFileError
-from edgekd.models.weights import state_dict_of, weights_of
+from edgekd.models.weights import require_floats, state_dict_of, weights_of
 
 PLAIN = {"conv.weight": torch.randn(2, 1, 3, 3), "bn.running_mean": torch.randn(2), "fc.weight": torch.randn(3, 2)}
 
@@ -167,3 +167,45 @@ def test_unusable_weights_are_named(checkpoint, message):
     with pytest.raises(InputFileError) as caught:
         state_dict_of(checkpoint)
     assert message in str(caught.value)
+
+
+AVERAGE = {name: tensor + 1 for name, tensor in PLAIN.items()}
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "entry", "others"),
+    [
+        ({"ema": AVERAGE, "resnet8": PLAIN}, "resnet8", ("ema",)),
+        ({**PLAIN, "ema": AVERAGE}, "the file itself", ("ema",)),
+        ({"state_dict_ema": AVERAGE, "backbone": PLAIN}, "backbone", ("state_dict_ema",)),
+        ({"model": PLAIN, "resnet8": AVERAGE}, "model", ("resnet8",)),
+        ({**AVERAGE, "net": PLAIN}, "net", ("the file itself",)),
+        ({**PLAIN, "params": {"temperature": torch.ones(1)}}, "the file itself", ()),
+        ({"optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}, "ema": PLAIN}, "ema", ()),
+    ],
+)
+def test_an_average_is_taken_last_and_what_is_not_taken_is_named(checkpoint, entry, others):
+    found = weights_of(checkpoint)
+    assert_plain(found.tensors)
+    assert (found.entry, found.others) == (entry, others)
+
+
+def test_names_that_become_one_are_refused():
+    with pytest.raises(InputFileError, match="the same names with and without"):
+        state_dict_of({**PLAIN, "_orig_mod.conv.weight": torch.zeros(2, 1, 3, 3)})
+
+
+def test_many_names_for_the_same_bytes_are_refused_and_tied_weights_are_not():
+    shared = torch.ones(2**20, dtype=torch.float16)
+    tied = {f"layer{i}.weight": shared for i in range(4)}
+    assert all(tensor.shape == shared.shape for tensor in state_dict_of(tied).values())
+    bomb = {f"layer{i}.weight": shared for i in range(200)}
+    with pytest.raises(InputFileError, match="claims 1048576 values that the file does not hold"):
+        state_dict_of(bomb)
+
+
+def test_whole_numbers_in_place_of_floating_point_ones_are_refused():
+    network = nn.MultiheadAttention(4, 2).state_dict()
+    require_floats({**network, "index": torch.arange(3)}, {**network, "index": torch.arange(3)})
+    with pytest.raises(InputFileError, match="The numbers in in_proj_weight are int8, not floating point"):
+        require_floats({**network, "in_proj_weight": network["in_proj_weight"].to(torch.int8)}, network)
