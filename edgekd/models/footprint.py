@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from edgekd.errors import UsageError
+from edgekd.errors import InputFileError, UsageError
 from edgekd.models import probe, registry
 from edgekd.models.stems import Shape
+from edgekd.text import first_line, sizes
 
 # Fitted to files that `edgekd export` wrote. A layer has nodes, names and shapes, in INT8 also its quantisers; an
 # output channel has a bias, in INT8 also scales and zero points.
@@ -19,7 +21,7 @@ _INT8_LAYER_BYTES, _INT8_CHANNEL_BYTES = 2200, 13
 
 @dataclass(frozen=True)
 class Footprint:
-    """The size of a network; the two file sizes are estimates within about 10 %."""
+    """The size of a network; the two file sizes are estimates."""
 
     parameters: int
     macs: int
@@ -50,12 +52,16 @@ def measure(net: nn.Module, input_shape: Shape) -> Footprint:
 def build(name: str, *, input_shape: Shape, classes: int, seed: int) -> tuple[nn.Module, Footprint]:
     """Build an architecture and measure it.
 
-    Raises UsageError where it does not exist, cannot be built for this input, or does not take it.
+    Raises UsageError where it does not exist, cannot be built for this input, does not take it, or is no classifier
+    of so many classes.
     """
     net = registry.build(name, input_shape=input_shape, classes=classes, seed=seed)
     try:
-        return net, measure(net, input_shape)
+        size = measure(net, input_shape)
     except Exception as error:  # foreign networks may raise anything
-        shape = "x".join(map(str, input_shape))
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UsageError(f"{name} does not take {shape} images: {reason}") from error
+        raise UsageError(f"{name} does not take {sizes(input_shape)} images: {first_line(error)}") from error
+    try:
+        probe.logits(net, torch.zeros(2, *input_shape), classes)
+    except InputFileError as error:
+        raise UsageError(f"{name} is no student here: {error}") from error
+    return net, size

@@ -18,16 +18,27 @@ from torch import Tensor, nn
 
 from edgekd.errors import InputFileError, MachineError, UsageError
 from edgekd.models import probe, registry
-from edgekd.models.matching import Miss, Shapes, Structure, WeightsOnMeta, miss, rename, shapes_in
+from edgekd.models.matching import (
+    MARKER_CLASSES,
+    Miss,
+    Shapes,
+    Structure,
+    WeightsOnMeta,
+    head_of,
+    miss,
+    rename,
+    shapes_in,
+    stem_of,
+    unlike,
+)
 from edgekd.models.registry import ArchSpec
 from edgekd.models.stems import Shape
 from edgekd.models.views import common_prefix
 
 SEARCH_SECONDS = 60.0
-"""How long timm's models are searched at most; most weights take a few seconds."""
-_MARKER_CLASSES = 1009
+"""After this time no further model of timm's is compared."""
 _FORGIVEN = (8, 250)
-"""Weights of other shapes that are forgiven in a quick search and in a thorough one; timm needs at most 208."""
+"""Weights of other shapes that are forgiven in a quick search and in a thorough one."""
 
 
 _REAL_WEIGHTS = 2**27
@@ -39,7 +50,7 @@ class _OtherShape(Exception):  # noqa: N818 - a signal, not a fault
 
 
 class _OnlyShapes(WeightsOnMeta):
-    """Give up building a network once it has weights of shapes that the checkpoint lacks: most fail within 10 ms.
+    """Give up building a network once it has weights of shapes that the checkpoint lacks.
 
     A few are forgiven, because some models build parts that they throw away again.
     """
@@ -90,22 +101,21 @@ class Code:
         """Compare weights with the code; classes and channels come from its own last and first layers."""
         theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
         side, fixed = _image_side(self.spec, theirs)
-        reference = self._shapes((3, side, side), _MARKER_CLASSES)
+        reference = self._shapes((3, side, side), MARKER_CLASSES)
         prefix = common_prefix(reference)
         bare = {name.removeprefix(prefix): shape for name, shape in reference.items()}
         mapping = {} if set(bare) == set(theirs) else rename(theirs, bare)
-        if mapping is None:
-            return miss(self.spec, theirs, bare)
-        ours = {mapping.get(name, name): shape for name, shape in theirs.items()}
-        first = next((name for name, shape in bare.items() if len(shape) == 4), None)
-        channels = ours[first][1] if first is not None and len(ours[first]) == 4 else 3
+        ours = {(mapping or {}).get(name, name): shape for name, shape in theirs.items()}
+        if mapping is None or unlike(ours, bare):
+            return miss(self.spec, ours, bare)
+        head, first = head_of(bare), stem_of(bare)
+        channels = 3 if first is None else ours[first][1]
         if input_shape is not None and first is not None and input_shape[0] != channels:
             raise InputFileError(
                 f"The weights take {channels} channels, not {input_shape[0]}: "
                 f"--input {channels}x{input_shape[1]}x{input_shape[2]}."
             )
         shape = input_shape or (channels, side, side)
-        head = next((n for n, s in reversed(list(bare.items())) if s[:1] == (_MARKER_CLASSES,) and s[1:]), None)
         seen = classes or (ours[head][0] if head is not None else _outputs(self.spec, shape))
         expected = {name.removeprefix(prefix): s for name, s in self._shapes(shape, seen).items()}
         if ours != expected:
@@ -191,10 +201,9 @@ def _timm_shapes(
             with warnings.catch_warnings(), _OnlyShapes(allowed, meta=meta, forgiven=forgiven):
                 warnings.simplefilter("ignore")  # what timm has to say of models that are only tried
                 return shapes_in(registry.build(spec, input_shape=shape, classes=classes, seed=0))
-        except (_OtherShape, UsageError):
-            return None
-        except (RuntimeError, TypeError, ArithmeticError, LookupError, AttributeError):
-            continue
+        except UsageError as error:
+            if isinstance(error.__cause__, (_OtherShape, ValueError, AssertionError)):
+                return None
     return None
 
 
@@ -209,12 +218,12 @@ def _image_side(spec: ArchSpec, theirs: Shapes) -> tuple[int, bool]:
 
 def _build(spec: ArchSpec, shape: Shape, classes: int) -> nn.Module:
     if spec.name.startswith("timm:"):
-        with contextlib.suppress(RuntimeError), WeightsOnMeta():  # some run while they are built
+        with contextlib.suppress(UsageError), WeightsOnMeta():  # some run while they are built
             return registry.build(spec, input_shape=shape, classes=classes, seed=0)
     return registry.build(spec, input_shape=shape, classes=classes, seed=0)
 
 
 def _outputs(spec: ArchSpec, shape: Shape) -> int:
     """Return the number of outputs of code that takes no number of classes; what is no classifier the probe tells."""
-    output = probe.answer(registry.build(spec, input_shape=shape, classes=1000, seed=0).eval(), torch.zeros(1, *shape))
+    output = probe.answer(registry.build(spec, input_shape=shape, classes=1000, seed=0).eval(), torch.zeros(2, *shape))
     return int(output.shape[1]) if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1 else 1000

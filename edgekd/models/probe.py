@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from edgekd import rng
 from edgekd.errors import InputFileError
 from edgekd.models.stems import Shape
+from edgekd.text import first_line, sizes
 
 _SUM_TOLERANCE = 1e-3
 
@@ -55,22 +56,23 @@ def probe(model: nn.Module, *, input_shape: Shape, classes: int, seed: int) -> P
     batch = 32 if min(input_shape[1:]) <= 64 else 4
     device = _device_of(model)
     images = torch.randn(batch, *input_shape, generator=rng.generator(seed, "probe")).to(device)
+    output = logits(model, images, classes)
+    logits(model, images[:1], classes)  # later stages count and trace with one
     with _evaluating(model):
-        output = _answers(model, images, input_shape, classes)
         started = time.perf_counter()
         model(images)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - started
     emits = _kind_of(output)
-    logits = output.log() if emits == "probabilities" else output
+    scores = output.log() if emits == "probabilities" else output
     size = complexity(model, input_shape)
     return Probe(
         emits=emits,
         undo="log" if emits == "probabilities" else "none",
         batchnorm_layers=len(batchnorm_names(model)),
         head_alive=bool(output.std(dim=0).max() > 1e-6 * output.abs().max()),
-        noise_confidence=float(logits.softmax(dim=1).amax(dim=1).mean()),
+        noise_confidence=float(scores.softmax(dim=1).amax(dim=1).mean()),
         parameters=size.parameters,
         macs=size.macs,
         batch=batch,
@@ -136,11 +138,30 @@ def answer(model: nn.Module, images: Tensor) -> Any:
     try:
         return model(images)
     except Exception as error:  # foreign networks may raise anything
-        shape = "x".join(map(str, images.shape[1:]))
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
         raise InputFileError(
-            f"The network does not take {shape} images: {reason}. Set the right channels and size with --input CxHxW."
+            f"The network does not take {'single ' if len(images) == 1 else ''}{sizes(images.shape[1:])} images: "
+            f"{first_line(error)}. Set the right channels and size with --input CxHxW."
         ) from error
+
+
+def logits(model: nn.Module, images: Tensor, classes: int) -> Tensor:
+    """Return the answers (N, classes) of a model in eval mode; raise InputFileError where they are anything else."""
+    with _evaluating(model):
+        output = answer(model, images)
+    if not isinstance(output, Tensor):
+        raise InputFileError(
+            f"The network returns a {type(output).__name__}; a classifier returns one tensor of logits."
+        )
+    if output.ndim != 2 or output.shape[0] != len(images):
+        raise InputFileError(
+            f"The network is no classifier: for {len(images)} images of {sizes(images.shape[1:])} it returns the shape "
+            f"{tuple(output.shape)}, not ({len(images)}, {classes})."
+        )
+    if output.shape[1] != classes:
+        raise InputFileError(f"The network has {output.shape[1]} outputs, not the {classes} classes expected of it.")
+    if not bool(torch.isfinite(output).all()):
+        raise InputFileError("The network answers NaN or infinity on ordinary noise; its weights are damaged.")
+    return output.float()
 
 
 def same_answers(one: nn.Module, other: nn.Module, input_shape: Shape, *, seed: int) -> bool:
@@ -155,26 +176,6 @@ def same_answers(one: nn.Module, other: nn.Module, input_shape: Shape, *, seed: 
     if kinds[0] != kinds[1]:
         logs = [log.log_softmax(dim=1) for log in logs]
     return bool(torch.allclose(logs[0], logs[1], rtol=1e-3, atol=1e-3 * float(logs[1].abs().max())))
-
-
-def _answers(model: nn.Module, images: Tensor, input_shape: Shape, classes: int) -> Tensor:
-    """Return the output (N, classes), checked."""
-    shape = "x".join(map(str, input_shape))
-    output = answer(model, images)
-    if not isinstance(output, Tensor):
-        raise InputFileError(
-            f"The network returns a {type(output).__name__}; a classifier returns one tensor of logits."
-        )
-    if output.ndim != 2 or output.shape[0] != len(images):
-        raise InputFileError(
-            f"The network is no classifier: for {len(images)} images of {shape} it returns the shape "
-            f"{tuple(output.shape)}, not ({len(images)}, {classes})."
-        )
-    if output.shape[1] != classes:
-        raise InputFileError(f"The network has {output.shape[1]} outputs, not the {classes} classes expected of it.")
-    if not bool(torch.isfinite(output).all()):
-        raise InputFileError("The network answers NaN or infinity on ordinary noise; its weights are damaged.")
-    return output.float()
 
 
 def _kind_of(output: Tensor) -> str:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 
 from torch import nn
 
-from edgekd import rng
+from edgekd import imports, rng
 from edgekd.errors import MachineError, UsageError, did_you_mean
 from edgekd.models import cifar, lenet, stems
 from edgekd.models import torchvision_zoo as zoo
 from edgekd.models.stems import Shape
+from edgekd.text import first_line, sizes
 
 MIN_WIDTH, MAX_WIDTH = 0.05, 4.0
 CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
@@ -92,8 +90,7 @@ def build(spec: ArchSpec | str, *, input_shape: Shape, classes: int, seed: int) 
         try:
             net = family.make(spec, input_shape, classes)
         except (ValueError, AssertionError) as error:
-            shape = "x".join(map(str, input_shape))
-            raise UsageError(f"{spec} cannot be built for {shape} images: {error}") from error
+            raise UsageError(f"{spec} cannot be built for {sizes(input_shape)} images: {error}") from error
     kind = spec.options.get("activation")
     if kind is not None and spec.name not in ("lenet5", "lenet5-half"):
         _replace_activations(net, _ACTIVATIONS[kind])
@@ -253,34 +250,28 @@ def _make_timm(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
         raise MachineError(f"{spec} needs the timm package: pip install 'edgekd[timm]'.") from error
     if not timm.is_model(name):
         raise UsageError(f'timm has no model "{name}".{did_you_mean(name, timm.list_models())}')
-    net: nn.Module = timm.create_model(name, pretrained=False, in_chans=input_shape[0], num_classes=classes)
+    try:
+        net: nn.Module = timm.create_model(name, pretrained=False, in_chans=input_shape[0], num_classes=classes)
+    except Exception as error:  # models refuse channels and classes with whatever their code happens to raise
+        raise UsageError(f"{spec} cannot be built: {type(error).__name__}: {first_line(error)}.") from error
     return net
 
 
 def _make_custom(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
     module_name, _, factory_name = spec.name.partition(":")
-    with _importing_from_here():
+    with imports.from_here():
         try:
             factory = getattr(importlib.import_module(module_name), factory_name)
             accepted = inspect.signature(factory).parameters
             offered = {"input_shape": input_shape, "classes": classes, "num_classes": classes}
-            net = factory(**{key: value for key, value in offered.items() if key in accepted})
+            takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
+            wanted = {*accepted, "num_classes"} if takes_any else set(accepted)  # torchvision's take **kwargs
+            net = factory(**{key: value for key, value in offered.items() if key in wanted})
         except Exception as error:  # the user's own code may raise anything
-            raise UsageError(f"{spec} cannot be built: {type(error).__name__}: {error}") from error
+            raise UsageError(f"{spec} cannot be built: {type(error).__name__}: {first_line(error)}.") from error
     if not isinstance(net, nn.Module):
         raise UsageError(f"{spec} returned a {type(net).__name__}; it must return a torch.nn.Module.")
     return net
-
-
-@contextmanager
-def _importing_from_here() -> Iterator[None]:
-    """Let imports see the working directory, as `python -m` does and an installed command does not."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
 
 
 _SWAP = {"activation": tuple(_ACTIVATIONS)}

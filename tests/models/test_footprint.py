@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,51 @@ def test_parameters_outside_of_layers_stay_float_in_both_files() -> None:
     )
     assert found.parameters == bare.parameters + 1000
     assert found.fp32_bytes - bare.fp32_bytes == found.int8_bytes - bare.int8_bytes == 4000
+
+
+NETS = """
+from torch import nn
+
+
+def answers(outputs):
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, outputs))
+
+
+class Pair(nn.Linear):
+    def __init__(self):
+        super().__init__(16, 4)
+
+    def forward(self, x):
+        return super().forward(x), x
+
+
+def one():
+    return answers(1)
+
+
+def thousand():
+    return answers(1000)
+
+
+def four():
+    return answers(4)
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [("one", "has 1 outputs, not the 4"), ("thousand", "has 1000 outputs, not the 4"), ("Pair", "returns a tuple")],
+)
+def test_a_network_of_other_outputs_is_no_student(
+    factory: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "students_nets.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "students_nets", raising=False)
+    net, _ = footprint.build("students_nets:four", input_shape=(1, 16, 16), classes=4, seed=0)
+    assert net.training
+    with pytest.raises(UsageError, match=f"students_nets:{factory} is no student here: The network {message}"):
+        footprint.build(f"students_nets:{factory}", input_shape=(1, 16, 16), classes=4, seed=0)
 
 
 def test_a_network_that_does_not_take_the_image_is_refused_in_one_line() -> None:

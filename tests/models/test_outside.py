@@ -126,6 +126,16 @@ def test_code_that_is_no_classifier_is_left_to_the_probe(code):
         probe.probe(load(found), input_shape=found.input_shape, classes=found.classes, seed=0)
 
 
+@pytest.mark.parametrize("factory", ["split", "Wrapped"])
+@pytest.mark.parametrize("name", ["backbone.0.weight", "fc.weight", "fc.bias"])
+@pytest.mark.parametrize("shape", [(), (3,), (0,), (2**62, 0)])
+def test_tensors_of_any_shape_do_not_fit_own_code(code, factory, name, shape):
+    prefix = "model." if factory == "Wrapped" else ""
+    weights = dict(built(f"{code}:{factory}", classes=9).state_dict())
+    with pytest.raises(InputFileError, match="does not fit the weights"):
+        infer({**weights, f"{prefix}{name}": torch.empty(shape)}, arch=f"{code}:{factory}")
+
+
 def test_code_that_cannot_be_built_is_wrong_usage(code):
     with pytest.raises(UsageError, match="no_such_factory"):
         infer({"a.weight": torch.ones(2)}, arch=f"{code}:no_such_factory")

@@ -74,6 +74,16 @@ class _Pair(nn.Module):
         return images, images
 
 
+class _Squeezing(nn.Linear):
+    """A network whose author never gave it a single image."""
+
+    def __init__(self):
+        super().__init__(256, 5)
+
+    def forward(self, images):
+        return super().forward(torch.atleast_1d(images.flatten(2).squeeze())).reshape(32, 5)
+
+
 @pytest.mark.parametrize(
     ("net", "shape", "message"),
     [
@@ -82,6 +92,7 @@ class _Pair(nn.Module):
         (nn.Conv2d(1, 5, 3), SHAPE, "no classifier"),
         (nn.Sequential(nn.Flatten(0), nn.Linear(32 * 256, 5)), SHAPE, "no classifier"),
         (nn.Sequential(nn.Flatten(), nn.Linear(256, 4)), SHAPE, "4 outputs"),
+        (_Squeezing(), SHAPE, "does not take single 1x16x16 images"),
         (_Pair(), SHAPE, "returns a tuple"),
         (nn.Sequential(nn.Flatten(), nn.Linear(256, 5), nn.Threshold(1e9, float("nan"))), SHAPE, "NaN"),
     ],

@@ -1,4 +1,6 @@
+import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -239,6 +241,23 @@ def test_custom_factory_gets_what_it_takes(tmp_path, monkeypatch):
             registry.build(f"house_nets:{name}", input_shape=(1, 4, 4), classes=3, seed=0)
     with pytest.raises(UsageError, match="ModuleNotFoundError"):
         registry.build("no_such_package:net", input_shape=(1, 4, 4), classes=3, seed=0)
+
+
+def test_a_factory_of_any_arguments_gets_the_number_of_classes():
+    net = registry.build("torchvision.models:shufflenet_v2_x0_5", input_shape=(3, 32, 32), classes=7, seed=0)
+    assert net.fc.out_features == 7
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no such layer\nStack"), TypeError("in_chans"), KeyError("head")])
+def test_whatever_timm_raises_is_wrong_usage(monkeypatch, error):
+    def create_model(*_, **__):
+        raise error
+
+    timm = SimpleNamespace(is_model=lambda name: name == "net", list_models=lambda: ["net"], create_model=create_model)
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    with pytest.raises(UsageError, match=f"timm:net cannot be built: {type(error).__name__}: ") as caught:
+        registry.build("timm:net", input_shape=(1, 32, 32), classes=3, seed=0)
+    assert "\n" not in str(caught.value)
 
 
 def test_timm_is_built_or_named_as_missing():
