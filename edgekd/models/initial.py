@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from edgekd.errors import InputFileError
-from edgekd.models import probe
+from edgekd.models import probe, views
 from edgekd.models.stems import Shape
+from edgekd.models.weights import require_floats
+from edgekd.text import listed, sizes
 
 _SHOWN = 3
 
@@ -23,23 +25,36 @@ class Initial:
 
 
 def fit(student: nn.Module, weights: Mapping[str, Tensor], input_shape: Shape) -> Initial:
-    """Compare weights with the student's own tensors, by name and shape.
+    """Compare weights with the student's own tensors, by name and shape, in every way to read all the names.
 
-    Raises InputFileError naming the first differences.
+    Raises InputFileError naming the first differences of the plainest reading.
     """
+    first: InputFileError | None = None
+    for view in views.views(weights):
+        if view.left_out:
+            continue
+        try:
+            return _fit(student, {ours: weights[theirs] for theirs, ours in view.names.items()}, input_shape)
+        except InputFileError as error:
+            first = first or error
+    raise first or InputFileError("there are no weights.")
+
+
+def _fit(student: nn.Module, weights: Mapping[str, Tensor], input_shape: Shape) -> Initial:
     expected = {name: t for name, t in student.state_dict().items() if not name.endswith("num_batches_tracked")}
     excused = _excused(student, weights, expected, input_shape)
     missing = [name for name in expected if name not in weights]
     surplus = [name for name in weights if name not in expected]
     other = [
-        f"{name} is {_text(weights[name])}, expected {_text(tensor)}"
+        f"{name} is {sizes(weights[name].shape)}, expected {sizes(tensor.shape)}"
         for name, tensor in expected.items()
         if name in weights and name not in excused and weights[name].shape != tensor.shape
     ]
     differences = other[:_SHOWN]
-    differences += [f"{word} {_listed(names)}" for word, names in (("missing", missing), ("surplus", surplus)) if names]
+    differences += [f"{word} {listed(names)}" for word, names in (("missing", missing), ("surplus", surplus)) if names]
     if differences:
         raise InputFileError(f"the weights are of another network: {'; '.join(differences)}.")
+    require_floats(weights, expected)
     tensors = {name: weights[name] for name in expected if name not in excused}
     return Initial(tuple(dict.fromkeys(excused.values())), tensors)
 
@@ -68,12 +83,3 @@ def _size_along(axis: int, given: Tensor, wanted: Tensor) -> int | None:
     size = sides.pop(axis)
     del expected[axis]
     return size if sides == expected and size else None
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(ascii(name[:80])[1:-1] for name in names[:_SHOWN])
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-
-
-def _text(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a single number"

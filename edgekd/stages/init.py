@@ -22,7 +22,10 @@ def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], st
     path = Path(recipe.student.weights)
     if path.is_file():
         run_dir.note_file(path, sha256_file(path))
-    found = read(path, recipe, artefacts.describe(run_dir))
+    loaded = weights.weights_of(foreign.read_checkpoint(path, trust_pickle=None))
+    found = fit(loaded, path, recipe, artefacts.describe(run_dir))
+    if loaded.others:
+        console.say(f"init     weights = {loaded.entry}, not {', '.join(loaded.others)}")
     if found.left_random:
         console.say(f"init     left random: {', '.join(found.left_random)}")
     with run_dir.publish("init") as (folder, record):
@@ -32,12 +35,11 @@ def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], st
         record["recipe_slice"] = {"student": recipe.student.name, "weights": recipe.student.weights}
 
 
-def read(path: Path, recipe: Recipe, description: artefacts.Description) -> initial.Initial:
-    """Read a checkpoint without running anything of it, and fit its weights to the recipe's student."""
-    loaded = foreign.read_checkpoint(path, trust_pickle=None)
+def fit(loaded: weights.Weights, path: Path, recipe: Recipe, description: artefacts.Description) -> initial.Initial:
+    """Fit the weights of a checkpoint to the recipe's student."""
     student = artefacts.build_student(recipe, description)
     try:
-        return initial.fit(student, weights.state_dict_of(loaded), description.input_shape)
+        return initial.fit(student, loaded.tensors, description.input_shape)
     except InputFileError as error:
         raise InputFileError(
             f"{path} cannot start {recipe.student.name}: {error} Give its own weights with --student-weights, "

@@ -59,6 +59,18 @@ def test_a_head_that_is_a_convolution_stays_random_too() -> None:
     assert set(given) - set(found.tensors) == {"classifier.1.weight", "classifier.1.bias"}
 
 
+def test_wrappers_of_some_names_only_are_read() -> None:
+    given = {f"backbone.{k}" if not k.startswith("linear") else f"head.{k}": t for k, t in weights().items()}
+    found = initial.fit(student(), given, SHAPE)
+    assert {name: t.shape for name, t in found.tensors.items()} == {name: t.shape for name, t in weights().items()}
+
+
+def test_quantised_weights_are_refused() -> None:
+    given = {**weights(), "linear.weight": torch.ones(5, 32, dtype=torch.int8)}
+    with pytest.raises(InputFileError, match=r"linear\.weight are int8, not floating point"):
+        initial.fit(student(), given, SHAPE)
+
+
 def without(name: str) -> dict[str, Tensor]:
     return {key: tensor for key, tensor in weights().items() if key != name}
 

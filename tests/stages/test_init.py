@@ -81,6 +81,16 @@ def test_the_file_is_recorded_with_its_hash(done: RunDir, file: Path) -> None:
     assert done.ledger()["files_read"][str(file)] == sha256_file(file)
 
 
+def test_other_sets_of_weights_in_the_file_are_named(
+    file: Path, teacher_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = torch.load(file)
+    torch.save({**given, "model_ema": {**given["model"]}}, tmp_path / "both.pth")
+    run = toy.advance(tmp_path / "toy", starting_from(tmp_path / "both.pth", teacher_file), ("ingest", "init"))
+    assert "init     weights = model, not model_ema\n" in capsys.readouterr().err
+    assert checkpoint.load_tensors(run.stage("init") / "student.safetensors").keys() >= {"conv1.weight"}
+
+
 def test_another_head_and_stem_stay_as_the_seed_drew_them(
     teacher_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
