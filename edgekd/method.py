@@ -29,8 +29,9 @@ class GeneratorTable(Table):
     """Apply spectral normalisation to its convolutions (the released code does)."""
     norm_eps: float = Field(1e-5, gt=0)
     """Epsilon of its BatchNorm layers (released: 0.8, a strong damping)."""
-    affine_output: bool = True
-    """Let the last BatchNorm, on the image, learn scale and shift."""
+    image_moments: Literal["auto", "learned", "fixed"] = "auto"
+    """Mean and standard deviation of its images: learned, 0 and 1, or learned only from a teacher with BatchNorm,
+    whose statistics hold them; nothing else keeps the adversary from inflating them."""
     lr: float = Field(2e-3, gt=0)
     """Adam learning rate."""
     schedule: Literal["cosine", "constant"] = "constant"
@@ -87,6 +88,8 @@ class UpdateTable(Table):
     """Distance of logits: mean absolute difference, or KL at a temperature."""
     temperature: float = Field(4.0, gt=0)
     """Temperature of kl."""
+    revive: float = Field(0.0, ge=0)
+    """Weight of the pull on ReLU channels that answer 0 to the whole batch; 0 leaves them dead."""
     ema_decay: float = Field(0.998, ge=0, lt=1)
     """Decay a step of the averaged student, which every method logs beside the raw one."""
     ship_average: bool = True
@@ -121,8 +124,8 @@ class VaeTable(Table):
     """Use the encoder of the authors' code: full-resolution convolutions on column-normalised images."""
     norm_eps: float = Field(1e-5, gt=0)
     """Epsilon of its BatchNorm layers."""
-    affine_output: bool = True
-    """Let the decoder's last BatchNorm learn scale and shift."""
+    image_moments: Literal["auto", "learned", "fixed"] = "auto"
+    """The same for the decoder's images."""
     lr: float = Field(1e-3, gt=0)
     """Adam learning rate of encoder and decoder."""
     updates: int = Field(2, ge=0)

@@ -36,6 +36,7 @@ class Description:
     classes: int
     head: str
     undo: str
+    batchnorm: bool
 
     @property
     def pixels(self) -> int:
@@ -56,7 +57,7 @@ def describe(run: RunDir) -> Description:
     """Read teacher/teacher.json."""
     data = read_json(run.stage("teacher") / "teacher.json")
     shape: Any = tuple(data["input_shape"])
-    return Description(data["arch"], shape, data["classes"], data["head"], data["undo"])
+    return Description(data["arch"], shape, data["classes"], data["head"], data["undo"], data["probe"]["batchnorm_layers"] > 0)
 
 
 def read_pixels(run: RunDir) -> Pixels:
@@ -126,28 +127,32 @@ def student_head(student: nn.Module, shape: Shape) -> str:
     return probe.head_name(student, shape)
 
 
-def build_generator(table: GeneratorTable, shape: Shape) -> Generator:
-    """Build the novel generator of a recipe."""
+def _learned(moments: str, description: Description) -> bool:
+    return moments == "learned" or (moments == "auto" and description.batchnorm)
+
+
+def build_generator(table: GeneratorTable, description: Description) -> Generator:
+    """Build the novel generator of a recipe for a teacher."""
     return Generator(
         table.latent,
-        shape,
+        description.input_shape,
         width=table.width,
         upsamplings=table.upsamplings,
         spectral=table.spectral_norm,
         norm_eps=table.norm_eps,
-        affine_output=table.affine_output,
+        affine_output=_learned(table.image_moments, description),
     )
 
 
-def build_vae(table: VaeTable, shape: Shape, upsamplings: int) -> VAE:
-    """Build the VAE of a recipe."""
+def build_vae(table: VaeTable, description: Description, upsamplings: int) -> VAE:
+    """Build the VAE of a recipe for a teacher."""
     return VAE(
         table.latent,
-        shape,
+        description.input_shape,
         width=table.width,
         released_encoder=table.released_encoder,
         norm_eps=table.norm_eps,
-        affine_output=table.affine_output,
+        affine_output=_learned(table.image_moments, description),
         upsamplings=upsamplings,
     )
 
@@ -159,14 +164,14 @@ class ReplaySource:
     """
 
     def __init__(self, run: RunDir) -> None:
-        recipe, shape = load_resolved(run.recipe_file), describe(run).input_shape
+        recipe, description = load_resolved(run.recipe_file), describe(run)
         method = recipe.method
         path = run.stage("select") / "replay.safetensors"
         state = checkpoint.unflatten(checkpoint.load_tensors(path), {})
         self.latent = method.generator.latent
         with forked_global(recipe.seed, "build", "replay"):  # drawn only to be replaced by what was trained
-            self.generator = build_generator(method.generator, shape)
-            vae = build_vae(method.vae, shape, method.generator.upsamplings)
+            self.generator = build_generator(method.generator, description)
+            vae = build_vae(method.vae, description, method.generator.upsamplings)
         self.generator.load_state_dict(state["generator"])
         self.generator.eval().requires_grad_(False)
         self.decoder: nn.Module | None = None

@@ -26,19 +26,21 @@ from edgekd.rundir import RunDir, failpoint
 from edgekd.stages import artefacts
 from edgekd.stages.logbook import Accuracy, Logbook
 from edgekd.stopping import Stop
-from edgekd.synthesis import health, losses, replay, schedules
+from edgekd.synthesis import health, losses, replay, revival, schedules
 from edgekd.synthesis.generator import Generator
+from edgekd.synthesis.revival import ReluInputs
 from edgekd.synthesis.state import State, average_into, generator_optimizer, student_optimizer
 from edgekd.synthesis.teacher import Teacher
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a step knows besides the state: the recipe, the teacher, the draws."""
+    """What a step knows besides the state: the recipe, the teacher and its description, the draws."""
 
     recipe: Recipe
     steps: int
     teacher: Teacher
+    description: artefacts.Description
     draws: Draws
 
     def explores(self, step: int) -> bool:
@@ -65,7 +67,7 @@ def run(
             f"a batch of {method.student.batch_size} is small for {description.classes} classes: the balance loss "
             f"needs at least {2 * description.classes} (method.student.batch_size)"
         )
-    context = Context(recipe, steps, teacher, Draws(recipe.seed, "distill", device))
+    context = Context(recipe, steps, teacher, description, Draws(recipe.seed, "distill", device))
     state = build(recipe, teacher, description, device, artefacts.initial_weights(run_dir, recipe))
     book = Logbook(
         run_dir,
@@ -114,7 +116,7 @@ def build(
     student = artefacts.build_student(recipe, description, initial)
     machine.float32_head(student, artefacts.student_head(student, shape))
     student = student.to(device).to(memory_format=torch.channels_last)
-    generator = build_generator(recipe, shape, generation=0).to(device)
+    generator = build_generator(recipe, description, generation=0).to(device)
     student_precision = machine.precision_for(student, device, recipe.precision)
     generator_precision = machine.precision_for(generator, device, recipe.precision)
     state = State(
@@ -126,6 +128,8 @@ def build(
         student_precision=student_precision,
         generator_precision=generator_precision,
     )
+    if method.student.revive > 0:  # after the averages were copied, which must not be watched
+        state.relu_inputs = ReluInputs(student)
     if method.replay.source == "bank":
         state.replay = replay.BankReplay(method.replay, shape, device)
     elif method.replay.source == "ema-generator":
@@ -133,16 +137,16 @@ def build(
         state.replay = replay.EmaGeneratorReplay(state.generator_ema, latent, generator_precision)
     elif method.replay.source == "vae":
         with forked_global(recipe.seed, "build", "vae"):
-            vae = artefacts.build_vae(method.vae, shape, method.generator.upsamplings).to(device)
+            vae = artefacts.build_vae(method.vae, description, method.generator.upsamplings).to(device)
         vae_precision = machine.precision_for(vae, device, recipe.precision)
         state.replay = replay.VaeReplay(vae, method.vae, teacher, vae_precision, fused=True)
     return state
 
 
-def build_generator(recipe: Recipe, shape: tuple[int, int, int], generation: int) -> Generator:
+def build_generator(recipe: Recipe, description: artefacts.Description, generation: int) -> Generator:
     """Draw a generator's weights; each re-initialisation is a generation of its own."""
     with forked_global(recipe.seed, "build", "generator", generation):
-        return artefacts.build_generator(recipe.method.generator, shape)
+        return artefacts.build_generator(recipe.method.generator, description)
 
 
 def generator_step(
@@ -197,12 +201,12 @@ def student_step(state: State, context: Context) -> dict[str, Tensor]:
     target = context.teacher.logits(x)
 
     state.student.train()
-    with state.student_precision():
+    with state.student_precision(), revival.watched(state.relu_inputs) as highest:
         answers = state.student(x).float()
     lesson = schedules.lesson(method, step, context.steps)
     loss = losses.distance(answers, target, lesson.loss, lesson.temperature)
     state.student_optimizer.zero_grad()
-    loss.backward()
+    (loss + table.revive * revival.pull(highest) if highest else loss).backward()
     for group in state.student_optimizer.param_groups:
         group["lr"] = lesson.lr
     state.student_optimizer.step()
@@ -210,6 +214,8 @@ def student_step(state: State, context: Context) -> dict[str, Tensor]:
 
     agree = (answers.argmax(1) == target.argmax(1)).float()
     logged = {"student": loss.detach(), "agreement_novel": agree[: len(novel)].mean()}
+    if highest:
+        logged["dead_relus"] = revival.dead_share(highest)
     if len(x) > len(novel):
         logged["agreement_replay"] = agree[len(novel) :].mean()
     due = step % method.generator.period < method.vae.updates or method.replay.source != "vae"
@@ -232,7 +238,7 @@ def care_for_generator(state: State, context: Context, book: Logbook) -> None:
         state.rescues += 1
         console.warn(f"step {state.step}: {sick}; re-initialising it.")
     if sick or scheduled:
-        state.restart_generator(build_generator(context.recipe, state.generator.shape, state.reinits + 1))
+        state.restart_generator(build_generator(context.recipe, context.description, state.reinits + 1))
         book.reinit(state, sick or "schedule")
 
 

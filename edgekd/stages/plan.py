@@ -90,7 +90,7 @@ def measure(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: int = 1
     machine.keep_freed_memory()
     teacher, description = artefacts.load_teacher(run_dir, recipe.precision, device)
     steps = recipe.method.steps_for(description.pixels, description.classes)
-    context = distill.Context(recipe, steps, teacher, Draws(recipe.seed, "plan", device))
+    context = distill.Context(recipe, steps, teacher, description, Draws(recipe.seed, "plan", device))
     share = context.exploration_steps / steps
     try:
         state = distill.build(recipe, teacher, description, device)
@@ -230,7 +230,8 @@ def _fits(
     try:
         state = distill.build(smaller, teacher, description, device)
         state.replay.assume_ready()
-        _period(state, _exploring(distill.Context(smaller, 1000, teacher, Draws(recipe.seed, "plan", device))))
+        draws = Draws(recipe.seed, "plan", device)
+        _period(state, _exploring(distill.Context(smaller, 1000, teacher, description, draws)))
     except torch.OutOfMemoryError:
         return False
     return True

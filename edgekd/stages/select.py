@@ -97,8 +97,8 @@ def replay_networks(recipe: Recipe, description: artefacts.Description, state: d
     """Rebuild the averaged generator and the VAE from the final state."""
     method = recipe.method
     with forked_global(recipe.seed, "build", "replay"):  # drawn only to be replaced by what was trained
-        generator = artefacts.build_generator(method.generator, description.input_shape)
-        built = artefacts.build_vae(method.vae, description.input_shape, method.generator.upsamplings)
+        generator = artefacts.build_generator(method.generator, description)
+        built = artefacts.build_vae(method.vae, description, method.generator.upsamplings)
     generator.load_state_dict(state["generator_ema"])
     vae = None
     if method.replay.source == "vae":

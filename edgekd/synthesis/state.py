@@ -15,6 +15,7 @@ from edgekd.machine import Precision
 from edgekd.method import GeneratorTable, UpdateTable
 from edgekd.synthesis.generator import Generator
 from edgekd.synthesis.replay import Replay
+from edgekd.synthesis.revival import ReluInputs
 
 
 @torch.no_grad()
@@ -43,6 +44,8 @@ class State:
     generator_optimizer: torch.optim.Optimizer
     student_precision: Precision
     generator_precision: Precision
+    relu_inputs: ReluInputs | None = None
+    """Watches the student where its dead channels are to be revived."""
     student_ema: nn.Module = field(init=False)
     generator_ema: nn.Module = field(init=False)
     step: int = 0

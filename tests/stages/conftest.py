@@ -72,7 +72,8 @@ def laboratory(teacher_file: Path, ingested: RunDir) -> Laboratory:
         recipe = toy.toy_recipe(teacher_file, precision="fp32", method=merge(plain, method))
         teacher, description = artefacts.load_teacher(ingested, "fp32", CPU)
         state = distill.build(recipe, teacher, description, CPU)
-        return state, distill.Context(recipe, recipe.method.steps, teacher, Draws(recipe.seed, "distill", CPU))
+        draws = Draws(recipe.seed, "distill", CPU)
+        return state, distill.Context(recipe, recipe.method.steps, teacher, description, draws)
 
     return build
 

@@ -274,6 +274,34 @@ def test_a_closed_gate_holds_replay_back(laboratory: Laboratory) -> None:
     assert "agreement_replay" not in distill.student_step(state, context)
 
 
+# Dead channels
+
+
+def killed_channel(state: State) -> nn.BatchNorm2d:
+    """Make the first ReLU channel of the student answer 0 to everything and return the layer before it."""
+    norm = next(module for module in state.student.modules() if isinstance(module, nn.BatchNorm2d))
+    with torch.no_grad():
+        norm.weight[0], norm.bias[0] = 0.0, -1.0
+    return norm
+
+
+@pytest.mark.parametrize("weight", [0.0, 10.0])
+def test_dead_channels_are_revived_where_asked_for(weight: float, laboratory: Laboratory) -> None:
+    state, context = laboratory(student={"revive": weight, "lr": 0.1, "schedule": "constant"})
+    norm = killed_channel(state)
+    logged = []
+    for step in range(12):
+        state.step = step
+        logged.append(distill.student_step(state, context))
+    if weight:
+        shares = [float(parts["dead_relus"]) for parts in logged]
+        assert shares[0] > 0 == min(shares)
+        assert norm.bias[0].item() > -1.0
+    else:
+        assert "dead_relus" not in logged[0]
+        assert norm.bias[0].item() == -1.0, "it gets no gradient"
+
+
 # Consolidation
 
 
@@ -345,6 +373,7 @@ SOURCES: dict[str, dict[str, Any]] = {
     },
     "paper": {"preset": "pre-dfkd", "vae": {"updates": 2}},
     "sgd": {"student": {"optimizer": "sgd", "lr": 0.01}},
+    "revival": {"student": {"revive": 1.0}},
     "consolidation": {"consolidation": {"start": 0.3}, "vae": {"gate": 0.01}},
 }
 
@@ -398,7 +427,8 @@ def test_re_initialisations_on_schedule_end_in_time(teacher_file: Path, tmp_path
 
 def test_generations_are_different_and_reproducible(laboratory: Laboratory) -> None:
     _, context = laboratory()
-    first, again, second = (distill.build_generator(context.recipe, toy.SHAPE, n).project.weight for n in (1, 1, 2))
+    build = distill.build_generator
+    first, again, second = (build(context.recipe, context.description, n).project.weight for n in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
 

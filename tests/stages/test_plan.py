@@ -126,7 +126,7 @@ def test_a_machine_too_small_for_any_batch_is_told(
         plan.measure(ingested, toy.toy_recipe(teacher_file), Stop())
 
 
-def test_the_named_batch_is_one_the_recipe_accepts(teacher_file: Path) -> None:
+def test_the_named_batch_is_one_the_recipe_accepts(teacher_file: Path, ingested: RunDir) -> None:
     wanted = toy.toy_recipe(teacher_file, method={"student": {"batch_size": 16}})
     assert wanted.method.vae.novel <= 16
-    assert artefacts.build_vae(wanted.method.vae, toy.SHAPE, 0).latent == 6
+    assert artefacts.build_vae(wanted.method.vae, artefacts.describe(ingested), 0).latent == 6

@@ -1,0 +1,55 @@
+"""Dead ReLU channels of a student, and a pull that brings them back.
+
+A channel that answers 0 to every image gets no gradient and stays so. While images keep moving, small students
+without BatchNorm lose many of their channels that way (in reinforcement learning: Sokar et al. 2023, arXiv 2302.12902).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class ReluInputs:
+    """Sees the highest input of each ReLU channel over a batch, in the forward passes within `watched`."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.highest: list[Tensor] | None = None
+        """One vector a ReLU, channel by channel; None while nobody watches."""
+        for module in network.modules():
+            if isinstance(module, nn.ReLU | nn.ReLU6):
+                module.inplace = False  # the backward pass needs the inputs
+                module.register_forward_pre_hook(self._see)
+
+    def _see(self, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if self.highest is not None:
+            x = inputs[0]
+            self.highest.append(x.amax(dim=[0, *range(2, x.ndim)]).float())
+
+
+@contextmanager
+def watched(inputs: ReluInputs | None) -> Iterator[list[Tensor]]:
+    """Collect the highest input of each channel; nothing without `inputs`."""
+    highest: list[Tensor] = []
+    if inputs is None:
+        yield highest
+        return
+    inputs.highest = highest
+    try:
+        yield highest
+    finally:
+        inputs.highest = None
+
+
+def pull(highest: list[Tensor]) -> Tensor:
+    """Return how far below 0 the highest inputs of dead channels lie, averaged over all channels."""
+    return torch.relu(-torch.cat(highest)).mean()
+
+
+def dead_share(highest: list[Tensor]) -> Tensor:
+    """Return the share of channels that answer 0 to the whole batch."""
+    return (torch.cat(highest).detach() <= 0).float().mean()
