@@ -18,10 +18,10 @@ quickstart: $(VENV)/ready
 	@echo 'Open the environment with:  . $(BIN)/activate'
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(VENV)/ready
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 tour: $(VENV)/ready
 	$(BIN)/python docs/tour.py README.md docs/results/tour.txt
