@@ -57,7 +57,8 @@ def describe(run: RunDir) -> Description:
     """Read teacher/teacher.json."""
     data = read_json(run.stage("teacher") / "teacher.json")
     shape: Any = tuple(data["input_shape"])
-    return Description(data["arch"], shape, data["classes"], data["head"], data["undo"], data["probe"]["batchnorm_layers"] > 0)
+    batchnorm = data["probe"]["batchnorm_layers"] > 0
+    return Description(data["arch"], shape, data["classes"], data["head"], data["undo"], batchnorm)
 
 
 def read_pixels(run: RunDir) -> Pixels:
