@@ -1,0 +1,96 @@
+"""Bring finished runs into docs/results: python docs/collect.py OUT.json OUT.svg LABEL=RUN... [--note TEXT].
+
+The JSON holds, per run, the method's differences from the default, seconds, the whole accuracy curve with its
+statistics, the accuracy of the shipped student on each `eval`, replay_bytes and the machine. The SVG shows the curves.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from edgekd import recipe as recipes
+from edgekd.rundir import RunDir, read_json
+from edgekd.stages import curve
+
+
+def facts(run: RunDir) -> dict[str, Any]:
+    """Return what one run's files say."""
+    recipe = recipes.load_resolved(run.recipe_file)
+    preset = recipes.parse({"method": {"preset": recipe.method.preset}}, origin="the preset")
+    summary = curve.summary(run)
+    record = read_json(run.stage("distill") / "record.json")
+    shipped = "ema" if recipe.method.student.ship_average else "raw"
+    points = run.events("accuracy")
+    train = [(0, 0.0), *((e["step"], e["seconds"]) for e in run.events("train"))]
+    evals = {path.stem: _without_folder(read_json(path)) for path in sorted((run.path / "eval").glob("*.json"))}
+    return {
+        "preset": recipe.method.preset,
+        "changes": recipes.differences(preset.method.model_dump(mode="json"), recipe.method.model_dump(mode="json")),
+        "student": recipe.student.name,
+        "seed": recipe.seed,
+        **{name: summary[name] for name in ("steps", "seconds", "curve", "curve_other")},
+        **summary["health"],
+        "environment": record["notes"]["environment"],
+        "evals": evals,
+        "shipped": shipped,
+        "points": {
+            "step": [p["step"] for p in points],
+            "seconds": [round(_at(train, p["step"]), 1) for p in points],
+            "raw": [p["raw"] for p in points],
+            "ema": [p["ema"] for p in points],
+        },
+    }
+
+
+def _without_folder(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Return an evaluation without the path of the images on this machine."""
+    return {name: value for name, value in evaluation.items() if name != "folder"}
+
+
+def _at(train: list[tuple[int, float]], step: int) -> float:
+    """Return the seconds at `step`, linear between the logged ones."""
+    for (s0, t0), (s1, t1) in pairwise(train):
+        if s0 <= step <= s1:
+            return t0 + (t1 - t0) * (step - s0) / (s1 - s0)
+    return train[-1][1]
+
+
+def draw(runs: dict[str, dict[str, Any]], path: Path) -> None:
+    """Draw the curves of the shipped weights over the steps."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for label, run in runs.items():
+        points = run["points"]
+        axes.plot(points["step"], [100 * a for a in points[run["shipped"]]], label=label, linewidth=1)
+    best = max(run["curve"]["max"] for run in runs.values())
+    worst = min(run["curve"]["final"] for run in runs.values())
+    axes.set(xlabel="step", ylabel="accuracy, %", ylim=(max(0.0, 100 * worst - 12), min(100.0, 100 * best + 1)))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def main(arguments: list[str]) -> None:
+    """Write both files."""
+    note = ""
+    if "--note" in arguments:
+        place = arguments.index("--note")
+        note = arguments[place + 1]
+        arguments = arguments[:place] + arguments[place + 2 :]
+    out, picture, *named = arguments
+    folders = dict(item.split("=", 1) for item in named)
+    runs = {label: facts(RunDir(Path(folder))) for label, folder in folders.items()}
+    Path(out).write_text(json.dumps({"note": note, "runs": runs}, indent=1) + "\n", encoding="utf-8")
+    draw(runs, Path(picture))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 4:
+        sys.exit(__doc__)
+    main(sys.argv[1:])
