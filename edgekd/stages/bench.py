@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import console
-from edgekd.deploy.kernels import kind_of
-from edgekd.deploy.measure import Progress, measure
-from edgekd.deploy.measurement import Comparison, Job, Settings
+from edgekd.deploy.agent.kernels import kind_of
+from edgekd.deploy.agent.measure import Progress, measure
+from edgekd.deploy.agent.measurement import Comparison, Job, Settings
 from edgekd.deploy.rows import rows
 from edgekd.deploy.verdict import verdict
 from edgekd.recipe import BenchTable, Recipe

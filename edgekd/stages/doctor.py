@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from edgekd import machine
-from edgekd.deploy.environment import runtime_conflict, this_machine
+from edgekd.deploy.agent.environment import runtime_conflict, this_machine
 
 
 def examine() -> dict[str, Any]:

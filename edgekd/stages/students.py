@@ -13,11 +13,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgekd import console, rng
+from edgekd.deploy.agent.measure import measure
+from edgekd.deploy.agent.measurement import Job, Settings
+from edgekd.deploy.agent.protocol import Transport
 from edgekd.deploy.latency import summarise
-from edgekd.deploy.measure import measure
-from edgekd.deploy.measurement import Job, Settings
 from edgekd.deploy.onnx_export import export_fp32
-from edgekd.deploy.protocol import Transport
 from edgekd.errors import EdgekdError, InputFileError, MachineError, UsageError
 from edgekd.models import footprint, registry
 from edgekd.models.footprint import Footprint

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import toy
 from edgekd import cli, recipe
-from edgekd.deploy.measurement import Settings
+from edgekd.deploy.agent.measurement import Settings
 from edgekd.errors import EdgekdError
 from edgekd.models import registry
 from edgekd.recipe import Recipe

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from edgekd.deploy.measurement import Settings
-from edgekd.deploy.protocol import Local
+from edgekd.deploy.agent.measurement import Settings
+from edgekd.deploy.agent.protocol import Local
 from edgekd.errors import MachineError, StoppedEarly, UsageError
 from edgekd.models import registry
 from edgekd.stages import students
