@@ -99,6 +99,8 @@ class ExportTable(Table):
 class BenchTable(Table):
     """How latency is measured."""
 
+    runtime: tuple[Literal["ort-cpu", "ort-cuda", "torch", "tensorrt"], ...] = ("ort-cpu",)
+    """Runtimes to measure in here: ONNX Runtime on CPU or CUDA, PyTorch on the CPU, TensorRT."""
     batch: tuple[int, ...] = (1,)
     """Batch sizes."""
     threads: tuple[int, ...] = (1,)

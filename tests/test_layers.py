@@ -25,8 +25,8 @@ BASE = {
     "stopping",
 }
 ROOMS = {"models", "synthesis", "deploy"}
-LEVELS = [LOWEST, BASE, ROOMS, {"stages"}, {"pipeline"}, {"commands"}, {"cli"}]
-NO_STAGE = {"artefacts", "logbook", "curve", "plots"}
+LEVELS = [LOWEST, BASE, ROOMS, {"stages"}, {"pipeline"}, {"commands"}, {"cli", "cli_measure", "options"}]
+NO_STAGE = {"artefacts", "comparing", "logbook", "curve", "plots"}
 """Modules of stages/ that are no stage: stages may share them."""
 STAGES = {"ingest", "init", "distill", "select", "export", "bench", "eval", "report"}
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from edgekd import recipe as recipe_module
-from edgekd.errors import UsageError
+from edgekd.deploy.agent.kernels import RUNTIMES
+from edgekd.errors import UsageError, did_you_mean
 
 Changes = dict[str, Any]
 
@@ -74,11 +75,17 @@ def export_flags(int8: bool | None, target: str, uint8_input: bool | None) -> Ch
     return _table("export", values)
 
 
-def bench_flags(batch: str, threads: str, seconds: float | None) -> Changes:
+def bench_flags(runtime: str, batch: str, threads: str, seconds: float | None) -> Changes:
     """Return the recipe changes of bench's flags."""
     batches = tuple(int(n) for n in _numbers("--batch", batch))
     counts = tuple(int(n) for n in _numbers("--threads", threads))
-    return _table("bench", _given(batch=batches, threads=counts, min_seconds=seconds))
+    runtimes = tuple(name.strip() for name in runtime.split(",")) if runtime else ()
+    for name in runtimes:
+        if name not in RUNTIMES:
+            raise UsageError(
+                f"there is no runtime {name!r} (known: {', '.join(RUNTIMES)}).{did_you_mean(name, RUNTIMES)}"
+            )
+    return _table("bench", _given(runtime=runtimes, batch=batches, threads=counts, min_seconds=seconds))
 
 
 def set_flags(assignments: list[str] | None) -> Changes:

@@ -84,19 +84,22 @@ class AgentProcess:
         name: what the process measures, for messages.
         argv: the command that starts it.
         reply_timeout_s: how long any reply may take before the agent counts as hung.
+        detached: whether it is out of reach of the terminal's Ctrl-C, which would end an ssh.
 
     Raises:
         MachineError: the command cannot be started; later, from `ask`: the agent died, hung, or is another version.
     """
 
-    def __init__(self, name: str, argv: Sequence[str], reply_timeout_s: float) -> None:
+    def __init__(self, name: str, argv: Sequence[str], reply_timeout_s: float, *, detached: bool = False) -> None:
         self.name, self.reply_timeout_s = name, reply_timeout_s
         self._ids = itertools.count(1)
         self._replies: queue.Queue[bytes | None] = queue.Queue()
         self._tail: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
         pipe = subprocess.PIPE
         try:
-            self._process = subprocess.Popen(list(argv), stdin=pipe, stdout=pipe, stderr=pipe)  # noqa: S603
+            self._process = subprocess.Popen(  # noqa: S603
+                list(argv), stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=detached
+            )
         except OSError as error:
             raise MachineError(f"{name}: the agent cannot be started ({argv[0]}: {error.strerror}).") from error
         assert self._process.stdin is not None

@@ -22,7 +22,7 @@ def compare(jobs: Sequence[Job], settings: Settings, tools: Tools, on_progress: 
     before = jetson.facts()
     comparison = to_json(measure(jobs, settings, on_progress, tools=tools))
     after = jetson.facts()
-    comparison["warnings"] += jetson.changes(before, after)
+    comparison["warnings"] = [*comparison["warnings"], *jetson.changes(before, after)]
     return {"comparison": comparison, "jetson_before": before, "jetson_after": after}
 
 
