@@ -103,7 +103,7 @@ def distill(
     flags = flag_tables.combine(
         flags,
         flag_tables.pixel_flags(normalize, mean, std, classes),
-        flag_tables.student_flags(student, budget_ms, student_weights),
+        flag_tables.student_flags(student, budget_ms, student_weights, on),
         flag_tables.distill_flags(steps, minutes, method, seed, device, threads),
         flag_tables.set_flags(set_),
     )

@@ -57,7 +57,9 @@ class StudentTable(Table):
     """Architecture, with a width multiplier (`mobilenetv2@0.35`) or options; see `edgekd students`. `auto` is
     replaced, once, by the largest that `auto_budget_ms` allows."""
     auto_budget_ms: float = Field(0.0, ge=0)
-    """The FP32 latency that `auto` was asked to keep here, in ms; the student it led to stands in `name`."""
+    """The FP32 latency that `auto` was asked to keep, in ms; the student it led to stands in `name`."""
+    auto_on: str = ""
+    """The device, as in `edgekd bench --on`, on which `auto` measures; empty for this machine."""
     weights: str = ""
     """Checkpoint the student starts from, relative to the recipe; empty draws its weights at random."""
 

@@ -45,10 +45,11 @@ def pixel_flags(normalize: str, mean: str, std: str, classes: str) -> Changes:
     return _table("pixels", values)
 
 
-def student_flags(name: str, budget_ms: float | None, weights: str) -> Changes:
+def student_flags(name: str, budget_ms: float | None, weights: str, on: str = "") -> Changes:
     """Return the recipe changes of the student's flags; a student by name ends a choice by latency."""
     budget = 0.0 if name and name != recipe_module.AUTO and budget_ms is None else budget_ms
-    return _table("student", _given(name=name, auto_budget_ms=budget, weights=weights))
+    values = _given(name=name, auto_budget_ms=budget, weights=weights)
+    return _table("student", {**values, "auto_on": on} if name else values)
 
 
 def distill_flags(

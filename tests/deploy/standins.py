@@ -14,9 +14,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-import onnxruntime
-
 API = json.loads((Path(__file__).parent / "facts" / "tensorrt_api.json").read_text())
 RELEASES = tuple(API["releases"])
 NUMBERS = {"8.5.2": 8502, "8.6.1": 8601, "10.3.0": 100300, "10.16": 101600, "11.1": 110100}
@@ -80,26 +77,29 @@ def _serve(given: dict[str, str]) -> bool:
         if {"--buildOnly", "--skipInference"} & set(given):
             return True
     plan = json.loads(Path(given["--loadEngine"]).read_text())
-    session = onnxruntime.InferenceSession(bytes.fromhex(plan["onnx"]), providers=["CPUExecutionProvider"])
     name, _, text = given["--shapes"].partition(":")
     shape = [int(size) for size in text.split("x")]
-    images = np.zeros(shape, np.float32)
-    if "--loadInputs" in given:
+    if "--exportOutput" in given:
         loaded, _, file = given["--loadInputs"].partition(":")
         assert loaded == name
-        images = np.fromfile(file, np.float32).reshape(shape)
-    outputs = session.run(None, {name: images})
-    if "--exportOutput" in given:
-        found = [
-            {"name": out.name, "dimensions": "x".join(map(str, value.shape)), "values": value.ravel().tolist()}
-            for out, value in zip(session.get_outputs(), outputs, strict=True)
-        ]
-        Path(given["--exportOutput"]).write_text(json.dumps(found))
+        Path(given["--exportOutput"]).write_text(json.dumps(_outputs(plan, name, shape, file)))
     if "--exportTimes" in given:
         count = max(int(given["--iterations"]), 10 * int(given["--duration"]))
         step_ms = 1000 * int(given["--duration"]) / count if int(given["--duration"]) else 2.0
         Path(given["--exportTimes"]).write_text(json.dumps([_times(i, step_ms) for i in range(count)]))
     return True
+
+
+def _outputs(plan: dict[str, Any], name: str, shape: list[int], file: str) -> list[dict[str, Any]]:
+    import numpy as np
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(bytes.fromhex(plan["onnx"]), providers=["CPUExecutionProvider"])
+    outputs = session.run(None, {name: np.fromfile(file, np.float32).reshape(shape)})
+    return [
+        {"name": out.name, "dimensions": "x".join(map(str, value.shape)), "values": value.ravel().tolist()}
+        for out, value in zip(session.get_outputs(), outputs, strict=True)
+    ]
 
 
 def _times(number: int, step_ms: float) -> dict[str, float]:
@@ -236,6 +236,9 @@ def tensorrt(release: str) -> SimpleNamespace:
 
 
 def _engine(strict: Any, enums: dict[str, Any], plan: bytes) -> Strict:
+    import numpy as np
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(plan, providers=["CPUExecutionProvider"])
     (first,), (out,) = session.get_inputs(), session.get_outputs()
     names, mode, floats = [first.name, out.name], enums["TensorIOMode"], enums["DataType"].FLOAT

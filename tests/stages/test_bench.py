@@ -67,9 +67,7 @@ def test_each_batch_and_thread_count_is_measured(finished: Any) -> None:
 def test_a_stop_is_heard_before_measuring(finished: Any) -> None:
     late, jobs = Stop(max_seconds=0), bench.jobs_of([finished.run.stage("export") / "student.fp32.onnx"], ("ort-cpu",))
     with pytest.raises(StoppedEarly, match="bench reached --max-seconds"):
-        bench.compare(
-            bench.jobs_of([finished.run.stage("export") / "student.fp32.onnx"], ("ort-cpu",)), BenchTable(), late
-        )
+        bench.compare(jobs, BenchTable(), late)
 
 
 def test_an_arm_file_is_judged_by_the_rules_of_arm(finished: Any) -> None:
