@@ -62,7 +62,7 @@ class Row:
         note = f"not really INT8: {self.integer_share:.0%} of the compute nodes" if self.not_really_int8 else None
         if self.kind.startswith("int8") and self.integer_share is None:
             note = f"integer share n/a: {self.provider} does not say what ran"
-        return {**asdict(self), "note": note}
+        return {**asdict(self), "commands": list(self.commands), "note": note}
 
 
 @dataclass(frozen=True)

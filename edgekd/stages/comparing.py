@@ -104,6 +104,6 @@ def folder_of(target: str) -> str:
 
 
 def targets(run: RunDir) -> list[Path]:
-    """Return the folders with results, this machine's first."""
-    found = sorted(path.parent for path in run.stage("bench").glob("*/results.json") if path.parent.name[:1] != ".")
+    """Return the folders with measurements, this machine's first."""
+    found = sorted(path.parent for path in run.stage("bench").glob("*/samples.json") if path.parent.name[:1] != ".")
     return sorted(found, key=lambda path: path.name != "local")

@@ -85,6 +85,12 @@ class Proxy:
         self.cut()
 
 
+def command_lines() -> Iterator[bytes]:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            yield path.read_bytes()
+
+
 class Device:
     """The far end: its home, what it may use, and the client's configuration that leads there."""
 
@@ -117,6 +123,16 @@ class Device:
     @property
     def work(self) -> list[Path]:
         return sorted(self.cache.glob("work-*"))
+
+    def deserted(self) -> bool:
+        """Return whether, within a few seconds, no process runs from the device's home any more."""
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            marks = (str(self.home).encode(), b".cache/edgekd/work-")
+            if not any(mark in line for line in command_lines() for mark in marks):
+                return True
+            time.sleep(0.1)
+        return False
 
     def tool(self, name: str, script: str) -> None:
         """Put a program on the device's PATH."""

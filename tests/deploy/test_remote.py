@@ -77,6 +77,7 @@ def test_what_was_copied_and_measured_survives_a_cut(device: Device, job: Job) -
             first = session.compare([job], QUICK)
             session.compare([job], replace(QUICK, batch=2, min_seconds=20.0), cut)
     assert len(device.work) == 1
+    assert device.deserted(), "nothing goes on measuring"
     with HOST.session("key", said.append) as session:
         session.put([job.model])
         again = session.compare([job], QUICK)

@@ -79,14 +79,17 @@ def _tegrastats(tool: str) -> Source:
 
     def follow() -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            latest.update(tegrastats_watts(line))
+        with process.stdout:
+            for line in process.stdout:
+                latest.update(tegrastats_watts(line))
 
-    threading.Thread(target=follow, daemon=True).start()
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
 
     def close() -> None:
         process.terminate()
         process.wait()
+        follower.join()
 
     return Source("tegrastats", lambda: dict(latest), close)
 
