@@ -79,7 +79,7 @@ class Host:
                 f"{host} answers with another host key than the one you know: it was set up anew, or somebody else "
                 f"answers. If you know why:\n  ssh-keygen -R {host.rpartition('@')[2]}\n  ssh {host}"
             )
-        if "Host key verification failed" in messages or "Permission denied" in messages:
+        if "Host key verification failed" in messages or "Permission denied (" in messages:
             what = "is not a known host" if "Host key" in messages else "lets nobody in without a password"
             lines = f"  ssh {host}            # once: compare and accept its key\n  ssh-copy-id {host}    # a key"
             return MachineError(

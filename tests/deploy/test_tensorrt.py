@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import standins
 
 from edgekd.deploy.agent import engines, tensorrt, trtexec
 from edgekd.deploy.agent import tensorrt_rules as rules
+from edgekd.deploy.agent.cuda import Cuda
 from edgekd.deploy.agent.environment import this_machine
 from edgekd.deploy.agent.kernels import Kind
 from edgekd.deploy.agent.measure import Tools, measure
@@ -150,6 +153,34 @@ def test_the_python_api_builds_runs_and_answers(release: str, model: Path, tmp_p
     assert np.allclose(logits_in(found.logits(str(tmp_path / "golden.npy"))), logits(model, known[:7]), atol=1e-6)
 
 
+def test_cuda_is_called_with_sizes_and_addresses_and_its_errors_are_told() -> None:
+    memory, calls = standins.Memory(), []
+
+    def call(name: str, code: int = 0) -> Any:
+        def function(*arguments: Any) -> int:
+            calls.append(name)
+            if name == "cudaMalloc":
+                arguments[0]._obj.value = memory.allocate(arguments[1].value)
+            if name == "cudaMemcpy":
+                target, source, size, _ = arguments
+                ctypes.memmove(target, source, size.value)
+            return code
+
+        return function
+
+    names = ("cudaStreamCreate", "cudaMalloc", "cudaMemcpy", "cudaStreamSynchronize")
+    library = SimpleNamespace(**{name: call(name) for name in names}, cudaGetErrorString=lambda code: b"out of memory")
+    cuda = Cuda(library)  # type: ignore[arg-type]
+    address = cuda.allocate(8)
+    cuda.upload(address, b"12345678")
+    assert cuda.download(address, 5) == b"12345"
+    cuda.synchronize()
+    assert set(calls) == set(names)
+    library.cudaMalloc = call("cudaMalloc", 2)
+    with pytest.raises(RefusedError, match="cudaMalloc failed: out of memory"):
+        cuda.allocate(8)
+
+
 def test_strong_typing_is_a_property_of_the_network(model: Path, tmp_path: Path) -> None:
     module = standins.tensorrt("10.3.0")
     TensorRTModel(request(model, tmp_path, flags=("--stronglyTyped",)), module, standins.Memory(), "a GPU")
@@ -186,6 +217,7 @@ def test_a_comparison_runs_every_engine_in_turn(release: str, tmp_path: Path) ->
         assert (names, skipped) == (["student.fp32.onnx", "student.fp32.onnx --fp16"], ["student.fp16.onnx"])
         assert "--fp16" in found.measurements[1].commands[0]
     assert all(one.load_ms is None and one.integer_nodes is None for one in found.measurements)
+    assert all((one.peak_memory_bytes or 0) >= (one.baseline_memory_bytes or 0) > 0 for one in found.measurements)
 
 
 def test_without_any_tensorrt_it_says_what_to_install(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,9 @@ def main(arguments: list[str]) -> int:
         code = EXIT_CODES[error.kind] if isinstance(error, RefusedError) else error.exit_code
         sys.stderr.write(f"error: {error}\n")
         return code
+    except OSError as error:
+        sys.stderr.write(f"error: {error.filename or 'a file'} cannot be written or read ({error.strerror})\n")
+        return 6
     failed = [one for one in results["numerics"] if not one["passed"]]
     _say(f"wrote {asked.output}; on the machine with the run: edgekd bench --import {Path(asked.output).name}")
     return 5 if failed else 0

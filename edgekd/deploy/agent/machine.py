@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from importlib import metadata
 from pathlib import Path
@@ -179,6 +180,36 @@ def memory_use() -> dict[str, int]:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         resident = peak
     return {"resident": resident, "peak": peak}
+
+
+class RamWatch:
+    """The most RAM that the whole machine had in use while the context was open; a Jetson's GPU uses the same."""
+
+    def __init__(self) -> None:
+        self.peak_bytes = ram_in_use()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> RamWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(0.05):
+            now = ram_in_use()
+            if now is not None:
+                self.peak_bytes = max(self.peak_bytes or 0, now)
+
+
+def ram_in_use() -> int | None:
+    """Return the RAM of the whole machine that is not available to new programs, in bytes."""
+    memory = fields_of(read_text("/proc/meminfo"), ":")
+    total, free = kibibytes(memory, "MemTotal"), kibibytes(memory, "MemAvailable")
+    return None if total is None or free is None else total - free
 
 
 def sha256_of(path: Path) -> str:

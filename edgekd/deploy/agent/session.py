@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,21 +63,11 @@ def energy(
     return {"artefact": job.artefact, "runtime": job.runtime, **found}
 
 
-class _loaded:  # noqa: N801 - a context manager, used as one
-    """An agent with a loaded artefact."""
-
-    def __init__(self, job: Job, settings: Settings, tools: Tools) -> None:
-        transport = Local()
-        self._agent = AgentProcess(job.label, transport.argv(), settings.reply_timeout_s)
-        self._request = load_request(job, settings, transport, tools.to_request())
-
-    def __enter__(self) -> AgentProcess:
-        try:
-            self._agent.ask("load", timeout_s=LOAD_TIMEOUT_S, **self._request)
-        except BaseException:
-            self._agent.close()
-            raise
-        return self._agent
-
-    def __exit__(self, *_: object) -> None:
-        self._agent.close()
+@contextmanager
+def _loaded(job: Job, settings: Settings, tools: Tools) -> Iterator[AgentProcess]:
+    """Yield an agent with a loaded artefact."""
+    transport = Local()
+    with AgentProcess(job.label, transport.argv(), settings.reply_timeout_s) as agent:
+        request = load_request(job, settings, transport, tools.to_request())
+        agent.ask("load", timeout_s=LOAD_TIMEOUT_S, **request)
+        yield agent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import random
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 from edgekd.deploy.agent import tensorrt_rules as rules
 from edgekd.deploy.agent.engines import cached, engine_key
+from edgekd.deploy.agent.machine import ram_in_use
 from edgekd.deploy.agent.npy import ITEM_BYTES, logits_in, read_npy
 from edgekd.deploy.agent.ort_model import model_file
 from edgekd.deploy.agent.refusal import RefusedError
@@ -28,7 +30,7 @@ class TensorRTModel:
         self.path, self.sha256 = model_file(request)
         self.trt, self.cuda, self.runtime_version = trt, cuda, str(trt.__version__)
         self.provider = "TensorRT's Python API, host round trip"
-        self.baseline: int | None = None
+        self.baseline = ram_in_use()
         if rules.family_of(self.runtime_version) is None:
             raise RefusedError("machine", f"TensorRT {self.runtime_version} is installed; {rules.OLDEST_WITH_WORDS}")
         self.batch, self.name = request["batch"], request["input_name"]
@@ -38,7 +40,6 @@ class TensorRTModel:
         self.logger = trt.Logger(trt.Logger.ERROR)
         parts = ("api", self.sha256, self.runtime_version, gpu, *self.flags, *self.input_shape)
         engine, self.build_s = cached(Path(request["engines"]), engine_key(*parts), self._build)
-        self.engine_bytes = engine.stat().st_size
         begin = time.perf_counter()
         self.runtime = trt.Runtime(self.logger)
         self.engine = self._made(self.runtime.deserialize_cuda_engine(engine.read_bytes()), "deserialize the engine")
@@ -147,8 +148,6 @@ class TensorRTModel:
         return self._reply(found, [len(images), row_bytes // item])
 
     def _reply(self, data: bytes, shape: list[int]) -> dict[str, Any]:
-        import base64
-
         types = {"FLOAT": "<f4", "HALF": "<f2"}
         if self._output_type not in types:
             raise RefusedError("file", f"the logits of {self.path.name} are {self._output_type}, not float")
@@ -157,8 +156,8 @@ class TensorRTModel:
         return reply
 
     def peak_memory_bytes(self) -> int | None:
-        """Return None: a GPU's memory is not the process's."""
-        return None
+        """Return the RAM that the whole device has in use with the model loaded; a Jetson's GPU shares it."""
+        return ram_in_use()
 
     def executed(self) -> dict[str, Any]:
         """Return that the engine does not say which layers ran as integers."""

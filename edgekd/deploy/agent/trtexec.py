@@ -13,6 +13,7 @@ from typing import Any
 
 from edgekd.deploy.agent import tensorrt_rules as rules
 from edgekd.deploy.agent.engines import cached, engine_key
+from edgekd.deploy.agent.machine import RamWatch, ram_in_use
 from edgekd.deploy.agent.npy import ITEM_BYTES, logits_reply, read_npy
 from edgekd.deploy.agent.ort_model import model_file
 from edgekd.deploy.agent.refusal import RefusedError
@@ -81,7 +82,6 @@ class TrtexecModel:
 
     load_ms: float | None = None
     first_inference_ms: float | None = None
-    baseline: int | None = None
     output_shapes: tuple[()] = ()
 
     def __init__(self, request: dict[str, Any], tool: str, gpu: str) -> None:
@@ -103,7 +103,7 @@ class TrtexecModel:
             run_trtexec(command, BUILD_TIMEOUT_S)
 
         engine, self.build_s = cached(Path(request["engines"]), key, build)
-        self.engine_bytes = engine.stat().st_size
+        self.baseline = self._peak = ram_in_use()
         self._base = [tool, f"--loadEngine={engine}", *shapes]
         self.commands.append(shlex.join([*self._base, *rules.timing_flags(self.runtime_version)]))
 
@@ -114,7 +114,9 @@ class TrtexecModel:
             duration = math.ceil(seconds)
             limits = ["--warmUp=200", f"--duration={duration}", f"--iterations={runs}", f"--exportTimes={times}"]
             flags = rules.timing_flags(self.runtime_version, spin_wait=spin_wait)
-            run_trtexec([*self._base, *flags, *limits], BUILD_TIMEOUT_S)
+            with RamWatch() as watch:
+                run_trtexec([*self._base, *flags, *limits], BUILD_TIMEOUT_S)
+            self._peak = max(self._peak or 0, watch.peak_bytes or 0) or None
             try:
                 found = json.loads(times.read_text(encoding="utf-8"))
                 ended = times.stat().st_mtime
@@ -164,8 +166,8 @@ class TrtexecModel:
         return [values[start : start + width] for start in range(0, len(values), width)]
 
     def peak_memory_bytes(self) -> int | None:
-        """Return None: trtexec does not say, and a GPU's memory is not the process's."""
-        return None
+        """Return the most RAM that the whole device had in use while trtexec ran; a Jetson's GPU shares it."""
+        return self._peak
 
     def executed(self) -> dict[str, Any]:
         """Return that trtexec does not say which layers ran as integers."""
