@@ -125,9 +125,9 @@ def _show(shown: dict[str, Any], options: Options, written: str, following: str)
         reporting.print_device(shown)
     for warning in shown["warnings"]:
         console.warn(warning)
-    headline = (
-        "; ".join(shown["verdicts"].values()) or f"{len(shown.get('numerics', []))} files compute as they do here"
-    )
+    checks = [one["passed"] for one in shown.get("numerics", [])]
+    same = f"{sum(checks)} of {len(checks)} artefacts compute there what they compute here"
+    headline = "; ".join(shown["verdicts"].values()) or same
     console.closing(written, headline, following)
     devices.refuse_wrong_numbers({"numerics": shown.get("numerics", [])})
 

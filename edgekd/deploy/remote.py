@@ -25,7 +25,7 @@ from edgekd.deploy.agent.machine import sha256_of
 from edgekd.deploy.agent.measure import LOAD_TIMEOUT_S, Progress
 from edgekd.deploy.agent.measurement import Comparison, Job, Settings, from_json, job_to_json
 from edgekd.deploy.agent.protocol import AgentDiedError, AgentProcess
-from edgekd.errors import MachineError, UsageError
+from edgekd.errors import MachineError, RunBusyError, UsageError
 
 if TYPE_CHECKING:
     from edgekd.deploy.agent.measure import OnProgress
@@ -45,6 +45,23 @@ mkdir -p "$d" && echo "edgekd folder yes"
 df -Pk "$d" | tail -n 1 | awk '{{print "edgekd free " $4}}'
 """
 """What is asked before anything is copied; the login shell may greet first, so answers have a mark."""
+
+
+_CLEAN = """import fcntl, os, pathlib, shutil, sys
+root = pathlib.Path.home() / ".cache" / "edgekd"
+if not root.is_dir():
+    sys.exit(print("edgekd freed 0"))
+lock = os.open(str(root / "lock"), os.O_RDWR | os.O_CREAT, 0o600)
+try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except OSError:
+    sys.exit(print("edgekd freed busy"))
+print("edgekd freed %d" % sum(path.stat().st_size for path in root.rglob("*") if path.is_file()))
+for path in root.iterdir():
+    if path.is_dir():
+        shutil.rmtree(str(path))
+"""
+"""Needs no agent there: a full disk has no room for one."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +105,7 @@ class Host:
         return MachineError(f"{host} cannot be reached: {why}")
 
     @contextmanager
-    def session(self, key: str, say: Say, *, hold: bool = True) -> Iterator[Session]:
+    def session(self, key: str, say: Say) -> Iterator[Session]:
         """Hold the device for the work of `key`, which any text may be.
 
         On leaving without an error nothing is removed yet: see `Session.complete`. What a cut connection leaves
@@ -112,16 +129,27 @@ class Host:
         with AgentProcess(self.address, self.ssh(start), 600.0, detached=True) as process:
             session = Session(self, process, key, folder, say)
             try:
-                session.begin(digest, hold=hold)
+                session.begin(digest)
                 yield session
             except AgentDiedError as error:
                 raise self._cut(error) from error
 
     def clean(self) -> int:
-        """Remove everything edgekd keeps there; return the bytes freed."""
-        with self.session("clean", lambda _text: None, hold=False) as session:
-            freed: int = session.ask("clean")["freed_bytes"]
-        return freed
+        """Remove everything edgekd keeps there; return the bytes freed.
+
+        Raises:
+            MachineError: it cannot be reached, or has no Python.
+            RunBusyError: a bench is under way there.
+        """
+        ran = _run(self.ssh(f"{shlex.quote(self.python)} -c {shlex.quote(_CLEAN)}"), _PROBE_TIMEOUT_S, self.address)
+        if ran.returncode == _SSH_FAILED:
+            raise self.failure(ran.stderr)
+        found = re.search(r"^edgekd freed (\w+)$", ran.stdout, re.MULTILINE)
+        if found is None:
+            raise MachineError(f"nothing was removed on {self.address}: {ran.stderr.strip() or 'no message'}")
+        if found.group(1) == "busy":
+            raise RunBusyError(f"another bench is under way on {self.address}; wait until it ends.")
+        return int(found.group(1))
 
     def _probe(self, key: str, needed_bytes: int) -> None:
         python = shlex.quote(self.python)
@@ -199,14 +227,13 @@ class Session:
         """Send one request to the far end and return its reply."""
         return self._process.ask(op, **arguments)
 
-    def begin(self, agent_sha256: str, *, hold: bool) -> None:
-        """Make sure that the agent there is ours, learn what the machine is, and hold it if asked to."""
+    def begin(self, agent_sha256: str) -> None:
+        """Make sure that the agent there is ours, learn what the machine is, and hold it."""
         hello = self.ask("hello", tensorrt=True, **self._tools())
         if hello.get("agent_sha256") != agent_sha256:
             raise MachineError(f"the agent on {self._host.address} is not the one that was copied; try again.")
         self.environment = from_facts(hello["machine"])
-        if hold:
-            self.ask("open", key=self._key, files=[])
+        self.ask("open", key=self._key, files=[])
 
     def _tools(self) -> dict[str, str]:
         return {"trtexec": self._host.trtexec} if self._host.trtexec else {}

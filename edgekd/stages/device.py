@@ -167,7 +167,8 @@ def import_results(run: RunDir, file: Path) -> dict[str, Any]:
             raise InputFileError(
                 f"{file} measured another {other[0]} than run {run.path} holds; name its run, or make a new bundle."
             )
-        return published(run, str(raw["target"]), run.stage("export"), raw)
+        checked_only = "" if raw["comparisons"] else "-check"  # beside what bench may have measured before
+        return published(run, f"{raw['target']}{checked_only}", run.stage("export"), raw)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise InputFileError(f"{file} is no results.json of a student.pyz ({reason}).") from error

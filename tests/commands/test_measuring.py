@@ -126,7 +126,8 @@ def test_a_bundle_there_and_back(run: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(tmp_path / "student.pyz"), "check"], cwd=home, env=env, check=True)
     result = Result("bench", "toy", "--import", home / "results.json")
     assert result.exit_code == 0, result.stderr
-    assert "files compute there what they compute here" in result.stderr
+    assert "1 of 1 artefacts compute there what they compute here" in result.stderr
+    assert "-check/results.json" in result.stderr
     broken = json.loads((home / "results.json").read_text())
     broken["numerics"][0] |= {"passed": False, "max_difference": 0.5, "wrong_answers": 3}
     (home / "results.json").write_text(json.dumps(broken))
@@ -144,6 +145,7 @@ def test_students_there(device: Device) -> None:  # noqa: F811
     assert Result("students", "--on", "device").exit_code == 2
 
 
+@pytest.mark.slow
 def test_a_student_is_chosen_there_once(device: Device, teacher_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     small = ("--threads", "1", "--steps", "2", "--input", "1x8x8", "--set=method.student.batch_size=8")
     small += ("--set=method.vae.novel=4", "--set=select.samples=64", "--dry-run")

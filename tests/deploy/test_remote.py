@@ -64,8 +64,9 @@ def test_a_model_is_measured_there_and_nothing_stays(device: Device, job: Job, t
     assert device.work == []
 
 
-def test_what_was_copied_and_measured_survives_a_cut(device: Device, job: Job) -> None:  # noqa: F811
+def test_what_was_copied_and_measured_survives_a_cut(device: Device, job: Job, tmp_path: Path) -> None:  # noqa: F811
     said: list[str] = []
+    whole = conv_net(tmp_path / "whole.onnx", width=5)
 
     def cut(progress: Progress) -> None:
         if progress.step == "round":
@@ -73,31 +74,20 @@ def test_what_was_copied_and_measured_survives_a_cut(device: Device, job: Job) -
 
     with pytest.raises(MachineError, match=r"connection to device was cut.*the same command goes on"):  # noqa: SIM117, PT012
         with HOST.session("key", quiet) as session:
-            session.put([job.model])
+            session.put([job.model, whole])
             first = session.compare([job], QUICK)
             session.compare([job], replace(QUICK, batch=2, min_seconds=20.0), cut)
     assert len(device.work) == 1
     assert device.deserted(), "nothing goes on measuring"
+    (device.work[0] / "net.onnx").write_bytes(job.model.read_bytes()[:-7])
     with HOST.session("key", said.append) as session:
-        session.put([job.model])
+        session.put([job.model, whole])
         again = session.compare([job], QUICK)
         session.complete()
     assert again == first, "measured once"
-    assert not any(line.startswith("copy") for line in said), "and copied once"
+    assert [line.split()[2] for line in said if line.startswith("copy")] == ["net.onnx"], "what was not whole"
     assert any("measured before the connection was cut" in line for line in said)
     assert device.work == []
-
-
-def test_half_a_file_is_copied_again(device: Device, job: Job) -> None:  # noqa: F811
-    said: list[str] = []
-    with HOST.session("key", quiet) as session:
-        session.put([job.model])
-    (work,) = device.work
-    (work / "net.onnx").write_bytes(job.model.read_bytes()[:-7])
-    with HOST.session("key", said.append) as session:
-        session.put([job.model])
-    assert [line.split()[2] for line in said] == ["net.onnx"]
-    assert (work / "net.onnx").read_bytes() == job.model.read_bytes()
 
 
 def test_two_at_once_are_one_too_many(device: Device) -> None:  # noqa: F811
@@ -107,12 +97,11 @@ def test_two_at_once_are_one_too_many(device: Device) -> None:  # noqa: F811
         session.complete()
 
 
-def test_clean_removes_all_that_is_kept(device: Device, job: Job) -> None:  # noqa: F811
-    with HOST.session("key", quiet) as session:
-        session.put([job.model])
-    (device.cache / "engines").mkdir()
+def test_clean_removes_all_that_is_kept(device: Device) -> None:  # noqa: F811
+    assert HOST.clean() == 0
+    (device.cache / "engines").mkdir(parents=True)
     (device.cache / "engines" / "a.engine").write_bytes(b"x" * 5000)
-    with HOST.session("held", quiet), pytest.raises(RunBusyError):
+    with HOST.session("held", quiet), pytest.raises(RunBusyError, match="another bench is under way on device"):
         HOST.clean()
     assert HOST.clean() > 5000
     assert [path.name for path in device.cache.iterdir()] == ["lock"]
@@ -182,6 +171,8 @@ def test_a_full_disk_there(device: Device, small_disk: Path, tmp_path: Path) -> 
             pass
     with pytest.raises(MachineError, match=r"the disk of device is full or read-only.*--clean"):
         enter("another key")
+    assert HOST.clean() >= 0, "which works on a full disk"
+    assert [path.name for path in (small_disk / ".cache" / "edgekd").iterdir()] == ["lock"]
 
 
 @pytest.mark.parametrize("address", ["-oProxyCommand=touch", "a b", "host;ls", "", "user@-x y", "$(ls)"])

@@ -92,13 +92,6 @@ class Server:
         self._place.release()
         return {}
 
-    def clean(self, _request: dict[str, Any]) -> dict[str, Any]:
-        """Remove all that edgekd keeps on this device."""
-        self._place.hold()
-        freed = self._place.clean()
-        self._place.release()
-        return {"freed_bytes": freed}
-
     def _parsed(self, request: dict[str, Any]) -> tuple[list[Job], Settings, Tools]:
         jobs = [job_from_json(one, self.folder) for one in request["jobs"]]
         return jobs, Settings(**request["settings"]), Tools(request.get("trtexec"), str(self._place.engines))
@@ -122,7 +115,7 @@ class Server:
 
     def ops(self) -> dict[str, Any]:
         """Return the methods that answer requests."""
-        names = ("hello", "open", "verify", "plan", "measure", "check", "energy", "close", "clean")
+        names = ("hello", "open", "verify", "plan", "measure", "check", "energy", "close")
         return {name: getattr(self, name) for name in names}
 
 

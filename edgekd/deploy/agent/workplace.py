@@ -64,21 +64,13 @@ class Workplace:
                 (folder / one["name"]).unlink()
         needed = sum(one["size_bytes"] for one in absent) + SPARE_BYTES
         free = shutil.disk_usage(str(folder)).free
-        if free < needed:
+        if absent and free < needed:
             raise RefusedError(
                 "machine",
                 f"the disk of this device is full: {free / 1e6:.1f} MB are free in {folder} and {needed / 1e6:.1f} MB "
                 "are needed; free some space there, or remove what earlier benches left with --clean",
             )
         return [one["name"] for one in absent]
-
-    def clean(self) -> int:
-        """Remove everything but the lock that is held; return the bytes that were freed."""
-        freed = sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
-        for path in self.root.iterdir():
-            if path.is_dir():
-                shutil.rmtree(str(path))
-        return freed
 
 
 def whole(path: Path, sha256: str) -> bool:
