@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from edgekd import __version__, console
-from edgekd.errors import EdgekdError, Interrupted
+from edgekd import __version__, cli_measure, console
+from edgekd.errors import EdgekdError
+from edgekd.options import (
+    AcceptMapping,
+    Arch,
+    BudgetMs,
+    Classes,
+    Data,
+    Device,
+    Fresh,
+    Input,
+    Json,
+    MaxSeconds,
+    Mean,
+    Normalize,
+    On,
+    RemotePython,
+    RunArgument,
+    RunOption,
+    Set,
+    Std,
+    Teacher,
+    Threads,
+    Trtexec,
+    TrustPickle,
+    examples,
+    verb,
+)
 
 app = typer.Typer(
     name="edgekd",
@@ -22,54 +46,6 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
-
-RunArgument = Annotated[
-    str, typer.Argument(metavar="[RUN]", help="Run to work on; the newest fitting one if left out.")
-]
-Teacher = Annotated[Path, typer.Argument(metavar="TEACHER", help="The teacher's checkpoint (.pt, .pth, .safetensors).")]
-RunOption = Annotated[str, typer.Option("--run", metavar="NAME", help="Name of the run [runs/<teacher>-<student>].")]
-Data = Annotated[
-    Path | None, typer.Option("--data", metavar="DIR", help="Real images, one folder per class; for numbers only.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-MaxSeconds = Annotated[
-    float | None, typer.Option(min=0, metavar="N", help="Stop and save after N seconds (exit code 8).")
-]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any recipe key (docs/recipe.md).")
-]
-BudgetMs = Annotated[
-    float | None, typer.Option("--budget-ms", min=0.001, metavar="X", help="FP32 latency here, in ms.")
-]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what the run holds and start anew.")]
-Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:i.")]
-Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads [all cores].")]
-Arch = Annotated[str, typer.Option(metavar="NAME", help="Teacher architecture, or package.module:factory [inferred].")]
-Input = Annotated[str, typer.Option("--input", metavar="CxHxW", help="Input shape, such as 3x32x32 [inferred].")]
-Normalize = Annotated[str, typer.Option(metavar="NAME", help="imagenet, cifar10, cifar100, mnist or none.")]
-Mean = Annotated[str, typer.Option(metavar="M[,M,M]", help="Mean per channel of pixels in [0, 1].")]
-Std = Annotated[str, typer.Option(metavar="S[,S,S]", help="Standard deviation per channel.")]
-Classes = Annotated[str, typer.Option(metavar="FILE", help="Class names, one a line.")]
-AcceptMapping = Annotated[bool, typer.Option("--accept-mapping", help="Accept the shown mapping of parameter names.")]
-TrustPickle = Annotated[bool, typer.Option("--trust-pickle", help="Run the code inside a pickled module.")]
-
-
-def verb(function: Callable[..., None]) -> Callable[..., None]:
-    """Turn Ctrl-C outside of the graceful loops into the interrupted exit code."""
-
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> None:
-        try:
-            function(*args, **kwargs)
-        except KeyboardInterrupt:
-            raise Interrupted("interrupted; the same command continues.", 2) from None
-
-    return wrapper
-
-
-def examples(*lines: str) -> str:
-    """Return the epilog that ends each --help."""
-    return "[bold]Examples[/]\n\n" + "\n\n".join(f"  $ {line}" for line in lines)
 
 
 @app.callback(invoke_without_command=True)
@@ -110,6 +86,9 @@ def distill(
     set_: Set = None,
     accept_mapping: AcceptMapping = False,
     trust_pickle: TrustPickle = False,
+    on: On = "",
+    python: RemotePython = "python3",
+    trtexec: Trtexec = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask about runs that are expected to be hard.")] = False,
     fresh: Fresh = False,
@@ -124,12 +103,14 @@ def distill(
     flags = flag_tables.combine(
         flags,
         flag_tables.pixel_flags(normalize, mean, std, classes),
-        flag_tables.student_flags(student, budget_ms, student_weights),
+        flag_tables.student_flags(student, budget_ms, student_weights, on),
         flag_tables.distill_flags(steps, minutes, method, seed, device, threads),
         flag_tables.set_flags(set_),
     )
+    from edgekd.commands.measuring import Elsewhere
+
     options = Options(max_seconds=max_seconds, data=data, fresh=fresh, json=json, yes=yes)
-    training.distill(teacher, run, flags, options, dry_run=dry_run)
+    training.distill(teacher, run, flags, options, dry_run=dry_run, host=Elsewhere(on, python, trtexec).host())
 
 
 @app.command(epilog=examples("edgekd ingest teacher.pt", "edgekd ingest --run teacher-mobilenetv2 --normalize cifar10"))
@@ -216,25 +197,17 @@ def export(
     shipping.export(run, flags, Options(json=json))
 
 
-@app.command(
-    epilog=examples("edgekd bench", "edgekd bench my-run --batch 1,8 --threads 1,2", "edgekd bench model.onnx")
+app.command(
+    epilog=examples(
+        "edgekd bench my-run --batch 1,8 --threads 1,2",
+        "edgekd bench model.onnx",
+        "edgekd bench --on user@jetson",
+        "edgekd bench --import results.json",
+    )
+)(cli_measure.bench)
+app.command(epilog=examples("edgekd bundle", "edgekd bundle my-run --output /media/usb/student.pyz"))(
+    cli_measure.bundle
 )
-@verb
-def bench(
-    run: Annotated[str, typer.Argument(metavar="[RUN|MODEL.onnx]", help="A run, or any ONNX classifier.")] = "",
-    batch: Annotated[str, typer.Option(metavar="N[,N]", help="Batch sizes.")] = "",
-    threads: Annotated[str, typer.Option(metavar="N[,N]", help="Threads of the runtime.")] = "",
-    seconds: Annotated[float | None, typer.Option(min=0.1, help="Seconds of measuring per artefact, at least.")] = None,
-    set_: Set = None,
-    json: Json = False,
-) -> None:
-    """Measure the latency of a run's ONNX files here, side by side."""
-    from edgekd.commands import flags as flag_tables
-    from edgekd.commands import shipping
-    from edgekd.commands.common import Options
-
-    flags = flag_tables.combine(flag_tables.bench_flags(batch, threads, seconds), flag_tables.set_flags(set_))
-    shipping.bench(run, flags, Options(json=json))
 
 
 @app.command("eval", epilog=examples("edgekd eval --data val/", "edgekd eval my-run --data val/ --json"))
@@ -291,7 +264,13 @@ def doctor(json: Json = False) -> None:
     upkeep.doctor(Options(json=json))
 
 
-@app.command(epilog=examples("edgekd students --input 1x28x28", "edgekd students --measure --budget-ms 5"))
+@app.command(
+    epilog=examples(
+        "edgekd students --input 1x28x28",
+        "edgekd students --measure --budget-ms 5",
+        "edgekd students --measure --on user@jetson",
+    )
+)
 @verb
 def students(
     names: Annotated[list[str] | None, typer.Argument(metavar="[STUDENT]...", help="Students [the zoo].")] = None,
@@ -300,15 +279,26 @@ def students(
     measure: Annotated[bool, typer.Option("--measure", help="Measure the latency of each, untrained.")] = False,
     budget_ms: BudgetMs = None,
     threads: Annotated[int, typer.Option(min=1, metavar="N", help="Threads of the runtime.")] = 1,
+    on: On = "",
+    python: RemotePython = "python3",
+    trtexec: Trtexec = "",
     json: Json = False,
 ) -> None:
     """List student networks with parameters, multiply-accumulates, file sizes and latency."""
     from edgekd.commands import students as verb_students
     from edgekd.commands.common import Options
+    from edgekd.commands.measuring import Elsewhere
 
-    options = Options(json=json)
+    there = Elsewhere(on, python, trtexec).host()
     verb_students.students(
-        names or [], input_shape, classes, options, measure=measure, budget_ms=budget_ms, threads=threads
+        names or [],
+        input_shape,
+        classes,
+        Options(json=json),
+        measure=measure,
+        budget_ms=budget_ms,
+        threads=threads,
+        host=there,
     )
 
 

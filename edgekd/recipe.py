@@ -59,7 +59,9 @@ class StudentTable(Table):
     """Architecture, with a width multiplier (`mobilenetv2@0.35`) or options; see `edgekd students`. `auto` is
     replaced, once, by the largest that `auto_budget_ms` allows."""
     auto_budget_ms: float = Field(0.0, ge=0)
-    """The FP32 latency that `auto` was asked to keep here, in ms; the student it led to stands in `name`."""
+    """The FP32 latency that `auto` was asked to keep, in ms; the student it led to stands in `name`."""
+    auto_on: str = ""
+    """The device, as in `edgekd bench --on`, on which `auto` measures; empty for this machine."""
     weights: str = ""
     """Checkpoint the student starts from, relative to the recipe; empty draws its weights at random."""
 
@@ -101,6 +103,8 @@ class ExportTable(Table):
 class BenchTable(Table):
     """How latency is measured."""
 
+    runtime: tuple[Literal["ort-cpu", "ort-cuda", "torch", "tensorrt"], ...] = Field(("ort-cpu",), min_length=1)
+    """Runtimes to measure in here: ONNX Runtime on CPU or CUDA, PyTorch on the CPU, TensorRT."""
     batch: tuple[Annotated[int, Field(ge=1)], ...] = Field((1,), min_length=1)
     """Batch sizes."""
     threads: tuple[Annotated[int, Field(ge=1)], ...] = Field((1,), min_length=1)

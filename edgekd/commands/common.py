@@ -141,7 +141,9 @@ def wanted_recipe(run: RunDir, flags: Changes) -> Recipe:
 
 
 def with_chosen_student(wanted: Recipe, kept: Recipe) -> Recipe:
-    """Return `wanted` with the student that was chosen for the same latency budget before."""
-    if wanted.student.name != AUTO or wanted.student.auto_budget_ms != kept.student.auto_budget_ms:
+    """Return `wanted` with the student that was chosen for the same latency budget on the same machine before."""
+    asked, answered = wanted.student, kept.student
+    equal = (asked.auto_budget_ms, asked.auto_on) == (answered.auto_budget_ms, answered.auto_on)
+    if asked.name != AUTO or not equal:
         return wanted
     return recipe_module.with_changes(wanted, {"student": {"name": kept.student.name}})

@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 from edgekd import recipe as recipe_module
-from edgekd.errors import UsageError
+from edgekd.deploy.agent.kernels import RUNTIMES
+from edgekd.errors import UsageError, did_you_mean
 
 Changes = dict[str, Any]
 
@@ -45,10 +46,11 @@ def pixel_flags(normalize: str, mean: str, std: str, classes: str) -> Changes:
     return _table("pixels", values)
 
 
-def student_flags(name: str, budget_ms: float | None, weights: str) -> Changes:
+def student_flags(name: str, budget_ms: float | None, weights: str, on: str = "") -> Changes:
     """Return the recipe changes of the student's flags; a student by name ends a choice by latency."""
     budget = 0.0 if name and name != recipe_module.AUTO and budget_ms is None else budget_ms
-    return _table("student", _given(name=name, auto_budget_ms=budget, weights=weights))
+    values = _given(name=name, auto_budget_ms=budget, weights=weights)
+    return _table("student", {**values, "auto_on": on} if name else values)
 
 
 def distill_flags(
@@ -75,10 +77,16 @@ def export_flags(int8: bool | None, target: str, uint8_input: bool | None) -> Ch
     return _table("export", values)
 
 
-def bench_flags(batch: str, threads: str, seconds: float | None) -> Changes:
+def bench_flags(runtime: str, batch: str, threads: str, seconds: float | None) -> Changes:
     """Return the recipe changes of bench's flags."""
     batches, counts = _numbers("--batch", batch, int), _numbers("--threads", threads, int)
-    return _table("bench", _given(batch=batches, threads=counts, min_seconds=seconds))
+    runtimes = tuple(name.strip() for name in runtime.split(",")) if runtime else ()
+    for name in runtimes:
+        if name not in RUNTIMES:
+            raise UsageError(
+                f"there is no runtime {name!r} (known: {', '.join(RUNTIMES)}).{did_you_mean(name, RUNTIMES)}"
+            )
+    return _table("bench", _given(runtime=runtimes, batch=batches, threads=counts, min_seconds=seconds))
 
 
 def set_flags(assignments: list[str] | None) -> Changes:

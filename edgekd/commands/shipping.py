@@ -1,4 +1,4 @@
-"""The verbs that ship a student and measure it: export, bench, eval."""
+"""The verbs that ship a student and measure its accuracy: export, eval."""
 
 from __future__ import annotations
 
@@ -11,11 +11,8 @@ from edgekd.commands.flags import Changes
 from edgekd.errors import UsageError
 from edgekd.rundir import read_json
 from edgekd.stages import artefacts
-from edgekd.stages import bench as benching
 from edgekd.stages import eval as evaluation
 from edgekd.stages import export as exporting
-from edgekd.stages import report as reporting
-from edgekd.stopping import graceful
 
 
 def export(name: str, flags: Changes, options: Options) -> None:
@@ -39,34 +36,6 @@ def export(name: str, flags: Changes, options: Options) -> None:
         console.print_table(("synthetic agreement (not accuracy)", "same answer", "decided samples"), rows)
     sizes = ", ".join(f"{file} {size / 1000:.0f} kB" for file, size in files.items())
     console.closing(f"{folder}/", sizes, f"edgekd bench {typed(run)}")
-
-
-def bench(name: str, flags: Changes, options: Options) -> None:
-    """Measure latency, of a run's files or of one ONNX file."""
-    if name.endswith(".onnx"):
-        file = Path(name)
-        table = recipe_module.with_changes(recipe_module.parse({}, origin="flags"), flags).bench
-        with graceful(options.max_seconds) as stop:
-            results, _ = benching.compare([file], table, stop)
-        shown = {"run": None, **results}
-        written, following = "nothing (a file without a run)", f"edgekd bench {name} --batch 1,8"
-    else:
-        run = find_run(name, "export")
-        with at_work(run, options) as stop:
-            recipe = pipeline.adopt(
-                run, recipe_module.with_changes(pipeline.open_recipe(run), flags), reads_teacher=False
-            )
-            pipeline.require(run, recipe, "export")
-            pipeline.advance(run, recipe, ("bench",), stop=stop)
-        shown = {"run": run.name, **read_json(run.stage("bench") / "local" / "results.json")}
-        written, following = f"{run.stage('bench')}/local/results.json", f"edgekd report {typed(run)}"
-    if options.json:
-        console.print_json(shown)
-    else:
-        reporting.print_latency(shown["results"])
-    for warning in shown["warnings"]:
-        console.warn(warning)
-    console.closing(written, "; ".join(shown["verdicts"].values()), following)
 
 
 def evaluate(name: str, data: Path | None, options: Options) -> None:

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 
 from edgekd import console
 from edgekd.commands.common import Options
+from edgekd.deploy.remote import Host
+from edgekd.errors import UsageError
 from edgekd.models import registry
 from edgekd.models.stems import parse_shape
+from edgekd.stages import device as devices
 from edgekd.stages import students as zoo
 from edgekd.stages.students import Candidate
 from edgekd.stopping import graceful
@@ -24,6 +27,7 @@ def students(
     measure: bool,
     budget_ms: float | None,
     threads: int,
+    host: Host | None = None,
 ) -> None:
     """List the named students, or the zoo's; a budget implies measuring."""
     for name in names:
@@ -31,16 +35,20 @@ def students(
     shape, measure = parse_shape(input_shape), measure or budget_ms is not None
     found = zoo.size_up(names or registry.student_names(), shape, classes)
     if measure:
-        with graceful() as stop:
-            found = zoo.time_each(found, shape, classes, stop=stop, threads=threads)
+        with graceful() as stop, devices.measurer_on(host) as (measurer, runtime):
+            found = zoo.time_each(found, shape, classes, stop=stop, threads=threads, measurer=measurer, runtime=runtime)
+    elif host is not None:
+        raise UsageError("--on says where to measure: give it with --measure or --budget-ms.")
     if options.json:
         rows = [one.to_json(budget_ms) for one in found]
-        facts = {"threads": threads, "budget_ms": budget_ms} if measure else {}
+        facts: dict[str, object] = {"threads": threads, "budget_ms": budget_ms} if measure else {}
+        facts |= {"target": host.address} if host is not None else {}
         console.print_json({"input": input_shape, "classes": classes, **facts, "students": rows})
     else:
         title = f"{input_shape}, {classes} classes; file sizes are estimates"
         if measure:
             title += f"; latency is of FP32, untrained, batch 1, threads {threads} (INT8 is not timed here)"
+            title += "" if host is None else f"; on {host.address}"
         _print(found, title, measure, budget_ms)
     doubtful = [one for one in found if one.warnings]
     if doubtful:

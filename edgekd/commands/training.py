@@ -11,12 +11,14 @@ from edgekd import recipe as recipe_module
 from edgekd.commands.common import Options, at_work, find_run, named_run, typed, wanted_recipe, with_chosen_student
 from edgekd.commands.flags import Changes, combine
 from edgekd.commands.teachers import probe_sentence, run_of
+from edgekd.deploy.remote import Host
 from edgekd.errors import UsageError
 from edgekd.models import registry
 from edgekd.models.footprint import Footprint
 from edgekd.recipe import AUTO, Recipe
 from edgekd.rundir import RunDir, command_line, read_json
 from edgekd.stages import artefacts, curve, plan, students
+from edgekd.stages import device as devices
 from edgekd.stages import eval as evaluation
 from edgekd.stages import export as exporting
 from edgekd.stages import report as reporting
@@ -27,8 +29,12 @@ PERIOD_STEPS_FOR_MINUTES = 20
 LARGE_SIDE_PX, MANY_CLASSES = 128, 200
 
 
-def distill(teacher: Path, name: str, flags: Changes, options: Options, *, dry_run: bool) -> None:
-    """Ingest, distill and select."""
+def distill(
+    teacher: Path, name: str, flags: Changes, options: Options, *, dry_run: bool, host: Host | None = None
+) -> None:
+    """Ingest, distill and select; `host` is the device on which `auto` measures its students."""
+    if host is not None and flags.get("student", {}).get("name") != AUTO:
+        raise UsageError("--on says where --student auto measures: give it with --student auto --budget-ms MS.")
     if dry_run and options.fresh:
         raise UsageError("--fresh starts training anew and --dry-run does not train: give one of them.")
     run = run_of(teacher, name, f"-{_student_label(flags)}")
@@ -36,7 +42,7 @@ def distill(teacher: Path, name: str, flags: Changes, options: Options, *, dry_r
     with at_work(run, options, teacher=teacher) as stop:
         recipe = pipeline.adopt(run, wanted_recipe(run, flags))
         pipeline.advance(run, recipe, ("ingest",), stop=stop)
-        recipe, size = _student(run, recipe, stop)
+        recipe, size = _student(run, recipe, stop, host)
         recipe, cost = _planned(run, recipe, stop)
         _opening(run, recipe, size, cost)
         _expectation(run, options)
@@ -132,30 +138,35 @@ def select(name: str, options: Options) -> None:
     console.closing(f"{run.stage('select')}/student.safetensors", headline, f"edgekd export {typed(run)} --int8")
 
 
-def _student(run: RunDir, recipe: Recipe, stop: Stop) -> tuple[Recipe, Footprint]:
+def _student(run: RunDir, recipe: Recipe, stop: Stop, host: Host | None = None) -> tuple[Recipe, Footprint]:
     """Settle which student is trained and from which weights, and make sure that it takes the teacher's images."""
-    recipe = _chosen(run, recipe, stop)
+    recipe = _chosen(run, recipe, stop, host)
     size = artefacts.student_footprint(recipe, artefacts.describe(run))
     pipeline.advance(run, recipe, ("init",), stop=stop)
     return recipe, size
 
 
-def _chosen(run: RunDir, recipe: Recipe, stop: Stop) -> Recipe:
-    """Fix the student of `auto` in recipe.toml once: the largest of the zoo whose latency here keeps the budget."""
+def _chosen(run: RunDir, recipe: Recipe, stop: Stop, host: Host | None) -> Recipe:
+    """Fix the student of `auto` in recipe.toml once: the largest of the zoo whose latency keeps the budget."""
     if recipe.student.name != AUTO:
         return recipe
     description, budget_ms = artefacts.describe(run), recipe.student.auto_budget_ms
-    chosen, larger = students.largest_within(
-        budget_ms,
-        description.input_shape,
-        description.classes,
-        below_macs=read_json(run.stage("teacher") / "teacher.json")["probe"]["macs"],
-        stop=stop,
-        threads=recipe.bench.threads[0],
-    )
+    host = host or (Host(recipe.student.auto_on) if recipe.student.auto_on else None)
+    with devices.measurer_on(host) as (measurer, runtime):
+        chosen, larger = students.largest_within(
+            budget_ms,
+            description.input_shape,
+            description.classes,
+            below_macs=read_json(run.stage("teacher") / "teacher.json")["probe"]["macs"],
+            stop=stop,
+            threads=recipe.bench.threads[0],
+            measurer=measurer,
+            runtime=runtime,
+        )
     too_slow = [f"{one.name} {one.latency_ms:.2f} ms" for one in larger if one.latency_ms is not None]
     console.say(
         f"auto     {chosen.name} takes {chosen.latency_ms:.2f} ms of {budget_ms:g} ms in FP32"
+        + (f" on {host.address}" if host is not None else "")
         + (f"; too slow: {', '.join(too_slow)}" if too_slow else "")
     )
     for warning in chosen.warnings:

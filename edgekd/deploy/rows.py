@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from edgekd.deploy.kernels import PROVIDERS, Kind, Runtime
+from edgekd.deploy.agent.kernels import PROVIDERS, Kind, Runtime
+from edgekd.deploy.agent.measurement import Comparison, Measurement, Settings, Skipped
 from edgekd.deploy.latency import Estimate, Summary, median_estimate, speedup_estimate, summarise
-from edgekd.deploy.measurement import Comparison, Measurement, Settings, Skipped
 
 REALLY_INT8 = 0.9  # share of compute nodes
 
@@ -36,27 +37,32 @@ class Row:
     std_ms: float
     throughput_per_s: float
     size_bytes: int
-    load_ms: float
-    first_inference_ms: float
-    peak_memory_bytes: int
-    baseline_memory_bytes: int
+    load_ms: float | None
+    first_inference_ms: float | None
+    peak_memory_bytes: int | None
+    baseline_memory_bytes: int | None
     stable: bool
-    integer_share: float
+    integer_share: float | None
+    """None: the runtime does not say what ran."""
     sha256: str
     reference: str | None
     speedup: float | None
     speedup_low: float | None
     speedup_high: float | None
+    build_s: float | None = None
+    commands: tuple[str, ...] = ()
 
     @property
     def not_really_int8(self) -> bool:
         """Return whether the row is called INT8 but mostly ran in float."""
-        return self.kind.startswith("int8") and self.integer_share < REALLY_INT8
+        return self.kind.startswith("int8") and self.integer_share is not None and self.integer_share < REALLY_INT8
 
     def to_json(self) -> dict[str, Any]:
         """Return the row with a `note` where its name promises too much."""
         note = f"not really INT8: {self.integer_share:.0%} of the compute nodes" if self.not_really_int8 else None
-        return {**asdict(self), "note": note}
+        if self.kind.startswith("int8") and self.integer_share is None:
+            note = f"integer share n/a: {self.provider} does not say what ran"
+        return {**asdict(self), "commands": list(self.commands), "note": note}
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,8 @@ class SkippedRow:
     batch: int
     threads: int
     skipped: str
+    integer_share: float | None = None
+    """What its own target would run as integers, where that can be told here."""
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields under their own names."""
@@ -122,10 +130,27 @@ def _row(one: Measurement, reference: Measurement, settings: Settings) -> Row:
         peak_memory_bytes=one.peak_memory_bytes,
         baseline_memory_bytes=one.baseline_memory_bytes,
         stable=one.stable,
-        integer_share=one.integer_nodes / one.compute_nodes if one.compute_nodes else 0.0,
+        integer_share=_integer_share(one),
         sha256=one.sha256,
         reference=reference.job.artefact if speedup else None,
         speedup=speedup.value if speedup else None,
         speedup_low=speedup.low if speedup else None,
         speedup_high=speedup.high if speedup else None,
+        build_s=one.build_s,
+        commands=one.commands,
     )
+
+
+def _integer_share(one: Measurement) -> float | None:
+    if one.integer_nodes is None or one.compute_nodes is None:
+        return None
+    return one.integer_nodes / one.compute_nodes if one.compute_nodes else 0.0
+
+
+def from_json(data: Mapping[str, Any]) -> Row | SkippedRow:
+    """Return the row that `to_json` wrote; what was added to it since is left out."""
+    cls = SkippedRow if "skipped" in data else Row
+    known = {field.name: data[field.name] for field in fields(cls) if field.name in data}
+    if cls is Row:
+        known["commands"] = tuple(known.get("commands", ()))
+    return cls(**known)

@@ -29,7 +29,7 @@ def verdict(
     if not compared:
         return _alone(measured[0])
     best = max(compared, key=lambda row: row.speedup or 0.0)
-    reference = next(row for row in measured if row.artefact == best.reference)
+    reference = next(row for row in measured if (row.artefact, row.runtime) == (best.reference, best.runtime))
     sentence = _speed(best, reference)
     cost = _cost(best, reference, accuracies or {}, agreements or {})
     doubt = "" if best.stable and reference.stable else " (times had not settled; measure again)"

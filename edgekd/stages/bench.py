@@ -2,92 +2,92 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from edgekd import console
-from edgekd.deploy.kernels import kind_of
-from edgekd.deploy.measure import Progress, measure
-from edgekd.deploy.measurement import Comparison, Job, Settings
-from edgekd.deploy.rows import rows
-from edgekd.deploy.verdict import verdict
+from edgekd.deploy import golden
+from edgekd.deploy.agent.kernels import Runtime, kind_of
+from edgekd.deploy.agent.measure import Progress, measure
+from edgekd.deploy.agent.measurement import Comparison, Job, Settings
+from edgekd.errors import UsageError
 from edgekd.recipe import BenchTable, Recipe
-from edgekd.rundir import RunDir, read_json, write_json
+from edgekd.rundir import RunDir, write_json
+from edgekd.stages import artefacts, comparing
 from edgekd.stopping import Stop
 
 
 def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], stop: Stop) -> None:
     """Publish bench/local/: environment.json, samples.json, results.json."""
-    export = run_dir.stage("export")
+    export, table = run_dir.stage("export"), recipe.bench
     files = [export / name.removeprefix("export/") for name in sorted(inputs) if name.endswith(".onnx")]
-    results, comparisons = compare(files, recipe.bench, stop, agreements=agreements(run_dir))
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
+        program = torch_job(run_dir, Path(scratch)) if "torch" in table.runtime else None
+        results, comparisons = compare(jobs_of(files, table.runtime, program), table, stop, run_dir)
     with run_dir.publish("bench/local") as (folder, record):
         write_json(folder / "environment.json", comparisons[0].environment.to_json())
-        write_json(folder / "samples.json", [_samples(comparison) for comparison in comparisons])
+        write_json(folder / "samples.json", [comparing.samples_of(comparison) for comparison in comparisons])
         write_json(folder / "results.json", results)
         record |= {"stage": "bench", "version": 1, "key": key, "inputs": inputs}
-        record["recipe_slice"] = recipe.bench.model_dump(mode="json")
+        record["recipe_slice"] = table.model_dump(mode="json")
+
+
+def torch_job(run_dir: RunDir, folder: Path) -> Job:
+    """Save the student as a program of PyTorch, which a child process can load without edgekd."""
+    shape = artefacts.describe(run_dir).input_shape
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    program = torch.export.export(
+        artefacts.student_network(run_dir), (torch.zeros(2, *shape),), dynamic_shapes=({0: batch},)
+    )
+    file = folder / "student.pt2"
+    torch.export.save(program, file)
+    return Job("student", file, "fp32", "torch", image_shape=shape)
+
+
+def jobs_of(
+    files: Sequence[Path],
+    runtimes: Sequence[Runtime],
+    program: Job | None = None,
+    image_shape: tuple[int, ...] | None = None,
+) -> list[Job]:
+    """Return the jobs of each runtime in turn; PyTorch has one, the student itself."""
+    jobs = []
+    for runtime in dict.fromkeys(runtimes):
+        if runtime == "torch":
+            if program is None:
+                raise UsageError("--runtime torch measures the student of a run; an ONNX file has no PyTorch network.")
+            jobs.append(program)
+            continue
+        found = [Job(file.name, file, kind_of(file.name), runtime, image_shape) for file in files]
+        jobs += [golden.described(job) for job in found] if runtime == "tensorrt" else found
+    return jobs
 
 
 def compare(
-    files: list[Path], table: BenchTable, stop: Stop, agreements: dict[str, float] | None = None
+    jobs: Sequence[Job], table: BenchTable, stop: Stop, run_dir: RunDir | None = None
 ) -> tuple[dict[str, Any], list[Comparison]]:
-    """Measure files against one another for each batch size and thread count; return results.json and raw samples."""
-    jobs = [Job(file.name, file, kind_of(file.name)) for file in files]
-    results: list[dict[str, Any]] = []
-    verdicts: dict[str, str] = {}
-    warnings: list[str] = []
+    """Measure jobs against one another for each batch size and thread count; return results.json and raw samples."""
     comparisons = []
-    for batch in table.batch:
-        for threads in table.threads:
-            stop.raise_if_requested("bench")
-            settings = Settings(
-                batch=batch,
-                threads=threads,
-                rounds=table.rounds,
-                min_runs=table.min_runs,
-                min_seconds=table.min_seconds,
-            )
-            comparison = _measure(jobs, settings, stop)
-            measured = rows(comparison)
-            verdicts[f"batch {batch}, threads {threads}"] = verdict(measured, agreements=agreements)
-            results += [row.to_json() for row in measured]
-            warnings += [warning for warning in comparison.warnings if warning not in warnings]
-            comparisons.append(comparison)
-    target = comparisons[0].target
-    return {"target": target, "results": results, "verdicts": verdicts, "warnings": warnings}, comparisons
+    for settings in comparing.settings_of(table):
+        stop.raise_if_requested("bench")
+        with shown(jobs, settings, stop) as show:
+            comparisons.append(measure(jobs, settings, show))
+    return comparing.results_of(comparisons, jobs[0].model.parent, run_dir), comparisons
 
 
-def _measure(jobs: list[Job], settings: Settings, stop: Stop) -> Comparison:
+@contextmanager
+def shown(jobs: Sequence[Job], settings: Settings, stop: Stop, where: str = "") -> Iterator[Callable[[Progress], None]]:
+    """Show the progress of one comparison, and stop it when asked to."""
     total = len(jobs) * (settings.rounds + 2)
-    done = 0
-    with console.progress(f"bench batch {settings.batch} threads {settings.threads}", total) as bar:
+    with console.progress(f"bench{where} batch {settings.batch} threads {settings.threads}", total) as bar:
 
         def show(progress: Progress) -> None:
-            nonlocal done
             stop.raise_if_requested("bench")
-            done += 1
-            bar.update(min(done, total), f"{progress.step} {progress.artefact}")
+            bar.update(min(total * progress.done // progress.total, total), f"{progress.step} {progress.artefact}")
 
-        return measure(jobs, settings, show)
-
-
-def agreements(run_dir: RunDir) -> dict[str, float] | None:
-    """Return the synthetic agreement of each file with the student, where export's chain knows it."""
-    path = run_dir.stage("export") / "agreement.json"
-    if not path.is_file():
-        return None
-    chain = read_json(path)["chain"]
-    shares = {link.split(" -> ")[1]: value["share"] for link, value in chain.items() if link.endswith(".onnx")}
-    return {file: share for file, share in shares.items() if share is not None}
-
-
-def _samples(comparison: Comparison) -> dict[str, Any]:
-    return {
-        "settings": asdict(comparison.settings),
-        "samples_ms": {
-            found.job.artefact: [list(round_.samples_ms) for round_ in found.rounds]
-            for found in comparison.measurements
-        },
-    }
+        yield show

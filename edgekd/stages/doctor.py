@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from edgekd import machine
-from edgekd.deploy.environment import runtime_conflict, this_machine
+from edgekd.deploy.agent import tensorrt
+from edgekd.deploy.agent.environment import runtime_conflict, this_machine
+from edgekd.deploy.agent.refusal import RefusedError
 
 
 def examine() -> dict[str, Any]:
@@ -28,6 +30,11 @@ def examine() -> dict[str, Any]:
         "onnxruntime": f"{onnxruntime.__version__}, {', '.join(onnxruntime.get_available_providers())}",
     }
     problems = []
+    try:
+        found = tensorrt.find()
+        facts["tensorrt"] = "none" if found is None else f"{found['version']}, through {found['through']}"
+    except RefusedError as refusal:
+        facts["tensorrt"], problems = "unusable", [f"{refusal}."]
     speedup = bf16_speedup(device)
     expected = machine.precision_for(_dense(), device, "auto").bf16
     facts["bf16 convolutions"] = f"{speedup:.1f} times as fast as fp32 (auto uses {'bf16' if expected else 'fp32'})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Iterator
 
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from edgekd.rundir import RunDir, read_json
+from edgekd.stages import comparing
 
 
 def pictures(run: RunDir) -> Iterator[tuple[str, str, str]]:
@@ -20,11 +22,13 @@ def pictures(run: RunDir) -> Iterator[tuple[str, str, str]]:
     train = run.events("train")
     if train:
         yield "Distillation loss and agreement", _svg(lambda axes: _losses(axes, train)), "events.jsonl"
-    samples = run.stage("bench") / "local" / "samples.json"
-    if samples.is_file():
-        measured = read_json(samples)[0]["samples_ms"]
-        if measured:
-            yield "Latency", _svg(lambda axes: _latency(axes, measured)), "bench/local/samples.json"
+    for folder in comparing.targets(run):
+        where = "" if folder.name == "local" else f" on {folder.name}"
+        for comparison in read_json(folder / "samples.json"):
+            settings, measured = comparison["settings"], comparison["samples_ms"]
+            if measured:
+                title = f"Latency{where}, batch {settings['batch']}, threads {settings['threads']}"
+                yield title, _svg(functools.partial(_latency, samples=measured)), f"bench/{folder.name}/samples.json"
 
 
 def _svg(draw) -> str:  # type: ignore[no-untyped-def]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edgekd import console
 from edgekd.rundir import Record, RunDir, digest, read_json, write_json, write_text
-from edgekd.stages import artefacts, curve, plots
+from edgekd.stages import artefacts, comparing, curve, plots
 
 
 def run(run_dir: RunDir) -> dict[str, Any]:
@@ -48,26 +49,30 @@ def collect(run_dir: RunDir) -> dict[str, Any]:
         "parity": _read(export / "parity.json"),
         "agreement": None if agreement is None else agreement["chain"],
         "latency": latency,
-        "verdict": None if bench is None else next(iter(bench["verdicts"].values())),
+        "verdict": None if latency is None else next(iter(comparing.verdicts(latency, run_dir).values())),
+        "devices": _devices(run_dir),
         "warnings": [] if bench is None else bench["warnings"],
         "evaluations": evaluations,
-        "artefacts": _artefacts(run_dir, sizes, agreement, latency, evaluations),
+        "artefacts": _artefacts(run_dir, sizes, agreement, latency),
     }
 
 
-def _hashes(run_dir: RunDir) -> dict[str, str]:
-    """Return the recorded hash of every artefact that eval measures, under eval's names."""
-    hashes = {}
-    for stage in ("teacher", "select", "export"):
-        record = Record.read(run_dir.stage(stage))
-        for name, value in ({} if record is None else record.outputs).items():
-            hashes[name if name.endswith(".onnx") else Path(name).stem] = value
-    return hashes
+def _devices(run_dir: RunDir) -> dict[str, Any]:
+    """Return what was measured elsewhere, by target, where it was of the files that are exported now."""
+    found = {}
+    for folder in comparing.targets(run_dir):
+        if folder.name != "local" and _measured_these(run_dir, folder):
+            results = read_json(folder / "results.json")
+            verdicts = comparing.verdicts(results["results"], run_dir)
+            environment = _read(folder / "environment.json") or {}
+            machine = {name: environment.get(name) for name in ("board", "cpu_model", "gpus", "tensorrt", "jetson")}
+            found[folder.name] = {**results, "verdicts": verdicts, "machine": machine}
+    return found
 
 
-def _measured_these(run_dir: RunDir) -> bool:
+def _measured_these(run_dir: RunDir, folder: Path | None = None) -> bool:
     """Return whether the latencies are of the files that are exported now."""
-    bench, export = Record.read(run_dir.stage("bench") / "local"), Record.read(run_dir.stage("export"))
+    bench, export = Record.read(folder or run_dir.stage("bench") / "local"), Record.read(run_dir.stage("export"))
     if bench is None or export is None:
         return False
     return all(bench.inputs.get(f"export/{k}") == v for k, v in export.outputs.items() if k.endswith(".onnx"))
@@ -78,12 +83,9 @@ def _artefacts(
     sizes: dict[str, int],
     agreement: Any,
     latency: list[dict[str, Any]] | None,
-    evaluations: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """Return one row per artefact: accuracy, size, latency, and how often it leaves the file before it in the chain."""
-    newest = next(reversed(evaluations.values())) if evaluations else {"accuracy": {}, "artefacts_sha256": {}}
-    hashes = _hashes(run_dir)
-    accuracy = {k: v for k, v in newest["accuracy"].items() if newest["artefacts_sha256"][k] == hashes.get(k)}
+    accuracy = comparing.accuracies(run_dir)
     names = ["teacher", "student", *sizes] if accuracy or sizes else []
     rows = []
     for name in names:
@@ -131,10 +133,12 @@ def print_summary(summary: dict[str, Any]) -> None:
     console.print_table(COLUMNS, table(summary))
 
 
-def print_latency(results: list[dict[str, Any]]) -> None:
-    """Print bench's rows."""
-    columns = ("artefact", "runtime", "batch", "threads", "p50 ms", "p95 ms", "p99 ms", "per s", "kB", "note")
-    rows = []
+LATENCY = ("artefact", "runtime", "batch", "threads", "p50 ms", "p95 ms", "p99 ms", "per s", "kB", "note")
+
+
+def latency_rows(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Return bench's rows as text."""
+    rows: list[tuple[str, ...]] = []
     for row in results:
         if row.get("skipped"):
             rows.append((row["artefact"], row["runtime"], *["–"] * 7, row["skipped"]))
@@ -144,7 +148,55 @@ def print_latency(results: list[dict[str, Any]]) -> None:
         shape = (str(row["batch"]), str(row["threads"]))
         note = row.get("note") or ""
         rows.append((row["artefact"], row["runtime"], *shape, *numbers, f"{row['throughput_per_s']:.0f}", size, note))
-    console.print_table(columns, rows)
+    return rows
+
+
+def print_latency(results: list[dict[str, Any]]) -> None:
+    """Print bench's rows."""
+    console.print_table(LATENCY, latency_rows(results))
+
+
+NUMERICS = ("artefact", "precision", "largest difference", "allowed", "clear answers that differ", "as here")
+ENERGY = ("artefact", "runtime", "W gross", "W idle", "W net", "mJ gross", "mJ net", "rails", "from")
+
+
+def numerics_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return how the logits of a device differ from the host's, as text."""
+    return [
+        (
+            one["artefact"],
+            one["precision"],
+            "not finite" if one["max_difference"] is None else f"{one['max_difference']:.2g}",
+            f"{one['tolerance']:g}",
+            f"{one['wrong_answers']} of {one['clear']}",
+            "yes" if one["passed"] else "NO",
+        )
+        for one in results.get("numerics", [])
+    ]
+
+
+def energy_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the energy of a run of each artefact on a device, as text."""
+    return [
+        (
+            one["artefact"],
+            one["runtime"],
+            *(f"{one[name]:.2f}" for name in ("gross_w", "idle_w", "net_w", "gross_mj_per_run", "net_mj_per_run")),
+            one["rails"],
+            f"{one['source']} every {one['period_s']:g} s",
+        )
+        for one in results.get("energy", [])
+    ]
+
+
+def print_device(results: dict[str, Any]) -> None:
+    """Print what is known of a device besides its latencies."""
+    if results.get("numerics"):
+        console.print_table(NUMERICS, numerics_rows(results))
+    if results.get("energy"):
+        console.print_table(ENERGY, energy_rows(results))
+    elif results.get("energy_note"):
+        console.say(f"energy   {results['energy_note']}")
 
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
@@ -166,6 +218,8 @@ def page(run_dir: RunDir, summary: dict[str, Any]) -> str:
     if summary["verdict"]:
         parts.append(f"<p><b>{html.escape(summary['verdict'])}</b></p>")
     parts += [f"<p>Warning: {html.escape(warning)}</p>" for warning in summary["warnings"]]
+    for target, results in summary["devices"].items():
+        parts += _device_section(target, results)
     for title, picture, source in plots.pictures(run_dir):
         parts += [f"<h2>{title}</h2>", f"<figure>{picture}</figure>", f"<p>From <code>{source}</code>.</p>"]
     if summary["selection"]:
@@ -176,6 +230,20 @@ def page(run_dir: RunDir, summary: dict[str, Any]) -> str:
     title = html.escape(summary["run"])
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
     return head + "\n".join(parts) + "</html>\n"
+
+
+def _device_section(target: str, results: dict[str, Any]) -> list[str]:
+    folder = f"bench/{target}"
+    parts = [f"<h2>On {html.escape(target)}</h2>", _html_table(LATENCY, latency_rows(results["results"]))]
+    parts += [f"<p><b>{html.escape(sentence)}</b></p>" for sentence in results["verdicts"].values()]
+    parts += [f"<p>Warning: {html.escape(warning)}</p>" for warning in results["warnings"]]
+    for columns, rows in ((NUMERICS, numerics_rows(results)), (ENERGY, energy_rows(results))):
+        parts += [_html_table(columns, rows)] if rows else []
+    if results.get("energy_note"):
+        parts.append(f"<p>Energy: {html.escape(results['energy_note'])}</p>")
+    facts = [(name, json.dumps(value)) for name, value in results["machine"].items() if value]
+    parts += [_html_table(("machine", ""), facts)] if facts else []
+    return [*parts, f"<p>From <code>{html.escape(folder)}/</code>.</p>"]
 
 
 def _html_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -13,17 +13,19 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgekd import console, rng
+from edgekd.deploy.agent.kernels import Runtime
+from edgekd.deploy.agent.measure import Progress, measure
+from edgekd.deploy.agent.measurement import Comparison, Job, Settings
 from edgekd.deploy.latency import summarise
-from edgekd.deploy.measure import measure
-from edgekd.deploy.measurement import Job, Settings
 from edgekd.deploy.onnx_export import export_fp32
-from edgekd.deploy.protocol import Transport
 from edgekd.errors import EdgekdError, InputFileError, MachineError, UsageError
 from edgekd.models import footprint, registry
 from edgekd.models.footprint import Footprint
 from edgekd.models.stems import Shape
 from edgekd.stopping import Stop
 
+Measurer = Callable[[Sequence[Job], Settings, Callable[[Progress], None] | None], Comparison]
+"""A way to measure jobs: `measure` here, or a device that is held."""
 SETTINGS = Settings(rounds=3, min_runs=30, min_seconds=0.6, warm_up_seconds=3.0)
 """About two seconds a student: enough to tell 2 ms from 3 ms, not 2.0 ms from 2.1 ms."""
 
@@ -71,13 +73,14 @@ def time_each(
     *,
     stop: Stop,
     threads: int = 1,
-    transport: Transport | None = None,
+    measurer: Measurer = measure,
+    runtime: Runtime = "ort-cpu",
     enough: Callable[[Candidate], bool | None] = lambda _: False,
 ) -> list[Candidate]:
     """Measure untrained students one after the other, in FP32 and batch 1, until one is `enough`.
 
-    Each is exported into a temporary folder and measured by the protocol of docs/benchmarking.md on the machine at
-    the other end of `transport` (None: this one). Returns all candidates, in order; what cannot be exported or run
+    Each is exported into a temporary folder and measured by the protocol of docs/benchmarking.md, by `measurer` in
+    `runtime` on its machine. Returns all candidates, in order; what cannot be exported or run
     carries the reason.
 
     Raises:
@@ -91,7 +94,7 @@ def time_each(
             if one.reason is None:
                 file = Path(folder) / f"student-{len(timed)}.onnx"
                 try:
-                    one = _timed(one, shape, classes, file, settings, transport, stop)
+                    one = _timed(one, shape, classes, file, settings, measurer, runtime, stop)
                 except (UsageError, InputFileError) as error:
                     one = replace(one, reason=str(error))
                 file.unlink(missing_ok=True)
@@ -110,7 +113,8 @@ def largest_within(
     below_macs: int,
     stop: Stop,
     threads: int = 1,
-    transport: Transport | None = None,
+    measurer: Measurer = measure,
+    runtime: Runtime = "ort-cpu",
 ) -> tuple[Candidate, list[Candidate]]:
     """Return the student of the zoo with the most MACs that keeps the budget, and the larger ones that do not.
 
@@ -131,7 +135,8 @@ def largest_within(
         classes,
         stop=stop,
         threads=threads,
-        transport=transport,
+        measurer=measurer,
+        runtime=runtime,
         enough=lambda one: one.fits(budget_ms),
     )
     place = next((i for i, one in enumerate(timed) if one.fits(budget_ms)), None)
@@ -157,7 +162,8 @@ def _timed(
     classes: int,
     file: Path,
     settings: Settings,
-    transport: Transport | None,
+    measurer: Measurer,
+    runtime: Runtime,
     stop: Stop,
 ) -> Candidate:
     try:
@@ -166,13 +172,10 @@ def _timed(
         raise
     except Exception as error:  # foreign networks may raise anything
         raise UsageError(f"{one.name} cannot be exported: {type(error).__name__}: {error}") from error
-    comparison = measure(
-        [Job(one.name, file, "fp32")],
-        settings,
-        lambda _: stop.raise_if_requested("measuring students"),
-        transport,
+    comparison = measurer(
+        [Job(one.name, file, "fp32", runtime)], settings, lambda _: stop.raise_if_requested("measuring students")
     )
-    (found,) = comparison.measurements
+    found = next(measured for measured in comparison.measurements if measured.job.kind == "fp32")
     p50_ms = summarise([piece.samples_ms for piece in found.rounds], settings.batch).p50_ms
     return replace(one, latency_ms=p50_ms, warnings=comparison.warnings)
 

@@ -11,7 +11,7 @@ from command import Result
 
 import toy
 from edgekd import recipe
-from edgekd.deploy.measurement import Settings
+from edgekd.deploy.agent.measurement import Settings
 from edgekd.models import registry
 from edgekd.recipe import Recipe
 from edgekd.rundir import RunDir

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from edgekd.deploy.disturbance import warnings
-from edgekd.deploy.environment import this_machine
-from edgekd.deploy.measurement import Activity, Job, Measurement, Round, Settings
+from edgekd.deploy.agent.disturbance import warnings
+from edgekd.deploy.agent.environment import this_machine
+from edgekd.deploy.agent.measurement import Activity, Job, Measurement, Round, Settings
 
 MACHINE = replace(this_machine(), cpus=4, usable_cpus=4.0, load_average=0.1)
 QUIET = Activity(0.0, 1.0, 0.05, 0.0, 3000.0, 0)

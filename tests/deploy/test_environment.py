@@ -9,7 +9,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from edgekd.deploy.environment import from_facts, runtime_conflict, this_machine
+from edgekd.deploy.agent.environment import from_facts, runtime_conflict, this_machine
 
 
 def test_this_machine_is_described() -> None:

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from edgekd.deploy.environment import this_machine
-from edgekd.deploy.kernels import Kind, Runtime, kind_of, skip_reason
+from edgekd.deploy.agent.environment import this_machine
+from edgekd.deploy.agent.kernels import Kind, Runtime, kind_of, skip_reason
 
 X86 = replace(this_machine(), architecture="x86_64", cpu_flags=("avx2",))
 ARM = replace(this_machine(), architecture="aarch64", cpu_flags=("asimd",))

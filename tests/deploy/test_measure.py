@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from edgekd.deploy.measure import Progress, measure
-from edgekd.deploy.measurement import Comparison, Job, Measurement, Settings, Skipped
+from edgekd.deploy.agent.measure import Progress, measure
+from edgekd.deploy.agent.measurement import Comparison, Job, Measurement, Settings, Skipped
+from edgekd.deploy.agent.protocol import Local
 from edgekd.deploy.rows import Row, rows
 from edgekd.deploy.verdict import verdict
 from edgekd.errors import InputFileError, MachineError, UsageError
@@ -130,7 +131,7 @@ def test_file_changed_on_its_way_is_refused(tmp_path: Path) -> None:
         target = "elsewhere"
 
         def argv(self) -> list[str]:
-            return [sys.executable, str(Path(measure.__code__.co_filename).parent / "agent.py")]
+            return Local().argv()
 
         def place(self, file: Path) -> str:
             copy = file.with_suffix(".copy")

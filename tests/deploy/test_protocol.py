@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekd.deploy import protocol
-from edgekd.deploy.protocol import AgentProcess, Local, array_in
+from edgekd.deploy.agent import protocol
+from edgekd.deploy.agent.protocol import AgentProcess, Local
+from edgekd.deploy.golden import array_in
 from edgekd.errors import EdgekdError, InputFileError, MachineError, UsageError
 from tiny_onnx import conv_net
 
-CPU = {"provider": "CPUExecutionProvider", "threads": 1, "batch": 1}
+CPU = {"runtime": "ort-cpu", "threads": 1, "batch": 1}
 
 
 def python(code: str) -> list[str]:
@@ -69,10 +70,8 @@ def test_silence_is_a_machine_error_and_ends_the_child() -> None:
 
 
 def test_greetings_of_a_login_script_are_passed_over() -> None:
-    start = (
-        f"print('Welcome!'); print('[1, 2]'); import runpy; runpy.run_path({Local().argv()[1]!r}, run_name='__main__')"
-    )
-    code = f"import sys; sys.stdout.reconfigure(line_buffering=True); {start}"
+    start = f"print('Welcome!'); print('[1, 2]'); os.execv(sys.executable, {Local().argv()!r})"
+    code = f"import os, sys; sys.stdout.reconfigure(line_buffering=True); {start}"
     with AgentProcess("net.onnx", python(code), reply_timeout_s=30) as child:
         assert child.hello()["python"]
 
@@ -123,10 +122,10 @@ def test_deaf_child_is_killed_on_leaving(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_child_does_not_survive_a_killed_parent(tmp_path: Path) -> None:
     model = conv_net(tmp_path / "net.onnx")
     code = f"""
-from edgekd.deploy import protocol
-from edgekd.deploy.protocol import AgentProcess, Local
+from edgekd.deploy.agent import protocol
+from edgekd.deploy.agent.protocol import AgentProcess, Local
 with AgentProcess("net", Local().argv(), 60) as child:
-    child.ask("load", model={str(model)!r}, provider="CPUExecutionProvider", threads=1, batch=1)
+    child.ask("load", model={str(model)!r}, runtime="ort-cpu", threads=1, batch=1)
     print(child.pid, flush=True)
     child.ask("round", runs=1, seconds=600, settle_runs=0)
 """

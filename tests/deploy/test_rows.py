@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from edgekd.deploy.environment import this_machine
-from edgekd.deploy.kernels import PROVIDERS, Kind, Runtime
-from edgekd.deploy.measurement import Activity, Comparison, Job, Measurement, Round, Settings, Skipped
-from edgekd.deploy.rows import Row, SkippedRow, rows
+from edgekd.deploy.agent.environment import this_machine
+from edgekd.deploy.agent.kernels import PROVIDERS, Kind, Runtime
+from edgekd.deploy.agent.measurement import Activity, Comparison, Job, Measurement, Round, Settings, Skipped
+from edgekd.deploy.rows import Row, SkippedRow, from_json, rows
 
 QUIET = Activity(0.0, 1.0, 0.0, 0.0, None, 0)
 KEYS = {
@@ -55,7 +55,7 @@ def test_row_has_the_keys_of_the_command_line() -> None:
     assert (written["p50_ms"], written["throughput_per_s"]) == (3.0, pytest.approx(4000 / 3))
     assert 2.0 <= written["p50_low_ms"] <= 3.0 <= written["p50_high_ms"] <= 4.0
     assert written["speedup"] is None
-    assert Row(**{key: value for key, value in written.items() if key != "note"}) == row
+    assert from_json(written) == row
 
 
 def test_speedup_is_against_the_fp32_row_wherever_it_stands() -> None:
@@ -100,5 +100,7 @@ def test_skipped_row_keeps_its_place_and_reason() -> None:
         "batch": 4,
         "threads": 2,
         "skipped": "n/a: no kernels",
+        "integer_share": None,
     }
+    assert from_json(json.loads(json.dumps(first.to_json()))) == first
     assert isinstance(second, Row)

@@ -10,7 +10,7 @@ import pytest
 from edgekd.errors import StoppedEarly
 from edgekd.recipe import BenchTable
 from edgekd.rundir import Record
-from edgekd.stages import bench
+from edgekd.stages import bench, comparing
 from edgekd.stopping import Stop
 
 
@@ -47,23 +47,49 @@ def test_the_record_depends_on_the_exported_files(finished: Any) -> None:
 
 def test_agreements_come_from_the_export_chain(finished: Any, ingested: Any) -> None:
     chain = json.loads((finished.run.stage("export") / "agreement.json").read_text())["chain"]
-    found = bench.agreements(finished.run)
+    found = comparing.agreements(finished.run)
     assert found is not None
     assert found["student.fp16.onnx"] == chain["student -> student.fp16.onnx"]["share"]
     assert any("int8" in name for name in found)
     assert all(name.endswith(".onnx") for name in found)
-    assert bench.agreements(ingested) is None
+    assert comparing.agreements(ingested) is None
 
 
 def test_each_batch_and_thread_count_is_measured(finished: Any) -> None:
     file = finished.run.stage("export") / "student.fp32.onnx"
     table = BenchTable(batch=(1, 4), threads=(1,), rounds=2, min_runs=10, min_seconds=0.01)
-    results, comparisons = bench.compare([file], table, Stop())
+    results, comparisons = bench.compare(bench.jobs_of([file], table.runtime), table, Stop())
     assert [(row["batch"], row["threads"]) for row in results["results"]] == [(1, 1), (4, 1)]
     assert list(results["verdicts"]) == ["batch 1, threads 1", "batch 4, threads 1"]
     assert len(comparisons) == 2
 
 
 def test_a_stop_is_heard_before_measuring(finished: Any) -> None:
+    late, jobs = Stop(max_seconds=0), bench.jobs_of([finished.run.stage("export") / "student.fp32.onnx"], ("ort-cpu",))
     with pytest.raises(StoppedEarly, match="bench reached --max-seconds"):
-        bench.compare([finished.run.stage("export") / "student.fp32.onnx"], BenchTable(), Stop(max_seconds=0))
+        bench.compare(jobs, BenchTable(), late)
+
+
+def test_an_arm_file_is_judged_by_the_rules_of_arm(finished: Any) -> None:
+    rows = {row["artefact"]: row for row in read(finished, "results.json")["results"]}
+    row = rows["student.int8-cpu-arm.onnx"]
+    if not row.get("skipped"):
+        pytest.skip("this is an ARM machine: the file itself was timed")
+    assert "integer share by ARM rules: 100%" in row["skipped"]
+    assert row["integer_share"] == 1.0
+
+
+def test_accuracy_stands_in_the_verdict_once_it_is_known(finished: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = read(finished, "results.json")["results"]
+    (fp32,) = (row for row in results if row["artefact"] == "student.fp32.onnx")
+    name, clear = "student.int8-cpu-x86.onnx", {"speedup": 2.0, "speedup_low": 1.9, "speedup_high": 2.1}
+    int8 = {**fp32, **clear, "artefact": name, "kind": "int8-cpu-x86", "integer_share": 1.0}
+    int8["reference"] = "student.fp32.onnx"
+    (before,) = comparing.verdicts([fp32, int8], finished.run).values()
+    assert "on synthetic samples" in before
+    known = {"student.fp32.onnx": 0.9, name: 0.88}
+    monkeypatch.setattr(comparing, "accuracies", lambda _run: known)
+    (after,) = comparing.verdicts([fp32, int8], finished.run).values()
+    assert "INT8 is 2.0× faster than FP32 at p50, 2.0 points less accurate" in after
+    (alone,) = comparing.verdicts([fp32, int8], None).values()
+    assert "accurate" not in alone

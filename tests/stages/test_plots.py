@@ -11,6 +11,8 @@ import pytest
 from edgekd.rundir import RunDir
 from edgekd.stages import plots
 
+SETTINGS = {"batch": 1, "threads": 1}
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
@@ -25,7 +27,20 @@ def fill(run: RunDir) -> None:
     folder = run.stage("bench") / "local"
     folder.mkdir(parents=True)
     samples = {"student.fp32.onnx": [[1.0, 1.1], [1.05]], "student.fp16.onnx": [[2.0], [2.1]]}
-    (folder / "samples.json").write_text(json.dumps([{"samples_ms": samples}]))
+    (folder / "samples.json").write_text(json.dumps([{"settings": SETTINGS, "samples_ms": samples}]))
+
+
+def test_each_comparison_on_each_machine_has_its_picture(run: RunDir) -> None:
+    fill(run)
+    there = run.stage("bench") / "user@jetson"
+    there.mkdir()
+    both = [{"settings": {"batch": n, "threads": 2}, "samples_ms": {"a": [[1.0, 2.0]]}} for n in (1, 8)]
+    (there / "samples.json").write_text(json.dumps(both))
+    assert [(title, source) for title, _, source in plots.pictures(run)][2:] == [
+        ("Latency, batch 1, threads 1", "bench/local/samples.json"),
+        ("Latency on user@jetson, batch 1, threads 2", "bench/user@jetson/samples.json"),
+        ("Latency on user@jetson, batch 8, threads 2", "bench/user@jetson/samples.json"),
+    ]
 
 
 def test_nothing_is_drawn_of_nothing(run: RunDir) -> None:
@@ -52,7 +67,7 @@ def test_equal_numbers_make_equal_pictures(run: RunDir) -> None:
 
 def test_runs_that_were_all_skipped_draw_no_latency(run: RunDir) -> None:
     fill(run)
-    (run.stage("bench") / "local" / "samples.json").write_text(json.dumps([{"samples_ms": {}}]))
+    (run.stage("bench") / "local" / "samples.json").write_text(json.dumps([{"settings": SETTINGS, "samples_ms": {}}]))
     assert [title for title, _, _ in plots.pictures(run)] == [
         "Accuracy while distilling",
         "Distillation loss and agreement",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import textwrap
 from collections.abc import Iterator
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from edgekd.deploy.measurement import Settings
-from edgekd.deploy.protocol import Local
+from edgekd.deploy.agent.measure import measure
+from edgekd.deploy.agent.measurement import Settings
+from edgekd.deploy.agent.protocol import Local
 from edgekd.errors import MachineError, StoppedEarly, UsageError
 from edgekd.models import registry
 from edgekd.stages import students
@@ -52,7 +54,9 @@ def timed() -> tuple[list[Candidate], Elsewhere]:
     """The fast and the slow student, and one that is none, measured once."""
     there = Elsewhere()
     found = students.size_up((SLOW, "alexnet", FAST), SHAPE, CLASSES)
-    return students.time_each(found, SHAPE, CLASSES, stop=Stop(), transport=there), there
+    return students.time_each(
+        found, SHAPE, CLASSES, stop=Stop(), measurer=functools.partial(measure, transport=there)
+    ), there
 
 
 def test_each_student_has_its_size_or_the_reason_against_it() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from edgekd.deploy import agent
+from edgekd.deploy.agent.machine import machine_facts
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Environment:
     executable: str
     numpy: str | None
     runtime_packages: dict[str, str]
+    tensorrt: dict[str, str] | None = None  # `through` (trtexec's path, or python) and `version`
+    jetson: dict[str, Any] | None = None  # what only a Jetson has, see jetson.py
 
     @property
     def x86(self) -> bool:
@@ -55,7 +57,7 @@ class Environment:
 
 def from_facts(facts: Mapping[str, Any]) -> Environment:
     """Return the environment from what an agent says in its `hello`."""
-    known = {field.name: facts[field.name] for field in fields(Environment)}
+    known: dict[str, Any] = {field.name: facts.get(field.name) for field in fields(Environment)}
     for name in ("cpu_flags", "gpus"):
         known[name] = tuple(known[name])
     return Environment(**known)
@@ -63,7 +65,7 @@ def from_facts(facts: Mapping[str, Any]) -> Environment:
 
 def this_machine() -> Environment:
     """Return the environment of this process."""
-    return from_facts(agent.machine_facts())
+    return from_facts(machine_facts())
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from edgekd.deploy.environment import Environment
+from edgekd.deploy.agent.environment import Environment
 
 Kind = Literal["fp32", "fp16", "int8-cpu-x86", "int8-cpu-arm", "int8-trt", "int8-trt-fp16", "any"]
-Runtime = Literal["ort-cpu", "ort-cuda"]
+Runtime = Literal["ort-cpu", "ort-cuda", "torch", "tensorrt"]
 
-PROVIDERS: dict[Runtime, str] = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
+RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
+PROVIDERS: dict[Runtime, str] = {
+    "ort-cpu": "CPUExecutionProvider",
+    "ort-cuda": "CUDAExecutionProvider",
+    "torch": "torch on the CPU",
+    "tensorrt": "TensorRT",
+}
 
 
 def kind_of(file_name: str) -> Kind:
@@ -21,6 +27,8 @@ def kind_of(file_name: str) -> Kind:
 
 def skip_reason(kind: Kind, runtime: Runtime, machine: Environment) -> str | None:
     """Return why timing this artefact would say nothing, as "n/a: ...", or None when it is to be timed."""
+    if runtime in ("tensorrt", "torch"):  # which engines a file is for is TensorRT's own matter
+        return None
     if kind.startswith("int8-trt"):
         return "n/a: made for TensorRT; ONNX Runtime would convert to float and back around every layer"
     if runtime == "ort-cuda":

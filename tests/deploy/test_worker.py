@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import os
@@ -18,47 +17,25 @@ import onnxruntime
 import pytest
 from onnx import TensorProto
 
-from edgekd.deploy import agent
-from edgekd.deploy.protocol import AgentProcess, Local, array_in
+from edgekd.deploy import agent, pack
+from edgekd.deploy.agent import machine, ort_model, worker
+from edgekd.deploy.agent.inputs import noise
+from edgekd.deploy.agent.protocol import AgentProcess, Local
+from edgekd.deploy.agent.refusal import RefusedError
+from edgekd.deploy.golden import array_in
 from edgekd.errors import InputFileError, MachineError, UsageError
 from tiny_onnx import conv_net, gemm_net, qlinear_net, two_input_net
 
-SOURCE = Path(agent.__file__)
+FOLDER = Path(agent.__file__).parent
 GOLDEN_PIXELS = [56, 180, 230, 82]
 GOLDEN_FLOATS = "c506e7bd044d4d131735bb2d7be2d3eff3aceb8c65b43e4cb87c3c2c550606ee"
-CPU = {"provider": "CPUExecutionProvider", "threads": 1, "batch": 1}
+CPU = {"runtime": "ort-cpu", "threads": 1, "batch": 1}
 
 
 @pytest.fixture
 def child() -> Iterator[AgentProcess]:
     with AgentProcess("model", Local().argv(), reply_timeout_s=30) as process:
         yield process
-
-
-def imports_of(tree: ast.AST) -> set[str]:
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0
-            found.add(str(node.module).split(".")[0])
-    return found
-
-
-def test_source_is_python_3_8_and_standard_library() -> None:
-    tree = ast.parse(SOURCE.read_text(encoding="utf-8"), feature_version=(3, 8))
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    inside_functions = set().union(*map(imports_of, functions))
-    at_import = imports_of(tree) - inside_functions
-    assert at_import <= set(sys.stdlib_module_names)
-    assert inside_functions - set(sys.stdlib_module_names) == {"numpy", "onnxruntime"}
-
-
-def test_no_module_of_the_room_hides_one_of_the_standard_library() -> None:
-    names = {path.stem for path in SOURCE.parent.glob("*.py")}
-    assert "agent" in names
-    assert not names & set(sys.stdlib_module_names)
 
 
 def old_python() -> str | None:
@@ -81,7 +58,7 @@ def test_answers_under_python_3_8() -> None:
         assert process.ask("observe", seconds=0.01)["end_s"] > 0
         if facts["numpy"] is None:
             with pytest.raises(MachineError, match=r"numpy cannot be imported.*-m pip install numpy onnxruntime"):
-                process.ask("load", model=str(SOURCE), **CPU)
+                process.ask("load", model=str(FOLDER / "worker.py"), **CPU)
 
 
 def test_stdout_carries_replies_only(tmp_path: Path) -> None:
@@ -120,11 +97,17 @@ def test_stdout_carries_replies_only(tmp_path: Path) -> None:
     assert b"written noise" in err
 
 
-def test_neighbours_of_the_agent_are_not_imported(tmp_path: Path) -> None:
-    shutil.copy(SOURCE, tmp_path / "agent.py")
-    (tmp_path / "numpy.py").write_text("raise SystemExit('the wrong numpy')")
+@pytest.mark.parametrize("form", ["folder", "zip"])
+def test_neighbours_of_the_agent_are_not_imported(form: str, tmp_path: Path) -> None:
+    if form == "zip":
+        entry = tmp_path / "agent.pyz"
+        entry.write_bytes(pack.agent_zip())
+    else:
+        entry = tmp_path / "edgekd" / "deploy" / "agent"
+        shutil.copytree(FOLDER.parents[1], tmp_path / "edgekd", ignore=shutil.ignore_patterns("__pycache__"))
+    (entry.parent if form == "zip" else entry).joinpath("numpy.py").write_text("raise SystemExit('the wrong numpy')")
     model = conv_net(tmp_path / "net.onnx")
-    with AgentProcess("copy", [sys.executable, str(tmp_path / "agent.py")], reply_timeout_s=30) as process:
+    with AgentProcess("copy", [sys.executable, str(entry), "worker"], reply_timeout_s=30) as process:
         assert process.ask("load", model=str(model), **CPU)["output_shapes"] == [[1, 4]]
 
 
@@ -134,7 +117,7 @@ def test_load_says_what_was_loaded(child: AgentProcess, tmp_path: Path) -> None:
     reply = child.ask("load", model=str(model), sha256=digest, **{**CPU, "batch": 3})
     assert reply["sha256"] == digest
     assert reply["size_bytes"] == model.stat().st_size
-    assert reply["providers"] == ["CPUExecutionProvider"]
+    assert reply["provider"] == "CPUExecutionProvider"
     assert reply["input_shape"] == [3, 3, 8, 8]
     assert reply["runtime_version"] == onnxruntime.__version__
     assert reply["load_ms"] > 0
@@ -177,11 +160,11 @@ def test_batch_and_image_shape_must_fit(child: AgentProcess, tmp_path: Path) -> 
 
 
 def test_absent_provider_is_refused(child: AgentProcess, tmp_path: Path) -> None:
-    if "ROCMExecutionProvider" in onnxruntime.get_available_providers():
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this machine has the provider that the test takes for absent")
     model = str(conv_net(tmp_path / "net.onnx"))
-    with pytest.raises(MachineError, match="has no ROCMExecutionProvider; it has"):
-        child.ask("load", model=model, **{**CPU, "provider": "ROCMExecutionProvider"})
+    with pytest.raises(MachineError, match="has no CUDAExecutionProvider; it has"):
+        child.ask("load", model=model, **{**CPU, "runtime": "ort-cuda"})
 
 
 def test_fallback_to_the_cpu_is_refused() -> None:
@@ -193,22 +176,22 @@ def test_fallback_to_the_cpu_is_refused() -> None:
         InferenceSession=lambda *_args, **_options: SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"]),
         capi=onnxruntime.capi,
     )
-    with pytest.raises(agent.RefusedError, match="fell back") as caught:
-        agent.open_session(runtime, Path("net.onnx"), "CUDAExecutionProvider", 1)
+    with pytest.raises(RefusedError, match="fell back") as caught:
+        ort_model.open_session(runtime, Path("net.onnx"), "CUDAExecutionProvider", 1)
     assert caught.value.kind == "machine"
     assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
 
 
 def test_noise_is_the_same_everywhere() -> None:
-    floats = agent.noise(np, [2, 3, 32, 32], "float32", 7)
+    floats = noise(np, [2, 3, 32, 32], "float32", 7)
     assert floats.dtype == np.float32
     assert abs(floats.mean()) < 0.05
     assert abs(floats.std() - 1) < 0.03
-    assert np.array_equal(agent.noise(np, [2, 3, 32, 32], "float16", 7), floats.astype(np.float16))
-    assert not np.array_equal(agent.noise(np, [2, 3, 32, 32], "float32", 8), floats)
-    pixels = agent.noise(np, [1, 3, 32, 32], "uint8", 7)
+    assert np.array_equal(noise(np, [2, 3, 32, 32], "float16", 7), floats.astype(np.float16))
+    assert not np.array_equal(noise(np, [2, 3, 32, 32], "float32", 8), floats)
+    pixels = noise(np, [1, 3, 32, 32], "uint8", 7)
     assert (pixels.dtype, pixels.min(), pixels.max()) == (np.uint8, 0, 255)
-    assert agent.noise(np, [1, 1, 1, 4], "uint8", 7).ravel().tolist() == GOLDEN_PIXELS
+    assert noise(np, [1, 1, 1, 4], "uint8", 7).ravel().tolist() == GOLDEN_PIXELS
     assert hashlib.sha256(floats.tobytes()).hexdigest() == GOLDEN_FLOATS
 
 
@@ -310,21 +293,21 @@ def test_other_work_is_metered(child: AgentProcess) -> None:
 
 
 def test_own_work_is_not_other_work() -> None:
-    before, begin, own = agent.cpu_seconds(), time.perf_counter(), time.process_time()
+    before, begin, own = machine.cpu_seconds(), time.perf_counter(), time.process_time()
     if before is None:
         pytest.skip("no /proc/stat on this system")
-    meter = agent.Meter()
+    meter = machine.Meter()
     while time.process_time() - own < 0.5:
         pass
     seen = meter.read()
-    after, wall_s = agent.cpu_seconds(), time.perf_counter() - begin
+    after, wall_s = machine.cpu_seconds(), time.perf_counter() - begin
     assert after is not None
     assert seen["other_cpus"] == pytest.approx(max(0.0, after[0] - before[0] - 0.5) / wall_s, abs=0.1)
 
 
 @pytest.mark.parametrize("line", ["no json", "[]", '{"id": 1}', '{"id": 1, "op": "dance"}'])
 def test_malformed_requests_are_answered(line: str) -> None:
-    reply = agent.Agent().answer(line.encode())
+    reply = worker.answer(line.encode(), worker.Worker().ops())
     assert (reply["ok"], reply["kind"]) == (False, "protocol")
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from statistics import fmean, median
 
-from edgekd.deploy.environment import Environment
-from edgekd.deploy.measurement import Activity, Measurement, Settings
+from edgekd.deploy.agent.environment import Environment
+from edgekd.deploy.agent.measurement import Activity, Measurement, Settings
 
 BUSY_SHARE = 0.1  # of all CPUs
 BUSY_CPUS = 0.2  # and at least this many: a desktop's own background stays below
@@ -66,7 +66,7 @@ def _clock(during: Sequence[Activity]) -> Iterable[str]:
 
 
 def _course(measurement: Measurement, settings: Settings) -> Iterable[str]:
-    name = measurement.job.artefact
+    name = measurement.job.label
     if not measurement.stable:
         yield (
             f"{name} had not settled after {settings.warm_up_seconds:g} s of warm-up: "

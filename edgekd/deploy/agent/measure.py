@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from edgekd.deploy.agent import sha256_of
-from edgekd.deploy.disturbance import warnings
-from edgekd.deploy.environment import from_facts
-from edgekd.deploy.kernels import PROVIDERS, skip_reason
-from edgekd.deploy.measurement import Activity, Comparison, Job, Measurement, Round, Settings, Skipped
-from edgekd.deploy.protocol import AgentProcess, Local, Transport
-from edgekd.errors import InputFileError, UsageError
-from edgekd.rng import keyed_seed
+from edgekd.deploy.agent.disturbance import warnings
+from edgekd.deploy.agent.environment import Environment, from_facts
+from edgekd.deploy.agent.kernels import skip_reason
+from edgekd.deploy.agent.machine import sha256_of
+from edgekd.deploy.agent.measurement import Activity, Comparison, Job, Measurement, Round, Settings, Skipped
+from edgekd.deploy.agent.protocol import AgentProcess, Local, Transport
+from edgekd.deploy.agent.tensorrt import MISSING
+from edgekd.deploy.agent.tensorrt_rules import uses_of
+from edgekd.errors import InputFileError, MachineError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    OnProgress = Callable[["Progress"], None]
 
 _OBSERVED_S = 0.5
+LOAD_TIMEOUT_S = 3600.0
+"""An engine of TensorRT takes minutes to build, on a small board many."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,17 @@ class Progress:
     total: int
 
 
-OnProgress = Callable[[Progress], None]
+@dataclass(frozen=True)
+class Tools:
+    """Where a device keeps its own: trtexec, and the engines that are built there."""
+
+    trtexec: str | None = None
+    engines: str | None = None
+
+    def to_request(self) -> dict[str, str]:
+        """Return what a load request says of them."""
+        given = {"trtexec": self.trtexec, "engines": self.engines}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 def measure(
@@ -38,6 +56,7 @@ def measure(
     settings: Settings,
     on_progress: OnProgress | None = None,
     transport: Transport | None = None,
+    tools: Tools = Tools(),
 ) -> Comparison:
     """Measure all jobs by the protocol; those the runtime has no kernels for are skipped with the reason.
 
@@ -49,18 +68,42 @@ def measure(
     _check(jobs)
     transport = transport or Local()
     with AgentProcess(transport.target, transport.argv(), settings.reply_timeout_s) as scout:
-        environment = from_facts(scout.hello())
+        wants_tensorrt = any(job.runtime == "tensorrt" for job in jobs)
+        environment = from_facts(scout.hello(tensorrt=wants_tensorrt, **tools.to_request()))
         before = _activity(scout.ask("observe", seconds=_OBSERVED_S))
-    skipped = {job.artefact: skip_reason(job.kind, job.runtime, environment) for job in jobs}
-    timed = [job for job in jobs if skipped[job.artefact] is None]
-    measured = {one.job.artefact: one for one in _measure(timed, settings, on_progress, transport)}
-    results = tuple(measured.get(job.artefact) or Skipped(job, str(skipped[job.artefact])) for job in jobs)
+    planned = plan(jobs, environment)
+    timed = [one for one in planned if isinstance(one, Job)]
+    measured = {one.job: one for one in _measure(timed, settings, on_progress, transport, tools)}
+    results = tuple(measured[one] if isinstance(one, Job) else one for one in planned)
     found = warnings(environment, settings, before, list(measured.values()))
     return Comparison(transport.target, environment, settings, before, results, found)
 
 
+def plan(jobs: Sequence[Job], environment: Environment) -> list[Job | Skipped]:
+    """Return what is timed on this machine, one job for each engine of TensorRT, and what is not, with the reason."""
+    planned: list[Job | Skipped] = []
+    for job in jobs:
+        reason = skip_reason(job.kind, job.runtime, environment)
+        if reason is not None:
+            planned.append(Skipped(job, reason))
+        elif job.runtime == "tensorrt":
+            planned += _engines(job, environment)
+        else:
+            planned.append(job)
+    return planned
+
+
+def _engines(job: Job, environment: Environment) -> list[Job | Skipped]:
+    if environment.tensorrt is None:
+        raise MachineError(MISSING)
+    uses = uses_of(job.kind, environment.tensorrt["version"])
+    if isinstance(uses, str):
+        return [Skipped(job, uses)]
+    return [replace(job, artefact=job.artefact + use.suffix, kind=use.kind, flags=use.flags) for use in uses]
+
+
 def _check(jobs: Sequence[Job]) -> None:
-    names = [job.artefact for job in jobs]
+    names = [job.label for job in jobs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UsageError(f"{', '.join(twice)} is to be measured twice; give each artefact its own name.")
@@ -70,7 +113,11 @@ def _check(jobs: Sequence[Job]) -> None:
 
 
 def _measure(
-    jobs: Sequence[Job], settings: Settings, on_progress: OnProgress | None, transport: Transport
+    jobs: Sequence[Job],
+    settings: Settings,
+    on_progress: OnProgress | None,
+    transport: Transport,
+    tools: Tools,
 ) -> list[Measurement]:
     total, done = len(jobs) * (2 + settings.rounds), 0
 
@@ -78,13 +125,13 @@ def _measure(
         nonlocal done
         done += 1
         if on_progress is not None:
-            on_progress(Progress(step, job.artefact, done, total))
+            on_progress(Progress(step, job.label, done, total))
 
     with ExitStack() as stack:
         subjects: list[_Subject] = []
         for job in jobs:
-            process = AgentProcess(job.artefact, transport.argv(), settings.reply_timeout_s)
-            subjects.append(_Subject(job, settings, stack.enter_context(process), transport))
+            process = AgentProcess(job.label, transport.argv(), settings.reply_timeout_s)
+            subjects.append(_Subject(job, settings, stack.enter_context(process), transport, tools))
             report("load", job)
         for subject in subjects:
             subject.warm_up()
@@ -97,23 +144,32 @@ def _measure(
         return [subject.measurement() for subject in subjects]
 
 
+def load_request(job: Job, settings: Settings, transport: Transport, tools: Mapping[str, str]) -> dict[str, Any]:
+    """Return the request that loads an artefact on its machine."""
+    return {
+        "model": transport.place(job.model),
+        "sha256": sha256_of(job.model),
+        "runtime": job.runtime,
+        "threads": settings.threads,
+        "batch": settings.batch,
+        "image_shape": job.image_shape,
+        "input_name": job.input_name,
+        "open_batch": job.open_batch,
+        "flags": job.flags,
+        "seed": settings.seed,
+        **tools,
+    }
+
+
 class _Subject:
     """One artefact in its own process, from loading to the last round."""
 
-    def __init__(self, job: Job, settings: Settings, agent: AgentProcess, transport: Transport) -> None:
+    def __init__(self, job: Job, settings: Settings, agent: AgentProcess, transport: Transport, tools: Tools) -> None:
         self.job, self._settings, self._agent = job, settings, agent
         self._rounds: list[Round] = []
         self._warm_up: dict[str, Any] = {}
-        self._load = agent.ask(
-            "load",
-            model=transport.place(job.model),
-            sha256=sha256_of(job.model),
-            provider=PROVIDERS[job.runtime],
-            threads=settings.threads,
-            batch=settings.batch,
-            image_shape=job.image_shape,
-            seed=keyed_seed(settings.seed, "bench", "input"),
-        )
+        request = load_request(job, settings, transport, tools.to_request())
+        self._load = agent.ask("load", timeout_s=max(LOAD_TIMEOUT_S, settings.reply_timeout_s), **request)
 
     def warm_up(self) -> None:
         self._warm_up = self._agent.ask(
@@ -137,7 +193,7 @@ class _Subject:
         executed = self._agent.ask("executed")
         return Measurement(
             job=self.job,
-            provider=self._load["providers"][0],
+            provider=self._load["provider"],
             runtime_version=self._load["runtime_version"],
             sha256=self._load["sha256"],
             size_bytes=self._load["size_bytes"],
@@ -150,6 +206,8 @@ class _Subject:
             stable=self._warm_up["stable"],
             warm_up_ms=tuple(self._warm_up["medians_ms"]),
             rounds=tuple(self._rounds),
+            build_s=self._load["build_s"],
+            commands=tuple(self._load["commands"]),
         )
 
 

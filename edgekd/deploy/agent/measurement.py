@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from edgekd.deploy.environment import Environment
-from edgekd.deploy.kernels import Kind, Runtime
+from edgekd.deploy.agent.environment import Environment, from_facts
+from edgekd.deploy.agent.kernels import Kind, Runtime
 from edgekd.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Job:
-    """One artefact to measure; `artefact` names it in every result and must be unique in a comparison."""
+    """One artefact to measure; artefact and runtime name it in every result and must be unique in a comparison."""
 
     artefact: str
     model: Path
     kind: Kind = "any"
     runtime: Runtime = "ort-cpu"
     image_shape: tuple[int, ...] | None = None  # C, H, W where the file leaves them open
+    input_name: str = "input"
+    open_batch: bool = True
+    flags: tuple[str, ...] = ()  # TensorRT's, for the precision
+
+    @property
+    def label(self) -> str:
+        """Return what tells this job from all others of a comparison."""
+        return self.artefact if self.runtime == "ort-cpu" else f"{self.artefact} [{self.runtime}]"
 
 
 @dataclass(frozen=True)
@@ -76,15 +85,17 @@ class Measurement:
     runtime_version: str
     sha256: str
     size_bytes: int
-    load_ms: float
-    first_inference_ms: float
-    baseline_memory_bytes: int  # before the model was loaded
-    peak_memory_bytes: int
-    integer_nodes: int  # of `compute_nodes`: Conv, Gemm and MatMul that really ran
-    compute_nodes: int
+    load_ms: float | None  # None here and below: the runtime does not say
+    first_inference_ms: float | None
+    baseline_memory_bytes: int | None  # before the model was loaded
+    peak_memory_bytes: int | None
+    integer_nodes: int | None  # of `compute_nodes`: Conv, Gemm and MatMul that really ran
+    compute_nodes: int | None
     stable: bool  # the warm-up settled in time
     warm_up_ms: tuple[float, ...]  # the median of each window
     rounds: tuple[Round, ...]
+    build_s: float | None = None  # of the engine; None where there is none, or it came from the cache
+    commands: tuple[str, ...] = ()  # of trtexec, as they were run
 
 
 @dataclass(frozen=True)
@@ -110,3 +121,48 @@ class Comparison:
     def measurements(self) -> tuple[Measurement, ...]:
         """Return what was really measured, in the order of the jobs."""
         return tuple(result for result in self.results if isinstance(result, Measurement))
+
+
+def to_json(comparison: Comparison) -> dict[str, Any]:
+    """Return a comparison as JSON values; of the model's path only the name is kept."""
+    found = asdict(comparison)
+    for result in found["results"]:
+        result["job"]["model"] = Path(result["job"]["model"]).name
+    return found
+
+
+def job_from_json(data: dict[str, Any], folder: Path = Path()) -> Job:
+    """Return a job whose model lies in `folder`."""
+    shape = None if data["image_shape"] is None else tuple(data["image_shape"])
+    known = {**data, "model": folder / data["model"], "image_shape": shape, "flags": tuple(data["flags"])}
+    return Job(**known)
+
+
+def job_to_json(job: Job) -> dict[str, Any]:
+    """Return a job as JSON values, its model by name."""
+    return {**asdict(job), "model": job.model.name}
+
+
+def from_json(data: dict[str, Any]) -> Comparison:
+    """Return the comparison that `to_json` wrote.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is none.
+    """
+    return Comparison(
+        target=str(data["target"]),
+        environment=from_facts(data["environment"]),
+        settings=Settings(**data["settings"]),
+        before=Activity(**data["before"]),
+        results=tuple(_result(one) for one in data["results"]),
+        warnings=tuple(data["warnings"]),
+    )
+
+
+def _result(data: dict[str, Any]) -> Measurement | Skipped:
+    job = job_from_json(data["job"])
+    if "reason" in data:
+        return Skipped(job, data["reason"])
+    rounds = tuple(Round(tuple(one["samples_ms"]), Activity(**one["activity"])) for one in data["rounds"])
+    lists = {"warm_up_ms": tuple(data["warm_up_ms"]), "commands": tuple(data["commands"])}
+    return Measurement(**{**data, "job": job, "rounds": rounds, **lists})

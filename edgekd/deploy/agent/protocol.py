@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import collections
 import itertools
 import json
@@ -14,18 +13,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Protocol, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from edgekd.deploy.agent.worker import PROTOCOL
+from edgekd.errors import EdgekdError, InputFileError, MachineError, RunBusyError, UsageError
 
-from edgekd.deploy import agent
-from edgekd.errors import EdgekdError, InputFileError, MachineError, UsageError
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Self
 
-_ERRORS: dict[str, type[EdgekdError]] = {
+ERRORS: dict[str, type[EdgekdError]] = {
     "file": InputFileError,
     "usage": UsageError,
     "machine": MachineError,
+    "busy": RunBusyError,
     "protocol": EdgekdError,
 }
 _TAIL_LINES = 20
@@ -46,6 +47,20 @@ class Transport(Protocol):
         """Return the path of a local file over there, bringing it there if need be."""
 
 
+def entry_point() -> Path:
+    """Return what Python starts as the device's side: the zip file this runs from, else this folder."""
+    here = Path(__file__).resolve()
+    return here.parents[3] if here.parents[3].is_file() else here.parent
+
+
+class AgentDiedError(MachineError):
+    """The agent ended by itself; `code` is its exit code and `messages` what it left on stderr."""
+
+    def __init__(self, message: str, code: int | None, messages: Sequence[str]) -> None:
+        super().__init__(message)
+        self.code, self.messages = code, tuple(messages)
+
+
 @dataclass(frozen=True)
 class Local:
     """This machine; the agent runs under `python`."""
@@ -55,7 +70,7 @@ class Local:
 
     def argv(self) -> list[str]:
         """Return the command that starts an agent as a child."""
-        return [self.python, str(Path(agent.__file__).resolve())]
+        return [self.python, str(entry_point()), "worker"]
 
     def place(self, file: Path) -> str:
         """Return the absolute path of the file."""
@@ -69,19 +84,22 @@ class AgentProcess:
         name: what the process measures, for messages.
         argv: the command that starts it.
         reply_timeout_s: how long any reply may take before the agent counts as hung.
+        detached: whether it is out of reach of the terminal's Ctrl-C, which would end an ssh.
 
     Raises:
         MachineError: the command cannot be started; later, from `ask`: the agent died, hung, or is another version.
     """
 
-    def __init__(self, name: str, argv: Sequence[str], reply_timeout_s: float) -> None:
+    def __init__(self, name: str, argv: Sequence[str], reply_timeout_s: float, *, detached: bool = False) -> None:
         self.name, self.reply_timeout_s = name, reply_timeout_s
         self._ids = itertools.count(1)
         self._replies: queue.Queue[bytes | None] = queue.Queue()
         self._tail: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
         pipe = subprocess.PIPE
         try:
-            self._process = subprocess.Popen(list(argv), stdin=pipe, stdout=pipe, stderr=pipe)  # noqa: S603
+            self._process = subprocess.Popen(  # noqa: S603
+                list(argv), stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=detached
+            )
         except OSError as error:
             raise MachineError(f"{name}: the agent cannot be started ({argv[0]}: {error.strerror}).") from error
         assert self._process.stdin is not None
@@ -108,24 +126,33 @@ class AgentProcess:
         """Return the process id of the child (of ssh, when the agent is elsewhere)."""
         return self._process.pid
 
-    def hello(self) -> dict[str, Any]:
+    def hello(self, **arguments: Any) -> dict[str, Any]:
         """Return the machine facts of the agent, once its protocol version is known to be ours."""
-        reply = self.ask("hello")
-        if reply["protocol"] != agent.PROTOCOL:
+        reply = self.ask("hello", **arguments)
+        if reply["protocol"] != PROTOCOL:
             raise MachineError(
-                f"{self.name}: the agent speaks protocol {reply['protocol']}, this edgekd {agent.PROTOCOL}; "
+                f"{self.name}: the agent speaks protocol {reply['protocol']}, this edgekd {PROTOCOL}; "
                 "use the agent and the edgekd of one version."
             )
         machine: dict[str, Any] = reply["machine"]
         return machine
 
-    def ask(self, op: str, **arguments: object) -> dict[str, Any]:
-        """Send one request and return its reply.
+    def ask(
+        self,
+        op: str,
+        *,
+        on_progress: Callable[[dict[str, Any]], None] | None = None,
+        timeout_s: float | None = None,
+        **arguments: Any,
+    ) -> dict[str, Any]:
+        """Send one request and return its reply; `on_progress` gets what is reported before it.
+
+        `timeout_s`, else `reply_timeout_s`, is the longest silence.
 
         Raises:
             InputFileError, UsageError, MachineError: the agent refused, by the kind it names.
         """
-        number = next(self._ids)
+        number, timeout_s = next(self._ids), timeout_s or self.reply_timeout_s
         request = {"id": number, "op": op, **arguments}
         try:
             self._stdin.write(json.dumps(request).encode() + b"\n")
@@ -134,11 +161,11 @@ class AgentProcess:
             raise self._died(op) from error
         while True:
             try:
-                line = self._replies.get(timeout=self.reply_timeout_s)
+                line = self._replies.get(timeout=timeout_s)
             except queue.Empty as error:
                 self._process.kill()
                 raise MachineError(
-                    f'{self.name}: no answer to "{op}" within {self.reply_timeout_s:g} s; the agent was stopped.'
+                    f'{self.name}: no answer to "{op}" within {timeout_s:g} s; the agent was stopped.'
                     + self._last_words()
                 ) from error
             if line is None:
@@ -147,8 +174,12 @@ class AgentProcess:
             if reply is None or reply.get("id") != number:
                 self._tail.append(line.decode(errors="replace").rstrip())  # a login script's greeting, say
                 continue
+            if "progress" in reply:
+                if on_progress is not None:
+                    on_progress(reply["progress"])
+                continue
             if not reply["ok"]:
-                raise _ERRORS[reply["kind"]](f"{self.name}: {reply['error']}.")
+                raise ERRORS[reply["kind"]](f"{self.name}: {reply['error']}.")
             return reply
 
     def close(self) -> None:
@@ -165,14 +196,15 @@ class AgentProcess:
         for reader in self._readers:
             reader.join(timeout=_FAREWELL_S)
 
-    def _died(self, op: str) -> MachineError:
+    def _died(self, op: str) -> AgentDiedError:
         try:
             code: int | None = self._process.wait(timeout=_FAREWELL_S)
         except subprocess.TimeoutExpired:
             code = None
         self._readers[1].join(timeout=_FAREWELL_S)
         how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
-        return MachineError(f'{self.name}: the agent {how} during "{op}".' + self._last_words())
+        message = f'{self.name}: the agent {how} during "{op}".' + self._last_words()
+        return AgentDiedError(message, code, list(self._tail))
 
     def _last_words(self) -> str:
         return " Its last messages: " + " | ".join(self._tail) if self._tail else " It left no message."
@@ -187,12 +219,6 @@ class AgentProcess:
         with stderr:
             for line in stderr:
                 self._tail.append(line.decode(errors="replace").rstrip())
-
-
-def array_in(reply: dict[str, Any]) -> NDArray[Any]:
-    """Return the array of a `logits` reply, bit for bit."""
-    data = base64.b64decode(reply["base64"], validate=True)
-    return np.frombuffer(data, dtype=np.dtype(reply["dtype"])).reshape(reply["shape"])
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

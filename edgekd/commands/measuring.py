@@ -1,0 +1,149 @@
+"""The verbs that measure: bench here, on a device, or brought back from one; and bundle, which travels without ssh."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekd import console, pipeline
+from edgekd import recipe as recipe_module
+from edgekd.commands.common import Options, at_work, find_run, typed
+from edgekd.commands.flags import Changes
+from edgekd.deploy.remote import Host
+from edgekd.errors import InputFileError, UsageError
+from edgekd.models.stems import parse_shape
+from edgekd.rundir import RunDir, read_json
+from edgekd.stages import bench as benching
+from edgekd.stages import comparing
+from edgekd.stages import device as devices
+from edgekd.stages import report as reporting
+from edgekd.stopping import graceful
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Where to measure, other than here: a host over ssh, or results that came back from a bundle."""
+
+    on: str = ""
+    python: str = "python3"
+    trtexec: str = ""
+    clean: bool = False
+    energy: bool = True
+    results: Path | None = None
+
+    def host(self) -> Host | None:
+        """Return the device, if one is named."""
+        if self.on:
+            return Host(self.on, self.python, self.trtexec)
+        given = [flag for flag, value in (("--clean", self.clean), ("--trtexec", self.trtexec)) if value]
+        if given or self.python != "python3":
+            raise UsageError(f"{(given or ['--python'])[0]} belongs to a device: give it with --on user@host.")
+        return None
+
+
+def bench(name: str, flags: Changes, options: Options, elsewhere: Elsewhere, image: str = "") -> None:
+    """Measure latency, of a run's files or of one ONNX file; here, there, or as a bundle found it."""
+    host = elsewhere.host()
+    if elsewhere.results is not None:
+        if host is not None or name.endswith(".onnx"):
+            raise UsageError("--import brings a bundle's results into a run: it goes with a run's name, not with --on.")
+        _import(name, elsewhere.results, options)
+    elif host is not None and elsewhere.clean:
+        freed = host.clean()
+        if options.json:
+            console.print_json({"target": host.address, "freed_bytes": freed})
+        console.closing(
+            f"nothing; ~/.cache/edgekd on {host.address} is empty", f"{freed / 1e6:.1f} MB freed", "edgekd bench"
+        )
+    elif name.endswith(".onnx"):
+        _file(Path(name), flags, options, host, image, elsewhere)
+    else:
+        if image:
+            raise UsageError("--input belongs to an ONNX file; a run knows the size of its images.")
+        _run(name, flags, options, host, elsewhere)
+
+
+def _file(file: Path, flags: Changes, options: Options, host: Host | None, image: str, elsewhere: Elsewhere) -> None:
+    if not file.is_file():
+        raise InputFileError(f"{file} is not a file; nothing was measured.")
+    table = recipe_module.with_changes(recipe_module.parse({}, origin="flags"), flags).bench
+    shape = parse_shape(image) if image else None
+    with graceful(options.max_seconds) as stop:
+        if host is None:
+            results, _ = benching.compare(benching.jobs_of([file], table.runtime, image_shape=shape), table, stop)
+        else:
+            results = devices.on_device(
+                host,
+                [file],
+                table,
+                stop,
+                runtimes=flags.get("bench", {}).get("runtime", ()),
+                image_shape=shape,
+                energy=elsewhere.energy,
+            )
+    following = f"edgekd bench {shlex.quote(str(file))} --batch 1,8"
+    _show({"run": None, **results}, options, "nothing (a file without a run)", following)
+
+
+def _run(name: str, flags: Changes, options: Options, host: Host | None, elsewhere: Elsewhere) -> None:
+    run = find_run(name, "export")
+    with at_work(run, options) as stop:
+        changed = recipe_module.with_changes(pipeline.open_recipe(run), flags)
+        if host is None:
+            recipe = pipeline.adopt(run, changed, reads_teacher=False)
+            pipeline.require(run, recipe, "export")
+            pipeline.advance(run, recipe, ("bench",), stop=stop)
+            place = run.stage("bench") / "local"
+            results = read_json(place / "results.json")
+            results["verdicts"] = comparing.verdicts(results["results"], run)
+        else:  # a device's flags are its own: they make nothing stale here
+            pipeline.require(run, changed, "export")
+            runtimes = flags.get("bench", {}).get("runtime", ())
+            files = sorted(run.stage("export").glob("*.onnx"))
+            results = devices.on_device(
+                host, files, changed.bench, stop, runtimes=runtimes, energy=elsewhere.energy, run=run
+            )
+            place = run.stage(comparing.folder_of(host.address))
+    _show({"run": run.name, **results}, options, f"{place}/results.json", f"edgekd report {typed(run)}")
+
+
+def _import(name: str, file: Path, options: Options) -> None:
+    run = find_run(name, "export")
+    with at_work(run, options):
+        results = devices.import_results(run, file)
+    place = run.stage(comparing.folder_of(results["target"]))
+    _show({"run": run.name, **results}, options, f"{place}/results.json", f"edgekd report {typed(run)}")
+
+
+def _show(shown: dict[str, Any], options: Options, written: str, following: str) -> None:
+    if options.json:
+        console.print_json(shown)
+    else:
+        reporting.print_latency(shown["results"])
+        reporting.print_device(shown)
+    for warning in shown["warnings"]:
+        console.warn(warning)
+    checks = [one["passed"] for one in shown.get("numerics", [])]
+    same = f"{sum(checks)} of {len(checks)} artefacts compute there what they compute here"
+    headline = "; ".join(shown["verdicts"].values()) or same
+    console.closing(written, headline, following)
+    devices.refuse_wrong_numbers({"numerics": shown.get("numerics", [])})
+
+
+def bundle(name: str, output: Path, options: Options) -> None:
+    """Write one file with the models and all that measures them on a device without a network."""
+    run = find_run(name, "export")
+    with at_work(run, options):
+        recipe = pipeline.open_recipe(run)
+        pipeline.require(run, recipe, "export")
+        made = devices.write_bundle(run.name, _exported(run), recipe.bench, output)
+    if options.json:
+        console.print_json({"run": run.name, **made})
+    size = f"{made['size_bytes'] / 1e6:.1f} MB, no image and no network of the method in it"
+    console.closing(str(output), size, f"on the device: python3 {output.name} bench")
+
+
+def _exported(run: RunDir) -> list[Path]:
+    return sorted(run.stage("export").glob("*.onnx"))

@@ -1,0 +1,221 @@
+"""What a latency depends on, read from the machine: CPU, clocks, memory, system, installed runtimes, other work."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+CPU_FLAGS = (
+    *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "hypervisor"),
+    *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve"),
+)
+RUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
+
+
+def read_text(path: str) -> str:
+    """Return the stripped text of a small file of /proc or /sys; empty where it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip("\0\n ")
+    except OSError:
+        return ""
+
+
+def fields_of(text: str, separator: str) -> dict[str, str]:
+    """Return the first value of every `key<separator>value` line."""
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        key, found, value = line.partition(separator)
+        if found:
+            fields.setdefault(key.strip(), value.strip().strip('"'))
+    return fields
+
+
+def kibibytes(fields: dict[str, str], key: str) -> int | None:
+    """Return a `123 kB` field of /proc in bytes."""
+    value = fields.get(key, "").split()
+    return int(value[0]) * 1024 if value else None
+
+
+def clock_mhz() -> float | None:
+    """Return the clock of the fastest core now: the working one, as the idle ones may be clocked down."""
+    kilohertz = [
+        read_text(str(path)) for path in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
+    ]
+    values = [int(value) / 1000 for value in kilohertz if value.isdigit()]
+    if not values:
+        lines = read_text("/proc/cpuinfo").splitlines()
+        values = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+    return max(values) if values else None
+
+
+def throttle_events() -> int | None:
+    """Return how often the CPUs were throttled by heat since boot, where the kernel counts it (x86)."""
+    counts = [
+        read_text(str(path))
+        for path in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/*_throttle_count")
+    ]
+    return sum(int(count) for count in counts if count.isdigit()) if counts else None
+
+
+def cpu_seconds() -> tuple[float, float] | None:
+    """Return the seconds all CPUs worked, and those a hypervisor took away, since boot."""
+    ticks = [int(value) for value in read_text("/proc/stat").partition("\n")[0].split()[1:]]
+    if len(ticks) < 8:
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq, steal = ticks[:8]
+    hertz = os.sysconf("SC_CLK_TCK")
+    return (user + nice + system + irq + softirq) / hertz, steal / hertz
+
+
+class Meter:
+    """What the machine did besides this process, from the making of the meter to its reading."""
+
+    def __init__(self) -> None:
+        self.start_s = time.perf_counter()
+        self.own_s = time.process_time()
+        self.cpus = cpu_seconds()
+        self.throttles = throttle_events()
+
+    def read(self) -> dict[str, Any]:
+        """Return the CPUs used by others and taken by a hypervisor, the clock, and heat throttling."""
+        mhz = clock_mhz()
+        cpus, throttles = cpu_seconds(), throttle_events()
+        own_s, end_s = time.process_time() - self.own_s, time.perf_counter()
+        other = stolen = None
+        if cpus is not None and self.cpus is not None:
+            other = max(0.0, cpus[0] - self.cpus[0] - own_s) / (end_s - self.start_s)
+            stolen = (cpus[1] - self.cpus[1]) / (end_s - self.start_s)
+        return {
+            "start_s": self.start_s,
+            "end_s": end_s,
+            "other_cpus": other,
+            "stolen_cpus": stolen,
+            "clock_mhz": mhz,
+            "throttle_events": throttles - self.throttles
+            if throttles is not None and self.throttles is not None
+            else 0,
+        }
+
+
+def usable_cpus() -> float:
+    """Return the CPUs this process may use: its affinity, cut by the quota of its control group."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    count = float(len(affinity(0)) if affinity else os.cpu_count() or 1)
+    quota, _, period = read_text("/sys/fs/cgroup/cpu.max").partition(" ")
+    return min(count, int(quota) / int(period)) if quota.isdigit() and period.isdigit() else count
+
+
+def gpu_names() -> list[str]:
+    """Return `name, driver version` of each NVIDIA GPU that nvidia-smi lists."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    query = [tool, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [line.strip() for line in answer.stdout.splitlines() if line.strip()] if answer.returncode == 0 else []
+
+
+def installed(package: str) -> str | None:
+    """Return the version of an installed distribution."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def machine_facts() -> dict[str, Any]:
+    """Return what a latency depends on: CPU, clocks, memory, system and the installed runtimes."""
+    cpu = fields_of(read_text("/proc/cpuinfo"), ":")
+    memory = fields_of(read_text("/proc/meminfo"), ":")
+    cpufreq = "/sys/devices/system/cpu/cpu0/cpufreq/"
+    max_khz = read_text(cpufreq + "cpuinfo_max_freq")
+    board = read_text("/proc/device-tree/model")
+    present = set((cpu.get("flags") or cpu.get("Features") or "").split())
+    versions = {package: installed(package) for package in RUNTIME_PACKAGES}
+    return {
+        "cpu_model": cpu.get("model name") or cpu.get("Hardware") or board or platform.processor() or "unknown",
+        "board": board or None,
+        "architecture": platform.machine(),
+        "cpu_flags": [flag for flag in CPU_FLAGS if flag in present],
+        "cpus": os.cpu_count() or 1,
+        "usable_cpus": usable_cpus(),
+        "governor": read_text(cpufreq + "scaling_governor") or None,
+        "clock_mhz": clock_mhz(),
+        "max_clock_mhz": int(max_khz) / 1000 if max_khz.isdigit() else None,
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "memory_bytes": kibibytes(memory, "MemTotal"),
+        "free_memory_bytes": kibibytes(memory, "MemAvailable"),
+        "gpus": gpu_names(),
+        "system": fields_of(read_text("/etc/os-release"), "=").get("PRETTY_NAME") or platform.system(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "numpy": installed("numpy"),
+        "runtime_packages": {package: version for package, version in versions.items() if version},
+    }
+
+
+def memory_use() -> dict[str, int]:
+    """Return the resident and the peak memory of this process in bytes.
+
+    VmHWM belongs to this program alone; ru_maxrss, the way out elsewhere, keeps the peak of the parent.
+    """
+    status = fields_of(read_text("/proc/self/status"), ":")
+    resident, peak = kibibytes(status, "VmRSS"), kibibytes(status, "VmHWM")
+    if resident is None or peak is None:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        resident = peak
+    return {"resident": resident, "peak": peak}
+
+
+class RamWatch:
+    """The most RAM that the whole machine had in use while the context was open; a Jetson's GPU uses the same."""
+
+    def __init__(self) -> None:
+        self.peak_bytes = ram_in_use()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> RamWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(0.05):
+            now = ram_in_use()
+            if now is not None:
+                self.peak_bytes = max(self.peak_bytes or 0, now)
+
+
+def ram_in_use() -> int | None:
+    """Return the RAM of the whole machine that is not available to new programs, in bytes."""
+    memory = fields_of(read_text("/proc/meminfo"), ":")
+    total, free = kibibytes(memory, "MemTotal"), kibibytes(memory, "MemAvailable")
+    return None if total is None or free is None else total - free
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hex SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,48 @@
+"""Read .npy files and arrays of logits without numpy: a device with trtexec alone has none."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import struct
+from pathlib import Path
+from typing import Any
+
+from edgekd.deploy.agent.refusal import RefusedError
+
+ITEM_BYTES = {"<f4": 4, "<f2": 2, "|u1": 1}
+
+
+def read_npy(path: Path) -> tuple[str, list[int], bytes]:
+    """Return type, shape and the C-ordered bytes of an .npy file (format versions 1 and 2)."""
+    raw = path.read_bytes()
+    if raw[:6] != b"\x93NUMPY" or raw[6] not in (1, 2):
+        raise RefusedError("file", f"{path} is no .npy file")
+    start = 10 if raw[6] == 1 else 12
+    (length,) = struct.unpack("<H" if raw[6] == 1 else "<I", raw[8:start])
+    header = ast.literal_eval(raw[start : start + length].decode("latin-1"))
+    dtype, shape = str(header["descr"]), [int(size) for size in header["shape"]]
+    data = raw[start + length :]
+    count = 1
+    for size in shape:
+        count *= size
+    if header["fortran_order"] or dtype not in ITEM_BYTES or len(data) != count * ITEM_BYTES[dtype]:
+        raise RefusedError("file", f"{path} is damaged, or no C-ordered float or uint8 array")
+    return dtype, shape, data
+
+
+def logits_in(reply: dict[str, Any]) -> list[list[float]]:
+    """Return the rows of a `logits` reply."""
+    data = base64.b64decode(reply["base64"], validate=True)
+    letter = {"<f4": "f", "<f2": "e"}[reply["dtype"]]
+    rows, columns = reply["shape"]
+    return [
+        list(row) for row in struct.iter_unpack(f"<{columns}{letter}", data[: rows * columns * struct.calcsize(letter)])
+    ]
+
+
+def logits_reply(rows: list[list[float]]) -> dict[str, Any]:
+    """Return a `logits` reply of float32 rows."""
+    data = b"".join(struct.pack(f"<{len(row)}f", *row) for row in rows)
+    shape = [len(rows), len(rows[0])]
+    return {"dtype": "<f4", "shape": shape, "base64": base64.b64encode(data).decode("ascii")}

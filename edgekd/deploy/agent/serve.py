@@ -1,0 +1,130 @@
+"""The far end of `edgekd bench --on`: one process that holds the device, keeps what was measured, and answers.
+
+Its work folder outlives a cut connection: files that are whole are not copied again, parts that were measured are
+not measured again. The end of stdin ends it and all that it started.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from edgekd.deploy.agent import power, session
+from edgekd.deploy.agent.machine import sha256_of
+from edgekd.deploy.agent.measure import Progress, Tools
+from edgekd.deploy.agent.measurement import Job, Settings, job_from_json
+from edgekd.deploy.agent.protocol import ERRORS, entry_point
+from edgekd.deploy.agent.refusal import RefusedError
+from edgekd.deploy.agent.worker import Replies, Worker, converse
+from edgekd.deploy.agent.workplace import Workplace, whole
+from edgekd.errors import EdgekdError
+
+
+class Server:
+    """Answers the requests of one near end, one method an op."""
+
+    def __init__(self, replies: Replies, workplace: Workplace) -> None:
+        self._replies, self._place = replies, workplace
+        self._folder: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Return the work folder that was opened."""
+        if self._folder is None:
+            raise RefusedError("protocol", "nothing is open; send open first")
+        return self._folder
+
+    def hello(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Say who answers, what the machine is, and which agent this is."""
+        entry = entry_point()
+        return {**Worker().hello(request), "agent_sha256": sha256_of(entry) if entry.is_file() else None}
+
+    def open(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Hold the device and open the work folder of `key`; say which of `files` are to be copied."""
+        self._place.hold()
+        self._folder = self._place.work(request["key"])
+        return {"missing": self._place.missing(self._folder, request["files"])}
+
+    def verify(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Return which of `files` did not arrive whole."""
+        files = request["files"]
+        return {"damaged": [one["name"] for one in files if not whole(self.folder / one["name"], one["sha256"])]}
+
+    def measure(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Time `jobs` with `settings` as one comparison."""
+
+        def report(progress: Progress) -> None:
+            facts = {"done": progress.done, "total": progress.total, "step": progress.step}
+            self._replies.send({"id": request["id"], "progress": {**facts, "artefact": progress.artefact}})
+
+        return self._part(request, lambda jobs, settings, tools: session.compare(jobs, settings, tools, report))
+
+    def plan(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Return whether `jobs` can be run here at all; what cannot is refused with what to install."""
+        jobs, settings, tools = self._parsed(request)
+        return {"jobs": len(session.planned(jobs, settings, tools))}
+
+    def check(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Compare the logits of the one job with `expected`, for the images of the file `images`."""
+        images = self.folder / request["images"]
+        return self._part(
+            request, lambda jobs, settings, tools: session.check(jobs[0], settings, tools, images, request["expected"])
+        )
+
+    def energy(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Measure the energy of the one job; without readable rails say why there is none."""
+        source = power.find()
+        if isinstance(source, str):
+            return _sealed(json.dumps({"energy": source}), kept=False)
+        try:
+            return self._part(request, lambda jobs, settings, tools: session.energy(jobs[0], settings, tools, source))
+        finally:
+            source.close()
+
+    def close(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Give the device back; with `complete` remove the work folder."""
+        if request["complete"]:
+            shutil.rmtree(str(self.folder))
+        self._folder = None
+        self._place.release()
+        return {}
+
+    def _parsed(self, request: dict[str, Any]) -> tuple[list[Job], Settings, Tools]:
+        jobs = [job_from_json(one, self.folder) for one in request["jobs"]]
+        return jobs, Settings(**request["settings"]), Tools(request.get("trtexec"), str(self._place.engines))
+
+    def _part(self, request: dict[str, Any], work: Any) -> dict[str, Any]:
+        """Return what `work` finds, or what it found for an equal request before the connection was cut."""
+        asked = {name: value for name, value in request.items() if name != "id"}
+        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        part = self.folder / f"part-{digest[:32]}.json"
+        if part.is_file():
+            return _sealed(part.read_text(encoding="utf-8"), kept=True)
+        try:
+            text = json.dumps(work(*self._parsed(request)))
+        except EdgekdError as error:
+            kind = next((kind for kind, cls in ERRORS.items() if type(error) is cls), "machine")
+            raise RefusedError(kind, str(error).rstrip(".")) from error
+        temporary = part.with_suffix(".tmp")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.rename(part)
+        return _sealed(text, kept=False)
+
+    def ops(self) -> dict[str, Any]:
+        """Return the methods that answer requests."""
+        names = ("hello", "open", "verify", "plan", "measure", "check", "energy", "close")
+        return {name: getattr(self, name) for name in names}
+
+
+def _sealed(text: str, *, kept: bool) -> dict[str, Any]:
+    """Return a result with the hash that the near end checks."""
+    return {"text": text, "sha256": hashlib.sha256(text.encode()).hexdigest(), "kept": kept}
+
+
+def main() -> int:
+    """Serve one near end."""
+    replies = Replies()
+    return converse(replies, Server(replies, Workplace()).ops())

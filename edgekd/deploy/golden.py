@@ -1,0 +1,99 @@
+"""Golden inputs, seeded noise and no synthetic image, and the logits that this machine computes for them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from edgekd.deploy import ort_session
+from edgekd.deploy.agent.inputs import noise
+from edgekd.deploy.agent.kernels import kind_of
+from edgekd.deploy.agent.measurement import Job
+from edgekd.errors import InputFileError, UsageError
+
+IMAGES, SEED = 8, 20250115
+_TYPES = {TensorProto.FLOAT: "float32", TensorProto.UINT8: "uint8"}
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What an ONNX classifier takes: one image input."""
+
+    name: str
+    dtype: str
+    image_shape: tuple[int, ...]
+    batch: int | None
+    """None: any."""
+
+
+def signature(file: Path, image_shape: tuple[int, ...] | None = None) -> Signature:
+    """Read the input of an ONNX file; `image_shape` fills what the file leaves open.
+
+    Raises:
+        InputFileError: it is no ONNX file, has not one image input, or keeps its weights in another file.
+        UsageError: the image size is open and not given.
+    """
+    try:
+        model = onnx.load(str(file), load_external_data=False)
+    except Exception as error:  # protobuf's own errors have no common base
+        raise InputFileError(f"{file} is not a readable ONNX file ({type(error).__name__}: {error}).") from error
+    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        raise InputFileError(
+            f"{file} keeps its weights in a second file, which does not travel; save it as one file "
+            "(onnx.save of onnx.load without external data)."
+        )
+    known = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in known]
+    if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type not in _TYPES:
+        raise InputFileError(f"{file} must have one float32 or uint8 image input to be measured on a device.")
+    sizes = [d.dim_value if d.HasField("dim_value") else None for d in inputs[0].type.tensor_type.shape.dim]
+    rest = tuple(sizes[1:]) if image_shape is None else image_shape
+    if len(rest) != len(sizes) - 1 or any(have is None for have in rest):
+        raise UsageError(f"{file} leaves the size of an image open; give it with --input, such as --input 3x224x224.")
+    shape = tuple(int(size) for size in rest if size is not None)
+    return Signature(inputs[0].name, _TYPES[inputs[0].type.tensor_type.elem_type], shape, sizes[0] if sizes else None)
+
+
+def described(job: Job) -> Job:
+    """Return the job with what a device needs to know of its input."""
+    known = signature(job.model, job.image_shape)
+    fields = {"image_shape": known.image_shape, "input_name": known.name, "open_batch": known.batch is None}
+    return Job(job.artefact, job.model, job.kind, job.runtime, **fields)  # type: ignore[arg-type]
+
+
+def images(known: Signature) -> NDArray[Any]:
+    """Return the golden inputs: a few, and a whole number of batches where the batch is fixed."""
+    count = IMAGES if known.batch is None else known.batch * math.ceil(IMAGES / known.batch)
+    drawn: NDArray[Any] = noise(np, [count, *known.image_shape], known.dtype, SEED)
+    return drawn
+
+
+def to_npy(array: NDArray[Any]) -> bytes:
+    """Return the bytes of an .npy file."""
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def logits(file: Path, inputs: NDArray[Any]) -> list[list[float]]:
+    """Return the N x K logits of an ONNX file in ONNX Runtime on this CPU, by the rules of the file's own target."""
+    kind, known = kind_of(file.name), signature(file, inputs.shape[1:])
+    session = ort_session.open_session(file, arm_rules=kind == "int8-cpu-arm", as_written=kind.startswith("int8-trt"))
+    step = known.batch or len(inputs)
+    found = [ort_session.logits(session, inputs[first : first + step]) for first in range(0, len(inputs), step)]
+    return [[float(value) for value in row] for row in np.concatenate(found)]
+
+
+def array_in(reply: dict[str, Any]) -> NDArray[Any]:
+    """Return the array of a `logits` reply, bit for bit."""
+    data = base64.b64decode(reply["base64"], validate=True)
+    return np.frombuffer(data, dtype=np.dtype(reply["dtype"])).reshape(reply["shape"])

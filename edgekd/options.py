@@ -1,0 +1,64 @@
+"""The arguments and options that several verbs of the command line share, and what all verbs have in common."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgekd.errors import Interrupted
+
+RunArgument = Annotated[
+    str, typer.Argument(metavar="[RUN]", help="Run to work on; the newest fitting one if left out.")
+]
+Teacher = Annotated[Path, typer.Argument(metavar="TEACHER", help="The teacher's checkpoint (.pt, .pth, .safetensors).")]
+RunOption = Annotated[str, typer.Option("--run", metavar="NAME", help="Name of the run [runs/<teacher>-<student>].")]
+Data = Annotated[
+    Path | None, typer.Option("--data", metavar="DIR", help="Real images, one folder per class; for numbers only.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+MaxSeconds = Annotated[
+    float | None, typer.Option(min=0, metavar="N", help="Stop and save after N seconds (exit code 8).")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any recipe key (docs/recipe.md).")
+]
+BudgetMs = Annotated[
+    float | None,
+    typer.Option("--budget-ms", min=0.001, metavar="X", help="FP32 latency here, or there with --on, in ms."),
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what the run holds and start anew.")]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:i.")]
+Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads [all cores].")]
+Arch = Annotated[str, typer.Option(metavar="NAME", help="Teacher architecture, or package.module:factory [inferred].")]
+Input = Annotated[str, typer.Option("--input", metavar="CxHxW", help="Input shape, such as 3x32x32 [inferred].")]
+Normalize = Annotated[str, typer.Option(metavar="NAME", help="imagenet, cifar10, cifar100, mnist or none.")]
+Mean = Annotated[str, typer.Option(metavar="M[,M,M]", help="Mean per channel of pixels in [0, 1].")]
+Std = Annotated[str, typer.Option(metavar="S[,S,S]", help="Standard deviation per channel.")]
+Classes = Annotated[str, typer.Option(metavar="FILE", help="Class names, one a line.")]
+AcceptMapping = Annotated[bool, typer.Option("--accept-mapping", help="Accept the shown mapping of parameter names.")]
+On = Annotated[str, typer.Option("--on", metavar="USER@HOST", help="Measure on this device, over ssh.")]
+RemotePython = Annotated[str, typer.Option("--python", metavar="PATH", help="With --on: the Python there.")]
+Trtexec = Annotated[str, typer.Option(metavar="PATH", help="With --on: trtexec there [JetPack's, or on PATH].")]
+TrustPickle = Annotated[bool, typer.Option("--trust-pickle", help="Run the code inside a pickled module.")]
+
+
+def verb(function: Callable[..., None]) -> Callable[..., None]:
+    """Turn Ctrl-C outside of the graceful loops into the interrupted exit code."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted; the same command continues.", 2) from None
+
+    return wrapper
+
+
+def examples(*lines: str) -> str:
+    """Return the epilog that ends each --help."""
+    return "[bold]Examples[/]\n\n" + "\n\n".join(f"  $ {line}" for line in lines)

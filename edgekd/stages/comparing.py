@@ -1,0 +1,110 @@
+"""From raw comparisons to results.json: rows, verdicts and warnings, whichever machine they were made on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from edgekd.deploy import rows as tables
+from edgekd.deploy.agent.measurement import Comparison, Settings
+from edgekd.deploy.ort_session import integer_node_share
+from edgekd.deploy.rows import Row, SkippedRow
+from edgekd.deploy.verdict import verdict
+from edgekd.recipe import BenchTable
+from edgekd.rundir import Record, RunDir, read_json
+
+Shares = Mapping[str, float]
+
+
+def settings_of(table: BenchTable) -> list[Settings]:
+    """Return the settings of each comparison that a recipe asks for."""
+    each = {"rounds": table.rounds, "min_runs": table.min_runs, "min_seconds": table.min_seconds}
+    return [Settings(batch=batch, threads=threads, **each) for batch in table.batch for threads in table.threads]  # type: ignore[arg-type]
+
+
+def results_of(comparisons: Sequence[Comparison], folder: Path, run: RunDir | None) -> dict[str, Any]:
+    """Return the content of results.json; the files that were measured lie in `folder`."""
+    results: list[Row | SkippedRow] = []
+    warnings: list[str] = []
+    for comparison in comparisons:
+        results += [_by_its_own_rules(row, folder) for row in tables.rows(comparison)]
+        warnings += [warning for warning in comparison.warnings if warning not in warnings]
+    written = [row.to_json() for row in results]
+    target = comparisons[0].target if comparisons else None
+    return {"target": target, "results": written, "verdicts": verdicts(written, run), "warnings": warnings}
+
+
+def _by_its_own_rules(row: Row | SkippedRow, folder: Path) -> Row | SkippedRow:
+    """Say of an ARM file that is not timed here what share of it ONNX Runtime runs as integers on ARM."""
+    file = folder / row.artefact
+    if isinstance(row, Row) or row.kind != "int8-cpu-arm" or row.runtime != "ort-cpu" or not file.is_file():
+        return row
+    share = integer_node_share(file, arm_rules=True).share
+    return replace(row, integer_share=share, skipped=f"{row.skipped}; integer share by ARM rules: {share:.0%}")
+
+
+def verdicts(results: Sequence[Mapping[str, Any]], run: RunDir | None) -> dict[str, str]:
+    """Return one sentence for each comparison and runtime, with what is known of accuracy by now."""
+    found: dict[str, str] = {}
+    rows = [tables.from_json(dict(row)) for row in results]
+    several = len({row.runtime for row in rows}) > 1
+    known, agreed = (accuracies(run), agreements(run)) if run is not None else (None, None)
+    for row in rows:
+        name = f"batch {row.batch}, threads {row.threads}" + (f", {row.runtime}" if several else "")
+        peers = [one for one in rows if (one.batch, one.threads, one.runtime) == (row.batch, row.threads, row.runtime)]
+        found.setdefault(name, (f"{row.runtime}: " if several else "") + verdict(peers, known, agreed))
+    return found
+
+
+def agreements(run: RunDir) -> dict[str, float] | None:
+    """Return the synthetic agreement of each file with the student, where export's chain knows it."""
+    path = run.stage("export") / "agreement.json"
+    if not path.is_file():
+        return None
+    chain = read_json(path)["chain"]
+    shares = {link.split(" -> ")[1]: value["share"] for link, value in chain.items() if link.endswith(".onnx")}
+    return {file: share for file, share in shares.items() if share is not None}
+
+
+def accuracies(run: RunDir) -> dict[str, float]:
+    """Return the accuracy of each artefact by the newest evaluation, where it was of the present file."""
+    found = sorted(run.stage("eval").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    if not found:
+        return {}
+    newest, hashes = read_json(found[-1]), _hashes(run)
+    return {k: v for k, v in newest["accuracy"].items() if newest["artefacts_sha256"][k] == hashes.get(k)}
+
+
+def _hashes(run: RunDir) -> dict[str, str]:
+    """Return the recorded hash of every artefact that eval measures, under eval's names."""
+    hashes = {}
+    for stage in ("teacher", "select", "export"):
+        record = Record.read(run.stage(stage))
+        for name, value in ({} if record is None else record.outputs).items():
+            hashes[name if name.endswith(".onnx") else Path(name).stem] = value
+    return hashes
+
+
+def samples_of(comparison: Comparison) -> dict[str, Any]:
+    """Return settings and every sample of a comparison, by round."""
+    return {
+        "settings": asdict(comparison.settings),
+        "samples_ms": {
+            found.job.label: [list(round_.samples_ms) for round_ in found.rounds] for found in comparison.measurements
+        },
+    }
+
+
+def folder_of(target: str) -> str:
+    """Return the folder of a target's results: bench/<target>."""
+    name = re.sub(r"[^A-Za-z0-9@._-]", "_", target).lstrip(".") or "device"
+    return f"bench/{name if name != 'local' else 'local-device'}"
+
+
+def targets(run: RunDir) -> list[Path]:
+    """Return the folders with measurements, this machine's first."""
+    found = sorted(path.parent for path in run.stage("bench").glob("*/samples.json") if path.parent.name[:1] != ".")
+    return sorted(found, key=lambda path: path.name != "local")

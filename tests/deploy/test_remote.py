@@ -1,0 +1,181 @@
+"""The way to a device, over a real sshd: what is copied, held, measured and removed, and what each trouble says."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sshd import Device, device, sshd_device  # noqa: F401 - fixtures
+
+from edgekd.deploy import golden
+from edgekd.deploy.agent.measure import Progress
+from edgekd.deploy.agent.measurement import Comparison, Job, Settings
+from edgekd.deploy.remote import Host, golden_files
+from edgekd.errors import MachineError, RunBusyError, UsageError
+from tiny_onnx import conv_net
+
+QUICK = Settings(rounds=2, min_runs=20, min_seconds=0.05, warm_up_seconds=0.4)
+HOST = Host("device")
+
+
+def quiet(_text: str) -> None:
+    pass
+
+
+def enter(key: str, host: Host = HOST) -> None:
+    with host.session(key, quiet):
+        pytest.fail("entered")
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return golden.described(Job("net.onnx", conv_net(tmp_path / "net.onnx"), "fp32"))
+
+
+def test_a_model_is_measured_there_and_nothing_stays(device: Device, job: Job, tmp_path: Path) -> None:  # noqa: F811
+    said: list[str] = []
+    seen: list[Progress] = []
+    ((images, logits),) = golden_files([job], tmp_path).values()
+    with HOST.session("any key", said.append) as session:
+        assert session.environment.python
+        session.put([job.model, images])
+        session.put([job.model, images])
+        found = session.compare([job], QUICK, seen.append)
+        checked = session.check(job, QUICK, images.name, logits)
+        wrong = session.check(job, QUICK, images.name, [[-v for v in row] for row in logits])
+        power = session.energy(job, QUICK)
+        assert len(device.work) == 1
+        session.complete()
+    assert isinstance(found, Comparison)
+    assert found.target == "device"
+    assert [one.job.artefact for one in found.measurements] == ["net.onnx"]
+    assert [one.step for one in seen] == ["load", "warm-up", "round", "round"]
+    assert [line.split()[2] for line in said if line.startswith("copy")] == ["net.onnx", images.name], "once each"
+    assert checked["passed"] is True
+    assert (checked["images"], checked["precision"]) == (golden.IMAGES, "fp32")
+    assert checked["max_difference"] <= checked["tolerance"]
+    assert wrong["passed"] is False
+    assert wrong["wrong_answers"] > 0
+    assert power["energy"].startswith("n/a: no INA3221 sensor")
+    assert device.work == []
+
+
+def test_what_was_copied_and_measured_survives_a_cut(device: Device, job: Job, tmp_path: Path) -> None:  # noqa: F811
+    said: list[str] = []
+    whole = conv_net(tmp_path / "whole.onnx", width=5)
+
+    def cut(progress: Progress) -> None:
+        if progress.step == "round":
+            device.proxy.cut()
+
+    with pytest.raises(MachineError, match=r"connection to device was cut.*the same command goes on"):  # noqa: SIM117, PT012
+        with HOST.session("key", quiet) as session:
+            session.put([job.model, whole])
+            first = session.compare([job], QUICK)
+            session.compare([job], replace(QUICK, batch=2, min_seconds=20.0), cut)
+    assert len(device.work) == 1
+    assert device.deserted(), "nothing goes on measuring"
+    (device.work[0] / "net.onnx").write_bytes(job.model.read_bytes()[:-7])
+    with HOST.session("key", said.append) as session:
+        session.put([job.model, whole])
+        again = session.compare([job], QUICK)
+        session.complete()
+    assert again == first, "measured once"
+    assert [line.split()[2] for line in said if line.startswith("copy")] == ["net.onnx"], "what was not whole"
+    assert any("measured before the connection was cut" in line for line in said)
+    assert device.work == []
+
+
+def test_two_at_once_are_one_too_many(device: Device) -> None:  # noqa: F811
+    with HOST.session("one", quiet), pytest.raises(RunBusyError, match="another bench is under way on this device"):
+        enter("two")
+    with HOST.session("two", quiet) as session:
+        session.complete()
+
+
+def test_clean_removes_all_that_is_kept(device: Device) -> None:  # noqa: F811
+    assert HOST.clean() == 0
+    (device.cache / "engines").mkdir(parents=True)
+    (device.cache / "engines" / "a.engine").write_bytes(b"x" * 5000)
+    with HOST.session("held", quiet), pytest.raises(RunBusyError, match="another bench is under way on device"):
+        HOST.clean()
+    assert HOST.clean() > 5000
+    assert [path.name for path in device.cache.iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [
+        ("unknown", ["is not a known host", "\n  ssh device ", "\n  ssh-copy-id device"]),
+        ("changed", ["another host key", "ssh-keygen -R device"]),
+        ("password", ["lets nobody in without a password", "\n  ssh device ", "\n  ssh-copy-id device"]),
+        ("down", ["device cannot be reached", "Connection refused"]),
+    ],
+)
+def test_a_host_that_cannot_be_entered(
+    device: Device,  # noqa: F811
+    trouble: str,
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if trouble == "unknown":
+        device.known_hosts.write_text("")
+    elif trouble == "changed":
+        device.know("other")
+    elif trouble == "password":
+        (device.folder / "authorized").write_text((device.folder / "other.pub").read_text())
+    else:
+        closed = tmp_path / "config"
+        closed.write_text(device.config.read_text().replace(f"Port {device.proxy.port}", "Port 1"))
+        monkeypatch.setenv("EDGEKD_SSH_CONFIG", str(closed))
+    with pytest.raises(MachineError) as caught:
+        enter("key")
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_no_python_there_and_an_old_one(device: Device) -> None:  # noqa: F811
+    device.allow(path=str(device.bare))
+    with pytest.raises(MachineError, match=r"device has no python3; install it there \(sudo apt-get install python3\)"):
+        enter("key")
+    device.tool("python3.old", 'echo "edgekd version 3.7"')
+    device.allow()
+    with pytest.raises(MachineError, match=r"Python 3\.7; 3\.8 or newer is needed.*--python PATH"):
+        enter("key", Host("device", "python3.old"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Any:
+    home = tmp_path / "small"
+    home.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(home)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("a small file system cannot be mounted here (needs root)")
+    yield home
+    subprocess.run(["umount", "-l", str(home)], check=True)
+
+
+def test_a_full_disk_there(device: Device, small_disk: Path, tmp_path: Path) -> None:  # noqa: F811
+    device.allow(home=small_disk)
+    wide = conv_net(tmp_path / "wide.onnx", width=300, depth=2)
+    full = r"(?s)the disk of this device is full: .* are needed; free some.*--clean"
+    with HOST.session("key", quiet) as session, pytest.raises(MachineError, match=full):
+        session.put([wide])
+    with contextlib.suppress(OSError), (small_disk / "ballast").open("wb", buffering=0) as ballast:
+        while ballast.write(b"x" * 4096):
+            pass
+    with pytest.raises(MachineError, match=r"the disk of device is full or read-only.*--clean"):
+        enter("another key")
+    assert HOST.clean() >= 0, "which works on a full disk"
+    assert [path.name for path in (small_disk / ".cache" / "edgekd").iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize("address", ["-oProxyCommand=touch", "a b", "host;ls", "", "user@-x y", "$(ls)"])
+def test_an_address_is_no_command(address: str) -> None:
+    with pytest.raises(UsageError, match="--on takes user@host"):
+        Host(address)

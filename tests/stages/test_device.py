@@ -1,0 +1,183 @@
+"""Measuring a run elsewhere: over a real sshd, and with a bundle; what is published and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sshd import Device, device, sshd_device  # noqa: F401 - fixtures
+from standins import write_trtexec
+
+from edgekd.deploy import pack
+from edgekd.deploy.remote import Host
+from edgekd.errors import GateError, InputFileError, MachineError
+from edgekd.recipe import BenchTable
+from edgekd.rundir import Record
+from edgekd.stages import bench, comparing, plots, report
+from edgekd.stages import device as devices
+from edgekd.stopping import Stop
+
+TABLE = BenchTable(rounds=2, min_runs=10, min_seconds=0.02)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    patient = comparing.settings_of
+    monkeypatch.setattr(
+        comparing, "settings_of", lambda table: [replace(one, warm_up_seconds=0.2) for one in patient(table)]
+    )
+
+
+@pytest.fixture
+def published(finished: Any) -> Iterator[Any]:
+    """The finished run; what a test publishes beside bench/local is removed again."""
+    yield finished.run
+    for folder in comparing.targets(finished.run):
+        if folder.name != "local":
+            shutil.rmtree(folder)
+
+
+def files_of(run: Any) -> list[Path]:
+    return sorted(run.stage("export").glob("*.onnx"))
+
+
+def test_a_run_is_measured_on_a_device_and_reported(device: Device, published: Any) -> None:  # noqa: F811
+    results = devices.on_device(Host("device"), files_of(published), TABLE, Stop(), run=published)
+    assert results["target"] == "device"
+    timed = [row["artefact"] for row in results["results"] if not row.get("skipped")]
+    assert "student.fp32.onnx" in timed
+    assert [one["artefact"] for one in results["numerics"]] == timed
+    assert all(one["passed"] for one in results["numerics"])
+    assert results["energy"] == []
+    assert results["energy_note"].startswith("n/a: ")
+    assert device.work == []
+    folder = published.stage("bench/device")
+    record = Record.read(folder)
+    assert record is not None
+    assert record.damaged_output(folder) is None
+    assert set(record.outputs) == {"environment.json", "jetson.json", "results.json", "samples.json"}
+    summary = report.collect(published)
+    assert summary["devices"]["device"]["results"] == results["results"]
+    assert summary["latency"], "and the measurements of this machine stand beside them"
+    titles = [title for title, _, _ in plots.pictures(published)]
+    assert "Latency on device, batch 1, threads 1" in titles
+    page = report.page(published, summary)
+    assert "On device" in page
+    assert "Energy: n/a: " in page
+
+
+def test_tensorrt_comes_first_where_it_is(device: Device, published: Any, tmp_path: Path) -> None:  # noqa: F811
+    tool = write_trtexec(tmp_path, "10.3.0")
+    files = [file for file in files_of(published) if "fp" in file.name]
+    results = devices.on_device(Host("device", trtexec=str(tool)), files, TABLE, Stop(), run=published)
+    timed = [(row["artefact"], row["runtime"]) for row in results["results"] if not row.get("skipped")]
+    assert timed == [("student.fp32.onnx", "tensorrt"), ("student.fp32.onnx --fp16", "tensorrt")]
+    assert all("--useCudaGraph" in row["commands"][-1] for row in results["results"] if not row.get("skipped"))
+    assert all(one["passed"] for one in results["numerics"])
+    assert len(list((device.cache / "engines").glob("*.engine"))) == 2, "engines stay"
+    assert device.work == []
+
+
+def test_a_device_with_nothing_says_what_to_install(device: Device, published: Any) -> None:  # noqa: F811
+    device.tool("python3", f'exec {sys.executable} -S -I "$@"')  # without site-packages
+    try:
+        with pytest.raises(MachineError, match=r"nothing to run a model with.*-m pip install numpy onnxruntime"):
+            devices.on_device(Host("device"), files_of(published), TABLE, Stop())
+    finally:
+        device.tool("python3", f'exec {sys.executable} "$@"')
+
+
+@pytest.fixture(scope="module")
+def bundle(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("bundle") / "student.pyz"
+    made = devices.write_bundle(finished.run.name, files_of(finished.run), TABLE, file)
+    assert made["size_bytes"] == file.stat().st_size
+    return file
+
+
+def carried(bundle: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a bundle as on a device: another folder, another home, nothing of this package to import."""
+    folder.mkdir(exist_ok=True)
+    env = {"HOME": str(folder), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-P", str(bundle), *arguments]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_a_bundle_holds_models_and_no_image_and_no_network_of_the_method(bundle: Path, finished: Any) -> None:
+    archive = zipfile.ZipFile(bundle)
+    names = {Path(name).name for name in archive.namelist() if name.startswith("files/")}
+    assert names == {file.name for file in files_of(finished.run)} | {"golden.npy"}
+    assert {"student.int8-cpu-x86.onnx", "student.int8-cpu-arm.onnx"} <= names, "both kinds of CPU"
+    text = archive.read("manifest.json").decode()
+    assert str(Path.home()) not in text
+    assert str(finished.run.path.parent) not in text
+    assert set(json.loads(text)["golden"]["logits"]) == {file.name for file in files_of(finished.run)}
+
+
+def test_a_bundle_is_measured_offline_and_imported(bundle: Path, published: Any, tmp_path: Path) -> None:
+    ran = carried(bundle, tmp_path / "device", "bench")
+    assert ran.returncode == 0, ran.stderr
+    assert "check    student.fp32.onnx: as on the host" in ran.stderr
+    assert "edgekd bench --import results.json" in ran.stderr
+    results = devices.import_results(published, tmp_path / "device" / "results.json")
+    folder = published.stage(comparing.folder_of(results["target"]))
+    assert (folder / "results.json").is_file()
+    assert results["verdicts"]
+    assert {one["artefact"] for one in results["numerics"]} >= {"student.fp32.onnx"}
+    assert not list((tmp_path / "device").rglob("*.onnx")), "no model stays"
+    damaged = json.loads((tmp_path / "device" / "results.json").read_text())
+    damaged["files"]["student.fp32.onnx"] = "0" * 64
+    (tmp_path / "other.json").write_text(json.dumps(damaged))
+    with pytest.raises(InputFileError, match=r"measured another student\.fp32\.onnx"):
+        devices.import_results(published, tmp_path / "other.json")
+    (tmp_path / "text.json").write_text("[]")
+    with pytest.raises(InputFileError, match=r"no results\.json of a student\.pyz"):
+        devices.import_results(published, tmp_path / "text.json")
+
+
+def test_check_fails_where_the_device_computes_something_else(bundle: Path, published: Any, tmp_path: Path) -> None:
+    archive = zipfile.ZipFile(bundle)
+    manifest = json.loads(archive.read("manifest.json"))
+    rows = manifest["golden"]["logits"]["student.fp32.onnx"]
+    manifest["golden"]["logits"]["student.fp32.onnx"] = [[-value for value in row] for row in rows]
+    files = {Path(name).name: archive.read(name) for name in archive.namelist() if name.startswith("files/")}
+    other = tmp_path / "other.pyz"
+    other.write_bytes(pack.bundle_zip(manifest, files))
+    ran = carried(other, tmp_path / "device", "check", "--output", "found.json")
+    assert ran.returncode == 5
+    assert "student.fp32.onnx: NOT as on the host" in ran.stderr
+    results = devices.import_results(published, tmp_path / "device" / "found.json")
+    assert results["results"] == []
+    with pytest.raises(GateError, match=r"student\.fp32\.onnx does not compute there what it computes here"):
+        devices.refuse_wrong_numbers(results)
+
+
+def test_a_damaged_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
+    archive = zipfile.ZipFile(bundle)
+    manifest = json.loads(archive.read("manifest.json"))
+    files = {Path(name).name: archive.read(name) for name in archive.namelist() if name.startswith("files/")}
+    other = tmp_path / "other.pyz"
+    other.write_bytes(pack.bundle_zip(manifest, {**files, "student.fp32.onnx": b"another"}))
+    ran = carried(other, tmp_path / "device", "check")
+    assert ran.returncode == 4
+    assert "student.fp32.onnx in" in ran.stderr
+    assert "copy the bundle again" in ran.stderr
+
+
+@pytest.mark.slow
+def test_torch_is_a_runtime_of_its_own(finished: Any, tmp_path: Path) -> None:
+    program = bench.torch_job(finished.run, tmp_path)
+    jobs = bench.jobs_of([finished.run.stage("export") / "student.fp32.onnx"], ("ort-cpu", "torch"), program)
+    results, (comparison,) = bench.compare(jobs, TABLE, Stop(), finished.run)
+    rows = [(row["artefact"], row["runtime"], row["integer_share"]) for row in results["results"]]
+    assert rows == [("student.fp32.onnx", "ort-cpu", 0.0), ("student", "torch", None)]
+    assert list(results["verdicts"]) == ["batch 1, threads 1, ort-cpu", "batch 1, threads 1, torch"]
+    assert set(comparing.samples_of(comparison)["samples_ms"]) == {"student.fp32.onnx", "student [torch]"}
