@@ -204,7 +204,7 @@ BYTES: dict[str, Callable[[], bytes]] = {
     "missing head": lambda: with_tensor(linear__weight=None, linear__bias=None),
     "surplus key": lambda: with_tensor(extra__weight=torch.ones(3)),
     "wrong shape": lambda: with_tensor(layer1__0__conv1__weight=torch.ones(16, 16, 1, 1)),
-    "nan in a key of control characters": lambda: with_tensor(**{"x\n\x1b[31merror: fine__weight": filled(float("nan"))}),
+    "a name of control characters": lambda: with_tensor(**{"x\n\x1b[31merror: fine__weight": filled(float("nan"))}),
     "the same name twice": lambda: with_tensor(_orig_mod__linear__weight=torch.ones(10, 64)),
     "row where a size is read": lambda: changed("lenet5", fc1__weight=torch.ones(5)),
     "scalar where a width is read": lambda: changed("wrn-10-1", block1__layer__0__conv1__weight=torch.ones(())),

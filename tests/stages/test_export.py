@@ -19,7 +19,7 @@ from edgekd.deploy import ort_session, qdq_check
 from edgekd.deploy.ranges import Range, Ranges
 from edgekd.errors import GateError, UsageError
 from edgekd.rundir import Record, RunDir
-from edgekd.stages import artefacts, bench, export
+from edgekd.stages import artefacts, comparing, export
 
 ALL = {"int8": True, "target": "all"}
 
@@ -180,7 +180,7 @@ def test_a_student_near_ties_costs_only_the_files_that_need_its_answers(
     assert report["chain"]["student -> student.fp32.onnx"]["share"] is None
     assert report["chain"]["teacher -> student"]["share"] is not None
     assert "none of 64 samples" in report["int8"]["student.int8-cpu-x86.onnx"]["reason"]
-    assert bench.agreements(run) == {}
+    assert comparing.agreements(run) == {}
     monkeypatch.chdir(tmp_path)
     shown = Result("export", "toy", "--no-int8")
     assert shown.exit_code == 0, shown.stderr
