@@ -26,7 +26,7 @@ BASE = {
 }
 ROOMS = {"models", "synthesis", "deploy"}
 LEVELS = [LOWEST, BASE, ROOMS, {"stages"}, {"pipeline"}, {"commands"}, {"cli"}]
-NO_STAGE = {"artefacts", "logbook", "curve", "plots"}
+NO_STAGE = {"artefacts", "logbook", "curve", "plots", "samples", "fine_tuning", "onnx_files"}
 """Modules of stages/ that are no stage: stages may share them."""
 STAGES = {"ingest", "init", "distill", "select", "export", "bench", "eval", "report"}
 

@@ -108,7 +108,10 @@ def run_recipe(path: Path, name: str, flags: Changes, options: Options) -> None:
 def _beside(recipe: Recipe, folder: Path) -> Recipe:
     """Resolve the paths in a recipe against the recipe's folder."""
     changes: Changes = {}
-    paths = (("teacher", "file"), ("student", "weights"), ("eval", "data"), ("pixels", "classes"))
+    paths = (
+        *(("teacher", "file"), ("student", "weights"), ("pixels", "classes")),
+        *(("export", "calibrate_on_real"), ("eval", "data")),
+    )
     for table, key in paths:
         value = getattr(getattr(recipe, table), key)
         if value and not Path(value).is_absolute() and (folder / value).exists():

@@ -15,7 +15,7 @@ from edgekd.deploy import ort_session, qdq_check
 from edgekd.deploy.ranges import Range, Ranges
 from edgekd.errors import GateError, UsageError
 from edgekd.rundir import Record, RunDir
-from edgekd.stages import artefacts, export
+from edgekd.stages import artefacts, export, onnx_files
 
 ALL = {"int8": True, "target": "all"}
 
@@ -73,14 +73,14 @@ def test_files_for_tensorrt_keep_its_rules(exported: RunDir) -> None:
 def test_poisoned_calibration_trips_the_gate_and_the_rest_is_published(
     teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = export.collect_ranges
+    real = onnx_files.collect_ranges
 
     def poisoned(*arguments: Any, **options: Any) -> Ranges:
         found = real(*arguments, **options)
         tiny = {m: Range(-1e-6, 1e-6, 1e-6) for m in next(iter(found.tensors.values()))}
         return Ranges(found.samples, dict.fromkeys(found.tensors, tiny))
 
-    monkeypatch.setattr(export, "collect_ranges", poisoned)
+    monkeypatch.setattr(onnx_files, "collect_ranges", poisoned)
     # Long enough that the student gives several answers: all alike would survive any quantisation.
     method = {"steps": 90, "student": {"lr": 0.02, "ship_average": False}}
     wanted = toy.toy_recipe(teacher_file, export={"int8": True, "min_int8_agreement": 0.97}, method=method)
@@ -97,7 +97,7 @@ def test_poisoned_calibration_trips_the_gate_and_the_rest_is_published(
 def test_a_file_that_differs_from_the_student_is_not_published(
     teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = export.convert_to_fp16
+    real = onnx_files.convert_to_fp16
 
     def wrong(source: Path, path: Path) -> Any:
         written = real(source, path)
@@ -108,7 +108,7 @@ def test_a_file_that_differs_from_the_student_is_not_published(
         onnx.save(model, path)
         return written
 
-    monkeypatch.setattr(export, "convert_to_fp16", wrong)
+    monkeypatch.setattr(onnx_files, "convert_to_fp16", wrong)
     run = toy.advance(tmp_path / "toy", toy.toy_recipe(teacher_file))
     with pytest.raises(GateError, match=r"student\.fp16\.onnx differs"):
         export.refuse_failures(run)
