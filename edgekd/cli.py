@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from edgekd import __version__, console
+from edgekd.commands import arguments
 from edgekd.errors import EdgekdError, Interrupted
 
 app = typer.Typer(
@@ -195,15 +196,19 @@ def select(run: RunArgument = "", json: Json = False) -> None:
     training.select(run, Options(json=json))
 
 
-@app.command(epilog=examples("edgekd export --int8", "edgekd export my-run --int8 --target all"))
+@app.command(epilog=examples("edgekd export --int8", "edgekd export my-run --int8 --target all --qat"))
 @verb
 def export(
     run: RunArgument = "",
-    int8: Annotated[bool | None, typer.Option("--int8/--no-int8", help="Also write INT8 files.")] = None,
-    target: Annotated[str, typer.Option(metavar="NAME", help="cpu, tensorrt or all.")] = "",
-    uint8_input: Annotated[
-        bool | None, typer.Option("--uint8-input/--float-input", help="Put the normalisation into the graph.")
-    ] = None,
+    int8: arguments.Int8 = None,
+    target: arguments.Target = "",
+    uint8_input: arguments.Uint8Input = None,
+    qat: arguments.Qat = None,
+    calib_data: arguments.CalibData = None,
+    calibrate_on_real: arguments.CalibrateOnReal = "",
+    student_weights: arguments.StudentWeights = None,
+    arch: arguments.StudentArch = "",
+    out: arguments.Out = None,
     set_: Set = None,
     json: Json = False,
 ) -> None:
@@ -212,8 +217,13 @@ def export(
     from edgekd.commands import shipping
     from edgekd.commands.common import Options
 
-    flags = flag_tables.combine(flag_tables.export_flags(int8, target, uint8_input), flag_tables.set_flags(set_))
-    shipping.export(run, flags, Options(json=json))
+    changes = flag_tables.export_flags(int8, target, uint8_input, qat, calibrate_on_real)
+    flags, options = flag_tables.combine(changes, flag_tables.set_flags(set_)), Options(json=json)
+    other = shipping.elsewhere(student_weights, arch, out, calib_data)
+    if other is None:
+        shipping.export(run, flags, options, clipping_of=calib_data)
+    else:
+        shipping.export_elsewhere(run, other, flags, options)
 
 
 @app.command(

@@ -99,7 +99,7 @@ def run_recipe(path: Path, name: str, flags: Changes, options: Options) -> None:
         console.print_json(summary)
     else:
         reporting.print_summary(summary)
-    headline = summary["verdict"] or "no latency measured"
+    headline = reporting.caveat(summary) + (summary["verdict"] or "no latency measured")
     if evaluated is not None:
         headline = f"accuracy {evaluated['accuracy']['student']:.2%} on {evaluated['images']} images; {headline}"
     console.closing(f"{run.stage('report')}/report.html", headline, f"edgekd status {typed(run)}")

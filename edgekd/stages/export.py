@@ -11,14 +11,13 @@ import torch
 from torch import nn
 
 from edgekd import console, foreign, machine
-from edgekd.deploy import onnx_export
 from edgekd.errors import GateError, InputFileError, UsageError
 from edgekd.models import initial, registry, weights
 from edgekd.realdata import RealImages
 from edgekd.recipe import ExportTable, Recipe
 from edgekd.rundir import Record, RunDir, canonical_json, digest, sha256_file
 from edgekd.stages import artefacts, onnx_files
-from edgekd.stages.samples import Samples, real_images
+from edgekd.stages.samples import Samples, of_images, real_images, uint8_input
 from edgekd.stopping import Stop
 
 VERSION = 2
@@ -166,7 +165,7 @@ def _job(
 ) -> onnx_files.Job:
     threads = machine.use_threads(recipe.machine.threads)
     teacher, description = artefacts.load_teacher(run_dir, "fp32", torch.device("cpu"))
-    samples = Samples(artefacts.ReplaySource(run_dir), _uint8_input(run_dir, recipe.export))
+    samples = Samples(artefacts.ReplaySource(run_dir), uint8_input(run_dir, recipe.export))
     if images is not None:
         console.warn(f"INT8 ranges come from {len(images)} real images of {images.folder.path}: not data-free.")
     return onnx_files.Job(
@@ -179,20 +178,8 @@ def _job(
         _metadata(run_dir, inputs, student_sha256, description, data_free=images is None),
         threads,
         stop,
-        None if images is None else samples.of_images(images),
+        None if images is None else of_images(images, samples.pixels),
     )
-
-
-def _uint8_input(run_dir: RunDir, table: ExportTable) -> onnx_export.Normalization | None:
-    if not table.uint8_input:
-        return None
-    pixels = artefacts.read_pixels(run_dir)
-    if pixels.mean is None or pixels.std is None:
-        raise UsageError(
-            "--uint8-input puts the normalisation into the graph, but it is unknown: set it with "
-            f"`edgekd ingest --run {run_dir.name} --normalize NAME` or --mean and --std."
-        )
-    return onnx_export.Normalization(pixels.mean, pixels.std)
 
 
 def _metadata(

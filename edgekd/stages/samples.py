@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from edgekd.deploy.onnx_export import Normalization
 from edgekd.deploy.ranges import Batches
+from edgekd.errors import UsageError
 from edgekd.realdata import RealImages, open_unlabelled
+from edgekd.recipe import ExportTable
 from edgekd.rundir import RunDir
 from edgekd.stages import artefacts
 
@@ -37,13 +39,9 @@ class Samples:
         """Return the batches of a purpose, drawn anew whenever they are read; the same purpose gives the same."""
 
         def draw() -> Iterator[Array]:
-            return (self.as_input(batch.numpy()) for batch in self.source.batches(purpose, count))
+            return (as_input(batch, self.pixels) for batch in self.source.batches(purpose, count))
 
         return draw
-
-    def as_input(self, batch: NDArray[np.float32]) -> Array:
-        """Return normalised samples as the model takes them."""
-        return self.pixels.to_uint8(batch) if self.pixels else batch
 
     def as_floats(self, batches: Iterable[Array]) -> Iterator[NDArray[np.float32]]:
         """Yield what the student itself sees of such batches."""
@@ -54,9 +52,29 @@ class Samples:
                 mean, std = (np.array(v, np.float32)[:, None, None] for v in (self.pixels.mean, self.pixels.std))
                 yield np.asarray((batch / np.float32(255) - mean) / std, np.float32)
 
-    def of_images(self, images: RealImages) -> Batches:
-        """Return real images in the same form."""
-        return lambda: (self.as_input(batch.numpy()) for batch, _ in images.batches(64))
+
+def as_input(batch: Tensor, pixels: Normalization | None) -> Array:
+    """Return normalised samples as the exported model takes them."""
+    floats: NDArray[np.float32] = batch.numpy()
+    return pixels.to_uint8(floats) if pixels else floats
+
+
+def of_images(images: RealImages, pixels: Normalization | None) -> Batches:
+    """Return real images as the exported model takes them."""
+    return lambda: (as_input(batch, pixels) for batch, _ in images.batches(64))
+
+
+def uint8_input(run_dir: RunDir, table: ExportTable) -> Normalization | None:
+    """Return the normalisation that goes into the graph, None for a float input; UsageError where it is unknown."""
+    if not table.uint8_input:
+        return None
+    pixels = artefacts.read_pixels(run_dir)
+    if pixels.mean is None or pixels.std is None:
+        raise UsageError(
+            "--uint8-input puts the normalisation into the graph, but it is unknown: set it with "
+            f"`edgekd ingest --run {run_dir.name} --normalize NAME` or --mean and --std."
+        )
+    return Normalization(pixels.mean, pixels.std)
 
 
 def kept(batches: Batches) -> Batches:
