@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from edgekd import __version__, console
 from edgekd.commands import arguments
-from edgekd.errors import EdgekdError, Interrupted
+from edgekd.commands.arguments import examples, verb
+from edgekd.errors import EdgekdError
 
 app = typer.Typer(
     name="edgekd",
@@ -53,24 +52,6 @@ Std = Annotated[str, typer.Option(metavar="S[,S,S]", help="Standard deviation pe
 Classes = Annotated[str, typer.Option(metavar="FILE", help="Class names, one a line.")]
 AcceptMapping = Annotated[bool, typer.Option("--accept-mapping", help="Accept the shown mapping of parameter names.")]
 TrustPickle = Annotated[bool, typer.Option("--trust-pickle", help="Run the code inside a pickled module.")]
-
-
-def verb(function: Callable[..., None]) -> Callable[..., None]:
-    """Turn Ctrl-C outside of the graceful loops into the interrupted exit code."""
-
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> None:
-        try:
-            function(*args, **kwargs)
-        except KeyboardInterrupt:
-            raise Interrupted("interrupted; the same command continues.", 2) from None
-
-    return wrapper
-
-
-def examples(*lines: str) -> str:
-    """Return the epilog that ends each --help."""
-    return "[bold]Examples[/]\n\n" + "\n\n".join(f"  $ {line}" for line in lines)
 
 
 @app.callback(invoke_without_command=True)

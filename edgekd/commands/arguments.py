@@ -1,11 +1,15 @@
-"""The flags of `export` with their help. Nothing heavy is imported here: --help is instant."""
+"""What the command line is made of: verbs, examples, the flags of `export`. Nothing heavy is imported: --help is instant."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from edgekd.errors import Interrupted
 
 Int8 = Annotated[bool | None, typer.Option("--int8/--no-int8", help="Also write INT8 files.")]
 Target = Annotated[str, typer.Option("--target", metavar="NAME", help="cpu, tensorrt or all.")]
@@ -26,3 +30,21 @@ StudentWeights = Annotated[
 ]
 StudentArch = Annotated[str, typer.Option("--arch", metavar="NAME", help="Architecture of that student.")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for that student's files.")]
+
+
+def verb(function: Callable[..., None]) -> Callable[..., None]:
+    """Turn Ctrl-C outside of the graceful loops into the interrupted exit code."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted; the same command continues.", 2) from None
+
+    return wrapper
+
+
+def examples(*lines: str) -> str:
+    """Return the epilog that ends each --help."""
+    return "[bold]Examples[/]\n\n" + "\n\n".join(f"  $ {line}" for line in lines)
