@@ -1,4 +1,4 @@
-"""What the command line is made of: verbs, examples, the flags of `export`. Nothing heavy is imported: --help is instant."""
+"""What the command line is made of: verbs, examples, flags of `export`. Nothing heavy: --help is instant."""
 
 from __future__ import annotations
 

@@ -112,7 +112,10 @@ def fine_tune(
     """
     network = copy.deepcopy(student).eval().requires_grad_(True)
     layers = {name: layer for name, layer in quantised_layers(network).items() if name in limits}
-    handles = [layer.register_forward_pre_hook(_rounding(*limits[name])) for name, layer in layers.items()]
+    overflow: list[Tensor] = []
+    handles = [
+        layer.register_forward_pre_hook(_rounding(*limits[name], overflow)) for name, layer in layers.items()
+    ]
     for layer in layers.values():
         parametrize.register_parametrization(layer, "weight", _Weight())
     optimizer = torch.optim.Adam(network.parameters(), lr=lr)
@@ -122,8 +125,9 @@ def fine_tune(
             group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
         with torch.no_grad():
             own = student(x)
-        loss = target_loss(network(x), own, teacher(x))
-        losses.append(float(loss))
+        overflow.clear()
+        loss = target_loss(network(x), own, teacher(x)) + torch.stack([*overflow, x.new_zeros(())]).sum()
+        losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             raise GateError(f"fine-tuning diverged at step {step}: its loss is not finite; lower export.qat_lr.")
         optimizer.zero_grad()
@@ -149,5 +153,18 @@ def target_loss(quantised: Tensor, own: Tensor, teacher: Tensor) -> Tensor:
     return loss
 
 
-def _rounding(low: float, high: float) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-    return lambda _layer, inputs: (fake_quantised(inputs[0], low, high), *inputs[1:])
+def _rounding(
+    low: float, high: float, overflow: list[Tensor]
+) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    """Return a hook that rounds a layer's input, and adds what lies outside its range, squared, to `overflow`.
+
+    Ranges are collected anew after training: without a price the network would hide behind the clipping.
+    """
+
+    def hook(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x = inputs[0]
+        outside = (x - x.clamp(low, high)) / max(high - low, _SMALLEST_SCALE)
+        overflow.append(outside.square().mean())
+        return (fake_quantised(x, low, high), *inputs[1:])
+
+    return hook
