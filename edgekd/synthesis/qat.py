@@ -103,7 +103,7 @@ def fine_tune(
         limits: by layer; a layer without limits stays in float.
         batches: a batch of normalised samples, N×C×H×W, for each step.
         teacher: gives logits without a graph.
-        steps: number of updates; the learning rate falls to 0 along a cosine.
+        steps: number of updates; the learning rate rises during the first tenth and falls to 0 along a cosine.
         lr: Adam's learning rate.
         on_step: is called with the number of steps done and the loss.
 
@@ -113,16 +113,14 @@ def fine_tune(
     network = copy.deepcopy(student).eval().requires_grad_(True)
     layers = {name: layer for name, layer in quantised_layers(network).items() if name in limits}
     overflow: list[Tensor] = []
-    handles = [
-        layer.register_forward_pre_hook(_rounding(*limits[name], overflow)) for name, layer in layers.items()
-    ]
+    handles = [layer.register_forward_pre_hook(_rounding(*limits[name], overflow)) for name, layer in layers.items()]
     for layer in layers.values():
         parametrize.register_parametrization(layer, "weight", _Weight())
     optimizer = torch.optim.Adam(network.parameters(), lr=lr)
     losses: list[float] = []
     for step, x in zip(range(steps), batches, strict=False):
         for group in optimizer.param_groups:
-            group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = lr * learning_rate_share(step, steps)
         with torch.no_grad():
             own = student(x)
         overflow.clear()
@@ -139,6 +137,11 @@ def fine_tune(
     for layer in layers.values():
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
     return FineTuned(network.requires_grad_(False), tuple(losses))
+
+
+def learning_rate_share(step: int, steps: int) -> float:
+    """Return the share of the learning rate at a step: Adam's first updates, all of one size, are held back."""
+    return min(1.0, (step + 1) / max(1.0, steps / 10)) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def target_loss(quantised: Tensor, own: Tensor, teacher: Tensor) -> Tensor:
