@@ -149,12 +149,13 @@ class RealImages:
         count = len(folder.files)
         self._cache: Tensor | None = None
         if cache and count * 4 * shape[0] * shape[1] * shape[2] <= CACHE_BYTES:
-            self._cache = torch.stack([self._normalised(file) for file in folder.files])
+            self._cache = torch.stack([self.normalised(file) for file in folder.files])
 
     def __len__(self) -> int:
         return len(self.folder.files)
 
-    def _normalised(self, file: Path) -> Tensor:
+    def normalised(self, file: Path) -> Tensor:
+        """Return one image in the teacher's input space."""
         return (read_image(file, self.shape) - self._mean) / self._std
 
     def batches(self, size: int = 250) -> Iterator[tuple[Tensor, Tensor]]:
@@ -165,7 +166,7 @@ class RealImages:
                 yield self._cache[start : start + size], labels
             else:
                 files = self.folder.files[start : start + size]
-                yield torch.stack([self._normalised(file) for file in files]), labels
+                yield torch.stack([self.normalised(file) for file in files]), labels
 
     def accuracy(self, logits: Callable[[Tensor], Tensor]) -> float:
         """Return the share of images whose largest logit is their label."""

