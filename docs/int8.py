@@ -43,7 +43,7 @@ from edgekd.stages.onnx_files import FLAVOURS_OF
 from edgekd.stages.samples import Samples, kept, of_images
 from edgekd.synthesis.teacher import Teacher
 
-BATCH, FIT_STEPS, FIT_LR = 64, 300, 0.1
+BATCH, FIT_STEPS, FIT_LR = 64, 200, 0.1
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def fitted(student: nn.Module, description: artefacts.Description, start: Batche
     """Return images whose statistics in the student are those of its BatchNorm layers, from noise, batch by batch."""
     shape = description.input_shape
     observer = Teacher(
-        student, head=artefacts.student_head(student, shape), undo="", precision=machine.Precision(None, "cpu")
+        student, head=artefacts.student_head(student, shape), undo="", precision=machine.Precision(torch.device("cpu"), bf16=False)
     )
 
     def fit(batch: NDArray[Any]) -> NDArray[Any]:
@@ -156,8 +156,7 @@ def study(run: RunDir, data: Path) -> dict[str, Any]:
                     "left_in_float": len(result.plan.float_nodes),
                 }
             )
-            console_line = f"{run.name} {name} {flavour.name}: {rows[-1]['accuracy']:.2%}"
-            sys.stderr.write(console_line + "\n")
+            sys.stderr.write(f"{run.name} {name} {flavour.name}: {rows[-1]['accuracy']:.2%}\n")
     return {
         "student": recipe.student.name,
         "test_images": len(test),
