@@ -69,7 +69,10 @@ def fitted(student: nn.Module, description: artefacts.Description, start: Batche
     """Return images whose statistics in the student are those of its BatchNorm layers, from noise, batch by batch."""
     shape = description.input_shape
     observer = Teacher(
-        student, head=artefacts.student_head(student, shape), undo="", precision=machine.Precision(torch.device("cpu"), bf16=False)
+        student,
+        head=artefacts.student_head(student, shape),
+        undo="",
+        precision=machine.Precision(torch.device("cpu"), bf16=False),
     )
 
     def fit(batch: NDArray[Any]) -> NDArray[Any]:

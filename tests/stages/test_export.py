@@ -205,7 +205,7 @@ def test_calibrating_on_real_images_is_said_everywhere(
     assert (ledger["data_free"], ledger["real_images_read"]) == (False, 20)
     assert ledger["real_images"][-1]["for"] == "calibration"
     summary = report.collect(run)
-    assert "NOT data-free: REAL IMAGES" in report.page(run, summary).split("</p>")[0]
+    assert "Made from REAL IMAGES" in report.page(run, summary).split("</p>")[0]
     assert report.caveat(summary).startswith("NOT data-free")
     before = toy.fingerprint(run)
     toy.advance(run.path, toy.toy_recipe(teacher_file, export=ALL, pixels=pixels), ("export",))
