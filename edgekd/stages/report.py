@@ -162,7 +162,7 @@ def page(run_dir: RunDir, summary: dict[str, Any]) -> str:
     count = summary["real_images_read"]
     origin = f"Made from no real image; real images read for numbers only: {count}"
     if not summary["data_free"]:
-        origin = f"Made from REAL IMAGES, which set the INT8 ranges of its ONNX files: NOT data-free; real images read in all: {count}"
+        origin = f"Made from REAL IMAGES, which set INT8 ranges: NOT data-free; real images read in all: {count}"
     parts = [f"<h1>{html.escape(summary['run'])}</h1>", f"<p>{origin} (<code>run.json</code>).</p>"]
     if summary["artefacts"]:
         files = "<code>eval/</code>, <code>export/agreement.json</code>, <code>bench/local/results.json</code>"
