@@ -15,25 +15,34 @@ from edgekd.options import (
     AcceptMapping,
     Arch,
     BudgetMs,
+    CalibData,
+    CalibrateOnReal,
     Classes,
     Data,
     Device,
     Fresh,
     Input,
+    Int8,
     Json,
     MaxSeconds,
     Mean,
     Normalize,
     On,
+    Out,
+    Qat,
     RemotePython,
     RunArgument,
     RunOption,
     Set,
     Std,
+    StudentArch,
+    StudentWeights,
+    Target,
     Teacher,
     Threads,
     Trtexec,
     TrustPickle,
+    Uint8Input,
     examples,
     verb,
 )
@@ -176,15 +185,19 @@ def select(run: RunArgument = "", json: Json = False) -> None:
     training.select(run, Options(json=json))
 
 
-@app.command(epilog=examples("edgekd export --int8", "edgekd export my-run --int8 --target all"))
+@app.command(epilog=examples("edgekd export --int8", "edgekd export my-run --int8 --target all --qat"))
 @verb
 def export(
     run: RunArgument = "",
-    int8: Annotated[bool | None, typer.Option("--int8/--no-int8", help="Also write INT8 files.")] = None,
-    target: Annotated[str, typer.Option(metavar="NAME", help="cpu, tensorrt or all.")] = "",
-    uint8_input: Annotated[
-        bool | None, typer.Option("--uint8-input/--float-input", help="Put the normalisation into the graph.")
-    ] = None,
+    int8: Int8 = None,
+    target: Target = "",
+    uint8_input: Uint8Input = None,
+    qat: Qat = None,
+    calib_data: CalibData = None,
+    calibrate_on_real: CalibrateOnReal = "",
+    student_weights: StudentWeights = None,
+    arch: StudentArch = "",
+    out: Out = None,
     set_: Set = None,
     json: Json = False,
 ) -> None:
@@ -193,8 +206,13 @@ def export(
     from edgekd.commands import shipping
     from edgekd.commands.common import Options
 
-    flags = flag_tables.combine(flag_tables.export_flags(int8, target, uint8_input), flag_tables.set_flags(set_))
-    shipping.export(run, flags, Options(json=json))
+    changes = flag_tables.export_flags(int8, target, uint8_input, qat, calibrate_on_real)
+    flags, options = flag_tables.combine(changes, flag_tables.set_flags(set_)), Options(json=json)
+    other = shipping.elsewhere(student_weights, arch, out, calib_data)
+    if other is None:
+        shipping.export(run, flags, options, clipping_of=calib_data)
+    else:
+        shipping.export_elsewhere(run, other, flags, options)
 
 
 app.command(

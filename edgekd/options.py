@@ -45,6 +45,26 @@ RemotePython = Annotated[str, typer.Option("--python", metavar="PATH", help="Wit
 Trtexec = Annotated[str, typer.Option(metavar="PATH", help="With --on: trtexec there [JetPack's, or on PATH].")]
 TrustPickle = Annotated[bool, typer.Option("--trust-pickle", help="Run the code inside a pickled module.")]
 
+Int8 = Annotated[bool | None, typer.Option("--int8/--no-int8", help="Also write INT8 files.")]
+Target = Annotated[str, typer.Option("--target", metavar="NAME", help="cpu, tensorrt or all.")]
+Uint8Input = Annotated[
+    bool | None, typer.Option("--uint8-input/--float-input", help="Put the normalisation into the graph.")
+]
+Qat = Annotated[
+    bool | None, typer.Option("--qat/--no-qat", help="Fine-tune for an INT8 file that misses its gate otherwise.")
+]
+CalibData = Annotated[
+    Path | None, typer.Option("--calib-data", metavar="DIR", help="Say how far INT8 ranges clip real images.")
+]
+CalibrateOnReal = Annotated[
+    str, typer.Option("--calibrate-on-real", metavar="DIR", help="Set INT8 ranges from real images: not data-free.")
+]
+StudentWeights = Annotated[
+    Path | None, typer.Option("--student-weights", metavar="FILE", help="Export this student from elsewhere.")
+]
+StudentArch = Annotated[str, typer.Option("--arch", metavar="NAME", help="Architecture of that student.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for that student's files.")]
+
 
 def verb(function: Callable[..., None]) -> Callable[..., None]:
     """Turn Ctrl-C outside of the graceful loops into the interrupted exit code."""

@@ -15,7 +15,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from edgekd import console, machine
+from edgekd import console, machine, realdata
 from edgekd import recipe as recipes
 from edgekd.errors import RecipeError, UsageError
 from edgekd.recipe import Recipe
@@ -63,6 +63,13 @@ def _ingest_slice(recipe: Recipe) -> dict[str, Any]:
     return {"teacher": teacher, "pixels": recipe.pixels.model_dump(mode="json")}
 
 
+def _export_slice(recipe: Recipe) -> dict[str, Any]:
+    table = recipe.export.model_dump(mode="json", exclude={"calibrate_on_real"})
+    if recipe.export.calibrates_on_real:  # their content comes with the inputs
+        table["calibrate_on_real"] = "a folder"
+    return table
+
+
 STAGES = {
     stage.name: stage
     for stage in (
@@ -96,8 +103,8 @@ STAGES = {
         Stage(
             "export",
             "export",
-            1,
-            lambda recipe: recipe.export.model_dump(mode="json"),
+            2,
+            _export_slice,
             {
                 "ingest": ("teacher.safetensors", "teacher.json", "pixels.json"),
                 "select": ("student.safetensors", "replay.safetensors"),
@@ -131,6 +138,11 @@ def inputs(stage: Stage, run: RunDir, recipe: Recipe) -> dict[str, str]:
         record = Record.read(run.stage(STAGES[upstream].folder))
         if record is not None and STAGES[upstream].wanted(recipe):
             hashes |= {f"{upstream}/{k}": v for k, v in _chosen(record.outputs, names).items()}
+    if stage.name == "export" and recipe.export.calibrates_on_real:
+        record, folder = Record.read(run.stage(stage.folder)), Path(recipe.export.calibrate_on_real)
+        kept = "" if record is None else record.inputs.get("calibration_images", "")
+        images = realdata.open_unlabelled(folder, recipe.export.calibration_samples) if folder.is_dir() else None
+        hashes["calibration_images"] = images.sha256() if images else kept
     if stage.name == "bench":  # a latency belongs to a machine and its runtime
         hashes["machine"] = digest([machine.cpu_model(), version("onnxruntime")])
     return hashes
@@ -196,7 +208,7 @@ def advance(run: RunDir, recipe: Recipe, names: tuple[str, ...], *, stop: Stop, 
         if reason is None:
             console.say(f"{name:<9}already done")
             continue
-        _refuse_pruned(stage, run)
+        refuse_pruned(stage, run)
         hashes = inputs(stage, run, recipe)
         module = importlib.import_module(f"edgekd.stages.{name}")
         stage_key = key(stage, recipe, hashes)
@@ -205,7 +217,8 @@ def advance(run: RunDir, recipe: Recipe, names: tuple[str, ...], *, stop: Stop, 
     return ran
 
 
-def _refuse_pruned(stage: Stage, run: RunDir) -> None:
+def refuse_pruned(stage: Stage, run: RunDir) -> None:
+    """Raise `UsageError` when a stage needs what was pruned."""
     for upstream, names in stage.reads.items():
         record = Record.read(run.stage(STAGES[upstream].folder))
         gone = [] if record is None else [name for name in record.pruned if not names or name in names]

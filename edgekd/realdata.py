@@ -1,4 +1,7 @@
-"""Real images from class folders, read only to print numbers; nothing that is built depends on them."""
+"""Real images from folders, read only to print numbers; nothing that is built depends on them.
+
+The one exception is asked for by name: `--calibrate-on-real`.
+"""
 
 from __future__ import annotations
 
@@ -67,6 +70,18 @@ def open_folder(path: Path, *, classes: int, names: tuple[str, ...] | None) -> I
     return ImageFolder(path, tuple(files), torch.tensor(labels), tuple(order))
 
 
+def open_unlabelled(path: Path, count: int | None = None) -> ImageFolder:
+    """List a folder's images at any depth, without labels; with `count` at most so many, evenly spread."""
+    if not path.is_dir():
+        raise InputFileError(f"{path} is not a folder of images.")
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not files:
+        raise InputFileError(f"{path} holds no images (looked for {', '.join(sorted(SUFFIXES))}).")
+    if count is not None and count < len(files):
+        files = [files[index * len(files) // count] for index in range(count)]
+    return ImageFolder(path, tuple(files), torch.zeros(0, dtype=torch.long), ())
+
+
 def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
     """Decode one image to float32 (C, H, W) in [0, 1] with the teacher's channels and size."""
     channels, height, width = shape
@@ -122,6 +137,7 @@ class RealImages:
         *,
         mean: tuple[float, ...] | None,
         std: tuple[float, ...] | None,
+        cache: bool = True,
     ) -> None:
         if mean is None or std is None:
             raise UsageError(
@@ -133,13 +149,14 @@ class RealImages:
         self._std = torch.tensor(std)[:, None, None]
         count = len(folder.files)
         self._cache: Tensor | None = None
-        if count * 4 * shape[0] * shape[1] * shape[2] <= CACHE_BYTES:
-            self._cache = torch.stack([self._normalised(file) for file in folder.files])
+        if cache and count * 4 * shape[0] * shape[1] * shape[2] <= CACHE_BYTES:
+            self._cache = torch.stack([self.normalised(file) for file in folder.files])
 
     def __len__(self) -> int:
         return len(self.folder.files)
 
-    def _normalised(self, file: Path) -> Tensor:
+    def normalised(self, file: Path) -> Tensor:
+        """Return one image in the teacher's input space."""
         return (read_image(file, self.shape) - self._mean) / self._std
 
     def batches(self, size: int = 250) -> Iterator[tuple[Tensor, Tensor]]:
@@ -150,7 +167,7 @@ class RealImages:
                 yield self._cache[start : start + size], labels
             else:
                 files = self.folder.files[start : start + size]
-                yield torch.stack([self._normalised(file) for file in files]), labels
+                yield torch.stack([self.normalised(file) for file in files]), labels
 
     def accuracy(self, logits: Callable[[Tensor], Tensor]) -> float:
         """Return the share of images whose largest logit is their label."""

@@ -98,6 +98,20 @@ class ExportTable(Table):
     """Further synthetic samples that choose between ranges and hold the gates."""
     min_int8_agreement: float = Field(0.97, ge=0, le=1)
     """Share of decided synthetic samples on which INT8 must give the student's answer."""
+    qat: bool = False
+    """Fine-tune the student, its layers fake-quantised, for an INT8 file that no other remedy brings to that share."""
+    qat_steps: int = Field(200, ge=1)
+    """Updates of that fine-tuning, each on 64 fresh synthetic samples."""
+    qat_lr: float = Field(1e-4, gt=0)
+    """Its learning rate (Adam), which falls to 0 along a cosine."""
+    calibrate_on_real: str = ""
+    """Folder of real images that set the INT8 ranges in place of synthetic samples, relative to the recipe: the export
+    is then not data-free, and says so."""
+
+    @property
+    def calibrates_on_real(self) -> bool:
+        """Return whether real images set INT8 ranges."""
+        return self.int8 and bool(self.calibrate_on_real)
 
 
 class BenchTable(Table):

@@ -39,9 +39,9 @@ was set in it before is dropped.
 VALUE is TOML; what is not TOML is taken as text, so `--set export.target=all` needs no quotes. Lists do:
 `--set 'bench.batch=[1, 8]'`.
 
-**Paths** are `teacher.file`, `student.weights`, `pixels.classes` and `eval.data`. In a recipe file they are relative to
-that file, and to the working directory where nothing is found there. On the command line they are relative to the
-working directory.
+**Paths** are `teacher.file`, `student.weights`, `pixels.classes`, `export.calibrate_on_real` and `eval.data`. In a
+recipe file they are relative to that file, and to the working directory where nothing is found there. On the command
+line they are relative to the working directory.
 
 **Mistakes.** An unknown key, a wrong type or a value out of range ends with exit code 3; all such keys are named at
 once. So does a changed key of ingest, distillation or selection in a run where that stage has begun

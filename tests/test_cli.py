@@ -417,3 +417,44 @@ def test_copying_a_recipe_overwrites_neither_it_nor_its_teacher(here: Path) -> N
     assert "quickstart/teacher.pt exists already" in refused.stderr
     assert (here / "quickstart" / "teacher.pt").read_bytes() == b"mine"
     assert not (here / "quickstart.toml").exists()
+
+
+def test_export_measures_clipping_and_calibrates_on_real_images_only_when_asked(
+    finished: tuple[Path, Result], monkeypatch: Any
+) -> None:
+    folder, _ = finished
+    monkeypatch.chdir(folder)
+    subprocess.run(["cp", "-r", "runs/toy", "runs/images"], check=True)
+    clipped = Result("export", "images", "--calib-data", "images", "--json").json()
+    assert set(clipped["clipping"]) == {"student.int8-cpu-x86.onnx", "student.int8-cpu-arm.onnx"}
+    assert clipped["data_free"] is True
+    assert "real images" in Result("export", "images", "--calib-data", "images").stdout
+    assert Result("export", "images", "--calib-data", "nowhere").exit_code == 4
+    assert Result("export", "images", "--no-int8", "--calib-data", "images").exit_code == 2
+    assert Result("export", "images", "--no-int8", "--calibrate-on-real", "images").exit_code == 2
+    assert recipe.load_resolved(Path("runs/images/recipe.toml")).export.int8 is True
+    real = Result("export", "images", "--calibrate-on-real", "images")
+    assert real.exit_code == 0
+    assert "NOT data-free" in real.stderr
+    assert "NOT data-free" in Result("report", "images").stderr
+
+
+def test_export_of_a_student_from_elsewhere_names_what_is_missing(
+    finished: tuple[Path, Result], tmp_path: Path, monkeypatch: Any
+) -> None:
+    folder, _ = finished
+    monkeypatch.chdir(folder)
+    weights, out = tmp_path / "student.safetensors", tmp_path / "out"
+    weights.write_bytes((folder / "runs/toy/select/student.safetensors").read_bytes())
+    flags = {"--student-weights": weights, "--arch": toy.STUDENT, "--out": out}
+    for left_out in flags:
+        given = [part for flag, value in flags.items() if flag != left_out for part in (flag, value)]
+        refused = Result("export", "toy", *given)
+        assert (refused.exit_code, f"{left_out} " in refused.stderr) == (2, True)
+    everything = [part for pair in flags.items() for part in pair]
+    assert Result("export", "toy", *everything, "--calib-data", "images").exit_code == 2
+    assert Result("export", "nowhere", *everything).exit_code == 2
+    made = Result("export", "toy", *everything, "--json").json()
+    assert made["out"] == str(out)
+    assert (out / "student.int8-cpu-x86.onnx").is_file()
+    assert "already done" in Result("export", "toy", *everything).stderr

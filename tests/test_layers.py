@@ -27,7 +27,10 @@ BASE = {
 }
 ROOMS = {"models", "synthesis", "deploy"}
 LEVELS = [LOWEST, BASE, ROOMS, {"stages"}, {"pipeline"}, {"commands"}, {"cli", "cli_measure", "options"}]
-NO_STAGE = {"artefacts", "comparing", "device", "logbook", "curve", "plots", "plan", "students", "doctor"}
+NO_STAGE = {
+    *("artefacts", "clipping", "comparing", "curve", "device", "doctor", "fine_tuning", "logbook"),
+    *("onnx_files", "plan", "plots", "samples", "students"),
+}
 """Modules of stages/ that are no stage: stages may share them."""
 STAGES = {"ingest", "init", "distill", "select", "export", "bench", "eval", "report"}
 

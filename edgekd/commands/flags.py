@@ -69,12 +69,13 @@ def distill_flags(
     )
 
 
-def export_flags(int8: bool | None, target: str, uint8_input: bool | None) -> Changes:
+def export_flags(
+    int8: bool | None, target: str, uint8_input: bool | None, qat: bool | None, calibrate_on_real: str
+) -> Changes:
     """Return the recipe changes of export's flags; a flag not given keeps its value."""
-    values = _given(target=target)
-    values |= {} if int8 is None else {"int8": int8}
-    values |= {} if uint8_input is None else {"uint8_input": uint8_input}
-    return _table("export", values)
+    switches = {"int8": int8, "uint8_input": uint8_input, "qat": qat}
+    values = _given(target=target, calibrate_on_real=calibrate_on_real)
+    return _table("export", values | {name: value for name, value in switches.items() if value is not None})
 
 
 def bench_flags(runtime: str, batch: str, threads: str, seconds: float | None) -> Changes:

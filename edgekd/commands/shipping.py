@@ -2,40 +2,101 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
+from typing import Any
 
 from edgekd import console, pipeline
 from edgekd import recipe as recipe_module
 from edgekd.commands.common import Options, at_work, find_run, typed
 from edgekd.commands.flags import Changes
 from edgekd.errors import UsageError
-from edgekd.rundir import read_json
-from edgekd.stages import artefacts
+from edgekd.recipe import Recipe
+from edgekd.rundir import RunDir, read_json
+from edgekd.stages import artefacts, clipping
 from edgekd.stages import eval as evaluation
 from edgekd.stages import export as exporting
+from edgekd.stages.samples import real_images
+from edgekd.stopping import graceful
 
 
-def export(name: str, flags: Changes, options: Options) -> None:
-    """Write the ONNX files."""
+def export(name: str, flags: Changes, options: Options, *, clipping_of: Path | None = None) -> None:
+    """Write the ONNX files; with `clipping_of` say how far their INT8 ranges clip the images of that folder."""
     run = find_run(name, "select")
     with at_work(run, options) as stop:
         recipe = pipeline.adopt(run, recipe_module.with_changes(pipeline.open_recipe(run), flags), reads_teacher=False)
+        _refuse_idle_images(recipe, flags, clipping_of)
+        images = None if clipping_of is None else real_images(run, clipping_of)
         pipeline.require(run, recipe, "select")
         pipeline.advance(run, recipe, ("export",), stop=stop)
-    exporting.refuse_failures(run)
-    folder = run.stage("export")
+        exporting.refuse_failures(run)
+        clipped = None if images is None else clipping.run(run, recipe, images)
+    if clipped is not None and not options.json:
+        clipping.print_table(clipped, len(images or ()))
+    extras = {} if clipped is None else {"clipping": clipped}
+    following = f"edgekd bench {typed(run)}"
+    _close_export(run, run.stage("export"), extras, options, following, data_free=run.ledger()["data_free"])
+
+
+def elsewhere(
+    weights: Path | None, arch: str, out: Path | None, clipping_of: Path | None
+) -> exporting.Elsewhere | None:
+    """Return the student from elsewhere that the flags name, None where they name none."""
+    given = {"--student-weights FILE": weights, "--arch NAME": arch, "--out DIR": out}
+    missing = [flag for flag, value in given.items() if not value]
+    if len(missing) == len(given):
+        return None
+    if weights is None or out is None or missing:
+        raise UsageError(
+            f"a student from elsewhere needs {', '.join(given)}; {' and '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing."
+        )
+    if clipping_of is not None:
+        raise UsageError("--calib-data enters the images in the run's ledger, but --out leaves the run untouched.")
+    return exporting.Elsewhere(weights, arch, out)
+
+
+def export_elsewhere(name: str, student: exporting.Elsewhere, flags: Changes, options: Options) -> None:
+    """Write the ONNX files of a student that the run did not make; the run is only read."""
+    run = find_run(name, "select")
+    with graceful(options.max_seconds) as stop:
+        recipe = recipe_module.with_changes(pipeline.open_recipe(run), flags)
+        _refuse_idle_images(recipe, flags, None)
+        pipeline.require(run, recipe, "select")
+        pipeline.refuse_pruned(pipeline.STAGES["export"], run)
+        if not exporting.run_elsewhere(run, recipe, student, stop):
+            console.say("export   already done")
+    exporting.refuse_failures_of(student.out)
+    extras, following = {"out": str(student.out)}, f"edgekd bench {shlex.quote(str(student.out / 'student.fp32.onnx'))}"
+    _close_export(run, student.out, extras, options, following, data_free=not recipe.export.calibrates_on_real)
+
+
+def _refuse_idle_images(recipe: Recipe, flags: Changes, clipping_of: Path | None) -> None:
+    """Raise `UsageError` when real images are given for INT8 ranges and no INT8 file is made."""
+    asked = {"--calib-data": clipping_of, "--calibrate-on-real": flags.get("export", {}).get("calibrate_on_real")}
+    for flag, value in asked.items():
+        if value and not recipe.export.int8:
+            raise UsageError(f"{flag} is about the ranges of INT8 files; add --int8.")
+
+
+def _close_export(
+    run: RunDir, folder: Path, extras: dict[str, Any], options: Options, following: str, *, data_free: bool
+) -> None:
+    """Print the agreement chain, or JSON, and the closing lines of an export."""
     chain = read_json(folder / "agreement.json")["chain"]
     chain = dict(sorted(chain.items(), key=lambda item: artefacts.precision_rank(item[0].split(" -> ")[1])))
     found = sorted(folder.glob("*.onnx"), key=lambda path: artefacts.precision_rank(path.name))
     files = {path.name: path.stat().st_size for path in found}
     if options.json:
-        console.print_json({"run": run.name, "size_bytes": files, "agreement": chain})
+        shown = {"run": run.name, "size_bytes": files, "agreement": chain, "data_free": data_free}
+        console.print_json({**shown, **extras})
     else:
         shares = {link: "–" if value["share"] is None else f"{value['share']:.2%}" for link, value in chain.items()}
         rows = [(link, share, str(chain[link]["clear"])) for link, share in shares.items()]
         console.print_table(("synthetic agreement (not accuracy)", "same answer", "decided samples"), rows)
     sizes = ", ".join(f"{file} {size / 1000:.0f} kB" for file, size in files.items())
-    console.closing(f"{folder}/", sizes, f"edgekd bench {typed(run)}")
+    origin = "" if data_free else "NOT data-free, INT8 ranges are from real images; "
+    console.closing(f"{folder}/", origin + sizes, following)
 
 
 def evaluate(name: str, data: Path | None, options: Options) -> None:

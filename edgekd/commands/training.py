@@ -106,7 +106,7 @@ def run_recipe(path: Path, name: str, flags: Changes, options: Options) -> None:
         console.print_json(summary)
     else:
         reporting.print_summary(summary)
-    headline = summary["verdict"] or "no latency measured"
+    headline = reporting.caveat(summary) + (summary["verdict"] or "no latency measured")
     if evaluated is not None:
         headline = f"accuracy {evaluated['accuracy']['student']:.2%} on {evaluated['images']} images; {headline}"
     console.closing(f"{run.stage('report')}/report.html", headline, f"edgekd status {typed(run)}")
@@ -115,7 +115,10 @@ def run_recipe(path: Path, name: str, flags: Changes, options: Options) -> None:
 def _beside(recipe: Recipe, folder: Path) -> Recipe:
     """Resolve the paths in a recipe against the recipe's folder."""
     changes: Changes = {}
-    paths = (("teacher", "file"), ("student", "weights"), ("eval", "data"), ("pixels", "classes"))
+    paths = (
+        *(("teacher", "file"), ("student", "weights"), ("pixels", "classes")),
+        *(("export", "calibrate_on_real"), ("eval", "data")),
+    )
     for table, key in paths:
         value = getattr(getattr(recipe, table), key)
         if value and not Path(value).is_absolute() and (folder / value).exists():

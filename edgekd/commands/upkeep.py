@@ -57,7 +57,7 @@ def report(name: str, options: Options) -> None:
         console.print_json(summary)
     else:
         reporting.print_summary(summary)
-    headline = summary["verdict"] or "no latency measured yet"
+    headline = reporting.caveat(summary) + (summary["verdict"] or "no latency measured yet")
     console.closing(f"{run.stage('report')}/report.html", headline, f"edgekd status {typed(run)}")
 
 

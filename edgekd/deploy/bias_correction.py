@@ -33,7 +33,7 @@ def correct_bias(plan: Plan, held_out: HeldOut, batches: Batches) -> Remedy:
     before = held_out.measure(quantised, plan.flavour)
     after = held_out.measure(corrected.build(), plan.flavour)
     largest = {name: float(np.abs(error).max()) for name, error in errors.items()}
-    improved = after.loss < before.loss
+    improved = after.loss < before.loss and after.agreement.share >= before.agreement.share
     kept = corrected if improved else plan
     return Remedy("bias correction", kept, before, after, improved, {"largest_shift": largest})
 

@@ -143,8 +143,9 @@ def leave_worst_in_float(
         max_share: at most this share of the compute nodes becomes float, but one in any case; more than a
             tenth makes a file that is not really INT8.
     """
-    before = after = held_out.measure(plan.build(), plan.flavour)
-    best = plan
+    built = plan.build()
+    before = after = held_out.measure(built, plan.flavour)
+    best, size = plan, built.ByteSize()
     for count in _growing(max(1, int(len(sensitivity) * max_share))):
         if after.agreement.share >= target:
             break
@@ -153,7 +154,13 @@ def leave_worst_in_float(
         if (quality.agreement.share, -quality.loss) > (after.agreement.share, -after.loss):
             best, after = candidate, quality
     left = {node: _number(sensitivity[node]) for node in best.float_nodes if node in sensitivity}
-    return Remedy("worst layers in float", best, before, after, best is not plan, {"left_in_float": left})
+    growth = best.build().ByteSize() - size if left else 0
+    details = {
+        "sensitivity": {node: _number(loss) for node, loss in sensitivity.items()},
+        "left_in_float": left,
+        "extra_bytes": growth,
+    }
+    return Remedy("worst layers in float", best, before, after, best is not plan, details)
 
 
 def _number(loss: float) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,22 @@ from edgekd.deploy.bias_correction import correct_bias
 from edgekd.deploy.int8 import HeldOut, Plan, Quality, Remedy, choose_ranges, layer_sensitivity, leave_worst_in_float
 from edgekd.deploy.quantize import Flavour
 from edgekd.deploy.ranges import Batches, Ranges
+from edgekd.errors import GateError
+
+FINE_TUNING = "quantisation-aware fine-tuning"
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """A float32 model that was trained to bear quantisation, and its own activation ranges."""
+
+    source: ModelProto
+    ranges: Ranges
+    details: Mapping[str, Any]
+
+
+FineTune = Callable[[Plan], FineTuned]
+"""Trains the student for a plan that still misses the target; raises GateError where that fails."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +66,7 @@ def quantize_keeping_answers(
     calibration: Batches,
     *,
     target: float = 0.97,
+    fine_tune: FineTune | None = None,
 ) -> Int8Result:
     """Find an INT8 plan whose file agrees with float32 on at least `target` of the clear held-out samples.
 
@@ -59,16 +77,41 @@ def quantize_keeping_answers(
         held_out: samples that decide, disjoint from `calibration`.
         calibration: the samples that `ranges` are of, for bias correction.
         target: share of agreement.
+        fine_tune: the last remedy, none if not given.
     """
+    steps = _without_training(source, flavour, ranges, held_out, calibration, target)
+    if _missed(steps, target) and fine_tune is not None:
+        steps.append(_fine_tuned(steps[-1], fine_tune, held_out, calibration, target))
+    return Int8Result(steps[-1].plan, steps[-1].kept, target, tuple(steps))
+
+
+def _missed(steps: list[Remedy], target: float) -> bool:
+    return steps[-1].kept.agreement.share < target
+
+
+def _without_training(
+    source: Path | ModelProto, flavour: Flavour, ranges: Ranges, held_out: HeldOut, calibration: Batches, target: float
+) -> list[Remedy]:
+    """Return the choice of ranges and the remedies that change no weight but biases, as far as they are needed."""
     steps = [choose_ranges(source, flavour, ranges, held_out)]
-
-    def missed() -> bool:
-        return steps[-1].kept.agreement.share < target
-
-    if missed():
+    if _missed(steps, target):
         plan = steps[-1].plan
         sensitivity = layer_sensitivity(plan, held_out)
         steps.append(leave_worst_in_float(plan, held_out, sensitivity, target=target))
-    if missed():
+    if _missed(steps, target):
         steps.append(correct_bias(steps[-1].plan, held_out, calibration))
-    return Int8Result(steps[-1].plan, steps[-1].kept, target, tuple(steps))
+    return steps
+
+
+def _fine_tuned(last: Remedy, fine_tune: FineTune, held_out: HeldOut, calibration: Batches, target: float) -> Remedy:
+    """Fine-tune, then go the whole way again with the new network; the answers to keep are still the old one's."""
+    plan, before = last.plan, last.kept
+    try:
+        tuned = fine_tune(plan)
+        steps = _without_training(tuned.source, plan.flavour, tuned.ranges, held_out, calibration, target)
+    except GateError as error:
+        return Remedy(FINE_TUNING, plan, before, before, False, {"failed": str(error)})
+    after = steps[-1].kept
+    better = (after.agreement.share, -after.loss) > (before.agreement.share, -before.loss)
+    details = {**tuned.details, "steps": [step.to_json() for step in steps]}
+    return Remedy(FINE_TUNING, steps[-1].plan if better else plan, before, after, better, details)

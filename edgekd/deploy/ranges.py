@@ -23,6 +23,8 @@ from edgekd.errors import GateError
 
 # Gives the same batches each time it is called, N×C×H×W in the layout and type of the model's input.
 Batches = Callable[[], Iterable[NDArray[Any]]]
+# A number of samples and the values of each tensor on them.
+Observation = tuple[int, list[tuple[str, NDArray[np.float32]]]]
 
 PERCENTILES = {"p99.999": 99.999, "p99.99": 99.99, "p99.9": 99.9}
 METHODS = ("absmax", *PERCENTILES, "mse")
@@ -86,32 +88,39 @@ def collect_ranges(source: Path | ModelProto, batches: Batches, *, threads: int 
     Raises GateError if there is no batch or an activation is not finite.
     """
     probe = _Probe(read_model(source), threads)
-    low = dict.fromkeys(probe.names, np.inf)
-    high = dict.fromkeys(probe.names, -np.inf)
+    return ranges_of(lambda: probe.run(batches()))
+
+
+def ranges_of(observe: Callable[[], Iterable[Observation]]) -> Ranges:
+    """Return the candidate ranges of whatever tensors `observe` shows; it is called twice and shows the same.
+
+    Raises GateError if there is no batch or a value is not finite.
+    """
+    low: dict[str, float] = {}
+    high: dict[str, float] = {}
     samples = 0
-    for rows, values in probe.run(batches()):
+    for rows, values in observe():
         samples += rows
         for name, value in values:
-            low[name] = min(low[name], float(value.min()))
-            high[name] = max(high[name], float(value.max()))
+            low[name] = min(low.get(name, np.inf), float(value.min()))
+            high[name] = max(high.get(name, -np.inf), float(value.max()))
     if not samples:
         raise GateError("calibration got no batch, so no activation range is known.")
-    for name in probe.names:
+    for name in low:
         if not np.isfinite(low[name]) or not np.isfinite(high[name]):
             raise GateError(f"activation {name} is not finite on the calibration samples; the network is broken.")
-    histograms = {name: np.zeros(BINS, dtype=np.int64) for name in probe.names if not _flat(low[name], high[name])}
-    for _, values in probe.run(batches()):
+    histograms = {name: np.zeros(BINS, dtype=np.int64) for name in low if not _flat(low[name], high[name])}
+    for _, values in observe():
         for name, value in values:
             if name in histograms:
                 histograms[name] += np.histogram(value, BINS, (low[name], high[name]))[0]
-    tensors = {name: _candidates(histograms.get(name), low[name], high[name]) for name in probe.names}
-    return Ranges(samples, tensors)
+    return Ranges(samples, {name: _candidates(histograms.get(name), low[name], high[name]) for name in low})
 
 
-def clipping_rates(
+def clipped_values(
     source: Path | ModelProto, limits: Mapping[str, tuple[float, float]], batches: Batches, *, threads: int = 1
-) -> dict[str, float]:
-    """Return, for each tensor in `limits` (low, high), the share of its values outside on these batches."""
+) -> dict[str, tuple[int, int]]:
+    """Return, for each tensor in `limits` (low, high), how many of its values lie outside on these batches, of all."""
     probe = _Probe(read_model(source), threads, [*limits])
     outside, total = dict.fromkeys(limits, 0), dict.fromkeys(limits, 0)
     for _, values in probe.run(batches()):
@@ -119,7 +128,7 @@ def clipping_rates(
             low, high = limits[name]
             outside[name] += int(np.count_nonzero(value < low) + np.count_nonzero(value > high))
             total[name] += value.size
-    return {name: outside[name] / total[name] for name in limits if total[name]}
+    return {name: (outside[name], total[name]) for name in limits if total[name]}
 
 
 class _Probe:
@@ -138,7 +147,7 @@ class _Probe:
         self._fetched = [name for name in self.names if name not in inputs]
         self._session: onnxruntime.InferenceSession = open_session(model, threads=threads)
 
-    def run(self, batches: Iterable[NDArray[Any]]) -> Iterator[tuple[int, list[tuple[str, NDArray[np.float32]]]]]:
+    def run(self, batches: Iterable[NDArray[Any]]) -> Iterator[Observation]:
         """Yield the number of samples and the tensors of one slice of a batch after another."""
         for batch in batches:
             for start in range(0, len(batch), self._rows):

@@ -1,211 +1,205 @@
-"""Write the student as ONNX files. Each is held by a gate before it is published; INT8 is calibrated on replay.
-
-FP32 and FP16 must reproduce the student's logits (parity). INT8 must give the student's answers on held-out synthetic
-samples; below the gate its remedies run in a fixed order, and a file that still fails is not published.
-"""
+"""Publish a student as ONNX files: the run's own into export/, one from elsewhere into a folder of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import nn
 
-from edgekd import console, machine
-from edgekd.deploy import int8, onnx_export, ort_session, parity, qdq_check, quantize
-from edgekd.deploy.agreement import agreement
-from edgekd.deploy.fp16 import convert_to_fp16
-from edgekd.deploy.graph import write_model
-from edgekd.deploy.int8_chain import Int8Result, quantize_keeping_answers
-from edgekd.deploy.ranges import Batches, Ranges, collect_ranges
-from edgekd.errors import GateError, UsageError
+from edgekd import console, foreign, machine
+from edgekd.errors import GateError, InputFileError, UsageError
+from edgekd.models import initial, registry, weights
+from edgekd.realdata import RealImages
 from edgekd.recipe import ExportTable, Recipe
-from edgekd.rundir import Record, RunDir, canonical_json, write_json
-from edgekd.stages import artefacts
+from edgekd.rundir import Record, RunDir, canonical_json, digest, sha256_file
+from edgekd.stages import artefacts, onnx_files
+from edgekd.stages.samples import Samples, of_images, real_images, uint8_input
 from edgekd.stopping import Stop
 
-FLAVOURS_OF = {"cpu": ("cpu-x86", "cpu-arm"), "tensorrt": ("trt", "trt-fp16")}
-Array = NDArray[Any]
-
-
-class Samples:
-    """Synthetic samples as the exported model takes them: float32, or uint8 pixels when it normalises itself."""
-
-    def __init__(self, source: artefacts.ReplaySource, pixels: onnx_export.Normalization | None) -> None:
-        self.source, self.pixels = source, pixels
-
-    def __call__(self, purpose: str, count: int) -> list[Array]:
-        """Return the batches of a purpose; the same purpose gives the same samples."""
-        floats = (batch.numpy() for batch in self.source.batches(purpose, count))
-        return [self.pixels.to_uint8(x) if self.pixels else x for x in floats]
-
-    def as_floats(self, batches: list[Array]) -> list[NDArray[np.float32]]:
-        """Return what the student itself sees of such batches."""
-        if self.pixels is None:
-            return batches
-        mean, std = (np.array(v, np.float32)[:, None, None] for v in (self.pixels.mean, self.pixels.std))
-        return [np.asarray((x / np.float32(255) - mean) / std, np.float32) for x in batches]
+VERSION = 2
+ELSEWHERE = "export-elsewhere"
+"""The stage in the record of a student that is not the run's own."""
 
 
 def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], stop: Stop) -> None:
     """Publish export/: ONNX files, parity.json, calibration.json, agreement.json."""
-    table = recipe.export
-    threads = machine.use_threads(recipe.machine.threads)
-    description = artefacts.describe(run_dir)
-    samples = Samples(artefacts.ReplaySource(run_dir), _uint8_input(run_dir, table))
-    held_out = samples("export/held-out", table.holdout_samples)
+    images = _calibration_images(run_dir, recipe.export)
     student = artefacts.student_network(run_dir)
-    answers = _logits(student, samples.as_floats(held_out))
-    teacher = _logits(artefacts.teacher_network(run_dir, description), samples.as_floats(held_out))
-    failures: list[str] = []
-
+    job = _job(run_dir, recipe, student, inputs, inputs["select/student.safetensors"], images, stop)
+    if images is not None:
+        run_dir.note_images(images.folder.path, len(images), inputs["calibration_images"], purpose="calibration")
+        run_dir.note("data_free", False)
     with run_dir.publish("export") as (folder, record):
-        fp32, fp16 = folder / "student.fp32.onnx", folder / "student.fp16.onnx"
-        console.say("export   student.fp32.onnx, student.fp16.onnx")
-        metadata = _metadata(run_dir, inputs, description)
-        onnx_export.export_fp32(student, description.input_shape, fp32, metadata=metadata, uint8_input=samples.pixels)
-        try:
-            convert_to_fp16(fp32, fp16)
-        except GateError as error:  # a weight that float16 cannot hold
-            failures.append(str(error))
-        chain: dict[str, Any] = {"teacher -> student": _link(teacher, answers, parity.TOLERANCE_FP32)}
-        checks = {}
-        for file, tolerance in ((fp32, parity.TOLERANCE_FP32), (fp16, parity.TOLERANCE_FP16)):
-            if not file.is_file():
-                continue
-            found = ort_session.all_logits(file, held_out, threads=threads)
-            result = parity.compare_logits(answers, found, tolerance)
-            checks[file.name] = result.to_json()
-            chain[f"student -> {file.name}"] = _link(answers, found, tolerance)
-            if result.problem is not None:
-                failures.append(f"{file.name} {result.problem}")
-                file.unlink()
-        write_json(folder / "parity.json", checks)
-        tried: dict[str, Any] = {}
-        if table.int8 and fp32.is_file():
-
-            def calibration() -> Iterator[Array]:
-                return iter(samples("export/calibration", table.calibration_samples))
-
-            ranges = collect_ranges(fp32, calibration, threads=threads)
-            write_json(folder / "calibration.json", _provenance(recipe, table, samples, ranges))
-            judge = int8.HeldOut.of(fp32, lambda: iter(held_out))
-            for name in _flavours(table.target):
-                stop.raise_if_requested("export")
-                flavour = quantize.FLAVOURS[name]
-                try:
-                    found_int8, problem = _int8(folder, flavour, ranges, judge, calibration, table.min_int8_agreement)
-                except GateError as error:  # no sample that could judge it, or a weight that float16 cannot hold
-                    tried[flavour.file_name] = {"passed": False, "reason": str(error)}
-                    failures.append(f"{flavour.file_name}: {error}".rstrip("."))
-                    continue
-                chain[f"{fp32.name} -> {flavour.file_name}"] = found_int8.quality.agreement.to_json()
-                tried[flavour.file_name] = found_int8.to_json()
-                failures += [problem] if problem else []
-        write_json(folder / "agreement.json", {"synthetic_samples": len(answers), "chain": chain, "int8": tried})
-        record |= {"stage": "export", "version": 1, "key": key, "inputs": inputs}
-        record["recipe_slice"] = table.model_dump(mode="json")
-        record["notes"] = {"failures": failures}
-    first = chain["teacher -> student"]["share"]
-    if first is None:
-        console.warn(f"whether the student agrees with the teacher is unknown: {chain['teacher -> student']['reason']}")
-    elif first < 0.9:
-        console.warn(f"the student agrees with the teacher on {first:.1%} of the synthetic samples; train longer.")
-    for failure in failures:
-        console.warn(failure)
-
-
-def _link(reference: Array, found: Array, tolerance: float) -> dict[str, Any]:
-    """Return a link of the chain; where the reference is near a tie on every sample it has no share, but a reason."""
-    try:
-        return agreement(reference, found, tolerance).to_json()
-    except GateError as error:
-        numbers = {"samples": len(reference), "clear": 0, "same": 0, "tolerance": tolerance}
-        return {**numbers, "share": None, "reason": str(error)}
-
-
-def _int8(
-    folder: Path,
-    flavour: quantize.Flavour,
-    ranges: Ranges,
-    judge: int8.HeldOut,
-    calibration: Batches,
-    target: float,
-) -> tuple[Int8Result, str | None]:
-    """Write one INT8 file if it passes its gate; return what was tried, and what is wrong otherwise."""
-    console.say(f"export   {flavour.file_name}")
-    result = quantize_keeping_answers(folder / "student.fp32.onnx", flavour, ranges, judge, calibration, target=target)
-    model = result.plan.build()
-    for version in flavour.tensorrt_versions:
-        for found in qdq_check.check(model, version):
-            rule = f"breaks TensorRT {version}'s rule {found.rule} at {found.node}: {found.message}"
-            return result, f"{flavour.file_name} {rule}"
-    if not result.passed:
-        agreed = result.quality.agreement
-        return result, (
-            f"{flavour.file_name} gives the student's answer on {agreed.share:.1%} of {agreed.clear} decided samples, "
-            f"below export.min_int8_agreement = {target:.1%}"
-        )
-    write_model(model, folder / flavour.file_name)
-    return result, None
+        numbers = onnx_files.write_all(job, folder)
+        record |= {"stage": "export", "version": VERSION, "key": key, "inputs": inputs}
+        record["recipe_slice"] = recipe.export.model_dump(mode="json")
+        record["notes"] = {"failures": numbers.failures}
+    if images is None and not run_dir.ledger()["data_free"]:
+        run_dir.note("data_free", True)  # what real images had a part in has been replaced
+    onnx_files.report(numbers)
 
 
 def refuse_failures(run_dir: RunDir) -> None:
     """Raise `GateError` when a file of the published export missed its gate."""
-    record = Record.read(run_dir.stage("export"))
-    failures = [] if record is None else record.notes["failures"]
-    if failures:
-        raise GateError(
-            f"{'; '.join(failures)}. That file is not published, everything that passed is; export/agreement.json "
-            "keeps the numbers. Lower the key with --set if this is good enough for you."
+    refuse_failures_of(run_dir.stage("export"))
+
+
+def refuse_failures_of(folder: Path) -> None:
+    """Raise `GateError` when a file of an export missed its gate."""
+    record = Record.read(folder)
+    failures: list[str] = [] if record is None else record.notes["failures"]
+    if record is None or not failures:
+        return
+    remedy = ""
+    if any("min_int8_agreement" in failure for failure in failures):
+        qat = "Lower" if record.recipe_slice.get("qat") else "Fine-tune for INT8 with --qat, or lower"
+        remedy = f" {qat} the key with --set if this is good enough for you."
+    raise GateError(
+        f"{'; '.join(failures)}. That file is not published, everything that passed is; {folder}/agreement.json "
+        f"keeps the numbers.{remedy}"
+    )
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A student that was not made by the run: its weights, its architecture, and the folder its files go to."""
+
+    file: Path
+    arch: str
+    out: Path
+
+
+def run_elsewhere(run_dir: RunDir, recipe: Recipe, student: Elsewhere, stop: Stop) -> bool:
+    """Publish `student.out` with a record of its own and leave the run untouched; return False if it is done already.
+
+    Raises InputFileError if the weights do not fit, UsageError if the folder holds anything else.
+    """
+    _refuse_folder(run_dir, student.out)
+    network = _network(run_dir, student)
+    images = _calibration_images(run_dir, recipe.export)
+    inputs = {"student": sha256_file(student.file), **_hashes(run_dir)}
+    inputs |= {} if images is None else {"calibration_images": images.folder.sha256()}
+    table = {"arch": student.arch, **recipe.export.model_dump(mode="json")}
+    key = digest([ELSEWHERE, VERSION, table, recipe.seed, inputs])
+    before = Record.read(student.out)
+    if before is not None and before.key == key and before.damaged_output(student.out) is None:
+        return False
+    job = _job(run_dir, recipe, network, inputs, inputs["student"], images, stop)
+    out = student.out.resolve()
+    with RunDir(out.parent).publish(out.name) as (folder, record):
+        numbers = onnx_files.write_all(job, folder)
+        record |= {"stage": ELSEWHERE, "version": VERSION, "key": key, "inputs": inputs, "recipe_slice": table}
+        record["notes"] = {"failures": numbers.failures, "run": run_dir.name, "data_free": images is None}
+        record["notes"] |= {} if images is None else {"real_images": len(images)}
+    onnx_files.report(numbers)
+    return True
+
+
+def _refuse_folder(run_dir: RunDir, out: Path) -> None:
+    """Raise UsageError unless `out` is free, or holds what this verb made."""
+    place, inside = out.resolve(), run_dir.path.resolve()
+    if place == inside or inside in place.parents or place in inside.parents:
+        raise UsageError(f"--out {out} lies in the run, or the run in it; choose a folder of its own.")
+    if not place.exists():
+        return
+    if not place.is_dir():
+        raise UsageError(f"--out {out} is a file; choose a folder that does not exist yet.")
+    record = Record.read(place)
+    known = {"record.json", *record.outputs} if record is not None and record.stage == ELSEWHERE else set()
+    strange = sorted(path.name for path in place.iterdir() if path.name not in known)
+    if strange:
+        raise UsageError(f"--out {out} holds {strange[0]}, which is of something else; choose another folder.")
+
+
+def _network(run_dir: RunDir, student: Elsewhere) -> nn.Module:
+    """Build the network and give it all of its weights."""
+    description = artefacts.describe(run_dir)
+    shape, classes = description.input_shape, description.classes
+    foreign.require_file(student.file)
+    network = registry.build(student.arch, input_shape=shape, classes=classes, seed=0)
+    try:
+        loaded = weights.state_dict_of(foreign.read_checkpoint(student.file, trust_pickle=None))
+        found = initial.fit(network, loaded, shape)
+    except InputFileError as error:
+        raise InputFileError(f"{student.file} is no {student.arch} for this run: {error}") from error
+    if found.left_random:
+        raise InputFileError(
+            f"{student.file} is no {student.arch} for this run's {classes} classes and "
+            f"{'x'.join(map(str, shape))} images: {'; '.join(found.left_random)}."
         )
+    network.load_state_dict(dict(found.tensors), strict=False)
+    return network.eval().requires_grad_(False)
 
 
-def _logits(network: torch.nn.Module, batches: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    with torch.no_grad():
-        return np.concatenate([network(torch.from_numpy(x)).numpy() for x in batches])
+def _hashes(run_dir: RunDir) -> dict[str, str]:
+    """Return the recorded hashes of what the run lends."""
+    hashes: dict[str, str] = {}
+    for stage, folder, names in (
+        ("ingest", "teacher", ("teacher.safetensors", "teacher.json", "pixels.json")),
+        ("select", "select", ("replay.safetensors",)),
+    ):
+        record = Record.read(run_dir.stage(folder))
+        assert record is not None  # the verb asked for both
+        hashes |= {f"{stage}/{name}": record.outputs[name] for name in names}
+    return hashes
 
 
-def _uint8_input(run_dir: RunDir, table: ExportTable) -> onnx_export.Normalization | None:
-    if not table.uint8_input:
+def _calibration_images(run_dir: RunDir, table: ExportTable) -> RealImages | None:
+    if not table.calibrates_on_real:
         return None
-    pixels = artefacts.read_pixels(run_dir)
-    if pixels.mean is None or pixels.std is None:
-        raise UsageError(
-            "--uint8-input puts the normalisation into the graph, but it is unknown: set it with "
-            f"`edgekd ingest --run {run_dir.name} --normalize NAME` or --mean and --std."
-        )
-    return onnx_export.Normalization(pixels.mean, pixels.std)
+    return real_images(run_dir, Path(table.calibrate_on_real), count=table.calibration_samples)
 
 
-def _flavours(target: str) -> list[str]:
-    return [name for kind, names in FLAVOURS_OF.items() if target in (kind, "all") for name in names]
+def _job(
+    run_dir: RunDir,
+    recipe: Recipe,
+    student: nn.Module,
+    inputs: Mapping[str, str],
+    student_sha256: str,
+    images: RealImages | None,
+    stop: Stop,
+) -> onnx_files.Job:
+    threads = machine.use_threads(recipe.machine.threads)
+    teacher, description = artefacts.load_teacher(run_dir, "fp32", torch.device("cpu"))
+    samples = Samples(artefacts.ReplaySource(run_dir), uint8_input(run_dir, recipe.export))
+    if images is not None:
+        console.warn(f"INT8 ranges come from {len(images)} real images of {images.folder.path}: not data-free.")
+    return onnx_files.Job(
+        student,
+        teacher,
+        description.input_shape,
+        recipe.export,
+        recipe.seed,
+        samples,
+        _metadata(run_dir, inputs, student_sha256, description, data_free=images is None),
+        threads,
+        stop,
+        None if images is None else of_images(images, samples.pixels),
+    )
 
 
-def _metadata(run_dir: RunDir, inputs: dict[str, str], description: artefacts.Description) -> dict[str, str]:
+def _metadata(
+    run_dir: RunDir,
+    inputs: Mapping[str, str],
+    student_sha256: str,
+    description: artefacts.Description,
+    *,
+    data_free: bool,
+) -> dict[str, str]:
     """Return the ONNX metadata: what a user of the file needs and where it comes from, no path of this machine."""
     pixels = artefacts.read_pixels(run_dir)
     facts: dict[str, Any] = {
+        "data_free": data_free,
         "input_shape": list(description.input_shape),
         "mean": pixels.mean,
         "std": pixels.std,
         "class_names": pixels.class_names,
-        "student_sha256": inputs["select/student.safetensors"],
+        "student_sha256": student_sha256,
         "teacher_sha256": inputs["ingest/teacher.safetensors"],
     }
     text = {f"edgekd.{name}": canonical_json(value) for name, value in facts.items() if value is not None}
-    return {"edgekd.run": run_dir.name, "edgekd.data_free": "true", **text}
-
-
-def _provenance(recipe: Recipe, table: ExportTable, samples: Samples, ranges: Ranges) -> dict[str, Any]:
-    """Return calibration.json: where the samples come from and every candidate range."""
-    return {
-        "data_free": True,
-        "seed": recipe.seed,
-        "samples": table.calibration_samples,
-        "sources": ["generator"] + (["vae decoder"] if samples.source.decoder is not None else []),
-        "ranges": ranges.to_json(),
-    }
+    return {"edgekd.run": run_dir.name, **text}

@@ -128,6 +128,11 @@ def table(summary: dict[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
+def caveat(summary: dict[str, Any]) -> str:
+    """Return what a headline has to begin with where real images had a part in a file; empty otherwise."""
+    return "" if summary["data_free"] else "NOT data-free, INT8 ranges are from real images; "
+
+
 def print_summary(summary: dict[str, Any]) -> None:
     """Print the table of artefacts."""
     console.print_table(COLUMNS, table(summary))
@@ -206,12 +211,11 @@ th:first-child,td:first-child{text-align:left}figure{margin:1em 0}code{backgroun
 
 def page(run_dir: RunDir, summary: dict[str, Any]) -> str:
     """Return report.html: self-contained, every section with the file its numbers come from."""
-    origin = "no real image" if summary["data_free"] else "REAL IMAGES"
-    parts = [
-        f"<h1>{html.escape(summary['run'])}</h1>",
-        f"<p>Made from {origin}; real images read for numbers only: {summary['real_images_read']}"
-        " (<code>run.json</code>).</p>",
-    ]
+    count = summary["real_images_read"]
+    origin = f"Made from no real image; real images read for numbers only: {count}"
+    if not summary["data_free"]:
+        origin = f"Made from REAL IMAGES, which set INT8 ranges: NOT data-free; real images read in all: {count}"
+    parts = [f"<h1>{html.escape(summary['run'])}</h1>", f"<p>{origin} (<code>run.json</code>).</p>"]
     if summary["artefacts"]:
         files = "<code>eval/</code>, <code>export/agreement.json</code>, <code>bench/local/results.json</code>"
         parts += ["<h2>Artefacts</h2>", _html_table(COLUMNS, table(summary)), f"<p>From {files}.</p>"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,16 @@ import torch
 from command import Result
 
 import toy
+from edgekd import pipeline
 from edgekd.deploy import ort_session, qdq_check
 from edgekd.deploy.ranges import Range, Ranges
-from edgekd.errors import GateError, UsageError
-from edgekd.rundir import Record, RunDir
-from edgekd.stages import artefacts, comparing, export
+from edgekd.errors import GateError, InputFileError, UsageError
+from edgekd.models import registry
+from edgekd.recipe import with_changes
+from edgekd.rundir import Record, RunDir, sha256_file
+from edgekd.stages import artefacts, clipping, comparing, export, onnx_files, report
+from edgekd.stages.samples import Samples, kept, real_images
+from edgekd.stopping import Stop
 
 ALL = {"int8": True, "target": "all"}
 
@@ -44,7 +51,12 @@ def test_all_files_are_written_with_their_numbers(exported: RunDir) -> None:
     assert all(0 <= value["share"] <= 1 for value in chain.values())
     parity = json.loads((folder / "parity.json").read_text())
     assert all(parity[name]["passed"] for name in ("student.fp32.onnx", "student.fp16.onnx"))
+    for name, found in json.loads((folder / "agreement.json").read_text())["int8"].items():
+        rates = [found["clipping"]["overall"], *found["clipping"]["tensors"].values()]
+        assert all(0 <= rate < 0.1 for rate in rates)
+        assert (found["integer_nodes"] is None) == ("trt" in name)
     calibration = json.loads((folder / "calibration.json").read_text())
+    assert calibration["data_free"] is True
     assert calibration["sources"] == ["generator", "vae decoder"]
     assert calibration["ranges"]["samples"] == 32
 
@@ -77,14 +89,14 @@ def test_files_for_tensorrt_keep_its_rules(exported: RunDir) -> None:
 def test_poisoned_calibration_trips_the_gate_and_the_rest_is_published(
     teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = export.collect_ranges
+    real = onnx_files.collect_ranges
 
     def poisoned(*arguments: Any, **options: Any) -> Ranges:
         found = real(*arguments, **options)
         tiny = {m: Range(-1e-6, 1e-6, 1e-6) for m in next(iter(found.tensors.values()))}
         return Ranges(found.samples, dict.fromkeys(found.tensors, tiny))
 
-    monkeypatch.setattr(export, "collect_ranges", poisoned)
+    monkeypatch.setattr(onnx_files, "collect_ranges", poisoned)
     # Long enough that the student gives several answers: all alike would survive any quantisation.
     method = {"steps": 90, "student": {"lr": 0.02, "ship_average": False}}
     wanted = toy.toy_recipe(teacher_file, export={"int8": True, "min_int8_agreement": 0.97}, method=method)
@@ -101,7 +113,7 @@ def test_poisoned_calibration_trips_the_gate_and_the_rest_is_published(
 def test_a_file_that_differs_from_the_student_is_not_published(
     teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = export.convert_to_fp16
+    real = onnx_files.convert_to_fp16
 
     def wrong(source: Path, path: Path) -> Any:
         written = real(source, path)
@@ -112,7 +124,7 @@ def test_a_file_that_differs_from_the_student_is_not_published(
         onnx.save(model, path)
         return written
 
-    monkeypatch.setattr(export, "convert_to_fp16", wrong)
+    monkeypatch.setattr(onnx_files, "convert_to_fp16", wrong)
     run = toy.advance(tmp_path / "toy", toy.toy_recipe(teacher_file))
     with pytest.raises(GateError, match=r"student\.fp16\.onnx differs"):
         export.refuse_failures(run)
@@ -197,7 +209,7 @@ def test_uint8_input_takes_pixels(teacher_file: Path, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (8, *toy.SHAPE), dtype=np.uint8)
     student = artefacts.student_network(run)
     floats = (pixels.astype(np.float32) / 255 - 0.5) / 0.25
-    expected = student(export.torch.from_numpy(floats.astype(np.float32))).numpy()
+    expected = student(torch.from_numpy(floats.astype(np.float32))).numpy()
     np.testing.assert_allclose(ort_session.logits(session, pixels), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -205,3 +217,134 @@ def test_uint8_input_needs_the_normalisation(teacher_file: Path, tmp_path: Path)
     with pytest.raises(UsageError, match="--normalize"):
         toy.advance(tmp_path / "toy", toy.toy_recipe(teacher_file, export={"uint8_input": True}))
     assert Record.read(tmp_path / "toy" / "export") is None
+
+
+def test_memory_does_not_grow_with_the_number_of_calibration_samples(
+    exported: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive, most = 0, 0
+    drawn = artefacts.ReplaySource.batches
+
+    def gone(size: int) -> None:
+        nonlocal alive
+        alive -= size
+
+    def counted(*arguments: Any, **options: Any) -> Iterator[torch.Tensor]:
+        nonlocal alive, most
+        for batch in drawn(*arguments, **options):
+            alive += batch.nbytes
+            most = max(most, alive)
+            weakref.finalize(batch, gone, batch.nbytes)
+            yield batch
+            del batch
+
+    monkeypatch.setattr(artefacts.ReplaySource, "batches", counted)
+    samples = Samples(artefacts.ReplaySource(exported), None)
+    fp32 = exported.stage("export") / "student.fp32.onnx"
+    peaks = []
+    for count in (128, 1280):
+        most = 0
+        assert onnx_files.collect_ranges(fp32, samples.stream("export/calibration", count)).samples == count
+        peaks.append(most)
+    assert peaks[1] == peaks[0] <= 2 * 64 * 4 * 64
+
+
+def test_held_out_samples_beyond_a_bound_are_drawn_anew(exported: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = Samples(artefacts.ReplaySource(exported), None).stream("test", 130)
+    held = kept(samples)
+    assert [a is b for a, b in zip(held(), held(), strict=True)] == [True] * 3
+    monkeypatch.setattr("edgekd.stages.samples.KEPT_BYTES", 64 * 64 * 4)
+    drawn = kept(samples)
+    assert [a is b for a, b in zip(drawn(), drawn(), strict=True)] == [False] * 3
+    assert all(np.array_equal(a, b) for a, b in zip(drawn(), held(), strict=True))
+
+
+def test_calibrating_on_real_images_is_said_everywhere(
+    exported: RunDir, photos: Path, teacher_file: Path, tmp_path: Path
+) -> None:
+    run = RunDir(Path(shutil.copytree(exported.path, tmp_path / "toy")))
+    table = {"int8": True, "calibrate_on_real": str(photos)}
+    pixels = {"mean": [0.5], "std": [0.25]}
+    toy.advance(run.path, toy.toy_recipe(teacher_file, export=table, pixels=pixels), ("export",))
+    calibration = json.loads((run.stage("export") / "calibration.json").read_text())
+    assert (calibration["data_free"], calibration["sources"], calibration["samples"]) == (False, ["real images"], 20)
+    for name in files(run):
+        properties = {p.key: p.value for p in onnx.load(run.stage("export") / name).metadata_props}
+        assert properties["edgekd.data_free"] == "false"
+    ledger = run.ledger()
+    assert (ledger["data_free"], ledger["real_images_read"]) == (False, 20)
+    assert ledger["real_images"][-1]["for"] == "calibration"
+    summary = report.collect(run)
+    assert "Made from REAL IMAGES" in report.page(run, summary).split("</p>")[0]
+    assert report.caveat(summary).startswith("NOT data-free")
+    before = toy.fingerprint(run)
+    toy.advance(run.path, toy.toy_recipe(teacher_file, export=ALL, pixels=pixels), ("export",))
+    assert run.ledger()["data_free"] is True, "nothing that real images had a part in is left"
+    assert toy.fingerprint(run) != before
+    names = (*files(run), "calibration.json", "agreement.json", "parity.json")
+    assert all((run.stage("export") / n).read_bytes() == (exported.stage("export") / n).read_bytes() for n in names)
+
+
+def test_clipping_of_real_images_changes_no_file(exported: RunDir, photos: Path, tmp_path: Path) -> None:
+    run = RunDir(Path(shutil.copytree(exported.path, tmp_path / "toy")))
+    before = toy.fingerprint(run)
+    found = clipping.run(run, pipeline.open_recipe(run), real_images(run, photos))
+    assert toy.fingerprint(run) == before
+    assert set(found) == {name for name in files(run) if "int8" in name}
+    for rates in found.values():
+        assert set(rates["images"]["tensors"]) == set(rates["held_out"]["tensors"])
+        assert 0 < rates["images"]["overall"] < 1
+    ledger = run.ledger()
+    assert (ledger["data_free"], ledger["real_images_read"], ledger["real_images"][-1]["for"]) == (True, 20, "clipping")
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> export.Elsewhere:
+    network = registry.build(toy.ARCH, input_shape=toy.SHAPE, classes=toy.CLASSES, seed=9)
+    torch.save(network.state_dict(), tmp_path / "other.pt")
+    return export.Elsewhere(tmp_path / "other.pt", toy.ARCH, tmp_path / "out" / "files")
+
+
+def whole(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_student_from_elsewhere_gets_a_folder_of_its_own(exported: RunDir, elsewhere: export.Elsewhere) -> None:
+    before = whole(exported.path)
+    recipe = with_changes(pipeline.open_recipe(exported), {"export": {"target": "cpu"}})
+    assert export.run_elsewhere(exported, recipe, elsewhere, Stop()) is True
+    assert whole(exported.path) == before
+    record = Record.read(elsewhere.out)
+    assert record is not None
+    assert record.damaged_output(elsewhere.out) is None
+    assert record.inputs["student"] == sha256_file(elsewhere.file)
+    assert record.inputs["select/replay.safetensors"] == sha256_file(exported.path / "select" / "replay.safetensors")
+    assert {"student.fp32.onnx", "student.int8-cpu-x86.onnx", "calibration.json"} <= set(record.outputs)
+    network = registry.build(toy.ARCH, input_shape=toy.SHAPE, classes=toy.CLASSES, seed=9).eval()
+    (x,) = artefacts.ReplaySource(exported).batches("test", 16)
+    found = ort_session.logits(ort_session.open_session(elsewhere.out / "student.fp32.onnx"), x.numpy())
+    np.testing.assert_allclose(found, network(x).detach().numpy(), rtol=1e-4, atol=1e-4)
+    assert export.run_elsewhere(exported, recipe, elsewhere, Stop()) is False, "done already"
+    (elsewhere.out / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"mine\.txt"):
+        export.run_elsewhere(exported, recipe, elsewhere, Stop())
+
+
+def test_a_student_from_elsewhere_that_does_not_fit_leaves_nothing(
+    exported: RunDir, elsewhere: export.Elsewhere, tmp_path: Path
+) -> None:
+    recipe = pipeline.open_recipe(exported)
+    wider = registry.build(toy.ARCH, input_shape=toy.SHAPE, classes=7, seed=9)
+    torch.save(wider.state_dict(), tmp_path / "wider.pt")
+    for change, error, words in (
+        ({"file": tmp_path / "missing.pt"}, InputFileError, "missing"),
+        ({"file": tmp_path / "wider.pt"}, InputFileError, "4 classes"),
+        ({"arch": "lenet5"}, (InputFileError, UsageError), "lenet5|LeNet"),
+        ({"arch": "resnt8"}, UsageError, "Did you mean"),
+        ({"out": exported.stage("export")}, UsageError, "in the run"),
+        ({"out": exported.path.parent}, UsageError, "in the run|run in it"),
+        ({"out": elsewhere.file}, UsageError, "is a file"),
+    ):
+        with pytest.raises(error, match=words):
+            export.run_elsewhere(exported, recipe, replace(elsewhere, **change), Stop())
+    assert not elsewhere.out.parent.exists()

@@ -1,0 +1,68 @@
+"""Say how far the ranges of an INT8 file clip activations: too tight for what comes, and answers change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+
+from edgekd.deploy.graph import constants, read_model
+from edgekd.deploy.int8 import Plan
+from edgekd.deploy.quantize import Flavour, activation_limits
+from edgekd.deploy.ranges import CLIPPING_OPS, Batches, Ranges, clipped_values
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """The share of values outside their range, over all quantised activations and for each."""
+
+    overall: float
+    tensors: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return both."""
+        return {"overall": self.overall, "tensors": dict(self.tensors)}
+
+    def worst(self, count: int) -> list[tuple[str, float]]:
+        """Return the tensors that are clipped most."""
+        return sorted(self.tensors.items(), key=lambda pair: -pair[1])[:count]
+
+
+def clipping(plan: Plan, batches: Batches) -> Clipping:
+    """Measure how far the file of a plan clips its float32 model's activations on these batches."""
+    return clipping_of(plan.source, plan.build(), plan.flavour, plan.ranges, plan.method, batches)
+
+
+def clipping_of(
+    source: Path | ModelProto,
+    quantised: Path | ModelProto,
+    flavour: Flavour,
+    ranges: Ranges,
+    method: str,
+    batches: Batches,
+) -> Clipping:
+    """Measure how far ranges clip the activations of `source` that the file `quantised` made of it quantises."""
+    model = read_model(source)
+    limits = activation_limits(flavour, ranges, method)
+    names = quantised_activations(model, read_model(quantised), limits)
+    counts = clipped_values(model, {name: limits[name] for name in names}, batches)
+    outside, total = sum(one for one, _ in counts.values()), sum(of for _, of in counts.values())
+    return Clipping(outside / max(total, 1), {name: one / of for name, (one, of) in counts.items()})
+
+
+def quantised_activations(source: ModelProto, quantised: ModelProto, known: Iterable[str]) -> list[str]:
+    """Return the activations of `source` with a known range that `quantised` rounds, in graph order.
+
+    Where the quantiser dropped a Relu or Clip because the range does its work, the activation is what came out of it.
+    """
+    fixed, known = constants(quantised), set(known)
+    rounded = {node.input[0] for node in quantised.graph.node if node.op_type == "QuantizeLinear"} - set(fixed)
+    for node in source.graph.node:
+        if node.op_type in CLIPPING_OPS and node.input[0] in rounded and node.output[0] in known:
+            rounded.add(node.output[0])
+            rounded.discard(node.input[0])
+    tensors = [info.name for info in source.graph.input] + [name for node in source.graph.node for name in node.output]
+    return [name for name in tensors if name in rounded & known]

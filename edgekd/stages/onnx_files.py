@@ -1,0 +1,207 @@
+"""Make a student's ONNX files in a folder, each held by its gate, with the numbers that decided.
+
+FP32 and FP16 must reproduce the student's logits (parity). INT8 must give the student's answers on held-out synthetic
+samples; below the gate its remedies run in a fixed order, and a file that still fails is not written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from edgekd import console
+from edgekd.deploy import int8, onnx_export, ort_session, parity, qdq_check, quantize
+from edgekd.deploy.agreement import agreement
+from edgekd.deploy.clipping import clipping
+from edgekd.deploy.fp16 import convert_to_fp16
+from edgekd.deploy.graph import write_model
+from edgekd.deploy.int8_chain import FineTune, Int8Result, quantize_keeping_answers
+from edgekd.deploy.ranges import Batches, Ranges, collect_ranges
+from edgekd.errors import GateError
+from edgekd.recipe import ExportTable
+from edgekd.rundir import write_json
+from edgekd.stages.fine_tuning import FineTuning
+from edgekd.stages.samples import Samples, kept, logits
+from edgekd.stopping import Stop
+from edgekd.synthesis.generator import Shape
+from edgekd.synthesis.teacher import Teacher
+
+FLAVOURS_OF = {"cpu": ("cpu-x86", "cpu-arm"), "tensorrt": ("trt", "trt-fp16")}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is exported, held to which teacher, on which samples."""
+
+    student: nn.Module
+    teacher: Teacher
+    input_shape: Shape
+    table: ExportTable
+    seed: int
+    samples: Samples
+    metadata: Mapping[str, str]
+    threads: int
+    stop: Stop
+    real: Batches | None = None
+    """Real images that set INT8 ranges in place of synthetic samples."""
+
+    @property
+    def calibration(self) -> Batches:
+        """Return the samples that set INT8 ranges."""
+        synthetic = self.samples.stream("export/calibration", self.table.calibration_samples)
+        return synthetic if self.real is None else self.real
+
+    def fine_tuning(self) -> FineTune:
+        """Return the last remedy."""
+        networks = (self.student, self.teacher, self.input_shape)
+        return FineTuning(*networks, self.table, self.samples, self.calibration, self.metadata, self.stop)
+
+
+@dataclass
+class Numbers:
+    """What agreement.json keeps, and the sentences of the gates that were missed."""
+
+    synthetic_samples: int
+    chain: dict[str, Any] = field(default_factory=dict)
+    int8: dict[str, Any] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+
+def write_all(job: Job, folder: Path) -> Numbers:
+    """Write the ONNX files that pass, parity.json, agreement.json and, with INT8, calibration.json."""
+    held_out = kept(job.samples.stream("export/held-out", job.table.holdout_samples))
+    answers = logits(job.student, job.samples.as_floats(held_out()))
+    numbers = Numbers(len(answers))
+    teacher = logits(job.teacher.network, job.samples.as_floats(held_out()))
+    numbers.chain["teacher -> student"] = _link(teacher, answers, parity.TOLERANCE_FP32)
+    fp32 = folder / "student.fp32.onnx"
+    _write_floats(job, fp32, held_out, answers, numbers)
+    if job.table.int8 and fp32.is_file():
+        _write_int8(job, fp32, held_out, numbers)
+    kept_numbers = {"synthetic_samples": len(answers), "chain": numbers.chain, "int8": numbers.int8}
+    write_json(folder / "agreement.json", kept_numbers)
+    return numbers
+
+
+def report(numbers: Numbers) -> None:
+    """Print what is wrong with the files."""
+    first = numbers.chain["teacher -> student"]
+    if first["share"] is None:
+        console.warn(f"whether the student agrees with the teacher is unknown: {first['reason']}")
+    elif first["share"] < 0.9:
+        console.warn(
+            f"the student agrees with the teacher on {first['share']:.1%} of the synthetic samples; train longer."
+        )
+    for failure in numbers.failures:
+        console.warn(failure)
+
+
+def _write_floats(job: Job, fp32: Path, held_out: Batches, answers: NDArray[np.float32], numbers: Numbers) -> None:
+    """Write FP32 and FP16 where they reproduce the student, and parity.json."""
+    fp16 = fp32.with_name("student.fp16.onnx")
+    console.say(f"export   {fp32.name}, {fp16.name}")
+    onnx_export.export_fp32(job.student, job.input_shape, fp32, metadata=job.metadata, uint8_input=job.samples.pixels)
+    try:
+        convert_to_fp16(fp32, fp16)
+    except GateError as error:  # a weight that float16 cannot hold
+        numbers.failures.append(str(error))
+    checks = {}
+    for file, tolerance in ((fp32, parity.TOLERANCE_FP32), (fp16, parity.TOLERANCE_FP16)):
+        if not file.is_file():
+            continue
+        found = ort_session.all_logits(file, held_out(), threads=job.threads)
+        result = parity.compare_logits(answers, found, tolerance)
+        checks[file.name] = result.to_json()
+        numbers.chain[f"student -> {file.name}"] = _link(answers, found, tolerance)
+        if result.problem is not None:
+            numbers.failures.append(f"{file.name} {result.problem}")
+            file.unlink()
+    write_json(fp32.with_name("parity.json"), checks)
+
+
+def _link(reference: NDArray[np.float32], found: NDArray[np.float32], tolerance: float) -> dict[str, Any]:
+    """Return a link of the chain; where the reference is near a tie on every sample it has no share, but a reason."""
+    try:
+        return agreement(reference, found, tolerance).to_json()
+    except GateError as error:
+        counts = {"samples": len(reference), "clear": 0, "same": 0, "tolerance": tolerance}
+        return {**counts, "share": None, "reason": str(error)}
+
+
+def _write_int8(job: Job, fp32: Path, held_out: Batches, numbers: Numbers) -> None:
+    """Write the INT8 files that keep the student's answers, and calibration.json."""
+    ranges = collect_ranges(fp32, job.calibration, threads=job.threads)
+    judge = int8.HeldOut.of(fp32, held_out)
+    fine_tune = job.fine_tuning() if job.table.qat else None
+    own_ranges: dict[str, Any] = {}
+    for name in _flavours(job.table.target):
+        job.stop.raise_if_requested("export")
+        flavour = quantize.FLAVOURS[name]
+        console.say(f"export   {flavour.file_name}")
+        try:
+            result = quantize_keeping_answers(
+                *(fp32, flavour, ranges, judge, job.calibration),
+                target=job.table.min_int8_agreement,
+                fine_tune=fine_tune,
+            )
+        except GateError as error:  # no sample that could judge it, or a weight that float16 cannot hold
+            numbers.int8[flavour.file_name] = {"passed": False, "reason": str(error)}
+            numbers.failures.append(f"{flavour.file_name}: {error}".rstrip("."))
+            continue
+        problem = _publish(result, fp32.with_name(flavour.file_name))
+        numbers.chain[f"{fp32.name} -> {flavour.file_name}"] = result.quality.agreement.to_json()
+        numbers.int8[flavour.file_name] = {**result.to_json(), **_properties(result, held_out)}
+        numbers.failures += [problem] if problem else []
+        if result.plan.ranges is not ranges:
+            own_ranges[flavour.file_name] = result.plan.ranges.to_json()
+    provenance = _provenance(job, ranges)
+    write_json(fp32.with_name("calibration.json"), {**provenance, "fine_tuned": own_ranges})
+
+
+def _publish(result: Int8Result, path: Path) -> str | None:
+    """Write one INT8 file if it passes its gates; return what is wrong otherwise."""
+    model = result.plan.build()
+    for version in result.plan.flavour.tensorrt_versions:
+        for found in qdq_check.check(model, version):
+            rule = f"breaks TensorRT {version}'s rule {found.rule} at {found.node}: {found.message}"
+            return f"{path.name} {rule}"
+    if not result.passed:
+        agreed = result.quality.agreement
+        return (
+            f"{path.name} gives the student's answer on {agreed.share:.1%} of {agreed.clear} decided samples, "
+            f"below export.min_int8_agreement = {result.target:.1%}"
+        )
+    write_model(model, path)
+    return None
+
+
+def _properties(result: Int8Result, held_out: Batches) -> dict[str, Any]:
+    """Return how much of a file runs as integers and how far its ranges clip the held-out samples."""
+    plan = result.plan
+    share: dict[str, Any] | None = None
+    if not plan.flavour.for_tensorrt:
+        found = ort_session.integer_node_share(plan.build(), arm_rules=plan.flavour.name == "cpu-arm")
+        share = {"integer": found.integer, "total": found.total, "share": found.share}
+    return {"integer_nodes": share, "clipping": clipping(plan, held_out).to_json()}
+
+
+def _flavours(target: str) -> list[str]:
+    return [name for kind, names in FLAVOURS_OF.items() if target in (kind, "all") for name in names]
+
+
+def _provenance(job: Job, ranges: Ranges) -> dict[str, Any]:
+    """Return calibration.json: where the samples come from and every candidate range."""
+    replay = ["generator"] + (["vae decoder"] if job.samples.source.decoder is not None else [])
+    return {
+        "data_free": job.real is None,
+        "seed": job.seed,
+        "samples": ranges.samples,
+        "sources": replay if job.real is None else ["real images"],
+        "ranges": ranges.to_json(),
+    }

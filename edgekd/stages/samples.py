@@ -1,0 +1,104 @@
+"""The samples of an export, streamed in the form that the exported model takes: calibration and held-out.
+
+Memory depends on the size of a batch, not on the number of samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edgekd.deploy.onnx_export import Normalization
+from edgekd.deploy.ranges import Batches
+from edgekd.errors import UsageError
+from edgekd.realdata import RealImages, open_unlabelled
+from edgekd.recipe import ExportTable
+from edgekd.rundir import RunDir
+from edgekd.stages import artefacts
+
+Array = NDArray[Any]
+KEPT_BYTES = 64 * 2**20
+"""Samples that are read again and again stay in memory up to this size; more are drawn anew each time."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Synthetic samples as the exported model takes them: float32, or uint8 pixels when it normalises itself."""
+
+    source: artefacts.ReplaySource
+    pixels: Normalization | None
+
+    def stream(self, purpose: str, count: int) -> Batches:
+        """Return the batches of a purpose, drawn anew whenever they are read; the same purpose gives the same."""
+
+        def draw() -> Iterator[Array]:
+            return (as_input(batch, self.pixels) for batch in self.source.batches(purpose, count))
+
+        return draw
+
+    def as_floats(self, batches: Iterable[Array]) -> Iterator[NDArray[np.float32]]:
+        """Yield what the student itself sees of such batches."""
+        for batch in batches:
+            if self.pixels is None:
+                yield batch
+            else:
+                mean, std = (np.array(v, np.float32)[:, None, None] for v in (self.pixels.mean, self.pixels.std))
+                yield np.asarray((batch / np.float32(255) - mean) / std, np.float32)
+
+
+def as_input(batch: Tensor, pixels: Normalization | None) -> Array:
+    """Return normalised samples as the exported model takes them."""
+    floats: NDArray[np.float32] = batch.numpy()
+    return pixels.to_uint8(floats) if pixels else floats
+
+
+def of_images(images: RealImages, pixels: Normalization | None) -> Batches:
+    """Return real images as the exported model takes them."""
+    return lambda: (as_input(batch, pixels) for batch, _ in images.batches(64))
+
+
+def uint8_input(run_dir: RunDir, table: ExportTable) -> Normalization | None:
+    """Return the normalisation that goes into the graph, None for a float input; UsageError where it is unknown."""
+    if not table.uint8_input:
+        return None
+    pixels = artefacts.read_pixels(run_dir)
+    if pixels.mean is None or pixels.std is None:
+        raise UsageError(
+            "--uint8-input puts the normalisation into the graph, but it is unknown: set it with "
+            f"`edgekd ingest --run {run_dir.name} --normalize NAME` or --mean and --std."
+        )
+    return Normalization(pixels.mean, pixels.std)
+
+
+def kept(batches: Batches) -> Batches:
+    """Return batches that are read from memory after the first time, unless they exceed `KEPT_BYTES`."""
+    held: list[Array] = []
+    size = 0
+    for batch in batches():
+        held.append(batch)
+        size += batch.nbytes
+        if size > KEPT_BYTES:
+            return batches
+    return lambda: iter(held)
+
+
+def logits(network: nn.Module, batches: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Return the logits, N×K, of a network for normalised samples."""
+    with torch.no_grad():
+        return np.concatenate([network(torch.from_numpy(x)).numpy() for x in batches])
+
+
+def real_images(run_dir: RunDir, folder: Path, *, count: int | None = None) -> RealImages:
+    """Open images without labels, at most `count` evenly spread over the folder, for a run's input space.
+
+    Raises UsageError where the run does not know its normalisation, InputFileError where there are no images.
+    """
+    pixels, shape = artefacts.read_pixels(run_dir), artefacts.describe(run_dir).input_shape
+    return RealImages(open_unlabelled(folder, count), shape, mean=pixels.mean, std=pixels.std, cache=False)
