@@ -9,40 +9,31 @@ from typing import Annotated
 
 import typer
 
-from edgekd import __version__, cli_measure, console
+from edgekd import __version__, cli_shipping, console
 from edgekd.errors import EdgekdError
 from edgekd.options import (
     AcceptMapping,
     Arch,
     BudgetMs,
-    CalibData,
-    CalibrateOnReal,
     Classes,
     Data,
     Device,
     Fresh,
     Input,
-    Int8,
     Json,
     MaxSeconds,
     Mean,
     Normalize,
     On,
-    Out,
-    Qat,
     RemotePython,
     RunArgument,
     RunOption,
     Set,
     Std,
-    StudentArch,
-    StudentWeights,
-    Target,
     Teacher,
     Threads,
     Trtexec,
     TrustPickle,
-    Uint8Input,
     examples,
     verb,
 )
@@ -185,36 +176,9 @@ def select(run: RunArgument = "", json: Json = False) -> None:
     training.select(run, Options(json=json))
 
 
-@app.command(epilog=examples("edgekd export --int8", "edgekd export my-run --int8 --target all --qat"))
-@verb
-def export(
-    run: RunArgument = "",
-    int8: Int8 = None,
-    target: Target = "",
-    uint8_input: Uint8Input = None,
-    qat: Qat = None,
-    calib_data: CalibData = None,
-    calibrate_on_real: CalibrateOnReal = "",
-    student_weights: StudentWeights = None,
-    arch: StudentArch = "",
-    out: Out = None,
-    set_: Set = None,
-    json: Json = False,
-) -> None:
-    """Write the student as ONNX files, INT8 calibrated on replayed samples, each held by a gate."""
-    from edgekd.commands import flags as flag_tables
-    from edgekd.commands import shipping
-    from edgekd.commands.common import Options
-
-    changes = flag_tables.export_flags(int8, target, uint8_input, qat, calibrate_on_real)
-    flags, options = flag_tables.combine(changes, flag_tables.set_flags(set_)), Options(json=json)
-    other = shipping.elsewhere(student_weights, arch, out, calib_data)
-    if other is None:
-        shipping.export(run, flags, options, clipping_of=calib_data)
-    else:
-        shipping.export_elsewhere(run, other, flags, options)
-
-
+app.command(epilog=examples("edgekd export --int8", "edgekd export my-run --int8 --target all --qat"))(
+    cli_shipping.export
+)
 app.command(
     epilog=examples(
         "edgekd bench my-run --batch 1,8 --threads 1,2",
@@ -222,9 +186,9 @@ app.command(
         "edgekd bench --on user@jetson",
         "edgekd bench --import results.json",
     )
-)(cli_measure.bench)
+)(cli_shipping.bench)
 app.command(epilog=examples("edgekd bundle", "edgekd bundle my-run --output /media/usb/student.pyz"))(
-    cli_measure.bundle
+    cli_shipping.bundle
 )
 
 

@@ -26,7 +26,7 @@ BASE = {
     "stopping",
 }
 ROOMS = {"models", "synthesis", "deploy"}
-LEVELS = [LOWEST, BASE, ROOMS, {"stages"}, {"pipeline"}, {"commands"}, {"cli", "cli_measure", "options"}]
+LEVELS = [LOWEST, BASE, ROOMS, {"stages"}, {"pipeline"}, {"commands"}, {"cli", "cli_shipping", "options"}]
 NO_STAGE = {
     *("artefacts", "clipping", "comparing", "curve", "device", "doctor", "fine_tuning", "logbook"),
     *("onnx_files", "plan", "plots", "samples", "students"),

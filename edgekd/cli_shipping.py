@@ -1,4 +1,4 @@
-"""The verbs of the command line that measure; `cli` gives them their place among the others."""
+"""The verbs of the command line that ship and measure; `cli` gives them their place among the others."""
 
 from __future__ import annotations
 
@@ -7,7 +7,53 @@ from typing import Annotated
 
 import typer
 
-from edgekd.options import Json, On, RemotePython, RunArgument, Set, Trtexec, verb
+from edgekd.options import (
+    CalibData,
+    CalibrateOnReal,
+    Int8,
+    Json,
+    On,
+    Out,
+    Qat,
+    RemotePython,
+    RunArgument,
+    Set,
+    StudentArch,
+    StudentWeights,
+    Target,
+    Trtexec,
+    Uint8Input,
+    verb,
+)
+
+
+@verb
+def export(
+    run: RunArgument = "",
+    int8: Int8 = None,
+    target: Target = "",
+    uint8_input: Uint8Input = None,
+    qat: Qat = None,
+    calib_data: CalibData = None,
+    calibrate_on_real: CalibrateOnReal = "",
+    student_weights: StudentWeights = None,
+    arch: StudentArch = "",
+    out: Out = None,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Write the student as ONNX files, INT8 calibrated on replayed samples, each held by a gate."""
+    from edgekd.commands import flags as flag_tables
+    from edgekd.commands import shipping
+    from edgekd.commands.common import Options
+
+    changes = flag_tables.export_flags(int8, target, uint8_input, qat, calibrate_on_real)
+    flags, options = flag_tables.combine(changes, flag_tables.set_flags(set_)), Options(json=json)
+    other = shipping.elsewhere(student_weights, arch, out, calib_data)
+    if other is None:
+        shipping.export(run, flags, options, clipping_of=calib_data)
+    else:
+        shipping.export_elsewhere(run, other, flags, options)
 
 
 @verb
