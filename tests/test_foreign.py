@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from mutation import damage
 from torch import nn
 
 from edgekd import foreign
@@ -257,16 +258,7 @@ def test_mutated_checkpoints_load_or_are_refused(tmp_path, kind):
     for _ in range(250):
         data = bytearray(original)
         for _ in range(chance.choice((1, 1, 4, 30))):
-            at = chance.randrange(len(data))
-            how = chance.randrange(4)
-            if how == 0:
-                data[at] ^= 1 << chance.randrange(8)
-            elif how == 1:
-                data[at] = chance.randrange(256)
-            elif how == 2:
-                del data[at : at + chance.randrange(1, 20)]
-            else:
-                data[at:at] = bytes(chance.randrange(256) for _ in range(chance.randrange(1, 9)))
+            damage(data, chance.randrange(len(data)), chance)
         path.write_bytes(data)
         try:
             read_checkpoint(path)

@@ -101,9 +101,8 @@ def _run(name: str, flags: Changes, options: Options, host: Host | None, elsewhe
         else:  # a device's flags are its own: they make nothing stale here
             pipeline.require(run, changed, "export")
             runtimes = flags.get("bench", {}).get("runtime", ())
-            files = sorted(run.stage("export").glob("*.onnx"))
             results = devices.on_device(
-                host, files, changed.bench, stop, runtimes=runtimes, energy=elsewhere.energy, run=run
+                host, _exported(run), changed.bench, stop, runtimes=runtimes, energy=elsewhere.energy, run=run
             )
             place = run.stage(comparing.folder_of(host.address))
     _show({"run": run.name, **results}, options, f"{place}/results.json", f"edgekd report {typed(run)}")

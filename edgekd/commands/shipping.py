@@ -16,6 +16,7 @@ from edgekd.rundir import RunDir, read_json
 from edgekd.stages import artefacts, clipping
 from edgekd.stages import eval as evaluation
 from edgekd.stages import export as exporting
+from edgekd.stages import report as reporting
 from edgekd.stages.samples import real_images
 from edgekd.stopping import graceful
 
@@ -95,8 +96,7 @@ def _close_export(
         rows = [(link, share, str(chain[link]["clear"])) for link, share in shares.items()]
         console.print_table(("synthetic agreement (not accuracy)", "same answer", "decided samples"), rows)
     sizes = ", ".join(f"{file} {size / 1000:.0f} kB" for file, size in files.items())
-    origin = "" if data_free else "NOT data-free, INT8 ranges are from real images; "
-    console.closing(f"{folder}/", origin + sizes, following)
+    console.closing(f"{folder}/", reporting.caveat({"data_free": data_free}) + sizes, following)
 
 
 def evaluate(name: str, data: Path | None, options: Options) -> None:

@@ -26,10 +26,6 @@ class Clipping:
         """Return both."""
         return {"overall": self.overall, "tensors": dict(self.tensors)}
 
-    def worst(self, count: int) -> list[tuple[str, float]]:
-        """Return the tensors that are clipped most."""
-        return sorted(self.tensors.items(), key=lambda pair: -pair[1])[:count]
-
 
 def clipping(plan: Plan, batches: Batches) -> Clipping:
     """Measure how far the file of a plan clips its float32 model's activations on these batches."""

@@ -8,33 +8,16 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from command import Result
 from sshd import Device, device, sshd_device  # noqa: F401 - fixtures
-from typer.testing import CliRunner
 
 import toy
-from edgekd import cli, recipe
+from edgekd import recipe
 from edgekd.deploy.agent.measurement import Settings
-from edgekd.errors import EdgekdError
 from edgekd.stages import comparing, students
 from tiny_onnx import conv_net
-
-
-class Result:
-    """Exit code, stdout and stderr of one command run inside this process."""
-
-    def __init__(self, *arguments: object) -> None:
-        ran = CliRunner().invoke(cli.app, [str(a) for a in arguments])
-        self.stdout, self.stderr, self.exit_code = ran.stdout, ran.stderr, ran.exit_code
-        if isinstance(ran.exception, EdgekdError):
-            self.exit_code, self.stderr = ran.exception.exit_code, self.stderr + str(ran.exception)
-        elif ran.exception is not None and not isinstance(ran.exception, SystemExit):
-            raise ran.exception
-
-    def json(self) -> Any:
-        return json.loads(self.stdout)
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from mutation import damage
 from PIL import Image
 from torch import nn
 
@@ -357,15 +358,7 @@ def mutated_bytes(data: bytes, chance: random.Random) -> bytes:
     changed = bytearray(data)
     for _ in range(chance.choice((1, 2, 8))):
         at = chance.randrange(len(changed) if chance.random() < 0.3 else min(4096, len(changed)))
-        how = chance.randrange(4)
-        if how == 0:
-            changed[at] ^= 1 << chance.randrange(8)
-        elif how == 1:
-            changed[at] = chance.randrange(256)
-        elif how == 2:
-            del changed[at : at + chance.randrange(1, 20)]
-        else:
-            changed[at:at] = bytes(chance.randrange(256) for _ in range(chance.randrange(1, 9)))
+        damage(changed, at, chance)
     return bytes(changed)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_nets import live
 from torch import Tensor, nn
 
 from edgekd import rng
@@ -43,25 +44,15 @@ def unbalanced() -> nn.Module:
 
     That changes no answer, but leaves the other channels few of the 256 levels (arXiv 1906.04721, section 3.2).
     """
-    with rng.forked_global(0, "tests", "net"):
-        layers = [
-            part
-            for before in (3, 8, 8, 8)
-            for part in (nn.Conv2d(before, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
-        ]
-        net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).train()
-        for layer in net:
-            if isinstance(layer, nn.BatchNorm2d):
-                nn.init.uniform_(layer.weight, 0.5, 1.5)
-                nn.init.normal_(layer.bias, std=0.3)
-                layer.momentum = 0.5
-            elif isinstance(layer, nn.Linear):
-                nn.init.normal_(layer.weight, std=0.3)
-                nn.init.normal_(layer.bias, std=0.3)
-        with torch.no_grad():
-            for _ in range(4):
-                net(torch.randn(16, *SHAPE))
-    net.eval().requires_grad_(False)
+    layers = (
+        part
+        for before in (3, 8, 8, 8)
+        for part in (nn.Conv2d(before, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+    )
+    ends = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net = live(lambda: nn.Sequential(*layers, *ends, nn.Linear(8, 5)), SHAPE)
+    assert isinstance(net, nn.Sequential)
+    net.requires_grad_(False)
     (x,) = Source().batches("centre", 512, 512)
     logits, head = net(x), net[-1]
     head.weight /= logits.std(0)[:, None]

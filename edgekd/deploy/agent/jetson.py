@@ -11,6 +11,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from edgekd.deploy.agent.machine import read_text
+
 JETPACKS = {
     "35.1": "5.0.2",
     "35.2": "5.1",
@@ -37,9 +39,9 @@ def facts(root: Path = Path("/")) -> dict[str, Any] | None:
     release = root / "etc" / "nv_tegra_release"
     if not release.is_file():
         return None
-    l4t = l4t_of(_text(release))
+    l4t = l4t_of(read_text(release))
     return {
-        "board": _text(root / "proc/device-tree/model") or "n/a: no /proc/device-tree/model",
+        "board": read_text(root / "proc/device-tree/model") or "n/a: no /proc/device-tree/model",
         "l4t": l4t or "n/a: /etc/nv_tegra_release has another form",
         "jetpack": jetpack_of(l4t),
         "power_mode": power_mode(),
@@ -48,13 +50,6 @@ def facts(root: Path = Path("/")) -> dict[str, Any] | None:
         "throttle_events": throttle_events(root),
         "cooling": cooling(root),
     }
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
-    except OSError:
-        return ""
 
 
 def l4t_of(text: str) -> str | None:
@@ -90,11 +85,11 @@ def clocks(root: Path) -> dict[str, Any]:
     """Return the range the GPU's and the CPUs' clocks may move in; locked where it is a point."""
     found: dict[str, Any] = {}
     for folder in sorted((root / "sys/class/devfreq").glob("*")):
-        low, high, now = (_text(folder / name) for name in ("min_freq", "max_freq", "cur_freq"))
+        low, high, now = (read_text(folder / name) for name in ("min_freq", "max_freq", "cur_freq"))
         if ("gpu" in folder.name or "gv11b" in folder.name or "ga10b" in folder.name) and low.isdigit():
             found[folder.name] = _clock(int(low) / 1e6, int(high) / 1e6, int(now or 0) / 1e6)
     for folder in sorted((root / "sys/devices/system/cpu/cpufreq").glob("policy*")):
-        low, high, now = (_text(folder / f"scaling_{name}_freq") for name in ("min", "max", "cur"))
+        low, high, now = (read_text(folder / f"scaling_{name}_freq") for name in ("min", "max", "cur"))
         if low.isdigit():
             found[f"cpu {folder.name}"] = _clock(int(low) / 1e3, int(high) / 1e3, int(now or 0) / 1e3)
     locked = [bool(one["locked"]) for one in found.values()]
@@ -112,9 +107,9 @@ def temperatures(root: Path) -> dict[str, float] | str:
     """Return the temperature of each thermal zone that answers."""
     found = {}
     for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
-        value = _text(zone / "temp")
+        value = read_text(zone / "temp")
         if value.lstrip("-").isdigit():
-            found[_text(zone / "type") or zone.name] = int(value) / 1000
+            found[read_text(zone / "type") or zone.name] = int(value) / 1000
     return found or "n/a: no thermal zone can be read"
 
 
@@ -122,7 +117,7 @@ def throttle_events(root: Path) -> dict[str, int] | str:
     """Return the over-current events that the board has counted since boot."""
     found = {}
     for path in sorted((root / "sys/class/hwmon").glob("hwmon*/oc*_event_cnt")):
-        value = _text(path)
+        value = read_text(path)
         if value.isdigit():
             found[path.name.rpartition("_event_cnt")[0]] = int(value)
     return found or "n/a: no oc*_event_cnt under /sys/class/hwmon"
@@ -132,9 +127,9 @@ def cooling(root: Path) -> dict[str, int] | str:
     """Return the state of each cooling device that is at work (0 is at rest); a clock capped by heat is one."""
     found = {}
     for device in sorted((root / "sys/class/thermal").glob("cooling_device*")):
-        value = _text(device / "cur_state")
+        value = read_text(device / "cur_state")
         if value.isdigit():
-            found[_text(device / "type") or device.name] = int(value)
+            found[read_text(device / "type") or device.name] = int(value)
     return found or "n/a: no cooling device can be read"
 
 

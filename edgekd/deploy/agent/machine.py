@@ -12,7 +12,10 @@ import threading
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing import Self
 
 CPU_FLAGS = (
     *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "hypervisor"),
@@ -21,7 +24,7 @@ CPU_FLAGS = (
 RUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 
 
-def read_text(path: str) -> str:
+def read_text(path: str | Path) -> str:
     """Return the stripped text of a small file of /proc or /sys; empty where it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace").strip("\0\n ")
@@ -182,15 +185,15 @@ def memory_use() -> dict[str, int]:
     return {"resident": resident, "peak": peak}
 
 
-class RamWatch:
-    """The most RAM that the whole machine had in use while the context was open; a Jetson's GPU uses the same."""
+class Watch:
+    """Looks every `period_s` seconds, in a thread of its own, while the context is open."""
 
-    def __init__(self) -> None:
-        self.peak_bytes = ram_in_use()
+    def __init__(self, period_s: float) -> None:
+        self._period_s = period_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
-    def __enter__(self) -> RamWatch:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -199,10 +202,26 @@ class RamWatch:
         self._thread.join()
 
     def _follow(self) -> None:
-        while not self._stop.wait(0.05):
-            now = ram_in_use()
-            if now is not None:
-                self.peak_bytes = max(self.peak_bytes or 0, now)
+        while not self._stop.wait(self._period_s):
+            self.look()
+
+    def look(self) -> None:
+        """Note what is to be seen now."""
+        raise NotImplementedError
+
+
+class RamWatch(Watch):
+    """The most RAM that the whole machine had in use while the context was open; a Jetson's GPU uses the same."""
+
+    def __init__(self) -> None:
+        super().__init__(0.05)
+        self.peak_bytes = ram_in_use()
+
+    def look(self) -> None:
+        """Raise the peak if more is in use now."""
+        now = ram_in_use()
+        if now is not None:
+            self.peak_bytes = max(self.peak_bytes or 0, now)
 
 
 def ram_in_use() -> int | None:

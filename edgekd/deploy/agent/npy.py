@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import base64
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,5 +45,17 @@ def logits_in(reply: dict[str, Any]) -> list[list[float]]:
 def logits_reply(rows: list[list[float]]) -> dict[str, Any]:
     """Return a `logits` reply of float32 rows."""
     data = b"".join(struct.pack(f"<{len(row)}f", *row) for row in rows)
-    shape = [len(rows), len(rows[0])]
-    return {"dtype": "<f4", "shape": shape, "base64": base64.b64encode(data).decode("ascii")}
+    return array_reply("<f4", [len(rows), len(rows[0])], data)
+
+
+def array_reply(dtype: str, shape: list[int], data: bytes) -> dict[str, Any]:
+    """Return a `logits` reply of the bytes of a C-ordered array."""
+    return {"dtype": dtype, "shape": shape, "base64": base64.b64encode(data).decode("ascii")}
+
+
+def full_batches(data: bytes, image_bytes: int, batch: int) -> Iterator[tuple[bytes, int]]:
+    """Yield the images of an array in whole batches, each with how many of it count: the last image fills the last."""
+    images = [data[first : first + image_bytes] for first in range(0, len(data), image_bytes)]
+    for first in range(0, len(images), batch):
+        chunk = images[first : first + batch]
+        yield b"".join(chunk + [chunk[-1]] * (batch - len(chunk))), len(chunk)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import functools
 import json
 import os
@@ -15,6 +14,7 @@ from typing import Any
 from edgekd.deploy.agent.inputs import input_shape, noise
 from edgekd.deploy.agent.kernels import PROVIDERS
 from edgekd.deploy.agent.machine import memory_use, sha256_of
+from edgekd.deploy.agent.npy import array_reply
 from edgekd.deploy.agent.refusal import RefusedError
 from edgekd.deploy.agent.timing import timed_runs
 
@@ -161,8 +161,7 @@ class OrtModel:
         images = self.read_images(path)
         chunks = (images[first : first + self.batch] for first in range(0, len(images), self.batch))
         logits = self.numpy.concatenate([self.run({self.name: chunk})[0] for chunk in chunks])
-        data = base64.b64encode(logits.tobytes()).decode("ascii")
-        return {"dtype": logits.dtype.str, "shape": list(logits.shape), "base64": data}
+        return array_reply(logits.dtype.str, list(logits.shape), logits.tobytes())
 
     def peak_memory_bytes(self) -> int | None:
         """Return the peak memory of this process."""

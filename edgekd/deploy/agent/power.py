@@ -13,6 +13,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from edgekd.deploy.agent.machine import Watch, read_text
+
 PERIOD_S = 0.1
 TOTALS = ("VDD_IN", "POM_5V_IN")
 """Rails that feed the whole module; a board without one is summed over all its rails."""
@@ -44,26 +46,19 @@ def _channels(root: Path) -> list[tuple[str, Path, Path]]:
     """Return label, millivolts and milliamperes of each connected channel; channel 7 is a sum of others."""
     found = []
     for device in sorted((root / "sys/bus/i2c/devices").glob("*")):
-        if not _says(device / "name").startswith("ina3221"):
+        if not read_text(device / "name").startswith("ina3221"):
             continue
         for label in sorted(device.glob("hwmon/hwmon*/in*_label")):
-            number, name = label.name[2 : -len("_label")], _says(label)
+            number, name = label.name[2 : -len("_label")], read_text(label)
             volts, amperes = label.with_name(f"in{number}_input"), label.with_name(f"curr{number}_input")
             if number != "7" and name not in ("", "NC") and amperes.is_file():
                 found.append((name, volts, amperes))
     return found
 
 
-def _says(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
-    except OSError:
-        return ""
-
-
 def hwmon_watts(channels: list[tuple[str, Path, Path]]) -> dict[str, float]:
     """Return the power of each channel that answers."""
-    readings = ((name, _says(volts), _says(amperes)) for name, volts, amperes in channels)
+    readings = ((name, read_text(volts), read_text(amperes)) for name, volts, amperes in channels)
     return {name: int(v) * int(a) / 1e6 for name, v, a in readings if v.isdigit() and a.isdigit()}
 
 
@@ -94,28 +89,19 @@ def _tegrastats(tool: str) -> Source:
     return Source("tegrastats", lambda: dict(latest), close)
 
 
-class Sampler:
+class Sampler(Watch):
     """Reads a source every 0.1 s while the context is open."""
 
     def __init__(self, source: Source) -> None:
+        super().__init__(PERIOD_S)
         self.source = source
         self.samples: list[tuple[float, dict[str, float]]] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
 
-    def __enter__(self) -> Sampler:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _follow(self) -> None:
-        while not self._stop.wait(PERIOD_S):
-            watts = self.source.read()
-            if watts:
-                self.samples.append((time.time(), watts))
+    def look(self) -> None:
+        """Take a sample, if the source has one."""
+        watts = self.source.read()
+        if watts:
+            self.samples.append((time.time(), watts))
 
     def mean_watts(self, start_s: float, end_s: float) -> dict[str, float] | None:
         """Return the mean power of each rail between two Unix times; None where fewer than ten samples fell."""

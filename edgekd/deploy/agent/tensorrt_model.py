@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 import random
 import time
@@ -13,7 +12,7 @@ from typing import Any
 from edgekd.deploy.agent import tensorrt_rules as rules
 from edgekd.deploy.agent.engines import cached, engine_key
 from edgekd.deploy.agent.machine import ram_in_use
-from edgekd.deploy.agent.npy import ITEM_BYTES, logits_in, read_npy
+from edgekd.deploy.agent.npy import ITEM_BYTES, array_reply, full_batches, logits_in, read_npy
 from edgekd.deploy.agent.ort_model import model_file
 from edgekd.deploy.agent.refusal import RefusedError
 from edgekd.deploy.agent.timing import timed_runs
@@ -135,23 +134,21 @@ class TensorRTModel:
         image_bytes = ITEM_BYTES[dtype] * math.prod(shape[1:])
         if shape[1:] != self.input_shape[1:] or image_bytes * self.batch != self._sizes[self.name]:
             raise RefusedError("file", f"{path} holds {dtype} {shape}; the engine takes {self.input_shape}")
-        images = [data[first : first + image_bytes] for first in range(0, len(data), image_bytes)]
         found = b""
         row_bytes = self._sizes[self._output] // self.batch
-        for first in range(0, len(images), self.batch):
-            chunk = images[first : first + self.batch]
-            self.cuda.upload(self._addresses[self.name], b"".join(chunk + [chunk[-1]] * (self.batch - len(chunk))))
+        for images, count in full_batches(data, image_bytes, self.batch):
+            self.cuda.upload(self._addresses[self.name], images)
             self._run()
             output = self.cuda.download(self._addresses[self._output], self._sizes[self._output])
-            found += output[: len(chunk) * row_bytes]
+            found += output[: count * row_bytes]
         item = _ITEM_BYTES[self._output_type]
-        return self._reply(found, [len(images), row_bytes // item])
+        return self._reply(found, [shape[0], row_bytes // item])
 
     def _reply(self, data: bytes, shape: list[int]) -> dict[str, Any]:
         types = {"FLOAT": "<f4", "HALF": "<f2"}
         if self._output_type not in types:
             raise RefusedError("file", f"the logits of {self.path.name} are {self._output_type}, not float")
-        reply = {"dtype": types[self._output_type], "shape": shape, "base64": base64.b64encode(data).decode("ascii")}
+        reply = array_reply(types[self._output_type], shape, data)
         logits_in(reply)  # what cannot be read back is not sent
         return reply
 

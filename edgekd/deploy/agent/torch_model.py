@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import functools
 import sys
 import time
@@ -10,6 +9,7 @@ from typing import Any
 
 from edgekd.deploy.agent.inputs import noise
 from edgekd.deploy.agent.machine import memory_use
+from edgekd.deploy.agent.npy import array_reply
 from edgekd.deploy.agent.ort_model import model_file
 from edgekd.deploy.agent.refusal import RefusedError
 from edgekd.deploy.agent.timing import timed_runs
@@ -61,8 +61,7 @@ class TorchModel:
         images = self.torch.from_numpy(self.numpy.load(path, allow_pickle=False))
         pieces = [self._run(images[first : first + self.batch]) for first in range(0, len(images), self.batch)]
         logits = self.torch.cat(pieces).numpy()
-        data = base64.b64encode(logits.tobytes()).decode("ascii")
-        return {"dtype": logits.dtype.str, "shape": list(logits.shape), "base64": data}
+        return array_reply(logits.dtype.str, list(logits.shape), logits.tobytes())
 
     def peak_memory_bytes(self) -> int | None:
         """Return the peak memory of this process."""

@@ -14,7 +14,7 @@ from typing import Any
 from edgekd.deploy.agent import tensorrt_rules as rules
 from edgekd.deploy.agent.engines import cached, engine_key
 from edgekd.deploy.agent.machine import RamWatch, ram_in_use
-from edgekd.deploy.agent.npy import ITEM_BYTES, logits_reply, read_npy
+from edgekd.deploy.agent.npy import ITEM_BYTES, full_batches, logits_reply, read_npy
 from edgekd.deploy.agent.ort_model import model_file
 from edgekd.deploy.agent.refusal import RefusedError
 
@@ -146,12 +146,9 @@ class TrtexecModel:
         if shape[1:] != self.input_shape[1:]:
             raise RefusedError("file", f"{path} holds images of {shape[1:]}; the engine takes {self.input_shape[1:]}")
         image_bytes = ITEM_BYTES[dtype] * math.prod(shape[1:])
-        images = [data[first : first + image_bytes] for first in range(0, len(data), image_bytes)]
         rows: list[list[float]] = []
-        for first in range(0, len(images), self.batch):
-            chunk = images[first : first + self.batch]
-            filled = chunk + [chunk[-1]] * (self.batch - len(chunk))
-            rows += self._outputs(b"".join(filled))[: len(chunk)]
+        for images, count in full_batches(data, image_bytes, self.batch):
+            rows += self._outputs(images)[:count]
         return logits_reply(rows)
 
     def _outputs(self, images: bytes) -> list[list[float]]:
