@@ -190,11 +190,11 @@ def _flops(state: State, context: distill.Context) -> dict[str, Counter[torch.dt
         distill.generator_step(state, context)
     with FlopsByDtype() as both:
         distill.student_step(state, context)
+    if method.vae.updates == period:  # no step of the period is without an update of the VAE
+        return {"generator": _scaled(generator.flops, 1 / period), "student and replay": both.flops}
     state.step = _late(context, method.vae.updates)
     with FlopsByDtype() as student:
         distill.student_step(state, context)
-    if method.vae.updates == period:  # no step of the period is without an update of the VAE
-        return {"generator": _scaled(generator.flops, 1 / period), "student and replay": both.flops}
     learning = both.flops - student.flops
     return {
         "generator": _scaled(generator.flops, 1 / period),

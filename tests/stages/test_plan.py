@@ -87,6 +87,15 @@ def test_the_rehearsal_of_the_vae_counts_too(teacher_file: Path, ingested: RunDi
     assert flops(8) > 1.2 * flops(0)
 
 
+def test_a_period_whose_every_step_trains_the_vae_is_counted_in_two_parts(teacher_file: Path, ingested: RunDir) -> None:
+    recipe = toy.toy_recipe(teacher_file, method={"generator": {"period": 1}, "vae": {"updates": 1}})
+    parts = plan.measure(ingested, recipe, Stop()).flops_by_part
+    assert set(parts) == {"generator", "student and replay"}
+    method = {"generator": {"period": 1}, "vae": {"updates": 1}, "consolidation": {"start": 0.5}}
+    parts = plan.measure(ingested, toy.toy_recipe(teacher_file, method=method), Stop()).flops_by_part
+    assert set(parts) == {"generator", "student and replay", "consolidation"}
+
+
 def test_consolidation_counts_with_its_share_of_the_steps(teacher_file: Path, ingested: RunDir) -> None:
     def flops(start: float) -> dict[str, float]:
         method = {"consolidation": {"start": start}, "vae": {"gate": 0.0}, "replay": {"start": 0.0}}
