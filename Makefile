@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow tour lint types clean
+.PHONY: quickstart test test-slow gpu-check tour lint types clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("edgekd needs Python >= 3.11") if sys.version_info < (3, 11) else None'
@@ -22,6 +22,10 @@ test: $(VENV)/ready
 
 test-slow: $(VENV)/ready
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+
+# DATA holds cifar10/train and cifar10/test as class folders. Ten minutes at most; the same command goes on.
+gpu-check: $(VENV)/ready
+	$(BIN)/python docs/gpu.py $(DATA) runs/gpu docs/results/gpu
 
 tour: $(VENV)/ready
 	$(BIN)/python docs/tour.py README.md docs/results/tour.txt

@@ -12,8 +12,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from edgekd import recipe as recipes
 from edgekd.rundir import RunDir, read_json
 from edgekd.stages import curve
@@ -63,6 +61,8 @@ def _at(train: list[tuple[int, float]], step: int) -> float:
 
 def draw(runs: dict[str, dict[str, Any]], path: Path) -> None:
     """Draw the curves of the shipped weights over the steps."""
+    from matplotlib.figure import Figure  # not at the top: docs/gpu.py runs where there is none
+
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.add_subplot()
     for label, run in runs.items():

@@ -44,20 +44,12 @@ def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], st
     networks = replay_networks(recipe, description, state)
     draws = Draws(recipe.seed, "select", device)
     pool = balanced_pool(recipe, networks, teacher, draws, description.classes)
-    candidates: dict[str, nn.Module] = {}
-    for name in ("raw", "ema"):
-        student = artefacts.build_student(recipe, description)
-        student.load_state_dict(state["student" if name == "raw" else "student_ema"])
-        candidates[name] = student.eval()
-        if recipe.select.reestimate_batches and any(isinstance(m, nn.BatchNorm2d) for m in student.modules()):
-            mix = training_mix(recipe, networks, draws)
-            candidates[f"{name}+batchnorm"] = reestimate_batchnorm(student, mix)
-        stop.raise_if_requested("select")
-    judged = [judge(name, student, pool, teacher) for name, student in candidates.items()]
+    students = candidates(recipe, description, state, networks, stop)
+    judged = [judge(name, student, pool, teacher) for name, student in students.items()]
     chosen, reason = choose(judged, ships_average=recipe.method.student.ship_average)
     console.say(f"select   {chosen.name}: {chosen.agreement:.2%} synthetic agreement (not accuracy); {reason}")
     with run_dir.publish("select") as (folder, record):
-        checkpoint.save_tensors(candidates[chosen.name].state_dict(), folder / "student.safetensors")
+        checkpoint.save_tensors(students[chosen.name].state_dict(), folder / "student.safetensors")
         checkpoint.save_tensors(checkpoint.flatten(replay_state(networks))[0], folder / "replay.safetensors")
         write_json(
             folder / "selection.json",
@@ -71,6 +63,22 @@ def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], st
         )
         record |= {"stage": "select", "version": 1, "key": key, "inputs": inputs}
         record["recipe_slice"] = recipe.select.model_dump(mode="json")
+
+
+def candidates(
+    recipe: Recipe, description: artefacts.Description, state: dict[str, Any], networks: Networks, stop: Stop
+) -> dict[str, nn.Module]:
+    """Return the last weights, their average, and each with BatchNorm statistics re-estimated, by name."""
+    found: dict[str, nn.Module] = {}
+    for name, weights in (("raw", state["student"]), ("ema", state["student_ema"])):
+        student = artefacts.build_student(recipe, description)
+        student.load_state_dict(weights)
+        found[name] = student.eval()
+        if recipe.select.reestimate_batches and any(isinstance(m, nn.BatchNorm2d) for m in student.modules()):
+            mix = training_mix(recipe, networks, Draws(recipe.seed, "select", torch.device("cpu")))
+            found[f"{name}+batchnorm"] = reestimate_batchnorm(student, mix)
+        stop.raise_if_requested("select")
+    return found
 
 
 def final_state(run_dir: RunDir) -> dict[str, Any]:

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Make docs/results/cifar10.json: CIFAR-10 on a CPU, a public ResNet-32 -> ResNet-8, three presets at equal steps.
+#
+#   docs/cifar.sh TEACHER DATA RUNS [MINUTES]
+#
+# TEACHER is cifar10-resnet32.th of akamaster/pytorch_resnet_cifar10, DATA holds cifar10/test as class folders, RUNS is
+# a folder for runs; edgekd gets MINUTES (45) and its steps go to the others. Every command goes on where it was cut
+# off. The machine should do nothing else meanwhile. No choice depends on the test images: they are read for the curves
+# alone.
+set -euo pipefail
+teacher=$1 data=$2 runs=$3 minutes=${4:-45}
+python=${PYTHON:-.venv/bin/python}
+mkdir -p "$runs"
+
+distil() { # NAME FLAGS...
+  local name=$1
+  shift
+  "$python" -m edgekd distill "$teacher" --student resnet8 --normalize imagenet --data "$data/cifar10/test" \
+    --run "$runs/$name" "$@"
+  "$python" -m edgekd eval "$runs/$name" --data "$data/cifar10/test"
+}
+
+distil edgekd --minutes "$minutes"
+steps=$(sed -n 's/^steps = //p' "$runs/edgekd/recipe.toml")
+# The same batches and networks, so that methods are compared and not sizes.
+lean=(--set method.generator.latent=128 --set method.generator.width=32 --set method.generator.norm_eps=1e-5
+  --set method.student.batch_size=128 --set method.student.optimizer=adam --set method.student.lr=2e-3
+  --set method.vae.latent=64 --set method.vae.width=32 --set method.vae.released_encoder=false
+  --set method.vae.norm_eps=1e-5 --set method.vae.novel=64 --set method.vae.rehearsed=32
+  --set method.generator.lr=2e-3)
+for preset in pre-dfkd dfad; do
+  distil "$preset" --method "$preset" --steps "$steps" "${lean[@]}"
+done
+
+"$python" docs/collect.py docs/results/cifar10.json docs/results/cifar10.svg \
+  "edgekd=$runs/edgekd" "pre-dfkd=$runs/pre-dfkd" "dfad=$runs/dfad" \
+  --note "docs/cifar.sh TEACHER DATA RUNS $minutes; accuracies on CIFAR-10's 10,000 test images, opened for this table alone"
