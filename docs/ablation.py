@@ -70,7 +70,7 @@ def distil(options: argparse.Namespace, flags: list[str], label: str, seed: int)
     run = RunDir(options.runs / f"{label.replace(' ', '-').replace(chr(39), '')}-{seed}")
     command = [sys.executable, "-m", "edgekd", "distill", str(options.teacher), "--method", preset]
     command += ["--steps", str(options.steps), "--seed", str(seed), "--data", str(options.data), "--run", str(run.path)]
-    command += [*flags, *(word for key, text in sets.items() for word in ("--set", f"method.{key}={text}"))]
+    command += [*(word for key, text in sets.items() for word in ("--set", f"method.{key}={text}")), *flags]
     subprocess.run(command, check=True)  # noqa: S603
     if not list((run.path / "eval").glob("*.json")):
         subprocess.run([sys.executable, "-m", "edgekd", "eval", str(run.path), "--data", str(options.data)], check=True)  # noqa: S603

@@ -37,6 +37,7 @@ def facts(run: RunDir) -> dict[str, Any]:
         "environment": record["notes"]["environment"],
         "evals": evals,
         "shipped": shipped,
+        "after_minutes": {str(minutes): _after(points, train, shipped, 60 * minutes) for minutes in (3, 10, 30)},
         "points": {
             "step": [p["step"] for p in points],
             "seconds": [round(_at(train, p["step"]), 1) for p in points],
@@ -49,6 +50,12 @@ def facts(run: RunDir) -> dict[str, Any]:
 def _without_folder(evaluation: dict[str, Any]) -> dict[str, Any]:
     """Return an evaluation without the path of the images on this machine."""
     return {name: value for name, value in evaluation.items() if name != "folder"}
+
+
+def _after(points: list[dict[str, Any]], train: list[tuple[int, float]], shipped: str, seconds: float) -> float | None:
+    """Return the accuracy of the last point within so many seconds; None where the run had ended by then."""
+    within = [p[shipped] for p in points if _at(train, p["step"]) <= seconds]
+    return within[-1] if len(within) < len(points) else None
 
 
 def _at(train: list[tuple[int, float]], step: int) -> float:

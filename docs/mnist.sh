@@ -29,8 +29,8 @@ distil edgekd-30min-seed2 --minutes 30 --seed 2
 wait $!
 
 # At equal steps, with the same batches and networks, so that methods are compared and not sizes: as many as edgekd
-# manages in ten minutes, three tenths of that for the rest.
-steps=$(($(sed -n 's/^steps = //p' "$runs/edgekd-30min-seed1/recipe.toml") / 3))
+# manages in ten minutes, three tenths of that for the rest. Seed 2 was planned while seed 1 was at work.
+steps=$(($(sed -n 's/^steps = //p' "$runs/edgekd-30min-seed2/recipe.toml") / 3))
 lean=(--set method.generator.latent=128 --set method.generator.width=32 --set method.generator.norm_eps=1e-5
   --set method.student.batch_size=128 --set method.student.optimizer=adam --set method.student.lr=2e-3
   --set method.replay.batch_size=128

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from edgekd.errors import RecipeError, UsageError, did_you_mean
@@ -35,8 +35,6 @@ class TeacherTable(Table):
 
 class PixelsTable(Table):
     """How real pixels become the teacher's input. Distillation never needs it and never reads it."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
     normalize: Literal["", "imagenet", "cifar10", "cifar100", "mnist", "none"] = ""
     """A known mean and standard deviation; `none` is plain [0, 1]; empty means unknown."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from edgekd import recipe
 from edgekd.errors import RecipeError, UsageError
 from edgekd.method import GeneratorTable, HealthTable, Table
+from edgekd.models import registry
 from edgekd.recipe import Recipe
 
 RECIPES = sorted(p for p in recipe.recipes_folder().glob("*.toml"))
@@ -86,6 +91,7 @@ def test_merging_replaces_values_and_merges_tables() -> None:
         ({"method": {"generator": {"betas": [0.9]}}}, "method.generator.betas"),
         ({"method": {"generator": {"adversary_ramp": [0.5, 0.2]}}}, "method: generator.adversary_ramp must be two"),
         ({"bench": {"batch": ["a"]}}, "bench.batch.0: input should be a valid integer"),
+        ({"method": {"student": {"lr": float("inf")}}}, "method.student.lr: input should be a finite number"),
         ({"pixels": {"mean": [float("nan")]}}, "pixels.mean.0: input should be a finite number"),
         ({"bench": {"batch": []}}, "bench.batch: tuple should have at least 1 item"),
         ({"bench": {"threads": []}}, "bench.threads: tuple should have at least 1 item"),
@@ -126,10 +132,36 @@ def test_a_recipe_cannot_be_changed_in_place() -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-def test_every_shipped_recipe_loads_and_its_teacher_is_there(path: Path) -> None:
+def test_every_shipped_recipe_loads_and_its_teacher_is_there_or_said_how_to_make(path: Path) -> None:
     found = recipe.load(path)
-    assert (path.parent / found.teacher.file).is_file()
+    if not (path.parent / found.teacher.file).is_file():
+        assert f"train_teacher.py {path.stem}/train {found.teacher.file} --arch" in path.read_text(encoding="utf-8")
     assert recipe.load_any(path) == found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "arch", "shape", "classes"),
+    [
+        ("mnist", "lenet5", (1, 32, 32), 10),
+        ("cifar10", "resnet34", (3, 32, 32), 10),
+        ("cifar100", "resnet34", (3, 32, 32), 100),
+        ("tiny-imagenet", "resnet34", (3, 64, 64), 200),
+    ],
+)
+def test_the_recipe_of_a_data_set_runs_at_toy_length(
+    name: str, arch: str, shape: tuple[int, int, int], classes: int, tmp_path: Path
+) -> None:
+    path = recipe.recipes_folder() / f"{name}.toml"
+    network = registry.build(arch, input_shape=shape, classes=classes, seed=1)
+    torch.save(network.state_dict(), tmp_path / recipe.load(path).teacher.file)
+    shutil.copyfile(path, tmp_path / path.name)
+    sizes = ("method.steps=2", "method.student.batch_size=8", "method.replay.batch_size=4", "method.vae.novel=4")
+    sizes = (*sizes, "method.vae.rehearsed=2", "select.samples=64", "select.reestimate_batches=1", "export.int8=false")
+    command = [sys.executable, "-m", "edgekd", "run", path.name, *(f"--set={size}" for size in sizes)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / name / "export" / "student.fp32.onnx").is_file()
 
 
 def test_the_shipped_presets_are_those_of_the_design() -> None:

@@ -1,0 +1,79 @@
+"""Measure what safety costs a run: overhead.py OUT.json TEACHER RUNS --steps N [--rounds R] FLAGS...
+
+Three kinds of the same distillation, in turn, in every round:
+
+    bare      checkpoints at step 0 and at the end alone
+    safe      checkpoints as by default
+    stopped   as by default, stopped by --max-seconds half-way and continued
+
+FLAGS go to every `edgekd distill`. Of `bare` and `safe` the training alone is timed (`seconds` of events.jsonl); what a
+stop costs is the time of both commands less that of one `safe` command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from edgekd.rundir import RunDir
+
+STOPPED_EARLY = 8
+
+
+def timed(command: list[str], expected: int = 0) -> float:
+    """Run a command; return its wall-clock seconds."""
+    start = time.perf_counter()
+    done = subprocess.run(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)  # noqa: S603
+    if done.returncode != expected:
+        sys.exit(f"{' '.join(command)} ended with exit code {done.returncode}, not {expected}")
+    return time.perf_counter() - start
+
+
+def trained_s(run: Path) -> float:
+    """Return the seconds of training that a run has logged."""
+    return float(RunDir(run).events("train")[-1]["seconds"])
+
+
+def main() -> None:
+    """Run every kind and write the medians."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("teacher", type=Path)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    options, flags = parser.parse_known_args()
+    distil = [sys.executable, "-m", "edgekd", "distill", str(options.teacher), "--steps", str(options.steps), *flags]
+    rounds: list[dict[str, float]] = []
+    for _ in range(options.rounds):
+        shutil.rmtree(options.runs, ignore_errors=True)
+        row: dict[str, float] = {}
+        bare = ["--run", str(options.runs / "bare"), "--set", f"checkpoint_period={options.steps}"]
+        timed([*distil, *bare])
+        row["bare_training_s"] = trained_s(options.runs / "bare")
+        row["safe_command_s"] = timed([*distil, "--run", str(options.runs / "safe")])
+        row["safe_training_s"] = trained_s(options.runs / "safe")
+        half = str(round(row["safe_command_s"] / 2))
+        stopped = [*distil, "--run", str(options.runs / "stopped")]
+        row["stopped_commands_s"] = timed([*stopped, "--max-seconds", half], STOPPED_EARLY) + timed(stopped)
+        rounds.append(row)
+    median = {name: statistics.median(row[name] for row in rounds) for name in rounds[0]}
+    result = {
+        "steps": options.steps,
+        "flags": flags,
+        "rounds": rounds,
+        "median": median,
+        "checkpoints_share": median["safe_training_s"] / median["bare_training_s"] - 1,
+        "stop_and_resume_s": median["stopped_commands_s"] - median["safe_command_s"],
+    }
+    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
