@@ -1,7 +1,8 @@
-"""Bring finished runs into docs/results: python docs/collect.py OUT.json OUT.svg LABEL=RUN... [--note TEXT].
+"""Bring runs into docs/results: python docs/collect.py OUT.json [OUT.svg] LABEL=RUN... [--note TEXT].
 
-The JSON holds, per run, the method's differences from the default, seconds, the whole accuracy curve with its
-statistics, the accuracy of the shipped student on each `eval`, replay_bytes and the machine. The SVG shows the curves.
+The JSON holds, per run, the method's differences from its preset, seconds, the whole accuracy curve with its
+statistics, the accuracy of the shipped student on each `eval`, replay_bytes and the machine. The SVG shows the curves;
+without one the JSON leaves out their points.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import recipe as recipes
-from edgekd.rundir import RunDir, read_json
+from edgekd.rundir import Record, RunDir, read_json
 from edgekd.stages import curve
 
 
@@ -22,7 +23,7 @@ def facts(run: RunDir) -> dict[str, Any]:
     recipe = recipes.load_resolved(run.recipe_file)
     preset = recipes.parse({"method": {"preset": recipe.method.preset}}, origin="the preset")
     summary = curve.summary(run)
-    record = read_json(run.stage("distill") / "record.json")
+    record = Record.read(run.stage("distill"))
     shipped = "ema" if recipe.method.student.ship_average else "raw"
     points = run.events("accuracy")
     train = [(0, 0.0), *((e["step"], e["seconds"]) for e in run.events("train"))]
@@ -34,7 +35,7 @@ def facts(run: RunDir) -> dict[str, Any]:
         "seed": recipe.seed,
         **{name: summary[name] for name in ("steps", "seconds", "curve", "curve_other")},
         **summary["health"],
-        "environment": record["notes"]["environment"],
+        "environment": record.notes["environment"] if record else "not finished",
         "evals": evals,
         "shipped": shipped,
         "after_minutes": {str(minutes): _after(points, train, shipped, 60 * minutes) for minutes in (3, 10, 30)},
@@ -90,14 +91,19 @@ def main(arguments: list[str]) -> None:
         place = arguments.index("--note")
         note = arguments[place + 1]
         arguments = arguments[:place] + arguments[place + 2 :]
-    out, picture, *named = arguments
+    out, *named = arguments
+    picture = named.pop(0) if named[0].endswith(".svg") else None
     folders = dict(item.split("=", 1) for item in named)
     runs = {label: facts(RunDir(Path(folder))) for label, folder in folders.items()}
+    if picture:
+        draw(runs, Path(picture))
+    else:
+        for run in runs.values():
+            del run["points"]
     Path(out).write_text(json.dumps({"note": note, "runs": runs}, indent=1) + "\n", encoding="utf-8")
-    draw(runs, Path(picture))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 4:
+    if len(sys.argv) < 3:
         sys.exit(__doc__)
     main(sys.argv[1:])
