@@ -38,6 +38,7 @@ def facts(run: RunDir) -> dict[str, Any]:
         "environment": record.notes["environment"] if record else "not finished",
         "evals": evals,
         "shipped": shipped,
+        "sd_second_half": curve.statistics([p[shipped] for p in points[len(points) // 2 :]])["sd"],
         "after_minutes": {str(minutes): _after(points, train, shipped, 60 * minutes) for minutes in (3, 10, 30)},
         "points": {
             "step": [p["step"] for p in points],

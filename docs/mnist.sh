@@ -23,28 +23,32 @@ distil() { # NAME FLAGS...
   "$python" -m edgekd eval "$runs/$name" --data "$data/mnist/test"
 }
 
-# Two runs at a time on two cores, one thread each.
-distil edgekd-30min-seed1 --minutes 30 --seed 1 &
-distil edgekd-30min-seed2 --minutes 30 --seed 2
-wait $!
-
 # At equal steps, with the same batches and networks, so that methods are compared and not sizes: as many as edgekd
-# manages in ten minutes, three tenths of that for the rest. Seed 2 was planned while seed 1 was at work.
-steps=$(($(sed -n 's/^steps = //p' "$runs/edgekd-30min-seed2/recipe.toml") / 3))
+# manages in ten minutes, three tenths of that for the rest.
 lean=(--set method.generator.latent=128 --set method.generator.width=32 --set method.generator.norm_eps=1e-5
   --set method.student.batch_size=128 --set method.student.optimizer=adam --set method.student.lr=2e-3
   --set method.replay.batch_size=128
   --set method.vae.latent=64 --set method.vae.width=32 --set method.vae.released_encoder=false
   --set method.vae.norm_eps=1e-5 --set method.vae.novel=64 --set method.vae.rehearsed=32)
 equal() { # PRESET MINUTES
-  distil "$1-$2min" --method "$1" --steps $((steps * $2 / 10)) "${lean[@]}"
+  local steps sets=()
+  steps=$(sed -n 's/^steps = //p' "$runs/edgekd-30min-seed2/recipe.toml")
+  test "$1" = edgekd || sets=("${lean[@]}")
+  distil "$1-$2min" --method "$1" --steps $((steps * $2 / 30)) "${sets[@]}"
 }
-distil edgekd-10min --steps "$steps" &
+
+# Two runs at a time on two cores, one thread each.
+{
+  distil edgekd-30min-seed1 --minutes 30 --seed 1
+  equal edgekd 10
+  equal edgekd 3
+  equal dafl 3
+} &
+distil edgekd-30min-seed2 --minutes 30 --seed 2
 equal pre-dfkd 10
-wait $!
-equal dfad 10 &
-distil edgekd-3min --steps $((steps * 3 / 10))
-for preset in dafl memory-bank pre-dfkd-released; do equal "$preset" 3; done
+equal dfad 10
+equal memory-bank 3
+equal pre-dfkd-released 3
 wait $!
 
 labelled=()
