@@ -2,7 +2,7 @@
 
 The JSON holds, per run, the method's differences from its preset, seconds, the whole accuracy curve with its
 statistics, the accuracy of the shipped student on each `eval`, replay_bytes and the machine. The SVG shows the curves;
-without one the JSON leaves out their points.
+without one the JSON leaves out their points. Printed is a table in Markdown.
 """
 
 from __future__ import annotations
@@ -85,6 +85,20 @@ def draw(runs: dict[str, dict[str, Any]], path: Path) -> None:
     figure.savefig(path, format="svg", metadata={"Date": None})
 
 
+def table(runs: dict[str, dict[str, Any]]) -> str:
+    """Return the figures of the curves of the shipped weights as Markdown, accuracies in %."""
+    names = ("mean", "sd", "variance", "max", "final", "regret")
+    rows = [["run", "steps", "seconds", *names, "replay_bytes", "as uint8 images"]]
+    for label, run in runs.items():
+        curve = run["curve"]
+        scales = (100, 100, 100**2, 100, 100, 100)
+        figures = [f"{scale * curve[name]:.2f}" for name, scale in zip(names, scales, strict=True)]
+        memory = [str(run.get(name, "–")) for name in ("replay_bytes", "replay_bytes_as_uint8_images")]
+        rows.append([label, str(run["steps"]), f"{run['seconds']:.0f}", *figures, *memory])
+    rows.insert(1, ["---"] * len(rows[0]))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def main(arguments: list[str]) -> None:
     """Write both files."""
     note = ""
@@ -101,6 +115,7 @@ def main(arguments: list[str]) -> None:
     else:
         for run in runs.values():
             del run["points"]
+    print(table(runs))  # noqa: T201
     Path(out).write_text(json.dumps({"note": note, "runs": runs}, indent=1) + "\n", encoding="utf-8")
 
 
