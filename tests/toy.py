@@ -44,8 +44,15 @@ def toy_recipe(teacher: Path, **changes: Any) -> Recipe:
     method = {  # also what the preset may change with the next measurement
         "steps": 12,
         "generator": {
-            **{"latent": 8, "width": 8, "period": 3, "reinit_period": 2, "reinit_until": 0.5, "warmup": 1},
-            **{"lr": 2e-3, "adversary": 0.3, "adversary_ramp": [0.0, 0.03]},
+            "latent": 8,
+            "width": 8,
+            "period": 3,
+            "reinit_period": 2,
+            "reinit_until": 0.5,
+            "warmup": 1,
+            "lr": 2e-3,
+            "adversary": 0.3,
+            "adversary_ramp": [0.0, 0.03],
         },
         "student": {"batch_size": 16, "lr": 2e-3},
         "replay": {"batch_size": 8, "start": 0.0},
