@@ -23,14 +23,14 @@ from edgekd.rundir import RunDir
 
 OURS, PAPER = "edgekd", "pre-dfkd"
 INGREDIENTS = {
-    "a live adversary": (
+    "a generator unopposed and moved every step": (
         *("generator.gap", "generator.detach_teacher", "generator.adversary", "generator.adversary_ramp"),
         "generator.period",
         "vae.updates",
     ),
     "the teacher's BatchNorm statistics": ("generator.batchnorm", "generator.image_moments", "vae.image_moments"),
     "class balance in nats": ("generator.balance",),
-    "a slower generator": ("generator.lr", "generator.betas", "generator.schedule"),
+    "the generator's momentum": ("generator.lr", "generator.betas", "generator.schedule"),
     "Adam for the student": ("student.optimizer", "student.lr", "student.schedule", "student.weight_decay"),
     "the averaged student": ("student.ship_average", "student.ema_decay"),
     "revived ReLUs": ("student.revive",),
@@ -72,8 +72,6 @@ def distil(options: argparse.Namespace, flags: list[str], label: str, seed: int)
     command += ["--steps", str(options.steps), "--seed", str(seed), "--data", str(options.data), "--run", str(run.path)]
     command += [*(word for key, text in sets.items() for word in ("--set", f"method.{key}={text}")), *flags]
     subprocess.run(command, check=True)  # noqa: S603
-    if not list((run.path / "eval").glob("*.json")):
-        subprocess.run([sys.executable, "-m", "edgekd", "eval", str(run.path), "--data", str(options.data)], check=True)  # noqa: S603
     return collect.facts(run)
 
 

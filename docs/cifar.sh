@@ -22,11 +22,7 @@ distil() { # NAME FLAGS...
 
 distil edgekd --minutes "$minutes"
 steps=$(sed -n 's/^steps = //p' "$runs/edgekd/recipe.toml")
-# The same batches and networks, so that methods are compared and not sizes; optimisers are each method's own.
-lean=(--set method.generator.latent=128 --set method.generator.width=32 --set method.generator.norm_eps=1e-5
-  --set method.student.batch_size=128 --set method.replay.batch_size=128
-  --set method.vae.latent=64 --set method.vae.width=32 --set method.vae.released_encoder=false
-  --set method.vae.norm_eps=1e-5 --set method.vae.novel=64 --set method.vae.rehearsed=32)
+source docs/lean.sh
 for preset in pre-dfkd dfad; do
   distil "$preset" --method "$preset" --steps "$steps" "${lean[@]}"
 done

@@ -88,13 +88,13 @@ def draw(runs: dict[str, dict[str, Any]], path: Path) -> None:
 def table(runs: dict[str, dict[str, Any]]) -> str:
     """Return the figures of the curves of the shipped weights as Markdown, accuracies in %."""
     names = ("mean", "sd", "variance", "max", "final", "regret")
-    rows = [["run", "steps", "seconds", *names, "replay_bytes", "as uint8 images"]]
+    rows = [["run", "seed", "steps", "seconds", *names, "replay_bytes", "as uint8 images"]]
     for label, run in runs.items():
         curve = run["curve"]
         scales = (100, 100, 100**2, 100, 100, 100)
         figures = [f"{scale * curve[name]:.2f}" for name, scale in zip(names, scales, strict=True)]
         memory = [str(run.get(name, "–")) for name in ("replay_bytes", "replay_bytes_as_uint8_images")]
-        rows.append([label, str(run["steps"]), f"{run['seconds']:.0f}", *figures, *memory])
+        rows.append([label, str(run["seed"]), str(run["steps"]), f"{run['seconds']:.0f}", *figures, *memory])
     rows.insert(1, ["---"] * len(rows[0]))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

@@ -1,7 +1,7 @@
 """Measure on a GPU what a CPU cannot: gpu.py DATA RUNS OUT [--max-seconds S] [--toy].
 
 DATA holds cifar10/train and cifar10/test as class folders; RUNS is a folder for teachers and runs; OUT gets a file
-for each pair and one of plans. Teachers are trained on the spot by recipes/train_teacher.py. Every part that is there
+for each pair. Teachers are trained on the spot by recipes/train_teacher.py. Every part that is there
 already is kept, so the same command goes on where its time ran out. `--toy` runs each part at toy length, on any
 machine, to see that it works; its numbers mean nothing and say so.
 """
@@ -19,10 +19,9 @@ from typing import Any
 
 import collect
 
-from edgekd.recipe import load_resolved
+from edgekd.errors import StoppedEarly
 from edgekd.rundir import RunDir, write_json
 
-STOPPED_EARLY = 8
 PIXELS = ("--input", "3x32x32", "--mean", "0.4914,0.4822,0.4465", "--std", "0.2470,0.2435,0.2616")
 PRESETS = ("edgekd", "pre-dfkd")
 SIZES = (
@@ -80,7 +79,7 @@ class Bench:
         command = [sys.executable, "-m", "edgekd", *map(str, arguments)]
         self.left_s()
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
-        if done.returncode == STOPPED_EARLY:
+        if done.returncode == StoppedEarly.exit_code:
             raise OutOfTimeError
         if done.returncode:
             sys.exit(f"{' '.join(command)} ended with exit code {done.returncode}")
@@ -105,9 +104,8 @@ class Bench:
     def plan(self, pair: Pair, batch: int) -> dict[str, Any]:
         """Return the measured cost of a step at a batch size, utilisation and memory included."""
         flags = self.flags(pair, "edgekd", {**BATCHES, "student.batch_size": batch})
-        printed = self.edgekd(
-            "distill", self.teacher(pair.teacher), *flags, "--dry-run", "--json", "--run", self.runs / "plan"
-        )
+        folder = self.runs / f"{pair.name}-plan-{batch}"
+        printed = self.edgekd("distill", self.teacher(pair.teacher), *flags, "--dry-run", "--json", "--run", folder)
         plan: dict[str, Any] = json.loads(printed)
         return {"batch_size": batch, **plan}
 
@@ -115,6 +113,7 @@ class Bench:
         """Return the flags of a distillation."""
         sizes = dict.fromkeys(batches, 8) if self.toy else batches
         sets = [*SIZES, *(f"method.{name}={size}" for name, size in sizes.items())]
+        sets += ["select.samples=64", "select.reestimate_batches=1"] if self.toy else []
         steps = 4 if self.toy else pair.steps
         flags = [*PIXELS, "--student", pair.student, "--method", preset, "--steps", str(steps)]
         return [*flags, *(word for value in sets for word in ("--set", value))]
@@ -129,21 +128,15 @@ class Bench:
             self.edgekd("eval", run.path, "--data", test)
         return run
 
-    def write(self, name: str, content: dict[str, Any]) -> None:
-        """Write a file of results."""
-        write_json(self.out / f"{name}.json", {"toy": self.toy, **content})
-        print(f"wrote {self.out / name}.json")  # noqa: T201
-
     def run(self) -> None:
         """Do what is missing."""
         for pair in PAIRS:
-            for preset in PRESETS:
-                self.distil(pair, preset)
-            runs = {preset: RunDir(self.runs / f"{pair.name}-{preset}") for preset in PRESETS}
-            seed = load_resolved(runs["edgekd"].recipe_file).seed
-            plans = [self.plan(pair, batch) for batch in (256, 1024)]
-            facts = {preset: collect.facts(run) for preset, run in runs.items()}
-            self.write(pair.name, {"seed": seed, "plans": plans, "runs": facts})
+            out = self.out / f"{pair.name}.json"
+            if not out.is_file():
+                runs = {preset: collect.facts(self.distil(pair, preset)) for preset in PRESETS}
+                plans = [self.plan(pair, batch) for batch in (256, 1024)]
+                write_json(out, {"toy": self.toy, "plans": plans, "runs": runs})
+                print(f"wrote {out}")  # noqa: T201
 
 
 def main() -> None:

@@ -23,12 +23,8 @@ distil() { # NAME FLAGS...
   "$python" -m edgekd eval "$runs/$name" --data "$data/mnist/test"
 }
 
-# At equal steps, with the same batches and networks, so that methods are compared and not sizes: as many as edgekd
-# manages in ten minutes, three tenths of that for the rest. Losses, optimisers and learning rates are each method's own.
-lean=(--set method.generator.latent=128 --set method.generator.width=32 --set method.generator.norm_eps=1e-5
-  --set method.student.batch_size=128 --set method.replay.batch_size=128
-  --set method.vae.latent=64 --set method.vae.width=32 --set method.vae.released_encoder=false
-  --set method.vae.norm_eps=1e-5 --set method.vae.novel=64 --set method.vae.rehearsed=32)
+# At equal steps: as many as edgekd manages in ten minutes, three tenths of that for the rest.
+source docs/lean.sh
 equal() { # PRESET MINUTES
   local steps sets=()
   steps=$(sed -n 's/^steps = //p' "$runs/edgekd-30min-seed2/recipe.toml")

@@ -21,9 +21,8 @@ import sys
 import time
 from pathlib import Path
 
+from edgekd.errors import StoppedEarly
 from edgekd.rundir import RunDir
-
-STOPPED_EARLY = 8
 
 
 def timed(command: list[str], expected: int = 0) -> float:
@@ -61,7 +60,7 @@ def main() -> None:
         row["safe_training_s"] = trained_s(options.runs / "safe")
         half = str(round(row["safe_command_s"] / 2))
         stopped = [*distil, "--run", str(options.runs / "stopped")]
-        row["stopped_commands_s"] = timed([*stopped, "--max-seconds", half], STOPPED_EARLY) + timed(stopped)
+        row["stopped_commands_s"] = timed([*stopped, "--max-seconds", half], StoppedEarly.exit_code) + timed(stopped)
         rounds.append(row)
     median = {name: statistics.median(row[name] for row in rounds) for name in rounds[0]}
     result = {

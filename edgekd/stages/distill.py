@@ -2,7 +2,7 @@
 
 build networks, restore the newest checkpoint
 while steps are left:
-    every `period` steps: the generator learns to show what the student does not know yet
+    every `period` steps: the generator learns to show what the teacher is sure of, or what the student does not know
     the student learns the teacher's answers on novel images and on replayed ones
     the first steps of a period: the VAE learns the novel images and rehearses its own
     now and then: checkpoint, metrics, accuracy points

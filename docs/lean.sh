@@ -1,0 +1,7 @@
+# Sourced by mnist.sh and cifar.sh: the batches and networks of `edgekd` for every preset, so that methods are compared
+# and not sizes. Losses, optimisers and learning rates stay each method's own.
+# shellcheck shell=bash disable=SC2034
+lean=(--set method.generator.latent=128 --set method.generator.width=32 --set method.generator.norm_eps=1e-5
+  --set method.student.batch_size=128 --set method.replay.batch_size=128
+  --set method.vae.latent=64 --set method.vae.width=32 --set method.vae.released_encoder=false
+  --set method.vae.norm_eps=1e-5 --set method.vae.novel=64 --set method.vae.rehearsed=32)
