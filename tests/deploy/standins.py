@@ -167,6 +167,13 @@ class Strict:
         raise AttributeError(f"{self._about[0]}.{name} is not to be set")
 
 
+class Network(Strict):
+    """A network whose length is its number of layers, as in the bindings: a new one is falsy."""
+
+    def __len__(self) -> int:
+        return 0
+
+
 def tensorrt(release: str) -> SimpleNamespace:
     """Return a tensorrt module of this release; `asked` holds the flags that were set."""
     enums = {
@@ -194,7 +201,7 @@ def tensorrt(release: str) -> SimpleNamespace:
             asked.extend(f"network {one.name}" for one in known if flags >> int(one) & 1)
             if release.startswith("8"):
                 assert flags & 1 << int(known.EXPLICIT_BATCH), "TensorRT 8 reads ONNX with an explicit batch only"
-            return strict("INetworkDefinition")
+            return Network("INetworkDefinition", release)
 
         def create_builder_config() -> Strict:
             return strict(

@@ -50,7 +50,7 @@ class TensorRTModel:
         self.first_inference_ms = 1000 * (time.perf_counter() - begin)
 
     def _made(self, value: Any, what: str) -> Any:
-        if not value:
+        if value is None or value is False:  # a new network has no layers yet and is falsy
             message = f"TensorRT {self.runtime_version} could not {what} of {self.path.name}"
             raise RefusedError("machine", message)
         return value
