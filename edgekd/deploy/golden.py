@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,13 @@ class Signature:
     name: str
     dtype: str
     image_shape: tuple[int, ...]
-    batch: int | None
-    """None: any."""
+    declared: tuple[int | None, ...]
+    """The whole shape as the file has it, None where it is open."""
+
+    @property
+    def batch(self) -> int | None:
+        """Return the batch of the file, None for any."""
+        return self.declared[0]
 
 
 def signature(file: Path, image_shape: tuple[int, ...] | None = None) -> Signature:
@@ -40,7 +45,7 @@ def signature(file: Path, image_shape: tuple[int, ...] | None = None) -> Signatu
 
     Raises:
         InputFileError: it is no ONNX file, has not one image input, or keeps its weights in another file.
-        UsageError: the image size is open and not given.
+        UsageError: the image size is open and not given, or not the given one.
     """
     try:
         model = onnx.load(str(file), load_external_data=False)
@@ -55,19 +60,26 @@ def signature(file: Path, image_shape: tuple[int, ...] | None = None) -> Signatu
     inputs = [value for value in model.graph.input if value.name not in known]
     if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type not in _TYPES:
         raise InputFileError(f"{file} must have one float32 or uint8 image input to be measured on a device.")
-    sizes = [d.dim_value if d.HasField("dim_value") else None for d in inputs[0].type.tensor_type.shape.dim]
-    rest = tuple(sizes[1:]) if image_shape is None else image_shape
-    if len(rest) != len(sizes) - 1 or any(have is None for have in rest):
+    sizes = tuple(d.dim_value if d.HasField("dim_value") else None for d in inputs[0].type.tensor_type.shape.dim)
+    if not sizes:
+        raise InputFileError(f"{file} must have an image input with a batch, not a single number.")
+    rest = sizes[1:] if image_shape is None else image_shape
+    if len(rest) != len(sizes) - 1 or any(have not in (None, want) for have, want in zip(sizes[1:], rest, strict=True)):
+        raise UsageError(f"the input of {file} is {_written(sizes)}; {_written(rest)} does not fit it.")
+    if any(size is None for size in rest):
         raise UsageError(f"{file} leaves the size of an image open; give it with --input, such as --input 3x224x224.")
     shape = tuple(int(size) for size in rest if size is not None)
-    return Signature(inputs[0].name, _TYPES[inputs[0].type.tensor_type.elem_type], shape, sizes[0] if sizes else None)
+    return Signature(inputs[0].name, _TYPES[inputs[0].type.tensor_type.elem_type], shape, sizes)
+
+
+def _written(shape: tuple[int | None, ...]) -> str:
+    return "x".join("?" if size is None else str(size) for size in shape)
 
 
 def described(job: Job) -> Job:
     """Return the job with what a device needs to know of its input."""
     known = signature(job.model, job.image_shape)
-    fields = {"image_shape": known.image_shape, "input_name": known.name, "open_batch": known.batch is None}
-    return Job(job.artefact, job.model, job.kind, job.runtime, **fields)  # type: ignore[arg-type]
+    return replace(job, image_shape=known.image_shape, input_name=known.name, declared=known.declared)
 
 
 def images(known: Signature) -> NDArray[Any]:

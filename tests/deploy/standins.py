@@ -77,8 +77,7 @@ def _serve(given: dict[str, str]) -> bool:
         if {"--buildOnly", "--skipInference"} & set(given):
             return True
     plan = json.loads(Path(given["--loadEngine"]).read_text())
-    name, _, text = given["--shapes"].partition(":")
-    shape = [int(size) for size in text.split("x")]
+    name, shape = _input(plan, given.get("--shapes", ""))
     if "--exportOutput" in given:
         loaded, _, file = given["--loadInputs"].partition(":")
         assert loaded == name
@@ -88,6 +87,21 @@ def _serve(given: dict[str, str]) -> bool:
         step_ms = 1000 * int(given["--duration"]) / count if int(given["--duration"]) else 2.0
         Path(given["--exportTimes"]).write_text(json.dumps([_times(i, step_ms) for i in range(count)]))
     return True
+
+
+def _input(plan: dict[str, Any], shapes: str) -> tuple[str, list[int]]:
+    """Return name and shape of the input; as in the real one an open size that is not given is 1."""
+    import onnx
+
+    value = onnx.load_model_from_string(bytes.fromhex(plan["onnx"])).graph.input[0]
+    declared = [d.dim_value for d in value.type.tensor_type.shape.dim]  # 0: open
+    name, _, text = shapes.partition(":")
+    given = [int(size) for size in text.split("x")] if shapes else [size or 1 for size in declared]
+    assert name in ("", value.name)
+    assert all(want in (0, have) for want, have in zip(declared, given, strict=True)), (
+        "a static shape is not overridden"
+    )
+    return value.name, given
 
 
 def _outputs(plan: dict[str, Any], name: str, shape: list[int], file: str) -> list[dict[str, Any]]:

@@ -107,3 +107,5 @@ def test_what_cannot_be_described_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="give it with --input"):
         golden.signature(free)
     assert golden.signature(free, (3, 9, 9)).image_shape == (3, 9, 9)
+    with pytest.raises(UsageError, match=r"is \?x3x\?x\?; 1x9x9 does not fit it"):
+        golden.signature(free, (1, 9, 9))

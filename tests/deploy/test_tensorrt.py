@@ -89,7 +89,41 @@ def model(tmp_path: Path) -> Path:
 
 def request(model: Path, tmp_path: Path, **changes: Any) -> dict[str, Any]:
     fixed = {"model": str(model), "batch": 2, "image_shape": [3, 8, 8], "input_name": "input", "threads": 1}
-    return {**fixed, "runtime": "tensorrt", "engines": str(tmp_path / "engines"), **changes}
+    known = {**fixed, "declared": [None, 3, 8, 8], "runtime": "tensorrt", "engines": str(tmp_path / "engines")}
+    return {**known, **changes}
+
+
+def made(through: str, asked: dict[str, Any], tmp_path: Path) -> tuple[Any, list[str]]:
+    """Return the model that is loaded through trtexec or Python's API, and the shapes that its build was given."""
+    if through == "trtexec":
+        found = tensorrt.load({**asked, "trtexec": str(standins.write_trtexec(tmp_path, "10.3.0"))})
+        return found, [word for word in found.commands[0].split() if word.startswith("--shapes=")]
+    module = standins.tensorrt("10.3.0")
+    return TensorRTModel(asked, module, standins.Memory(), "a GPU"), [word for word in module.asked if "(" in word]
+
+
+@pytest.mark.parametrize("through", ["trtexec", "python"])
+def test_a_fixed_batch_is_measured_at_that_batch_or_not_at_all(through: str, tmp_path: Path) -> None:
+    fixed = conv_net(tmp_path / "fixed.onnx", shape=(2, 3, 8, 8))
+    asked = request(fixed, tmp_path, declared=list(signature(fixed).declared))
+    with pytest.raises(RefusedError, match=r"fixed\.onnx was exported with a fixed batch of 2; batch 8") as caught:
+        made(through, {**asked, "batch": 8}, tmp_path)
+    assert caught.value.kind == "usage"
+    found, shapes = made(through, asked, tmp_path)
+    assert (found.input_shape, shapes) == ([2, 3, 8, 8], [])
+    known = images(signature(fixed))
+    (tmp_path / "golden.npy").write_bytes(to_npy(known))
+    assert np.allclose(logits_in(found.logits(str(tmp_path / "golden.npy"))), logits(fixed, known), atol=1e-6)
+
+
+@pytest.mark.parametrize("through", ["trtexec", "python"])
+def test_an_open_image_size_is_given_although_the_batch_is_fixed(through: str, tmp_path: Path) -> None:
+    half = conv_net(tmp_path / "half.onnx", shape=(1, 3, "H", "W"))
+    known = signature(half, (3, 9, 7))
+    asked = request(half, tmp_path, batch=1, declared=list(known.declared), image_shape=list(known.image_shape))
+    found, shapes = made(through, asked, tmp_path)
+    assert found.input_shape == [1, 3, 9, 7]
+    assert shapes == (["--shapes=input:1x3x9x7"] if through == "trtexec" else ["input(1, 3, 9, 7)"])
 
 
 @pytest.mark.parametrize("release", standins.RELEASES)

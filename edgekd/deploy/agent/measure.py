@@ -154,7 +154,7 @@ def load_request(job: Job, settings: Settings, transport: Transport, tools: Mapp
         "batch": settings.batch,
         "image_shape": job.image_shape,
         "input_name": job.input_name,
-        "open_batch": job.open_batch,
+        "declared": job.declared,
         "flags": job.flags,
         "seed": settings.seed,
         **tools,

@@ -11,6 +11,7 @@ from typing import Any
 
 from edgekd.deploy.agent import tensorrt_rules as rules
 from edgekd.deploy.agent.engines import cached, engine_key
+from edgekd.deploy.agent.inputs import input_shape
 from edgekd.deploy.agent.machine import ram_in_use
 from edgekd.deploy.agent.npy import ITEM_BYTES, array_reply, full_batches, logits_in, read_npy
 from edgekd.deploy.agent.ort_model import model_file
@@ -33,8 +34,8 @@ class TensorRTModel:
         if rules.family_of(self.runtime_version) is None:
             raise RefusedError("machine", f"TensorRT {self.runtime_version} is installed; {rules.OLDEST_WITH_WORDS}")
         self.batch, self.name = request["batch"], request["input_name"]
-        self.input_shape = [self.batch, *request["image_shape"]]
-        self.flags, self.open_batch = tuple(request.get("flags", ())), request.get("open_batch", True)
+        self.input_shape = input_shape(self.path, request["declared"], self.batch, request["image_shape"])
+        self.flags, self.open_shape = tuple(request.get("flags", ())), None in request["declared"]
         self.commands = [f"TensorRT {self.runtime_version} Python API {' '.join(self.flags)}".strip()]
         self.logger = trt.Logger(trt.Logger.ERROR)
         parts = ("api", self.sha256, self.runtime_version, gpu, *self.flags, *self.input_shape)
@@ -69,7 +70,7 @@ class TensorRTModel:
                 config.set_flag(getattr(trt.BuilderFlag, member))
         if "--noTF32" in self.flags:
             config.clear_flag(trt.BuilderFlag.TF32)
-        if self.open_batch:
+        if self.open_shape:
             profile, shape = builder.create_optimization_profile(), tuple(self.input_shape)
             profile.set_shape(self.name, shape, shape, shape)
             config.add_optimization_profile(profile)

@@ -13,6 +13,7 @@ from typing import Any
 
 from edgekd.deploy.agent import tensorrt_rules as rules
 from edgekd.deploy.agent.engines import cached, engine_key
+from edgekd.deploy.agent.inputs import input_shape
 from edgekd.deploy.agent.machine import RamWatch, ram_in_use
 from edgekd.deploy.agent.npy import ITEM_BYTES, full_batches, logits_reply, read_npy
 from edgekd.deploy.agent.ort_model import model_file
@@ -89,10 +90,10 @@ class TrtexecModel:
         self.tool, self.runtime_version = tool, version(tool)
         self.provider = "trtexec, GPU compute"
         self.batch, self.name = request["batch"], request["input_name"]
-        self.input_shape = [self.batch, *request["image_shape"]]
+        self.input_shape = input_shape(self.path, request["declared"], self.batch, request["image_shape"])
         flags = list(request.get("flags", ()))
         shape = "x".join(map(str, self.input_shape))
-        shapes = [f"--shapes={self.name}:{shape}"] if request.get("open_batch", True) else []
+        shapes = [f"--shapes={self.name}:{shape}"] if None in request["declared"] else []
         key = engine_key("trtexec", self.sha256, self.runtime_version, gpu, *flags, *shapes)
         self.commands: list[str] = []
 
