@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import standins
 
-from edgekd.deploy.agent import engines, tensorrt, trtexec
+from edgekd.deploy.agent import engines, numerics, tensorrt, trtexec
 from edgekd.deploy.agent import tensorrt_rules as rules
 from edgekd.deploy.agent.cuda import Cuda
 from edgekd.deploy.agent.environment import this_machine
@@ -146,6 +146,22 @@ def test_trtexec_builds_once_times_and_answers(release: str, model: Path, tmp_pa
     known = images(signature(model))
     (tmp_path / "golden.npy").write_bytes(to_npy(known[:7]))  # 7 is no multiple of the batch
     assert np.allclose(logits_in(first.logits(str(tmp_path / "golden.npy"))), logits(model, known[:7]), atol=1e-6)
+
+
+def test_an_engine_that_overflows_is_told_from_a_tool_that_fails(tmp_path: Path) -> None:
+    model, golden = conv_net(tmp_path / "net.onnx"), tmp_path / "golden.npy"
+    known = images(signature(model))
+    golden.write_bytes(to_npy(known))
+    large = conv_net(tmp_path / "large.onnx", scale=1e38)
+    asked = request(large, tmp_path, trtexec=str(standins.write_trtexec(tmp_path, "10.3.0")))
+    found = logits_in(tensorrt.load(asked).logits(str(golden)))
+    assert not np.isfinite(found).any()
+    compared = numerics.compare(logits(model, known), found, "fp16")
+    assert (compared["passed"], compared["max_difference"]) == (False, None)
+    for text in ("[]", "[ {", '[ { "name" : "a", "values" : [ one ] } ]'):
+        (tmp_path / "out.json").write_text(text)
+        with pytest.raises(RefusedError, match="no readable --exportOutput"):
+            trtexec.first_values(tmp_path / "out.json")
 
 
 def test_an_unknown_flag_is_a_failure_as_in_the_real_one(tmp_path: Path) -> None:

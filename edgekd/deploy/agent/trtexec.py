@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 import shutil
 import subprocess
@@ -76,6 +77,16 @@ def run_trtexec(command: list[str], timeout_s: float) -> None:
         lines = log.splitlines()
         errors = [line for line in lines if "[E]" in line][-5:] or lines[-5:]
         raise RefusedError("machine", f"`{shlex.join(command)}` failed (exit code {code}):\n" + "\n".join(errors))
+
+
+def first_values(file: Path) -> list[float]:
+    """Return the values of the first output of an --exportOutput file, which is no JSON where they are not finite."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        (found,) = re.findall(r'"values"\s*:\s*\[([^\]]+)\]', text)[:1]
+        return [float(value) for value in found.split(",")]  # nan, -nan, inf and -inf too
+    except (OSError, ValueError) as error:
+        raise RefusedError("machine", f"trtexec wrote no readable --exportOutput ({error})") from error
 
 
 class TrtexecModel:
@@ -158,8 +169,7 @@ class TrtexecModel:
             feed.write_bytes(images)
             once = ["--warmUp=0", "--duration=0", "--iterations=1"]
             run_trtexec([*self._base, *once, f"--loadInputs={self.name}:{feed}", f"--exportOutput={out}"], 600.0)
-            first = json.loads(out.read_text(encoding="utf-8"))[0]
-        values = [float(value) for value in first["values"]]
+            values = first_values(out)
         width = len(values) // self.batch
         return [values[start : start + width] for start in range(0, len(values), width)]
 
