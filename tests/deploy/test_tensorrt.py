@@ -152,7 +152,7 @@ def test_an_engine_that_overflows_is_told_from_a_tool_that_fails(tmp_path: Path)
     model, golden = conv_net(tmp_path / "net.onnx"), tmp_path / "golden.npy"
     known = images(signature(model))
     golden.write_bytes(to_npy(known))
-    large = conv_net(tmp_path / "large.onnx", scale=1e38)
+    large = conv_net(tmp_path / "large.onnx", scale=2e38)
     asked = request(large, tmp_path, trtexec=str(standins.write_trtexec(tmp_path, "10.3.0")))
     found = logits_in(tensorrt.load(asked).logits(str(golden)))
     assert not np.isfinite(found).any()
