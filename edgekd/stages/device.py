@@ -12,10 +12,11 @@ from typing import Any
 
 from edgekd import console
 from edgekd.deploy import golden, pack, remote
+from edgekd.deploy.agent import tensorrt_rules as rules
 from edgekd.deploy.agent.bundle import FORMAT
 from edgekd.deploy.agent.environment import Environment
 from edgekd.deploy.agent.kernels import Runtime
-from edgekd.deploy.agent.measure import measure
+from edgekd.deploy.agent.measure import measure, require_some
 from edgekd.deploy.agent.measurement import Comparison, Job, Settings, from_json, job_to_json
 from edgekd.deploy.agent.tensorrt import MISSING
 from edgekd.errors import GateError, InputFileError, MachineError
@@ -41,7 +42,7 @@ def on_device(
     Without `runtimes` it uses what is there: TensorRT, else ONNX Runtime on the CPU.
 
     Raises:
-        MachineError: the device cannot be reached or lacks something, or the connection was cut.
+        MachineError: the device cannot be reached or runs none of the files, or the connection was cut.
         RunBusyError: another bench is under way there.
     """
     key = digest(sorted(sha256_file(file) for file in files))
@@ -56,6 +57,7 @@ def on_device(
             with bench.shown(jobs, settings, stop, f" on {host.address}") as show:
                 raw["comparisons"].append(session.measure(jobs, settings, show))
         first = from_json(raw["comparisons"][0]["comparison"])
+        require_some(first.results)
         for one in first.measurements:
             stop.raise_if_requested("bench")
             images, logits = next(value for file, value in expected.items() if file.name == one.job.model.name)
@@ -68,13 +70,15 @@ def on_device(
 
 
 def runtime_of(environment: Environment, host: remote.Host) -> Runtime:
-    """Return what a device has: TensorRT before ONNX Runtime."""
-    if environment.tensorrt is not None:
+    """Return what a device has: a TensorRT whose flags are known before ONNX Runtime."""
+    found = environment.tensorrt
+    if rules.known(found):
         return "tensorrt"
     if environment.runtime_packages and environment.numpy:
         return "ort-cpu"
+    why = MISSING if found is None else f"TensorRT {found['version']} is installed; {rules.OLDEST_WITH_WORDS}"
     raise MachineError(
-        f"{host.address} has nothing to run a model with: {MISSING}; or, for ONNX Runtime on its CPU: "
+        f"{host.address} has nothing to run a model with: {why}; or, for ONNX Runtime on its CPU: "
         f"{environment.executable} -m pip install numpy onnxruntime"
     )
 

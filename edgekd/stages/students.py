@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from edgekd import console, rng
 from edgekd.deploy.agent.kernels import Runtime
 from edgekd.deploy.agent.measure import Progress, measure
-from edgekd.deploy.agent.measurement import Comparison, Job, Settings
+from edgekd.deploy.agent.measurement import Comparison, Job, Settings, Skipped
 from edgekd.deploy.latency import summarise
 from edgekd.deploy.onnx_export import export_fp32
 from edgekd.errors import EdgekdError, InputFileError, MachineError, UsageError
@@ -175,7 +175,10 @@ def _timed(
     comparison = measurer(
         [Job(one.name, file, "fp32", runtime)], settings, lambda _: stop.raise_if_requested("measuring students")
     )
-    found = next(measured for measured in comparison.measurements if measured.job.kind == "fp32")
+    found = next((measured for measured in comparison.measurements if measured.job.kind == "fp32"), None)
+    if found is None:
+        reasons = [skipped.reason for skipped in comparison.results if isinstance(skipped, Skipped)]
+        return replace(one, reason=f"{one.name}: {'; '.join(reasons)}")
     p50_ms = summarise([piece.samples_ms for piece in found.rounds], settings.batch).p50_ms
     return replace(one, latency_ms=p50_ms, warnings=comparison.warnings)
 

@@ -20,8 +20,8 @@ from edgekd.deploy.agent import tensorrt_rules as rules
 from edgekd.deploy.agent.cuda import Cuda
 from edgekd.deploy.agent.environment import this_machine
 from edgekd.deploy.agent.kernels import Kind
-from edgekd.deploy.agent.measure import Tools, measure
-from edgekd.deploy.agent.measurement import Job, Settings, Skipped
+from edgekd.deploy.agent.measure import Progress, Tools, measure, require_some
+from edgekd.deploy.agent.measurement import Job, Measurement, Settings, Skipped
 from edgekd.deploy.agent.npy import logits_in
 from edgekd.deploy.agent.refusal import RefusedError
 from edgekd.deploy.agent.tensorrt_model import TensorRTModel
@@ -268,6 +268,35 @@ def test_a_comparison_runs_every_engine_in_turn(release: str, tmp_path: Path) ->
         assert "--fp16" in found.measurements[1].commands[0]
     assert all(one.load_ms is None and one.integer_nodes is None for one in found.measurements)
     assert all((one.peak_memory_bytes or 0) >= (one.baseline_memory_bytes or 0) > 0 for one in found.measurements)
+
+
+def test_an_engine_that_cannot_be_built_leaves_the_others(tmp_path: Path) -> None:
+    tools = Tools(str(standins.write_trtexec(tmp_path, "10.3.0")), str(tmp_path / "engines"))
+    jobs = [described(Job(name, conv_net(tmp_path / name), "any", "tensorrt")) for name in ("bad.onnx", "good.onnx")]
+    jobs[0].model.write_bytes(b"unparsable")
+    bad, good = measure(jobs, QUICK, tools=tools).results
+    assert isinstance(good, Measurement)
+    assert isinstance(bad, Skipped)
+    assert bad.job.artefact == "bad.onnx"
+    assert bad.reason.startswith("n/a: ")
+    assert "[E] AssertionError: no such operator" in bad.reason
+    assert "\n" not in bad.reason, "it stands in a table"
+    require_some([bad, good])
+    with pytest.raises(MachineError, match=r"nothing could be run there: bad\.onnx \[tensorrt\]: n/a: "):
+        require_some([bad])
+
+
+def test_an_engine_that_cannot_be_started_leaves_the_others(tmp_path: Path) -> None:
+    tools = Tools(str(standins.write_trtexec(tmp_path, "10.3.0")), str(tmp_path / "engines"))
+    jobs = [described(Job(name, conv_net(tmp_path / name), "any", "tensorrt")) for name in ("bad.onnx", "good.onnx")]
+
+    def spoil(progress: Progress) -> None:
+        if (progress.step, progress.artefact) == ("load", "bad.onnx [tensorrt]"):
+            (engine,) = (tmp_path / "engines").glob("*.engine")
+            engine.write_text("half an engine")
+
+    found = measure(jobs, QUICK, spoil, tools=tools)
+    assert [isinstance(one, Skipped) for one in found.results] == [True, False]
 
 
 def test_without_any_tensorrt_it_says_what_to_install(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

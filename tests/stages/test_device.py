@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from sshd import Device, device, sshd_device  # noqa: F401 - fixtures
-from standins import write_trtexec
+from standins import write_trtexec, write_unknown_trtexec
 
 from edgekd.deploy import pack
 from edgekd.deploy.remote import Host
@@ -84,6 +84,17 @@ def test_tensorrt_comes_first_where_it_is(device: Device, published: Any, tmp_pa
     assert all(one["passed"] for one in results["numerics"])
     assert len(list((device.cache / "engines").glob("*.engine"))) == 2, "engines stay"
     assert device.work == []
+
+
+def test_a_tensorrt_of_unknown_flags_is_passed_over(device: Device, published: Any, tmp_path: Path) -> None:  # noqa: F811
+    host = Host("device", trtexec=str(write_unknown_trtexec(tmp_path, 8401)))
+    files = [file for file in files_of(published) if "fp32" in file.name]
+    results = devices.on_device(host, files, TABLE, Stop(), run=published)
+    assert [row["runtime"] for row in results["results"] if not row.get("skipped")] == ["ort-cpu"]
+    shutil.rmtree(published.stage("bench/device"))
+    with pytest.raises(MachineError, match=r"nothing could be run there: .*TensorRT 8\.4\.1 is installed"):
+        devices.on_device(host, files, TABLE, Stop(), runtimes=("tensorrt",), run=published)
+    assert not published.stage("bench/device").exists(), "an empty result is not published"
 
 
 def test_a_device_with_nothing_says_what_to_install(device: Device, published: Any) -> None:  # noqa: F811
@@ -158,6 +169,17 @@ def test_check_fails_where_the_device_computes_something_else(bundle: Path, publ
     assert results["results"] == []
     with pytest.raises(GateError, match=r"student\.fp32\.onnx does not compute there what it computes here"):
         devices.refuse_wrong_numbers(results)
+
+
+def test_a_bundle_checks_something_or_says_why_not(bundle: Path, tmp_path: Path) -> None:
+    old = ("check", "--trtexec", str(write_unknown_trtexec(tmp_path, 9300)))
+    ran = carried(bundle, tmp_path / "device", *old)
+    assert (ran.returncode, "check    student.fp32.onnx: as on the host" in ran.stderr) == (0, True), ran.stderr
+    (tmp_path / "device" / "results.json").unlink()
+    ran = carried(bundle, tmp_path / "device", *old, "--runtime", "tensorrt")
+    assert ran.returncode == 6
+    assert "nothing could be run there" in ran.stderr
+    assert not (tmp_path / "device" / "results.json").exists()
 
 
 def test_a_damaged_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from standins import write_unknown_trtexec
 
-from edgekd.deploy.agent.measure import measure
+from edgekd.deploy.agent.measure import Tools, measure
 from edgekd.deploy.agent.measurement import Settings
 from edgekd.deploy.agent.protocol import Local
 from edgekd.errors import MachineError, StoppedEarly, UsageError
@@ -116,6 +117,15 @@ def test_what_cannot_be_exported_carries_the_reason(monkeypatch: pytest.MonkeyPa
     (one,) = students.time_each(found, SHAPE, CLASSES, stop=Stop())
     assert one.latency_ms is None
     assert "cannot be exported" in (one.reason or "")
+
+
+def test_what_no_runtime_takes_carries_the_reason(tmp_path: Path) -> None:
+    tools = Tools(str(write_unknown_trtexec(tmp_path, 8401)), str(tmp_path / "engines"))
+    measurer = functools.partial(measure, tools=tools)
+    found = students.size_up([FAST], SHAPE, CLASSES)
+    (one,) = students.time_each(found, SHAPE, CLASSES, stop=Stop(), measurer=measurer, runtime="tensorrt")
+    assert one.latency_ms is None
+    assert "TensorRT 8.4.1 is installed; TensorRT 8.5, 8.6, 10.x and 11.x are known" in (one.reason or "")
 
 
 def test_measuring_ends_with_the_first_that_is_enough() -> None:

@@ -15,13 +15,14 @@ from typing import Any
 
 from edgekd.deploy.agent import power, session
 from edgekd.deploy.agent.kernels import RUNTIMES, Runtime
-from edgekd.deploy.agent.measure import Progress, Tools
+from edgekd.deploy.agent.measure import Progress, Tools, require_some
 from edgekd.deploy.agent.measurement import Job, Settings, from_json, job_from_json
 from edgekd.deploy.agent.protocol import entry_point
 from edgekd.deploy.agent.refusal import RefusedError
 from edgekd.deploy.agent.tensorrt import find
+from edgekd.deploy.agent.tensorrt_rules import known
 from edgekd.deploy.agent.workplace import Workplace
-from edgekd.errors import EdgekdError
+from edgekd.errors import EdgekdError, MachineError
 
 MANIFEST, FORMAT = "manifest.json", 1
 EXIT_CODES = {"file": 4, "usage": 2, "machine": 6, "busy": 7}
@@ -84,7 +85,7 @@ class _Bundle:
         tools = Tools(self.asked.trtexec, str(place.engines))
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
             self._unpack(Path(folder))
-            runtime: Runtime = self.asked.runtime or ("ort-cpu" if find(self.asked.trtexec) is None else "tensorrt")
+            runtime: Runtime = self.asked.runtime or ("tensorrt" if known(find(self.asked.trtexec)) else "ort-cpu")
             jobs = [replace(job_from_json(one, Path(folder)), runtime=runtime) for one in self.manifest["jobs"]]
             results: dict[str, Any] = {
                 "format": FORMAT,
@@ -98,12 +99,13 @@ class _Bundle:
             if self.asked.action == "bench":
                 results["comparisons"].append(session.compare(jobs, self.settings, tools, _report))
                 compared = from_json(results["comparisons"][0]["comparison"])
+                require_some(compared.results)
                 ready = [replace(one.job, model=Path(folder) / one.job.model) for one in compared.measurements]
                 for warning in compared.warnings:
                     _say(f"warning: {warning}")
             else:
                 ready = session.planned(jobs, self.settings, tools)
-            results["numerics"] = [self._checked(job, tools, Path(folder)) for job in ready]
+            results["numerics"] = self._numerics(ready, tools, Path(folder))
             if self.asked.action == "bench" and not self.asked.no_energy:
                 results["energy"] = self._energy(ready, tools)
         output = Path(self.asked.output)
@@ -117,6 +119,20 @@ class _Bundle:
             if hashlib.sha256(data).hexdigest() != one["sha256"]:
                 raise RefusedError("file", f"{one['name']} in {entry_point()} is damaged; copy the bundle again")
             (folder / one["name"]).write_bytes(data)
+
+    def _numerics(self, jobs: list[Job], tools: Tools, folder: Path) -> list[dict[str, Any]]:
+        """Check what can be built here; what cannot is told, and an error only where nothing else can."""
+        found: list[dict[str, Any]] = []
+        failures: list[MachineError] = []
+        for job in jobs:
+            try:
+                found.append(self._checked(job, tools, folder))
+            except MachineError as error:
+                _say(f"check    {job.label}: n/a: {error}")
+                failures.append(error)
+        if not found:
+            raise failures[0]
+        return found
 
     def _checked(self, job: Job, tools: Tools, folder: Path) -> dict[str, Any]:
         golden = self.manifest["golden"]

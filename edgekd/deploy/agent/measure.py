@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ def measure(
     transport: Transport | None = None,
     tools: Tools = Tools(),
 ) -> Comparison:
-    """Measure all jobs by the protocol; those the runtime has no kernels for are skipped with the reason.
+    """Measure all jobs by the protocol; what the runtime has no kernels for or cannot build is skipped with the reason.
 
     Raises:
         InputFileError: a file is missing, changed on its way, or no model with one image input.
@@ -73,10 +73,18 @@ def measure(
         before = _activity(scout.ask("observe", seconds=_OBSERVED_S))
     planned = plan(jobs, environment)
     timed = [one for one in planned if isinstance(one, Job)]
-    measured = {one.job: one for one in _measure(timed, settings, on_progress, transport, tools)}
-    results = tuple(measured[one] if isinstance(one, Job) else one for one in planned)
-    found = warnings(environment, settings, before, list(measured.values()))
-    return Comparison(transport.target, environment, settings, before, results, found)
+    found = {one.job: one for one in _measure(timed, settings, on_progress, transport, tools)}
+    results = tuple(found[one] if isinstance(one, Job) else one for one in planned)
+    measured = [one for one in results if isinstance(one, Measurement)]
+    doubts = warnings(environment, settings, before, measured)
+    return Comparison(transport.target, environment, settings, before, results, doubts)
+
+
+def require_some(results: Sequence[Job | Measurement | Skipped]) -> None:
+    """Raise `MachineError` with the reasons when nothing of it runs on this machine."""
+    reasons = [f"{one.job.label}: {one.reason}" for one in results if isinstance(one, Skipped)]
+    if len(reasons) == len(results):
+        raise MachineError(f"nothing could be run there: {'; '.join(reasons)}.")
 
 
 def plan(jobs: Sequence[Job], environment: Environment) -> list[Job | Skipped]:
@@ -118,7 +126,7 @@ def _measure(
     on_progress: OnProgress | None,
     transport: Transport,
     tools: Tools,
-) -> list[Measurement]:
+) -> list[Measurement | Skipped]:
     total, done = len(jobs) * (2 + settings.rounds), 0
 
     def report(step: str, job: Job) -> None:
@@ -129,19 +137,34 @@ def _measure(
 
     with ExitStack() as stack:
         subjects: list[_Subject] = []
+        skipped: list[Measurement | Skipped] = []
         for job in jobs:
             process = AgentProcess(job.label, transport.argv(), settings.reply_timeout_s)
-            subjects.append(_Subject(job, settings, stack.enter_context(process), transport, tools))
+            with _or_skipped(job, skipped):
+                subjects.append(_Subject(job, settings, stack.enter_context(process), transport, tools))
             report("load", job)
         for subject in subjects:
-            subject.warm_up()
+            with _or_skipped(subject.job, skipped):
+                subject.warm_up()
             report("warm-up", subject.job)
+        subjects = [one for one in subjects if one.job not in [other.job for other in skipped]]
         for number in range(settings.rounds):
             # Every other round runs backwards (A B C, C B A), so that a steady drift weighs on all alike.
             for subject in subjects if number % 2 == 0 else reversed(subjects):
                 subject.round()
                 report("round", subject.job)
-        return [subject.measurement() for subject in subjects]
+        return [*skipped, *(subject.measurement() for subject in subjects)]
+
+
+@contextmanager
+def _or_skipped(job: Job, skipped: list[Measurement | Skipped]) -> Iterator[None]:
+    """Note why an engine cannot be built or started: the others are measured all the same."""
+    try:
+        yield
+    except (MachineError, InputFileError) as error:
+        if job.runtime != "tensorrt":
+            raise
+        skipped.append(Skipped(job, "n/a: " + " | ".join(str(error).rstrip(".").splitlines())))
 
 
 def load_request(job: Job, settings: Settings, transport: Transport, tools: Mapping[str, str]) -> dict[str, Any]:

@@ -62,11 +62,6 @@ class Server:
 
         return self._part(request, lambda jobs, settings, tools: session.compare(jobs, settings, tools, report))
 
-    def plan(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Return whether `jobs` can be run here at all; what cannot is refused with what to install."""
-        jobs, settings, tools = self._parsed(request)
-        return {"jobs": len(session.planned(jobs, settings, tools))}
-
     def check(self, request: dict[str, Any]) -> dict[str, Any]:
         """Compare the logits of the one job with `expected`, for the images of the file `images`."""
         images = self.folder / request["images"]
@@ -115,7 +110,7 @@ class Server:
 
     def ops(self) -> dict[str, Any]:
         """Return the methods that answer requests."""
-        names = ("hello", "open", "verify", "plan", "measure", "check", "energy", "close")
+        names = ("hello", "open", "verify", "measure", "check", "energy", "close")
         return {name: getattr(self, name) for name in names}
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.deploy.agent import jetson, numerics, power
 from edgekd.deploy.agent.environment import from_facts
-from edgekd.deploy.agent.measure import LOAD_TIMEOUT_S, Tools, load_request, measure, plan
+from edgekd.deploy.agent.measure import LOAD_TIMEOUT_S, Tools, load_request, measure, plan, require_some
 from edgekd.deploy.agent.measurement import Job, Settings, to_json
 from edgekd.deploy.agent.npy import logits_in
 from edgekd.deploy.agent.protocol import AgentProcess, Local
@@ -28,12 +28,18 @@ def compare(jobs: Sequence[Job], settings: Settings, tools: Tools, on_progress: 
 
 
 def planned(jobs: Sequence[Job], settings: Settings, tools: Tools) -> list[Job]:
-    """Return the jobs that this device runs: those of `compare`, without timing them."""
+    """Return the jobs that this device runs: those of `compare`, without timing them.
+
+    Raises:
+        MachineError: there are none; with the reasons.
+    """
     transport = Local()
     wants_tensorrt = any(job.runtime == "tensorrt" for job in jobs)
     with AgentProcess("device", transport.argv(), settings.reply_timeout_s) as scout:
         environment = from_facts(scout.hello(tensorrt=wants_tensorrt, **tools.to_request()))
-    return [one for one in plan(jobs, environment) if isinstance(one, Job)]
+    found = plan(jobs, environment)
+    require_some(found)
+    return [one for one in found if isinstance(one, Job)]
 
 
 def check(job: Job, settings: Settings, tools: Tools, images: Path, expected: list[list[float]]) -> dict[str, Any]:
