@@ -102,7 +102,8 @@ def logits(file: Path, inputs: NDArray[Any]) -> list[list[float]]:
     session = ort_session.open_session(file, arm_rules=kind == "int8-cpu-arm", as_written=kind.startswith("int8-trt"))
     step = known.batch or len(inputs)
     found = [ort_session.logits(session, inputs[first : first + step]) for first in range(0, len(inputs), step)]
-    return [[float(value) for value in row] for row in np.concatenate(found)]
+    rows: list[list[float]] = np.concatenate(found).reshape(len(inputs), -1).tolist()
+    return rows
 
 
 def array_in(reply: dict[str, Any]) -> NDArray[Any]:

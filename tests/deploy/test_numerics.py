@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 
 from edgekd.deploy import golden
-from edgekd.deploy.agent import npy, numerics
+from edgekd.deploy.agent import npy, numerics, session
 from edgekd.deploy.agent.inputs import noise
+from edgekd.deploy.agent.measure import Tools
+from edgekd.deploy.agent.measurement import Job, Settings
 from edgekd.deploy.agent.refusal import RefusedError
 from edgekd.errors import InputFileError, UsageError
 from tiny_onnx import conv_net, two_input_net
@@ -84,6 +87,30 @@ def test_logits_travel_bit_for_bit() -> None:
     reply = npy.logits_reply(rows)
     assert npy.logits_in(reply) == [[float(np.float32(v)) for v in row] for row in rows]
     assert golden.array_in(reply).tolist() == npy.logits_in(reply)
+
+
+@pytest.mark.parametrize("output", [TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT64, TensorProto.INT32])
+@pytest.mark.parametrize("flat", [True, False])
+def test_logits_of_any_shape_and_number_are_compared(output: int, flat: bool, tmp_path: Path) -> None:
+    model = conv_net(tmp_path / "net.onnx", scale=50.0, output=output, flat=flat)
+    inputs = golden.images(golden.signature(model))
+    (tmp_path / "golden.npy").write_bytes(golden.to_npy(inputs))
+    expected = golden.logits(model, inputs)
+    job = golden.described(Job("net", model))
+    found = session.check(job, Settings(batch=3), Tools(), tmp_path / "golden.npy", expected)
+    assert (len(expected), {len(row) for row in expected}) == (golden.IMAGES, {4})
+    assert (found["passed"], found["max_difference"]) == (True, pytest.approx(0.0, abs=1e-6))
+
+
+def test_logits_that_are_no_numbers_are_refused() -> None:
+    for dtype, shape, data in (
+        ("|b1", [2, 2], b"1111"),
+        ("|O", [1], b"12345678"),
+        ("<f4", [], b"1234"),
+        ("<f4", [0], b""),
+    ):
+        with pytest.raises(RefusedError, match="not a row of numbers for each image"):
+            npy.logits_in(npy.array_reply(dtype, shape, data))
 
 
 def test_golden_inputs_are_noise_that_is_the_same_everywhere(tmp_path: Path) -> None:

@@ -288,7 +288,8 @@ def test_an_engine_that_cannot_be_built_leaves_the_others(tmp_path: Path) -> Non
 
 def test_an_engine_that_cannot_be_started_leaves_the_others(tmp_path: Path) -> None:
     tools = Tools(str(standins.write_trtexec(tmp_path, "10.3.0")), str(tmp_path / "engines"))
-    jobs = [described(Job(name, conv_net(tmp_path / name), "any", "tensorrt")) for name in ("bad.onnx", "good.onnx")]
+    files = [conv_net(tmp_path / "bad.onnx", width=3), conv_net(tmp_path / "good.onnx", width=5)]
+    jobs = [described(Job(file.name, file, "any", "tensorrt")) for file in files]
 
     def spoil(progress: Progress) -> None:
         if (progress.step, progress.artefact) == ("load", "bad.onnx [tensorrt]"):

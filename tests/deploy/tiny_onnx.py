@@ -18,6 +18,8 @@ def conv_net(
     shape: tuple[Dimension, ...] = ("N", 3, 8, 8),
     element: int = TensorProto.FLOAT,
     scale: float = 1.0,
+    output: int = TensorProto.FLOAT,
+    flat: bool = True,
 ) -> Path:
     """Save `depth` convolutions of `width` channels and global pooling: [N, 3, H, W] to [N, width]."""
     rng = np.random.default_rng(width)
@@ -32,10 +34,12 @@ def conv_net(
         tensor, channels = f"c{layer}", width
     nodes += [
         helper.make_node("GlobalAveragePool", [tensor], ["pooled"]),
-        helper.make_node("Flatten", ["pooled"], ["logits"]),
+        helper.make_node("Flatten" if flat else "Identity", ["pooled"], ["rows"]),
+        helper.make_node("Cast", ["rows"], ["logits"], to=output),
     ]
     inputs = [helper.make_tensor_value_info("input", element, list(shape))]
-    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [shape[0], width])]
+    size = [shape[0], width] if flat else [shape[0], width, 1, 1]
+    outputs = [helper.make_tensor_value_info("logits", output, size)]
     return save(path, nodes, inputs, outputs, weights)
 
 

@@ -146,9 +146,9 @@ class TensorRTModel:
         return self._reply(found, [shape[0], row_bytes // item])
 
     def _reply(self, data: bytes, shape: list[int]) -> dict[str, Any]:
-        types = {"FLOAT": "<f4", "HALF": "<f2"}
+        types = {"FLOAT": "<f4", "HALF": "<f2", "INT32": "<i4", "INT64": "<i8"}
         if self._output_type not in types:
-            raise RefusedError("file", f"the logits of {self.path.name} are {self._output_type}, not float")
+            raise RefusedError("file", f"the logits of {self.path.name} are {self._output_type}, not numbers")
         reply = array_reply(types[self._output_type], shape, data)
         logits_in(reply)  # what cannot be read back is not sent
         return reply
