@@ -305,6 +305,19 @@ def test_own_work_is_not_other_work() -> None:
     assert seen["other_cpus"] == pytest.approx(max(0.0, after[0] - before[0] - 0.5) / wall_s, abs=0.1)
 
 
+def test_the_work_of_a_child_is_not_other_work() -> None:
+    """A round of trtexec is a process of its own, with a thread that spins."""
+    before, begin = machine.cpu_seconds(), time.perf_counter()
+    if before is None:
+        pytest.skip("no /proc/stat on this system")
+    meter = machine.Meter()
+    subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 1: pass"], check=True)
+    seen = meter.read()
+    after, wall_s = machine.cpu_seconds(), time.perf_counter() - begin
+    assert after is not None
+    assert seen["other_cpus"] == pytest.approx(max(0.0, after[0] - before[0] - 1) / wall_s, abs=0.2)
+
+
 @pytest.mark.parametrize("line", ["no json", "[]", '{"id": 1}', '{"id": 1, "op": "dance"}'])
 def test_malformed_requests_are_answered(line: str) -> None:
     reply = worker.answer(line.encode(), worker.Worker().ops())

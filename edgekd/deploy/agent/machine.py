@@ -79,12 +79,18 @@ def cpu_seconds() -> tuple[float, float] | None:
     return (user + nice + system + irq + softirq) / hertz, steal / hertz
 
 
+def own_cpu_seconds() -> float:
+    """Return the seconds that this process and the children it has waited for (trtexec) kept a CPU busy."""
+    times = os.times()
+    return time.process_time() + times.children_user + times.children_system
+
+
 class Meter:
-    """What the machine did besides this process, from the making of the meter to its reading."""
+    """What the machine did besides this process and its children, from the making of the meter to its reading."""
 
     def __init__(self) -> None:
         self.start_s = time.perf_counter()
-        self.own_s = time.process_time()
+        self.own_s = own_cpu_seconds()
         self.cpus = cpu_seconds()
         self.throttles = throttle_events()
 
@@ -92,7 +98,7 @@ class Meter:
         """Return the CPUs used by others and taken by a hypervisor, the clock, and heat throttling."""
         mhz = clock_mhz()
         cpus, throttles = cpu_seconds(), throttle_events()
-        own_s, end_s = time.process_time() - self.own_s, time.perf_counter()
+        own_s, end_s = own_cpu_seconds() - self.own_s, time.perf_counter()
         other = stolen = None
         if cpus is not None and self.cpus is not None:
             other = max(0.0, cpus[0] - self.cpus[0] - own_s) / (end_s - self.start_s)
