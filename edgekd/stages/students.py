@@ -92,7 +92,7 @@ def time_each(
         for one in candidates:
             stop.raise_if_requested("measuring students")
             if one.reason is None:
-                file = Path(folder) / f"student-{len(timed)}.onnx"
+                file = Path(folder) / "student.onnx"  # one name: on a device each replaces the one before
                 try:
                     one = _timed(one, shape, classes, file, settings, measurer, runtime, stop)
                 except (UsageError, InputFileError) as error:

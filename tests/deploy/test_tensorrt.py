@@ -324,6 +324,13 @@ def test_the_oldest_engines_make_room(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["k4.engine"], "what was just built stays"
 
 
+def test_an_empty_engine_is_built_again(tmp_path: Path) -> None:
+    place, _ = engines.cached(tmp_path, "key", lambda path: path.write_bytes(b"engine") and None)
+    place.write_bytes(b"")
+    again, seconds = engines.cached(tmp_path, "key", lambda path: path.write_bytes(b"engine") and None)
+    assert (again.read_bytes(), seconds is None) == (b"engine", False)
+
+
 def test_the_facts_are_those_of_the_releases() -> None:
     assert set(standins.FLAGS) == set(standins.NUMBERS) == set(standins.RELEASES)
     assert "FP16" not in standins.API["releases"]["11.1"]["enums"]["BuilderFlag"]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,18 @@ from sshd import Device, device, sshd_device  # noqa: F401 - fixtures
 from standins import write_trtexec, write_unknown_trtexec
 
 from edgekd.deploy import pack
+from edgekd.deploy.agent.kernels import Runtime
+from edgekd.deploy.agent.measurement import Job, Settings
 from edgekd.deploy.remote import Host
-from edgekd.errors import GateError, InputFileError, MachineError
+from edgekd.errors import GateError, InputFileError, MachineError, StoppedEarly
 from edgekd.recipe import BenchTable
-from edgekd.rundir import Record
+from edgekd.rundir import Record, sha256_file
 from edgekd.stages import bench, comparing, plots, report
 from edgekd.stages import device as devices
 from edgekd.stopping import Stop
+from tiny_onnx import conv_net
 
+QUICK = Settings(rounds=2, min_runs=10, min_seconds=0.05, warm_up_seconds=0.2)
 TABLE = BenchTable(rounds=2, min_runs=10, min_seconds=0.02)
 
 
@@ -104,6 +109,30 @@ def test_a_device_with_nothing_says_what_to_install(device: Device, published: A
             devices.on_device(Host("device"), files_of(published), TABLE, Stop())
     finally:
         device.tool("python3", f'exec {sys.executable} "$@"')
+
+
+def test_another_student_of_the_same_name_is_measured_anew(device: Device, tmp_path: Path) -> None:  # noqa: F811
+    def measured(there: tuple[Any, Runtime], width: int) -> str:
+        measurer, runtime = there
+        file = conv_net(tmp_path / "student.onnx", width=width)
+        (found,) = measurer([Job("net", file, "fp32", runtime)], QUICK).measurements
+        assert [one.name for one in device.work[0].glob("*.onnx")] == ["student.onnx"], "one at a time"
+        assert found.sha256 == sha256_file(file)
+        return found.sha256
+
+    with suppress(StoppedEarly), devices.measurer_on(Host("device")) as there:
+        first = measured(there, 4)
+        raise StoppedEarly("stopped")
+    assert len(device.work) == 1, "what was measured is taken up"
+    with devices.measurer_on(Host("device")) as there:
+        assert measured(there, 8) != first
+    assert device.work == []
+
+
+def test_an_answer_leaves_nothing_to_take_up(device: Device) -> None:  # noqa: F811
+    with pytest.raises(MachineError, match="too slow"), devices.measurer_on(Host("device")):
+        raise MachineError("too slow")
+    assert device.work == []
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from edgekd.deploy.agent.measurement import Settings
 from edgekd.deploy.agent.protocol import Local
 from edgekd.errors import MachineError, StoppedEarly, UsageError
 from edgekd.models import registry
+from edgekd.rundir import sha256_file
 from edgekd.stages import students
 from edgekd.stages.students import Candidate
 from edgekd.stopping import Stop
@@ -33,11 +34,12 @@ class Elsewhere(Local):
     """This machine, as a transport that remembers which files were brought to it."""
 
     target: str = "elsewhere"
-    placed: list[Path] = field(default_factory=list)
+    placed: dict[str, Path] = field(default_factory=dict)
+    """By hash of the content."""
 
     def place(self, file: Path) -> str:
         assert file.is_file()
-        self.placed.append(file)
+        self.placed[sha256_file(file)] = file
         return super().place(file)
 
 
@@ -86,8 +88,8 @@ def test_files_reach_the_machine_through_its_transport_and_leave_no_trace(
     timed: tuple[list[Candidate], Elsewhere],
 ) -> None:
     _, there = timed
-    assert len(set(there.placed)) == 2
-    assert not any(file.parent.exists() for file in there.placed)
+    assert len(there.placed) == 2
+    assert not any(file.parent.exists() for file in there.placed.values())
 
 
 def test_a_row_is_flat_and_says_what_is_unknown(timed: tuple[list[Candidate], Elsewhere]) -> None:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from edgekd.deploy.agent.machine import publish
+
 LIMIT_BYTES = 2 * 2**30
 
 
@@ -25,7 +27,7 @@ def cached(
     """
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / f"{key}.engine"
-    if place.is_file():
+    if place.is_file() and place.stat().st_size > 0:
         os.utime(place)
         return place, None
     temporary = folder / f".tmp-{key}-{os.getpid()}"
@@ -33,7 +35,7 @@ def cached(
         begin = time.perf_counter()
         build(temporary)
         seconds = time.perf_counter() - begin
-        temporary.rename(place)
+        publish(temporary, place)
     finally:
         if temporary.exists():
             temporary.unlink()

@@ -21,6 +21,7 @@ CPU_FLAGS = (
     *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "hypervisor"),
     *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve"),
 )
+CPUFREQ = "/sys/devices/system/cpu/cpu0/cpufreq/"
 RUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 
 
@@ -144,12 +145,16 @@ def installed(package: str) -> str | None:
         return None
 
 
+def governor() -> str | None:
+    """Return what sets the clock of the first CPU, where the kernel says so."""
+    return read_text(CPUFREQ + "scaling_governor") or None
+
+
 def machine_facts() -> dict[str, Any]:
     """Return what a latency depends on: CPU, clocks, memory, system and the installed runtimes."""
     cpu = fields_of(read_text("/proc/cpuinfo"), ":")
     memory = fields_of(read_text("/proc/meminfo"), ":")
-    cpufreq = "/sys/devices/system/cpu/cpu0/cpufreq/"
-    max_khz = read_text(cpufreq + "cpuinfo_max_freq")
+    max_khz = read_text(CPUFREQ + "cpuinfo_max_freq")
     board = read_text("/proc/device-tree/model")
     present = set((cpu.get("flags") or cpu.get("Features") or "").split())
     versions = {package: installed(package) for package in RUNTIME_PACKAGES}
@@ -160,7 +165,7 @@ def machine_facts() -> dict[str, Any]:
         "cpu_flags": [flag for flag in CPU_FLAGS if flag in present],
         "cpus": os.cpu_count() or 1,
         "usable_cpus": usable_cpus(),
-        "governor": read_text(cpufreq + "scaling_governor") or None,
+        "governor": governor(),
         "clock_mhz": clock_mhz(),
         "max_clock_mhz": int(max_khz) / 1000 if max_khz.isdigit() else None,
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
@@ -235,6 +240,13 @@ def ram_in_use() -> int | None:
     memory = fields_of(read_text("/proc/meminfo"), ":")
     total, free = kibibytes(memory, "MemTotal"), kibibytes(memory, "MemAvailable")
     return None if total is None or free is None else total - free
+
+
+def publish(temporary: Path, place: Path) -> None:
+    """Give a finished file its place, once its content is on the disk: the power may fail at any time."""
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(place)
 
 
 def sha256_of(path: Path) -> str:

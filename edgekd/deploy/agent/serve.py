@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekd.deploy.agent import power, session
-from edgekd.deploy.agent.machine import sha256_of
+from edgekd.deploy.agent import jetson, power, session, tensorrt
+from edgekd.deploy.agent.machine import RUNTIME_PACKAGES, governor, installed, publish, sha256_of
 from edgekd.deploy.agent.measure import Progress, Tools
 from edgekd.deploy.agent.measurement import Job, Settings, job_from_json
 from edgekd.deploy.agent.protocol import ERRORS, entry_point
@@ -21,6 +23,9 @@ from edgekd.deploy.agent.refusal import RefusedError
 from edgekd.deploy.agent.worker import Replies, Worker, converse
 from edgekd.deploy.agent.workplace import Workplace, whole
 from edgekd.errors import EdgekdError
+
+KEPT_S = 24 * 3600.0
+"""What was measured longer ago is measured again: the board may be another temperature away."""
 
 
 class Server:
@@ -92,26 +97,49 @@ class Server:
         return jobs, Settings(**request["settings"]), Tools(request.get("trtexec"), str(self._place.engines))
 
     def _part(self, request: dict[str, Any], work: Any) -> dict[str, Any]:
-        """Return what `work` finds, or what it found for an equal request before the connection was cut."""
+        """Return what `work` finds, or what it found before the connection was cut: for equal files, equally set up."""
+        jobs, settings, tools = self._parsed(request)
         asked = {name: value for name, value in request.items() if name != "id"}
-        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        about = [asked, [sha256_of(job.model) for job in jobs], state(jobs, tools)]
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         part = self.folder / f"part-{digest[:32]}.json"
-        if part.is_file():
-            return _sealed(part.read_text(encoding="utf-8"), kept=True)
+        kept = _kept(part)
+        if kept is not None:
+            return _sealed(kept, kept=True)
         try:
-            text = json.dumps(work(*self._parsed(request)))
+            text = json.dumps(work(jobs, settings, tools))
         except EdgekdError as error:
             kind = next((kind for kind, cls in ERRORS.items() if type(error) is cls), "machine")
             raise RefusedError(kind, str(error).rstrip(".")) from error
         temporary = part.with_suffix(".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.rename(part)
+        temporary.write_text(f"{_sealed(text, kept=False)['sha256']}\n{text}", encoding="utf-8")
+        publish(temporary, part)
         return _sealed(text, kept=False)
 
     def ops(self) -> dict[str, Any]:
         """Return the methods that answer requests."""
         names = ("hello", "open", "verify", "measure", "check", "energy", "close")
         return {name: getattr(self, name) for name in names}
+
+
+def state(jobs: Sequence[Job], tools: Tools) -> dict[str, Any]:
+    """Return what a time depends on besides files and settings and may have been changed since: versions and clocks."""
+    board = jetson.facts() or {"power_mode": None, "clocks": {"locked": None}}
+    return {
+        "packages": {package: installed(package) for package in RUNTIME_PACKAGES},
+        "tensorrt": tensorrt.find(tools.trtexec) if any(job.runtime == "tensorrt" for job in jobs) else None,
+        "governor": governor(),
+        "power_mode": board["power_mode"],
+        "locked": board["clocks"]["locked"],
+    }
+
+
+def _kept(part: Path) -> str | None:
+    """Return the text of a part, if it is whole and of today; its first line is its hash."""
+    if not part.is_file() or not 0 <= time.time() - part.stat().st_mtime < KEPT_S:
+        return None
+    sha256, _, text = part.read_text(encoding="utf-8", errors="replace").partition("\n")
+    return text if hashlib.sha256(text.encode()).hexdigest() == sha256 else None
 
 
 def _sealed(text: str, *, kept: bool) -> dict[str, Any]:
