@@ -24,7 +24,7 @@ from edgekd.deploy.agent.environment import Environment, from_facts
 from edgekd.deploy.agent.machine import sha256_of
 from edgekd.deploy.agent.measure import LOAD_TIMEOUT_S, Progress
 from edgekd.deploy.agent.measurement import Comparison, Job, Settings, from_json, job_to_json
-from edgekd.deploy.agent.protocol import AgentDiedError, AgentProcess
+from edgekd.deploy.agent.protocol import AgentDiedError, AgentProcess, arriving
 from edgekd.errors import MachineError, RunBusyError, UsageError
 
 if TYPE_CHECKING:
@@ -86,7 +86,9 @@ class Host:
 
     def scp(self, file: Path, place: str) -> list[str]:
         """Return the arguments that copy a file to a place below the home directory there."""
-        return ["scp", "-q", *self._options(), "--", str(file.resolve()), f"{self.address}:{place}"]
+        user, at, host = self.address.rpartition("@")
+        host = f"[{host}]" if ":" in host else host  # an IPv6 address, which scp would cut at its first colon
+        return ["scp", "-q", *self._options(), "--", str(file.resolve()), f"{user}{at}{host}:{place}"]
 
     def failure(self, messages: str) -> MachineError:
         """Return what ssh or scp said as an error that says how to mend it."""
@@ -244,11 +246,12 @@ class Session:
         wanted = [
             {"name": name, "sha256": sha256_of(file), "size_bytes": file.stat().st_size} for name, file in known.items()
         ]
+        hashes = {str(one["name"]): str(one["sha256"]) for one in wanted}
         missing = self.ask("open", key=self._key, files=wanted)["missing"]
         for number, name in enumerate(missing, 1):
             size = known[name].stat().st_size
             self._say(f"copy     {number}/{len(missing)} {name} ({size / 1000:.0f} kB) to {self._host.address}")
-            self._host._copy(known[name], f"{self._folder}/{name}")
+            self._host._copy(known[name], f"{self._folder}/{arriving(hashes[name])}")
         damaged = self.ask("verify", files=wanted)["damaged"]
         if damaged:
             raise MachineError(

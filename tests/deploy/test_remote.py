@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,43 @@ def test_a_full_disk_there(device: Device, small_disk: Path, tmp_path: Path) -> 
         enter("another key")
     assert HOST.clean() >= 0, "which works on a full disk"
     assert [path.name for path in (small_disk / ".cache" / "edgekd").iterdir()] == ["lock"]
+
+
+NASTY = "a b$(touch stolen);'\"*.onnx"
+
+
+def test_a_file_name_is_no_command(device: Device, tmp_path: Path) -> None:  # noqa: F811
+    job = golden.described(Job("net", conv_net(tmp_path / NASTY), "fp32"))
+    with HOST.session("key", quiet) as session:
+        session.put([job.model])
+        assert sorted(path.name for path in device.work[0].iterdir()) == sorted([NASTY, "agent.pyz"])
+        assert len(session.compare([job], QUICK).measurements) == 1
+        session.complete()
+    assert list(device.home.rglob("stolen")) == []
+
+
+@pytest.mark.parametrize("name", ["my python$(touch stolen);x", "'; touch stolen; '"])
+def test_the_name_of_a_program_there_is_no_command(name: str, device: Device) -> None:  # noqa: F811
+    device.tool("with space $(touch stolen)", f'exec {sys.executable} "$@"')
+    with Host("device", "with space $(touch stolen)").session("key", quiet) as session:
+        session.complete()
+    with pytest.raises(MachineError, match="device has no "):
+        enter("key", Host("device", name))
+    with pytest.raises(MachineError, match=r"there is no program .* \(--trtexec\) on this device"):
+        enter("key", Host("device", trtexec=name))
+    with pytest.raises(MachineError, match="nothing was removed"):
+        Host("device", name).clean()
+    assert list(device.home.rglob("stolen")) == []
+
+
+def test_copies_reach_the_address_that_ssh_reaches() -> None:
+    for address, place in (
+        ("me@fe80::1%eth0", "me@[fe80::1%eth0]:dir/file"),
+        ("me@10.0.0.1", "me@10.0.0.1:dir/file"),
+        ("jetson", "jetson:dir/file"),
+    ):
+        assert Host(address).scp(Path("/x"), "dir/file")[-2:] == ["/x", place]
+        assert Host(address).ssh("true")[-2:] == [address, "true"]
 
 
 @pytest.mark.parametrize("address", ["-oProxyCommand=touch", "a b", "host;ls", "", "user@-x y", "$(ls)"])

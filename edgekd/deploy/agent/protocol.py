@@ -53,6 +53,11 @@ def entry_point() -> Path:
     return here.parents[3] if here.parents[3].is_file() else here.parent
 
 
+def arriving(sha256: str) -> str:
+    """Return the name that a file travels under: it needs no quoting, and its own name it gets when it is whole."""
+    return f"arriving-{sha256[:20]}"
+
+
 class AgentDiedError(MachineError):
     """The agent ended by itself; `code` is its exit code and `messages` what it left on stderr."""
 

@@ -18,7 +18,7 @@ from edgekd.deploy.agent import jetson, power, session, tensorrt
 from edgekd.deploy.agent.machine import RUNTIME_PACKAGES, governor, installed, publish, sha256_of
 from edgekd.deploy.agent.measure import Progress, Tools
 from edgekd.deploy.agent.measurement import Job, Settings, job_from_json
-from edgekd.deploy.agent.protocol import ERRORS, entry_point
+from edgekd.deploy.agent.protocol import ERRORS, arriving, entry_point
 from edgekd.deploy.agent.refusal import RefusedError
 from edgekd.deploy.agent.worker import Replies, Worker, converse
 from edgekd.deploy.agent.workplace import Workplace, whole
@@ -54,9 +54,15 @@ class Server:
         return {"missing": self._place.missing(self._folder, request["files"])}
 
     def verify(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Return which of `files` did not arrive whole."""
-        files = request["files"]
-        return {"damaged": [one["name"] for one in files if not whole(self.folder / one["name"], one["sha256"])]}
+        """Give each of `files` that arrived whole its name; return those that did not."""
+        damaged = []
+        for one in request["files"]:
+            arrived = self.folder / arriving(one["sha256"])
+            if whole(arrived, one["sha256"]):
+                publish(arrived, self.folder / one["name"])
+            if not whole(self.folder / one["name"], one["sha256"]):
+                damaged.append(one["name"])
+        return {"damaged": damaged}
 
     def measure(self, request: dict[str, Any]) -> dict[str, Any]:
         """Time `jobs` with `settings` as one comparison."""
