@@ -107,8 +107,8 @@ class Host:
         return MachineError(f"{host} cannot be reached: {why}")
 
     @contextmanager
-    def session(self, key: str, say: Say) -> Iterator[Session]:
-        """Hold the device for the work of `key`, which any text may be.
+    def session(self, key: str, say: Say, *, tensorrt: bool = True) -> Iterator[Session]:
+        """Hold the device for the work of `key`, which any text may be; with `tensorrt` look which one is there.
 
         On leaving without an error nothing is removed yet: see `Session.complete`. What a cut connection leaves
         behind is taken up by the next session of the same key.
@@ -131,7 +131,7 @@ class Host:
         with AgentProcess(self.address, self.ssh(start), 600.0, detached=True) as process:
             session = Session(self, process, key, folder, say)
             try:
-                session.begin(digest)
+                session.begin(digest, tensorrt=tensorrt)
                 yield session
             except AgentDiedError as error:
                 raise self._cut(error) from error
@@ -229,9 +229,9 @@ class Session:
         """Send one request to the far end and return its reply."""
         return self._process.ask(op, **arguments)
 
-    def begin(self, agent_sha256: str) -> None:
+    def begin(self, agent_sha256: str, *, tensorrt: bool) -> None:
         """Make sure that the agent there is ours, learn what the machine is, and hold it."""
-        hello = self.ask("hello", tensorrt=True, **self._tools())
+        hello = self.ask("hello", tensorrt=tensorrt, **self._tools())
         if hello.get("agent_sha256") != agent_sha256:
             raise MachineError(f"the agent on {self._host.address} is not the one that was copied; try again.")
         self.environment = from_facts(hello["machine"])

@@ -176,7 +176,7 @@ def test_a_full_disk_there(device: Device, small_disk: Path, tmp_path: Path) -> 
     assert [path.name for path in (small_disk / ".cache" / "edgekd").iterdir()] == ["lock"]
 
 
-NASTY = "a b$(touch stolen);'\"*.onnx"
+NASTY = "a b$(mkdir stolen);'\"*.onnx"
 
 
 def test_a_file_name_is_no_command(device: Device, tmp_path: Path) -> None:  # noqa: F811
@@ -189,10 +189,10 @@ def test_a_file_name_is_no_command(device: Device, tmp_path: Path) -> None:  # n
     assert list(device.home.rglob("stolen")) == []
 
 
-@pytest.mark.parametrize("name", ["my python$(touch stolen);x", "'; touch stolen; '"])
+@pytest.mark.parametrize("name", ["my python$(mkdir stolen);x", "'; mkdir stolen; '"])
 def test_the_name_of_a_program_there_is_no_command(name: str, device: Device) -> None:  # noqa: F811
-    device.tool("with space $(touch stolen)", f'exec {sys.executable} "$@"')
-    with Host("device", "with space $(touch stolen)").session("key", quiet) as session:
+    device.tool("with space $(mkdir stolen)", f'exec {sys.executable} "$@"')
+    with Host("device", "with space $(mkdir stolen)").session("key", quiet) as session:
         session.complete()
     with pytest.raises(MachineError, match="device has no "):
         enter("key", Host("device", name))

@@ -91,6 +91,17 @@ def test_tensorrt_comes_first_where_it_is(device: Device, published: Any, tmp_pa
     assert device.work == []
 
 
+def test_a_broken_trtexec_is_in_the_way_of_tensorrt_only(device: Device, published: Any) -> None:  # noqa: F811
+    device.tool("trtexec", "echo broken")
+    try:
+        with pytest.raises(MachineError, match="does not say its TensorRT version; its first line is 'broken'"):
+            devices.on_device(Host("device"), files_of(published), TABLE, Stop())
+        cpu = devices.on_device(Host("device"), files_of(published), TABLE, Stop(), runtimes=("ort-cpu",))
+    finally:
+        (device.bin / "trtexec").unlink()
+    assert all(one["passed"] for one in cpu["numerics"])
+
+
 def test_a_tensorrt_of_unknown_flags_is_passed_over(device: Device, published: Any, tmp_path: Path) -> None:  # noqa: F811
     host = Host("device", trtexec=str(write_unknown_trtexec(tmp_path, 8401)))
     files = [file for file in files_of(published) if "fp32" in file.name]
