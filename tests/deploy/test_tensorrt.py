@@ -324,6 +324,20 @@ def test_the_oldest_engines_make_room(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["k4.engine"], "what was just built stays"
 
 
+def test_the_engines_of_one_comparison_stay_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "engines"
+    folder.mkdir()
+    (folder / "old.engine").write_bytes(b"x" * 5000)
+    os.utime(folder / "old.engine", (1, 1))
+    monkeypatch.setattr(engines, "LIMIT_BYTES", 1000)
+    tools = Tools(str(standins.write_trtexec(tmp_path, "10.3.0")), str(folder), time.time() - 1)
+    for width in (3, 5):
+        model = conv_net(tmp_path / f"{width}.onnx", width=width)
+        found = tensorrt.load(request(model, tmp_path, **tools.to_request()))
+        assert len(found.samples(10, 0.1, 1.0)) == 10
+    assert len(list(folder.glob("*.engine"))) == 2, "more than the limit, and the old one went"
+
+
 def test_an_empty_engine_is_built_again(tmp_path: Path) -> None:
     place, _ = engines.cached(tmp_path, "key", lambda path: path.write_bytes(b"engine") and None)
     place.write_bytes(b"")

@@ -8,6 +8,7 @@ import json
 import platform
 import sys
 import tempfile
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -82,7 +83,7 @@ class _Bundle:
         """Do what was asked and write the results."""
         place = Workplace()
         place.hold()
-        tools = Tools(self.asked.trtexec, str(place.engines))
+        tools = Tools(self.asked.trtexec, str(place.engines), time.time())
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
             self._unpack(Path(folder))
             runtime: Runtime = self.asked.runtime or ("tensorrt" if known(find(self.asked.trtexec)) else "ort-cpu")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgekd.deploy.agent.disturbance import warnings
@@ -44,10 +45,12 @@ class Tools:
 
     trtexec: str | None = None
     engines: str | None = None
+    engines_since_s: float | None = None
+    """The Unix time from which on engines that were used stay: when the work began."""
 
-    def to_request(self) -> dict[str, str]:
+    def to_request(self) -> dict[str, Any]:
         """Return what a load request says of them."""
-        given = {"trtexec": self.trtexec, "engines": self.engines}
+        given = asdict(self)
         return {name: value for name, value in given.items() if value is not None}
 
 
@@ -67,6 +70,7 @@ def measure(
     """
     _check(jobs)
     transport = transport or Local()
+    tools = replace(tools, engines_since_s=tools.engines_since_s or time.time())
     with AgentProcess(transport.target, transport.argv(), settings.reply_timeout_s) as scout:
         wants_tensorrt = any(job.runtime == "tensorrt" for job in jobs)
         environment = from_facts(scout.hello(tensorrt=wants_tensorrt, **tools.to_request()))

@@ -34,6 +34,7 @@ class Server:
     def __init__(self, replies: Replies, workplace: Workplace) -> None:
         self._replies, self._place = replies, workplace
         self._folder: Path | None = None
+        self._begin_s = time.time()
 
     @property
     def folder(self) -> Path:
@@ -100,7 +101,8 @@ class Server:
 
     def _parsed(self, request: dict[str, Any]) -> tuple[list[Job], Settings, Tools]:
         jobs = [job_from_json(one, self.folder) for one in request["jobs"]]
-        return jobs, Settings(**request["settings"]), Tools(request.get("trtexec"), str(self._place.engines))
+        tools = Tools(request.get("trtexec"), str(self._place.engines), self._begin_s)
+        return jobs, Settings(**request["settings"]), tools
 
     def _part(self, request: dict[str, Any], work: Any) -> dict[str, Any]:
         """Return what `work` finds, or what it found before the connection was cut: for equal files, equally set up."""

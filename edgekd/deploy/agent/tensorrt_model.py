@@ -39,7 +39,9 @@ class TensorRTModel:
         self.commands = [f"TensorRT {self.runtime_version} Python API {' '.join(self.flags)}".strip()]
         self.logger = trt.Logger(trt.Logger.ERROR)
         parts = ("api", self.sha256, self.runtime_version, gpu, *self.flags, *self.input_shape)
-        engine, self.build_s = cached(Path(request["engines"]), engine_key(*parts), self._build)
+        since_s = request.get("engines_since_s", math.inf)
+        folder, key = Path(request["engines"]), engine_key(*parts)
+        engine, self.build_s = cached(folder, key, self._build, used_since_s=since_s)
         begin = time.perf_counter()
         self.runtime = trt.Runtime(self.logger)
         self.engine = self._made(self.runtime.deserialize_cuda_engine(engine.read_bytes()), "deserialize the engine")
