@@ -16,8 +16,9 @@ from onnx import TensorProto
 
 from edgekd.deploy import ort_session
 from edgekd.deploy.agent.inputs import noise
-from edgekd.deploy.agent.kernels import kind_of
+from edgekd.deploy.agent.kernels import Arithmetic, kind_of
 from edgekd.deploy.agent.measurement import Job
+from edgekd.deploy.agent.ort_model import INTEGER_OPS
 from edgekd.errors import InputFileError, UsageError
 
 IMAGES, SEED = 8, 20250115
@@ -33,6 +34,7 @@ class Signature:
     image_shape: tuple[int, ...]
     declared: tuple[int | None, ...]
     """The whole shape as the file has it, None where it is open."""
+    arithmetic: Arithmetic
 
     @property
     def batch(self) -> int | None:
@@ -69,7 +71,17 @@ def signature(file: Path, image_shape: tuple[int, ...] | None = None) -> Signatu
     if any(size is None for size in rest):
         raise UsageError(f"{file} leaves the size of an image open; give it with --input, such as --input 3x224x224.")
     shape = tuple(int(size) for size in rest if size is not None)
-    return Signature(inputs[0].name, _TYPES[inputs[0].type.tensor_type.elem_type], shape, sizes)
+    dtype = _TYPES[inputs[0].type.tensor_type.elem_type]
+    return Signature(inputs[0].name, dtype, shape, sizes, _arithmetic(model.graph))
+
+
+def _arithmetic(graph: onnx.GraphProto) -> Arithmetic:
+    """Return the coarsest numbers a file computes with: quantised, half precision weights or casts, else float."""
+    if any("quantize" in node.op_type.lower() or node.op_type in INTEGER_OPS for node in graph.node):
+        return "int8"
+    casts = (attribute.i for node in graph.node if node.op_type == "Cast" for attribute in node.attribute)
+    types = {*casts, *(tensor.data_type for tensor in graph.initializer)}
+    return "fp32" if types.isdisjoint((TensorProto.FLOAT16, TensorProto.BFLOAT16)) else "fp16"
 
 
 def _written(shape: tuple[int | None, ...]) -> str:
@@ -79,7 +91,8 @@ def _written(shape: tuple[int | None, ...]) -> str:
 def described(job: Job) -> Job:
     """Return the job with what a device needs to know of its input."""
     known = signature(job.model, job.image_shape)
-    return replace(job, image_shape=known.image_shape, input_name=known.name, declared=known.declared)
+    fields = {"image_shape": known.image_shape, "input_name": known.name, "declared": known.declared}
+    return replace(job, arithmetic=known.arithmetic, **fields)  # type: ignore[arg-type]
 
 
 def images(known: Signature) -> NDArray[Any]:

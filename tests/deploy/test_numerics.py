@@ -15,8 +15,9 @@ from edgekd.deploy.agent.inputs import noise
 from edgekd.deploy.agent.measure import Tools
 from edgekd.deploy.agent.measurement import Job, Settings
 from edgekd.deploy.agent.refusal import RefusedError
+from edgekd.deploy.fp16 import convert_to_fp16
 from edgekd.errors import InputFileError, UsageError
-from tiny_onnx import conv_net, two_input_net
+from tiny_onnx import conv_net, qlinear_net, two_input_net
 
 HOST = [[0.0, 1.0, 10.0], [5.0, 4.9, 0.0], [2.0, 9.0, 1.0]]
 
@@ -63,7 +64,18 @@ def test_what_is_no_answer_fails(broken: list[list[float]]) -> None:
     ],
 )
 def test_precision_follows_from_file_and_flags(kind: str, runtime: str, flags: tuple[str, ...], precision: str) -> None:
-    assert numerics.precision_of(kind, runtime, flags) == precision
+    job = Job("net", Path("net.onnx"), kind, runtime, flags=flags)  # type: ignore[arg-type]
+    assert numerics.precision_of(job) == precision
+
+
+def test_precision_is_that_of_the_file_whatever_its_name(tmp_path: Path) -> None:
+    floats = conv_net(tmp_path / "net.onnx")
+    named = {"model_int8.onnx": "int8", "half.onnx": "fp16", "cast.onnx": "fp16"}
+    qlinear_net(tmp_path / "model_int8.onnx")
+    convert_to_fp16(floats, tmp_path / "half.onnx")
+    conv_net(tmp_path / "cast.onnx", output=TensorProto.FLOAT16)
+    for name, precision in {"net.onnx": "fp32", **named}.items():
+        assert numerics.precision_of(golden.described(Job(name, tmp_path / name))) == precision, name
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])

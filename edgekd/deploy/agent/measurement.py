@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.deploy.agent.environment import Environment, from_facts
-from edgekd.deploy.agent.kernels import Kind, Runtime
+from edgekd.deploy.agent.kernels import Arithmetic, Kind, Runtime
 from edgekd.errors import UsageError
 
 
@@ -23,6 +23,7 @@ class Job:
     input_name: str = "input"
     declared: tuple[int | None, ...] | None = None  # N, C, H, W as in the file, None where it leaves them open
     flags: tuple[str, ...] = ()  # TensorRT's, for the precision
+    arithmetic: Arithmetic = "fp32"  # by the nodes and weights of the file, whatever its name
 
     @property
     def label(self) -> str:

@@ -46,7 +46,7 @@ def check(job: Job, settings: Settings, tools: Tools, images: Path, expected: li
     """Compare the logits of one artefact with the host's."""
     with _loaded(job, settings, tools) as agent:
         found = logits_in(agent.ask("logits", input=str(images), timeout_s=LOAD_TIMEOUT_S))
-    precision = numerics.precision_of(job.kind, job.runtime, job.flags)
+    precision = numerics.precision_of(job)
     names = {"artefact": job.artefact, "runtime": job.runtime}
     return {**names, **numerics.compare(expected, found, precision)}
 
