@@ -179,8 +179,9 @@ def test_tegrastats_is_followed_and_ended(tmp_path: Path, monkeypatch: pytest.Mo
     deadline = time.monotonic() + 10
     while not source.read() and time.monotonic() < deadline:
         time.sleep(0.02)
-    source.close()
     assert source.read()["VDD_IN"] == 4.89
+    source.close()
+    assert source.read() == {}, "what it said last is no reading"
 
 
 def test_without_sensors_there_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +203,36 @@ def test_energy_is_gross_idle_and_net() -> None:
     assert found["net_w"] == pytest.approx(found["gross_w"] - found["idle_w"])
     assert found["gross_mj_per_run"] == pytest.approx(1000 * found["gross_w"] * 1.6 / 100)
     assert (found["rails"], found["source"], found["batch"]) == ("VDD_IN", "test", 4)
+
+
+def sampled(samples: list[tuple[float, dict[str, float]]]) -> power.Sampler:
+    sampler = power.Sampler(power.Source("test", dict))
+    sampler.samples = samples
+    return sampler
+
+
+def test_a_reading_that_lacks_a_rail_is_no_reading_of_nothing() -> None:
+    samples = [(float(i) / 10, {"VDD_IN": 4.0, **({"VDD_SOC": 2.0} if i % 3 else {})}) for i in range(20)]
+    assert sampled(samples).mean_watts(0.0, 2.0) == {"VDD_IN": 4.0, "VDD_SOC": 2.0}
+
+
+def test_a_source_that_ended_half_way_gives_no_mean() -> None:
+    samples = [(float(i) / 10, {"VDD_IN": 4.0}) for i in range(60)]
+    assert sampled(samples).mean_watts(0.0, 10.0) is not None
+    assert sampled(samples).mean_watts(0.0, 15.0) is None
+
+
+def test_rest_and_work_are_read_from_the_same_rails() -> None:
+    rails = {"VDD_IN": 4.0, "VDD_SOC": 1.0}
+
+    def run(seconds: float) -> dict[str, Any]:
+        del rails["VDD_IN"]
+        time.sleep(seconds)
+        return {"runs": 100, "seconds": seconds, "end_unix_s": time.time()}
+
+    source = power.Source("test", lambda: dict(rails))
+    found = power.energy(source, run, 1, idle_s=1.6, busy_s=1.6)
+    assert found == {"energy": "n/a: test read VDD_IN at rest or at work only"}
 
 
 def test_too_few_readings_are_no_energy() -> None:
