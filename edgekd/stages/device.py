@@ -105,11 +105,18 @@ def published(run: RunDir | None, target: str, folder: Path, raw: dict[str, Any]
         write_json(place / "samples.json", [comparing.samples_of(one) for one in comparisons])
         write_json(place / "jetson.json", state)
         write_json(place / "results.json", results)
-        exported = Record.read(run.stage("export"))
-        inputs = {} if exported is None else {f"export/{k}": v for k, v in exported.outputs.items()}
+        exported, names = Record.read(run.stage("export")), _measured_files(raw, comparisons)
+        outputs = {} if exported is None else exported.outputs
+        inputs = {f"export/{name}": outputs[name] for name in sorted(names & outputs.keys())}
         fields = {"stage": "bench", "version": 1, "key": digest([target, results]), "inputs": inputs}
         record |= {**fields, "recipe_slice": {}}
     return results
+
+
+def _measured_files(raw: dict[str, Any], comparisons: Sequence[Comparison]) -> set[str]:
+    """Return the names of the files that were timed or checked; the name of an engine's row begins with its file's."""
+    timed = {one.job.model.name for comparison in comparisons for one in comparison.measurements}
+    return timed | {one["artefact"].partition(" --")[0] for one in raw["numerics"]}
 
 
 def _sentence(one: dict[str, Any]) -> str:
@@ -171,7 +178,10 @@ def import_results(run: RunDir, file: Path) -> dict[str, Any]:
             raise InputFileError(f"{file} has format {raw['format']}; this edgekd reads {FORMAT}.")
         exported = Record.read(run.stage("export"))
         here = {} if exported is None else exported.outputs
-        other = [n for n, sha256 in raw["files"].items() if n.endswith(".onnx") and here.get(n) != sha256]
+        comparisons = [from_json(one["comparison"]) for one in raw["comparisons"]]
+        timed = [(one.job.model.name, one.sha256) for found in comparisons for one in found.measurements]
+        checked = [(name, raw["files"].get(name)) for name in sorted(_measured_files(raw, comparisons))]
+        other = [name for name, sha256 in [*timed, *checked] if sha256 is None or here.get(name) != sha256]
         if other:
             raise InputFileError(
                 f"{file} measured another {other[0]} than run {run.path} holds; name its run, or make a new bundle."

@@ -15,6 +15,7 @@ from sshd import Device, device, sshd_device  # noqa: F401 - fixtures
 from edgekd.deploy import golden
 from edgekd.deploy.agent.measure import Progress
 from edgekd.deploy.agent.measurement import Comparison, Job, Settings
+from edgekd.deploy.agent.protocol import AgentProcess
 from edgekd.deploy.remote import Host, golden_files
 from edgekd.errors import MachineError, RunBusyError, UsageError
 from tiny_onnx import conv_net
@@ -174,6 +175,62 @@ def test_a_full_disk_there(device: Device, small_disk: Path, tmp_path: Path) -> 
         enter("another key")
     assert HOST.clean() >= 0, "which works on a full disk"
     assert [path.name for path in (small_disk / ".cache" / "edgekd").iterdir()] == ["lock"]
+
+
+def test_a_file_that_arrives_in_part_is_noticed(
+    device: Device,  # noqa: F811
+    job: Job,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copy = Host._copy
+
+    def cut_short(host: Host, file: Path, place: str) -> None:
+        copy(host, file, place)
+        if "arriving" in place:
+            (device.home / place).write_bytes(file.read_bytes()[:-1])
+
+    monkeypatch.setattr(Host, "_copy", cut_short)
+    with HOST.session("key", quiet) as session:
+        with pytest.raises(MachineError, match=r"net\.onnx did not arrive whole on device"):
+            session.put([job.model])
+        assert not (device.work[0] / "net.onnx").exists()
+        monkeypatch.setattr(Host, "_copy", copy)
+        session.put([job.model])
+        session.complete()
+
+
+def test_another_agent_is_not_trusted(device: Device) -> None:  # noqa: F811
+    device.tool("python3", f'case "$1" in *agent.pyz) echo >> "$1";; esac\nexec {sys.executable} "$@"')
+    try:
+        with pytest.raises(MachineError, match="the agent on device is not the one that was copied"):
+            enter("key")
+    finally:
+        device.tool("python3", f'exec {sys.executable} "$@"')
+
+
+def test_a_model_that_was_exchanged_there_is_noticed(device: Device, job: Job, tmp_path: Path) -> None:  # noqa: F811
+    with HOST.session("key", quiet) as session:
+        session.put([job.model])
+        conv_net(device.work[0] / "net.onnx", width=7)
+        with pytest.raises(MachineError, match=r"device measured another net\.onnx than this one"):
+            session.compare([job], QUICK)
+        session.complete()
+
+
+def test_a_result_that_changes_on_its_way_is_noticed(device: Device, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    ask = AgentProcess.ask
+
+    def changed(process: AgentProcess, op: str, **arguments: Any) -> dict[str, Any]:
+        reply = ask(process, op, **arguments)
+        return {**reply, "text": reply["text"].replace("1", "2", 1)} if "text" in reply else reply
+
+    with HOST.session("key", quiet) as session:
+        session.put([job.model])
+        monkeypatch.setattr(AgentProcess, "ask", changed)
+        with pytest.raises(MachineError, match="a result of device did not arrive whole"):
+            session.compare([job], QUICK)
+        monkeypatch.setattr(AgentProcess, "ask", ask)
+        session.complete()
 
 
 NASTY = "a b$(mkdir stolen);'\"*.onnx"

@@ -184,11 +184,21 @@ def test_a_bundle_is_measured_offline_and_imported(bundle: Path, published: Any,
     assert results["verdicts"]
     assert {one["artefact"] for one in results["numerics"]} >= {"student.fp32.onnx"}
     assert not list((tmp_path / "device").rglob("*.onnx")), "no model stays"
-    damaged = json.loads((tmp_path / "device" / "results.json").read_text())
-    damaged["files"]["student.fp32.onnx"] = "0" * 64
-    (tmp_path / "other.json").write_text(json.dumps(damaged))
-    with pytest.raises(InputFileError, match=r"measured another student\.fp32\.onnx"):
-        devices.import_results(published, tmp_path / "other.json")
+    record = Record.read(folder)
+    assert record is not None
+    assert set(record.inputs) == {f"export/{one['artefact']}" for one in results["numerics"]}, "what was measured"
+    for field in ("files", "nothing", "comparison"):
+        other = json.loads((tmp_path / "device" / "results.json").read_text())
+        if field == "files":
+            other["files"]["student.fp32.onnx"] = "0" * 64
+        elif field == "nothing":
+            other["files"] = {}
+        else:
+            rows = other["comparisons"][0]["comparison"]["results"]
+            next(row for row in rows if row["job"]["model"] == "student.fp32.onnx")["sha256"] = "0" * 64
+        (tmp_path / "other.json").write_text(json.dumps(other))
+        with pytest.raises(InputFileError, match=r"measured another student\.[a-z0-9.-]+\.onnx than run"):
+            devices.import_results(published, tmp_path / "other.json")
     (tmp_path / "text.json").write_text("[]")
     with pytest.raises(InputFileError, match=r"no results\.json of a student\.pyz"):
         devices.import_results(published, tmp_path / "text.json")
