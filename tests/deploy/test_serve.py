@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -11,9 +14,11 @@ from typing import Any
 
 import pytest
 
-from edgekd.deploy import golden
-from edgekd.deploy.agent import jetson, machine, serve
+from edgekd.deploy import golden, remote
+from edgekd.deploy.agent import jetson, machine, protocol, serve
 from edgekd.deploy.agent.measurement import Job, Settings, job_to_json
+from edgekd.deploy.agent.protocol import AgentProcess
+from edgekd.deploy.agent.refusal import RefusedError
 from edgekd.deploy.agent.serve import Server
 from edgekd.deploy.agent.workplace import Workplace
 from tiny_onnx import conv_net
@@ -81,6 +86,44 @@ def test_a_damaged_part_is_measured_again(damage: Callable[[bytes], bytes], serv
     part = part_of(server)
     part.write_bytes(damage(part.read_bytes()))
     assert [ask(), ask()] == [False, True]
+
+
+def far_end(silence_s: float) -> list[str]:
+    code = f"import sys; from edgekd.deploy.agent import serve; serve.SILENCE_S = {silence_s}; sys.exit(serve.main())"
+    return [sys.executable, "-c", code]
+
+
+def test_a_near_end_that_falls_silent_frees_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that goes away closes nothing."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pipe = subprocess.PIPE
+    with subprocess.Popen(far_end(1.0), stdin=pipe, stdout=pipe) as far:
+        assert far.stdin is not None
+        assert far.stdout is not None
+        far.stdin.write(b'{"id": 1, "op": "open", "key": "key", "files": []}\n')
+        far.stdin.flush()
+        assert json.loads(far.stdout.readline())["missing"] == []
+        other = Workplace(tmp_path)
+        with pytest.raises(RefusedError, match="another bench is under way"):
+            other.hold()
+        assert far.wait(timeout=20) == 0
+        other.hold()
+        other.release()
+
+
+def test_a_near_end_that_only_waits_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(protocol, "PULSE_S", 0.2)
+    with AgentProcess("device", far_end(2.0), reply_timeout_s=30, detached=True) as far:
+        assert far.hello()["python"]
+        time.sleep(4)
+        assert far.hello()["python"]
+
+
+def test_the_far_end_gives_up_before_the_near_end() -> None:
+    options = dict(option.split("=") for option in remote.OPTIONS)
+    near_s = float(options["ServerAliveInterval"]) * float(options["ServerAliveCountMax"])
+    assert 3 * protocol.PULSE_S < serve.SILENCE_S < near_s
 
 
 def test_content_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ ERRORS: dict[str, type[EdgekdError]] = {
 }
 _TAIL_LINES = 20
 _FAREWELL_S = 3.0
+PULSE_S = 10.0
 
 
 class Transport(Protocol):
@@ -89,7 +90,8 @@ class AgentProcess:
         name: what the process measures, for messages.
         argv: the command that starts it.
         reply_timeout_s: how long any reply may take before the agent counts as hung.
-        detached: whether it is out of reach of the terminal's Ctrl-C, which would end an ssh.
+        detached: whether it is out of reach of the terminal's Ctrl-C, which would end an ssh, and behind a network: it
+            gets a sign of life every few seconds.
 
     Raises:
         MachineError: the command cannot be started; later, from `ask`: the agent died, hung, or is another version.
@@ -117,6 +119,10 @@ class AgentProcess:
         ]
         for reader in self._readers:
             reader.start()
+        self._closed = threading.Event()
+        self._pulse = threading.Thread(target=self._beat, daemon=True)
+        if detached:
+            self._pulse.start()
 
     def __enter__(self) -> Self:
         return self
@@ -189,6 +195,7 @@ class AgentProcess:
 
     def close(self) -> None:
         """End the agent: its stdin closes, and if that is not enough it is killed."""
+        self._closed.set()
         try:
             self._stdin.close()
         except OSError:
@@ -200,6 +207,16 @@ class AgentProcess:
             self._process.wait()
         for reader in self._readers:
             reader.join(timeout=_FAREWELL_S)
+        if self._pulse.is_alive():
+            self._pulse.join(timeout=_FAREWELL_S)
+
+    def _beat(self) -> None:
+        while not self._closed.wait(PULSE_S):
+            try:
+                self._stdin.write(b"\n")
+                self._stdin.flush()
+            except (OSError, ValueError):  # gone, or closed at this moment; `ask` says so
+                return
 
     def _died(self, op: str) -> AgentDiedError:
         try:

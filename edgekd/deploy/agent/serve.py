@@ -1,7 +1,7 @@
 """The far end of `edgekd bench --on`: one process that holds the device, keeps what was measured, and answers.
 
 Its work folder outlives a cut connection: files that are whole are not copied again, parts that were measured are
-not measured again. The end of stdin ends it and all that it started.
+not measured again. The end of stdin, or a near end that is not heard of any more, ends it and all that it started.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ from edgekd.errors import EdgekdError
 
 KEPT_S = 24 * 3600.0
 """What was measured longer ago is measured again: the board may be another temperature away."""
+
+
+SILENCE_S = 45.0
+"""Shorter than the near end takes to give up (`remote.OPTIONS`), so that the same command finds the device free."""
 
 
 class Server:
@@ -158,4 +162,4 @@ def _sealed(text: str, *, kept: bool) -> dict[str, Any]:
 def main() -> int:
     """Serve one near end."""
     replies = Replies()
-    return converse(replies, Server(replies, Workplace()).ops())
+    return converse(replies, Server(replies, Workplace()).ops(), SILENCE_S)
