@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 
-from edgekd.deploy.agent import jetson, power
+from edgekd.deploy.agent import jetson, power, session
+from edgekd.deploy.agent.measure import Tools
+from edgekd.deploy.agent.measurement import Job, Settings
+from edgekd.deploy.agent.protocol import AgentProcess
+from tiny_onnx import conv_net
 
 RELEASE = "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 01:49:37 UTC"
 LINE_JETPACK_6 = (
@@ -203,6 +207,21 @@ def test_energy_is_gross_idle_and_net() -> None:
     assert found["net_w"] == pytest.approx(found["gross_w"] - found["idle_w"])
     assert found["gross_mj_per_run"] == pytest.approx(1000 * found["gross_w"] * 1.6 / 100)
     assert (found["rails"], found["source"], found["batch"]) == ("VDD_IN", "test", 4)
+
+
+def test_energy_is_measured_without_threads_that_spin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, Any]] = []
+
+    class Overheard(AgentProcess):
+        def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
+            asked.append((op, arguments.get("spin_wait")))
+            return super().ask(op, **arguments)
+
+    monkeypatch.setattr(session, "AgentProcess", Overheard)
+    source = power.Source("test", lambda: {"VDD_IN": 4.0})
+    job = Job("net", conv_net(tmp_path / "net.onnx"))
+    session.energy(job, Settings(threads=2), Tools(), source, 0.1, 0.1)
+    assert asked == [("load", False), ("sustain", None)]
 
 
 def sampled(samples: list[tuple[float, dict[str, float]]]) -> power.Sampler:

@@ -164,6 +164,20 @@ def test_an_engine_that_overflows_is_told_from_a_tool_that_fails(tmp_path: Path)
             trtexec.first_values(tmp_path / "out.json")
 
 
+@pytest.mark.parametrize("release", standins.RELEASES)
+def test_energy_is_measured_without_a_thread_that_spins(release: str, model: Path, tmp_path: Path) -> None:
+    lines = tmp_path / "lines"
+    tool = standins.write_trtexec(tmp_path, release)
+    tool.write_text(tool.read_text().replace("exec ", f'echo "$@" >> {lines}\nexec ', 1))
+    loaded = tensorrt.load(request(model, tmp_path, trtexec=str(tool)))
+    loaded.samples(10, 0.1, 1.0)
+    loaded.sustain(1.0)
+    timed, sustained = lines.read_text().splitlines()[-2:]
+    assert "--useSpinWait" in timed
+    assert "--useSpinWait" not in sustained
+    assert ("--noSpinWait" in sustained) == (release == "11.1"), "where spinning is the default"
+
+
 def test_an_unknown_flag_is_a_failure_as_in_the_real_one(tmp_path: Path) -> None:
     for release, flag in (("11.1", "--fp16"), ("8.5.2", "--skipInference"), ("8.6.1", "--stronglyTyped")):
         tool = standins.write_trtexec(tmp_path, release)
@@ -226,6 +240,11 @@ def test_cuda_is_called_with_sizes_and_addresses_and_its_errors_are_told() -> No
     assert cuda.download(address, 5) == b"12345"
     cuda.synchronize()
     assert set(calls) == set(names)
+    assert "cudaSetDeviceFlags" not in calls
+    library.cudaSetDeviceFlags = call("cudaSetDeviceFlags")
+    calls.clear()
+    Cuda(library, spin_wait=False)  # type: ignore[arg-type]
+    assert calls == ["cudaSetDeviceFlags", "cudaStreamCreate"], "before the context is made"
     library.cudaMalloc = call("cudaMalloc", 2)
     with pytest.raises(RefusedError, match="cudaMalloc failed: out of memory"):
         cuda.allocate(8)

@@ -182,6 +182,16 @@ def test_fallback_to_the_cpu_is_refused() -> None:
     assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
 
 
+def test_threads_that_wait_may_spin_unless_told_not_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")  # which loading sets
+    key = "session.intra_op.allow_spinning"
+    model = {"model": str(conv_net(tmp_path / "net.onnx")), **CPU}
+    quiet = ort_model.OrtModel({**model, "spin_wait": False}).session.get_session_options()
+    assert quiet.get_session_config_entry(key) == "0"
+    with pytest.raises(RuntimeError, match=key):
+        ort_model.OrtModel(model).session.get_session_options().get_session_config_entry(key)
+
+
 def test_noise_is_the_same_everywhere() -> None:
     floats = noise(np, [2, 3, 32, 32], "float32", 7)
     assert floats.dtype == np.float32

@@ -171,8 +171,10 @@ def _or_skipped(job: Job, skipped: list[Measurement | Skipped]) -> Iterator[None
         skipped.append(Skipped(job, "n/a: " + " | ".join(str(error).rstrip(".").splitlines())))
 
 
-def load_request(job: Job, settings: Settings, transport: Transport, tools: Mapping[str, str]) -> dict[str, Any]:
-    """Return the request that loads an artefact on its machine."""
+def load_request(
+    job: Job, settings: Settings, transport: Transport, tools: Mapping[str, Any], *, spin_wait: bool = True
+) -> dict[str, Any]:
+    """Return the request that loads an artefact on its machine; threads that wait may spin, but not for energy."""
     return {
         "model": transport.place(job.model),
         "sha256": sha256_of(job.model),
@@ -184,6 +186,7 @@ def load_request(job: Job, settings: Settings, transport: Transport, tools: Mapp
         "declared": job.declared,
         "flags": job.flags,
         "seed": settings.seed,
+        "spin_wait": spin_wait,
         **tools,
     }
 

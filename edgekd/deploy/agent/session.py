@@ -60,7 +60,7 @@ def energy(
     busy_s: float = power.BUSY_S,
 ) -> dict[str, Any]:
     """Return the energy of one artefact, in a run of its own."""
-    with _loaded(job, settings, tools) as agent:
+    with _loaded(job, settings, tools, spin_wait=False) as agent:
 
         def run(seconds: float) -> dict[str, Any]:
             return agent.ask("sustain", seconds=seconds, timeout_s=LOAD_TIMEOUT_S)
@@ -70,10 +70,10 @@ def energy(
 
 
 @contextmanager
-def _loaded(job: Job, settings: Settings, tools: Tools) -> Iterator[AgentProcess]:
+def _loaded(job: Job, settings: Settings, tools: Tools, *, spin_wait: bool = True) -> Iterator[AgentProcess]:
     """Yield an agent with a loaded artefact."""
     transport = Local()
     with AgentProcess(job.label, transport.argv(), settings.reply_timeout_s) as agent:
-        request = load_request(job, settings, transport, tools.to_request())
+        request = load_request(job, settings, transport, tools.to_request(), spin_wait=spin_wait)
         agent.ask("load", timeout_s=LOAD_TIMEOUT_S, **request)
         yield agent
