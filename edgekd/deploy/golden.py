@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,22 @@ def logits(file: Path, inputs: NDArray[Any]) -> list[list[float]]:
     found = [ort_session.logits(session, inputs[first : first + step]) for first in range(0, len(inputs), step)]
     rows: list[list[float]] = np.concatenate(found).reshape(len(inputs), -1).tolist()
     return rows
+
+
+def write_files(jobs: Sequence[Job], folder: Path) -> dict[Path, tuple[Path, list[list[float]]]]:
+    """Write the golden inputs of each model, one file an input type and size; return them with the host's logits."""
+    found: dict[Path, tuple[Path, list[list[float]]]] = {}
+    for job in jobs:
+        if job.model in found:
+            continue
+        known = signature(job.model, job.image_shape)
+        inputs = images(known)
+        size = "x".join(map(str, inputs.shape))
+        file = folder / f"golden-{known.dtype}-{size}.npy"
+        if not file.is_file():
+            file.write_bytes(to_npy(inputs))
+        found[job.model] = (file, logits(job.model, inputs))
+    return found
 
 
 def array_in(reply: dict[str, Any]) -> NDArray[Any]:

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.deploy import golden, pack
+from edgekd.deploy import pack
 from edgekd.deploy.agent.environment import Environment, from_facts
 from edgekd.deploy.agent.machine import sha256_of
 from edgekd.deploy.agent.measure import LOAD_TIMEOUT_S, Progress
@@ -96,7 +96,7 @@ class Host:
         if "REMOTE HOST IDENTIFICATION HAS CHANGED" in messages:
             return MachineError(
                 f"{host} answers with another host key than the one you know: it was set up anew, or somebody else "
-                f"answers. If you know why:\n  ssh-keygen -R {host.rpartition('@')[2]}\n  ssh {host}"
+                f"answers. If you know why:\n  {_forget(messages, host)}\n  ssh {host}"
             )
         if "Host key verification failed" in messages or "Permission denied (" in messages:
             what = "is not a known host" if "Host key" in messages else "lets nobody in without a password"
@@ -201,6 +201,14 @@ class Host:
         )
 
 
+def _forget(messages: str, host: str) -> str:
+    """Return the command that removes a known key: ssh names it by address and port, whatever alias leads there."""
+    name = re.search(r"[Hh]ost key for (\S+) has changed", messages)
+    file = re.search(r"Offending \S+ key in (.+?):\d+", messages)
+    where = f"-f {shlex.quote(file.group(1))} " if file else ""
+    return f"ssh-keygen {where}-R {shlex.quote(name.group(1) if name else host.rpartition('@')[2])}"
+
+
 def _run(command: list[str], timeout_s: float, name: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(  # noqa: S603
@@ -301,19 +309,3 @@ class Session:
             )
         found: dict[str, Any] = json.loads(reply["text"])
         return found
-
-
-def golden_files(jobs: Sequence[Job], folder: Path) -> dict[Path, tuple[Path, list[list[float]]]]:
-    """Write the golden inputs of each model, one file an input type and size; return them with the host's logits."""
-    found: dict[Path, tuple[Path, list[list[float]]]] = {}
-    for job in jobs:
-        if job.model in found:
-            continue
-        known = golden.signature(job.model, job.image_shape)
-        images = golden.images(known)
-        size = "x".join(map(str, images.shape))
-        file = folder / f"golden-{known.dtype}-{size}.npy"
-        if not file.is_file():
-            file.write_bytes(golden.to_npy(images))
-        found[job.model] = (file, golden.logits(job.model, images))
-    return found

@@ -54,7 +54,7 @@ def on_device(
     ):
         chosen = runtimes or (runtime_of(session.environment, host),)
         jobs = [golden.described(job) for job in bench.jobs_of(files, chosen, image_shape=image_shape)]
-        expected = remote.golden_files(jobs, Path(scratch))
+        expected = golden.write_files(jobs, Path(scratch))
         session.put([*files, *dict.fromkeys(file for file, _ in expected.values())])
         raw: dict[str, Any] = {"comparisons": [], "numerics": [], "energy": []}
         for settings in comparing.settings_of(table):

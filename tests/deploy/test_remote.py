@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,7 +17,7 @@ from edgekd.deploy import golden
 from edgekd.deploy.agent.measure import Progress
 from edgekd.deploy.agent.measurement import Comparison, Job, Settings
 from edgekd.deploy.agent.protocol import AgentProcess
-from edgekd.deploy.remote import Host, golden_files
+from edgekd.deploy.remote import Host
 from edgekd.errors import MachineError, RunBusyError, UsageError
 from tiny_onnx import conv_net
 
@@ -41,7 +42,7 @@ def job(tmp_path: Path) -> Job:
 def test_a_model_is_measured_there_and_nothing_stays(device: Device, job: Job, tmp_path: Path) -> None:  # noqa: F811
     said: list[str] = []
     seen: list[Progress] = []
-    ((images, logits),) = golden_files([job], tmp_path).values()
+    ((images, logits),) = golden.write_files([job], tmp_path).values()
     with HOST.session("any key", said.append) as session:
         assert session.environment.python
         session.put([job.model, images])
@@ -113,7 +114,7 @@ def test_clean_removes_all_that_is_kept(device: Device) -> None:  # noqa: F811
     ("trouble", "words"),
     [
         ("unknown", ["is not a known host", "\n  ssh device ", "\n  ssh-copy-id device"]),
-        ("changed", ["another host key", "ssh-keygen -R device"]),
+        ("changed", ["another host key", "ssh-keygen -f ", " -R '[127.0.0.1]:"]),
         ("password", ["lets nobody in without a password", "\n  ssh device ", "\n  ssh-copy-id device"]),
         ("down", ["device cannot be reached", "Connection refused"]),
     ],
@@ -139,6 +140,11 @@ def test_a_host_that_cannot_be_entered(
         enter("key")
     for word in words:
         assert word in str(caught.value)
+    if trouble == "changed":
+        (forget,) = [line for line in str(caught.value).splitlines() if "ssh-keygen" in line]
+        subprocess.run(shlex.split(forget), check=True, capture_output=True)
+        with pytest.raises(MachineError, match="is not a known host"):
+            enter("key")
 
 
 def test_no_python_there_and_an_old_one(device: Device) -> None:  # noqa: F811
