@@ -165,6 +165,7 @@ def _chosen(run: RunDir, recipe: Recipe, stop: Stop, host: Host | None) -> Recip
             threads=recipe.bench.threads[0],
             measurer=measurer,
             runtime=runtime,
+            where="here" if host is None else f"on {host.address}",
         )
     too_slow = [f"{one.name} {one.latency_ms:.2f} ms" for one in larger if one.latency_ms is not None]
     console.say(

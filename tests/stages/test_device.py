@@ -232,6 +232,13 @@ def test_a_bundle_checks_something_or_says_why_not(bundle: Path, tmp_path: Path)
     assert not (tmp_path / "device" / "results.json").exists()
 
 
+def test_a_bundle_that_cannot_write_measures_nothing(bundle: Path, tmp_path: Path) -> None:
+    ran = carried(bundle, tmp_path / "device", "bench", "--output", "absent/results.json")
+    assert ran.returncode == 6
+    assert "results.json cannot be written" in ran.stderr
+    assert "bench    " not in ran.stderr
+
+
 def test_a_damaged_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
     archive = zipfile.ZipFile(bundle)
     manifest = json.loads(archive.read("manifest.json"))
@@ -242,6 +249,7 @@ def test_a_damaged_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
     assert ran.returncode == 4
     assert "student.fp32.onnx in" in ran.stderr
     assert "copy the bundle again" in ran.stderr
+    assert [path.name for path in (tmp_path / "device").iterdir()] == [".cache"], "and nothing is half written"
 
 
 @pytest.mark.slow

@@ -5,18 +5,19 @@ from __future__ import annotations
 import functools
 import tempfile
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from standins import write_unknown_trtexec
+from standins import write_trtexec, write_unknown_trtexec
 
 from edgekd.deploy.agent.measure import Tools, measure
-from edgekd.deploy.agent.measurement import Settings
+from edgekd.deploy.agent.measurement import Comparison, Job, Settings
 from edgekd.deploy.agent.protocol import Local
+from edgekd.deploy.golden import described
 from edgekd.errors import MachineError, StoppedEarly, UsageError
 from edgekd.models import registry
 from edgekd.rundir import sha256_file
@@ -159,6 +160,21 @@ def macs(name: str) -> int:
     return one.size.macs
 
 
+def test_one_engine_is_built_for_a_student(tmp_path: Path) -> None:
+    """TensorRT makes an FP16 engine of an FP32 file too, which takes minutes and tells nothing here."""
+    tools, seen = Tools(str(write_trtexec(tmp_path, "10.3.0")), str(tmp_path / "engines")), []
+
+    def measurer(jobs: Sequence[Job], settings: Settings, on_progress: Any) -> Comparison:
+        seen.append(measure([described(job) for job in jobs], settings, on_progress, tools=tools))
+        return seen[-1]
+
+    found = students.size_up([FAST], SHAPE, CLASSES)
+    (one,) = students.time_each(found, SHAPE, CLASSES, stop=Stop(), measurer=measurer, runtime="tensorrt")
+    assert one.latency_ms == pytest.approx(1.52, abs=0.03)
+    assert [timed.job.flags for timed in seen[0].measurements] == [("--noTF32",)]
+    assert len(list((tmp_path / "engines").iterdir())) == 1
+
+
 def choose(budget_ms: float, **limits: Any) -> tuple[str, list[str]]:
     limits = {"below_macs": 10**12, "stop": Stop(), **limits}
     chosen, larger = students.largest_within(budget_ms, SHAPE, CLASSES, **limits)
@@ -183,6 +199,8 @@ def test_a_budget_that_nothing_keeps_names_the_fastest(zoo: list[str]) -> None:
         MachineError, match=rf"no student keeps 1e-06 ms here in FP32; the fastest, ({FAST}|{MIDDLE}), takes 0\.\d+"
     ):
         choose(1e-6, below_macs=macs(SLOW))
+    with pytest.raises(MachineError, match=r"no student keeps 1e-06 ms on device in FP32"):
+        choose(1e-6, below_macs=macs(SLOW), where="on device")
 
 
 def test_untrained_activations_are_of_ordinary_size_and_random_state_is_kept() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from edgekd.deploy.agent import power, session
 from edgekd.deploy.agent.kernels import RUNTIMES, Runtime
+from edgekd.deploy.agent.machine import publish
 from edgekd.deploy.agent.measure import Progress, Tools, require_some
 from edgekd.deploy.agent.measurement import Job, Settings, from_json, job_from_json
 from edgekd.deploy.agent.protocol import entry_point
@@ -39,7 +40,16 @@ def main(arguments: list[str]) -> int:
     """Run `check` or `bench`; the exit code is that of edgekd for the same failure."""
     asked = _parser().parse_args(arguments)
     try:
-        results = _Bundle(asked).run()
+        output = Path(asked.output)
+        with output.with_name(f".tmp-{output.name}").open("w", encoding="utf-8") as file:  # before minutes of measuring
+            try:
+                results = _Bundle(asked).run()
+                file.write(json.dumps(results, indent=1) + "\n")
+                file.flush()
+                publish(Path(file.name), output)
+            finally:
+                if Path(file.name).exists():
+                    Path(file.name).unlink()
     except (RefusedError, EdgekdError) as error:
         code = EXIT_CODES[error.kind] if isinstance(error, RefusedError) else error.exit_code
         sys.stderr.write(f"error: {error}\n")
@@ -80,7 +90,7 @@ class _Bundle:
         self.settings = Settings(**{**self.manifest["settings"], "batch": asked.batch, "threads": asked.threads})
 
     def run(self) -> dict[str, Any]:
-        """Do what was asked and write the results."""
+        """Do what was asked; return the results."""
         place = Workplace()
         place.hold()
         tools = Tools(self.asked.trtexec, str(place.engines), time.time())
@@ -109,8 +119,6 @@ class _Bundle:
             results["numerics"] = self._numerics(ready, tools, Path(folder))
             if self.asked.action == "bench" and not self.asked.no_energy:
                 results["energy"] = self._energy(ready, tools)
-        output = Path(self.asked.output)
-        output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         return results
 
     def _unpack(self, folder: Path) -> None:

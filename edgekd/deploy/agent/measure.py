@@ -111,7 +111,8 @@ def _engines(job: Job, environment: Environment) -> list[Job | Skipped]:
     uses = uses_of(job.kind, environment.tensorrt["version"])
     if isinstance(uses, str):
         return [Skipped(job, uses)]
-    return [replace(job, artefact=job.artefact + use.suffix, kind=use.kind, flags=use.flags) for use in uses]
+    wanted = uses[:1] if job.first_engine else uses
+    return [replace(job, artefact=job.artefact + use.suffix, kind=use.kind, flags=use.flags) for use in wanted]
 
 
 def _check(jobs: Sequence[Job]) -> None:

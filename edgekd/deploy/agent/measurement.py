@@ -23,6 +23,7 @@ class Job:
     input_name: str = "input"
     declared: tuple[int | None, ...] | None = None  # N, C, H, W as in the file, None where it leaves them open
     flags: tuple[str, ...] = ()  # TensorRT's, for the precision
+    first_engine: bool = False  # of those that TensorRT makes of the file; else each
     arithmetic: Arithmetic = "fp32"  # by the nodes and weights of the file, whatever its name
 
     @property
