@@ -155,7 +155,7 @@ def _chosen(run: RunDir, recipe: Recipe, stop: Stop, host: Host | None) -> Recip
         return recipe
     description, budget_ms = artefacts.describe(run), recipe.student.auto_budget_ms
     host = host or (Host(recipe.student.auto_on) if recipe.student.auto_on else None)
-    with devices.measurer_on(host) as (measurer, runtime):
+    with devices.measurer_on(host, stop) as (measurer, runtime):
         chosen, larger = students.largest_within(
             budget_ms,
             description.input_shape,

@@ -107,9 +107,12 @@ class Host:
         return MachineError(f"{host} cannot be reached: {why}")
 
     @contextmanager
-    def session(self, key: str, say: Say, *, tensorrt: bool = True) -> Iterator[Session]:
+    def session(
+        self, key: str, say: Say, *, tensorrt: bool = True, while_waiting: Callable[[], None] = lambda: None
+    ) -> Iterator[Session]:
         """Hold the device for the work of `key`, which any text may be; with `tensorrt` look which one is there.
 
+        `while_waiting` is called twice a second while the device works, and may raise: an engine may take minutes.
         On leaving without an error nothing is removed yet: see `Session.complete`. What a cut connection leaves
         behind is taken up by the next session of the same key.
 
@@ -128,7 +131,8 @@ class Host:
             temporary = f"{folder}/agent-{os.getpid()}.pyz"  # a bench under way may run from the final place
             self._copy(file, temporary)
         start = f"mv -f {temporary} {folder}/{AGENT} && exec {shlex.quote(self.python)} {folder}/{AGENT} serve"
-        with AgentProcess(self.address, self.ssh(start), 600.0, detached=True) as process:
+        argv = self.ssh(start)
+        with AgentProcess(self.address, argv, 600.0, detached=True, while_waiting=while_waiting) as process:
             session = Session(self, process, key, folder, say)
             try:
                 session.begin(digest, tensorrt=tensorrt)

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,9 @@ def on_device(
     """
     key = digest(sorted(sha256_file(file) for file in files))
     wanted = not runtimes or "tensorrt" in runtimes  # one that is broken is in nobody's way otherwise
+    asked = partial(stop.raise_if_requested, "bench")
     with (
-        host.session(key, console.say, tensorrt=wanted) as session,
+        host.session(key, console.say, tensorrt=wanted, while_waiting=asked) as session,
         tempfile.TemporaryDirectory(prefix="edgekd-") as scratch,
     ):
         chosen = runtimes or (runtime_of(session.environment, host),)
@@ -194,12 +196,13 @@ def import_results(run: RunDir, file: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def measurer_on(host: remote.Host | None) -> Iterator[tuple[Any, Runtime]]:
+def measurer_on(host: remote.Host | None, stop: Stop) -> Iterator[tuple[Any, Runtime]]:
     """Yield a way to measure jobs one after the other, and the runtime to measure them in: there, or here."""
     if host is None:
         yield measure, "ort-cpu"
         return
-    with host.session("students", console.say) as session:
+    asked = partial(stop.raise_if_requested, "measuring students")
+    with host.session("students", console.say, while_waiting=asked) as session:
 
         def there(jobs: Sequence[Job], settings: Settings, on_progress: Any = None) -> Comparison:
             known = [golden.described(job) for job in jobs]

@@ -80,8 +80,8 @@ def trtexec(release: str, arguments: list[str]) -> int:
 
 def _serve(given: dict[str, str]) -> bool:
     if "--onnx" in given:
-        assert b"unparsable" not in Path(given["--onnx"]).read_bytes(), "no such operator"
-        plan = {"onnx": Path(given["--onnx"]).read_bytes().hex(), "flags": sorted(given)}
+        onnx = Path(given["--onnx"]).read_bytes()
+        plan = {"onnx": onnx.hex(), "flags": sorted(given), "input": _declared(onnx)}
         Path(given["--saveEngine"]).write_text(json.dumps(plan))
         if {"--buildOnly", "--skipInference"} & set(given):
             return True
@@ -98,19 +98,25 @@ def _serve(given: dict[str, str]) -> bool:
     return True
 
 
-def _input(plan: dict[str, Any], shapes: str) -> tuple[str, list[int]]:
-    """Return name and shape of the input; as in the real one an open size that is not given is 1."""
+def _declared(data: bytes) -> tuple[str, list[int]]:
+    """Return name and shape of the input, 0 where it is open."""
     import onnx
 
-    value = onnx.load_model_from_string(bytes.fromhex(plan["onnx"])).graph.input[0]
-    declared = [d.dim_value for d in value.type.tensor_type.shape.dim]  # 0: open
+    assert b"unparsable" not in data, "no such operator"
+    value = onnx.load_model_from_string(data).graph.input[0]
+    return value.name, [d.dim_value for d in value.type.tensor_type.shape.dim]
+
+
+def _input(plan: dict[str, Any], shapes: str) -> tuple[str, list[int]]:
+    """Return name and shape of the input; as in the real one an open size that is not given is 1."""
+    known, declared = plan["input"]
     name, _, text = shapes.partition(":")
     given = [int(size) for size in text.split("x")] if shapes else [size or 1 for size in declared]
-    assert name in ("", value.name)
+    assert name in ("", known)
     assert all(want in (0, have) for want, have in zip(declared, given, strict=True)), (
         "a static shape is not overridden"
     )
-    return value.name, given
+    return known, given
 
 
 def _outputs(plan: dict[str, Any], name: str, shape: list[int], file: str) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +24,7 @@ from edgekd.deploy import pack
 from edgekd.deploy.agent.kernels import Runtime
 from edgekd.deploy.agent.measurement import Job, Settings
 from edgekd.deploy.remote import Host
-from edgekd.errors import GateError, InputFileError, MachineError, StoppedEarly
+from edgekd.errors import GateError, InputFileError, Interrupted, MachineError, StoppedEarly
 from edgekd.recipe import BenchTable
 from edgekd.rundir import Record, sha256_file
 from edgekd.stages import bench, comparing, plots, report
@@ -113,6 +116,27 @@ def test_a_tensorrt_of_unknown_flags_is_passed_over(device: Device, published: A
     assert not published.stage("bench/device").exists(), "an empty result is not published"
 
 
+def test_a_stop_is_heard_while_an_engine_is_built(device: Device, published: Any, tmp_path: Path) -> None:  # noqa: F811
+    tool = write_trtexec(tmp_path, "10.3.0")
+    slow = f'case "$*" in *--onnx=*) echo build >> {tmp_path}/builds; exec {shutil.which("sleep")} 600;; esac\nexec '
+    tool.write_text(tool.read_text().replace("exec ", slow, 1))
+    stop, files = Stop(), [file for file in files_of(published) if "fp32" in file.name]
+    with ThreadPoolExecutor() as pool:
+
+        def interrupt() -> None:
+            deadline = time.monotonic() + 60
+            while not (tmp_path / "builds").exists() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            stop._on_signal(signal.SIGINT, None)
+
+        asked = pool.submit(interrupt)
+        with pytest.raises(Interrupted, match="bench was stopped by SIGINT"):
+            devices.on_device(Host("device", trtexec=str(tool)), files, TABLE, stop)
+        asked.result()
+    assert (tmp_path / "builds").exists()
+    assert device.deserted()
+
+
 def test_a_device_with_nothing_says_what_to_install(device: Device, published: Any) -> None:  # noqa: F811
     device.tool("python3", f'exec {sys.executable} -S -I "$@"')  # without site-packages
     try:
@@ -131,17 +155,17 @@ def test_another_student_of_the_same_name_is_measured_anew(device: Device, tmp_p
         assert found.sha256 == sha256_file(file)
         return found.sha256
 
-    with suppress(StoppedEarly), devices.measurer_on(Host("device")) as there:
+    with suppress(StoppedEarly), devices.measurer_on(Host("device"), Stop()) as there:
         first = measured(there, 4)
         raise StoppedEarly("stopped")
     assert len(device.work) == 1, "what was measured is taken up"
-    with devices.measurer_on(Host("device")) as there:
+    with devices.measurer_on(Host("device"), Stop()) as there:
         assert measured(there, 8) != first
     assert device.work == []
 
 
 def test_an_answer_leaves_nothing_to_take_up(device: Device) -> None:  # noqa: F811
-    with pytest.raises(MachineError, match="too slow"), devices.measurer_on(Host("device")):
+    with pytest.raises(MachineError, match="too slow"), devices.measurer_on(Host("device"), Stop()):
         raise MachineError("too slow")
     assert device.work == []
 

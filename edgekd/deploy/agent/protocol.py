@@ -9,6 +9,7 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ ERRORS: dict[str, type[EdgekdError]] = {
 }
 _TAIL_LINES = 20
 _FAREWELL_S = 3.0
+_LOOK_S = 0.5
 PULSE_S = 10.0
 
 
@@ -92,13 +94,22 @@ class AgentProcess:
         reply_timeout_s: how long any reply may take before the agent counts as hung.
         detached: whether it is out of reach of the terminal's Ctrl-C, which would end an ssh, and behind a network: it
             gets a sign of life every few seconds.
+        while_waiting: called twice a second while a reply is awaited; what it raises ends the wait.
 
     Raises:
         MachineError: the command cannot be started; later, from `ask`: the agent died, hung, or is another version.
     """
 
-    def __init__(self, name: str, argv: Sequence[str], reply_timeout_s: float, *, detached: bool = False) -> None:
-        self.name, self.reply_timeout_s = name, reply_timeout_s
+    def __init__(
+        self,
+        name: str,
+        argv: Sequence[str],
+        reply_timeout_s: float,
+        *,
+        detached: bool = False,
+        while_waiting: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name, self.reply_timeout_s, self._while_waiting = name, reply_timeout_s, while_waiting
         self._ids = itertools.count(1)
         self._replies: queue.Queue[bytes | None] = queue.Queue()
         self._tail: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
@@ -172,7 +183,7 @@ class AgentProcess:
             raise self._died(op) from error
         while True:
             try:
-                line = self._replies.get(timeout=timeout_s)
+                line = self._next_line(timeout_s)
             except queue.Empty as error:
                 self._process.kill()
                 raise MachineError(
@@ -192,6 +203,16 @@ class AgentProcess:
             if not reply["ok"]:
                 raise ERRORS[reply["kind"]](f"{self.name}: {reply['error']}.")
             return reply
+
+    def _next_line(self, timeout_s: float) -> bytes | None:
+        end_s = time.monotonic() + timeout_s
+        while True:
+            try:
+                return self._replies.get(timeout=max(0.0, min(_LOOK_S, end_s - time.monotonic())))
+            except queue.Empty:
+                self._while_waiting()
+                if time.monotonic() >= end_s:
+                    raise
 
     def close(self) -> None:
         """End the agent: its stdin closes, and if that is not enough it is killed."""
