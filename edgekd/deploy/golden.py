@@ -92,8 +92,13 @@ def _written(shape: tuple[int | None, ...]) -> str:
 def described(job: Job) -> Job:
     """Return the job with what a device needs to know of its input."""
     known = signature(job.model, job.image_shape)
-    fields = {"image_shape": known.image_shape, "input_name": known.name, "declared": known.declared}
-    return replace(job, arithmetic=known.arithmetic, **fields)  # type: ignore[arg-type]
+    return replace(
+        job,
+        image_shape=known.image_shape,
+        input_name=known.name,
+        declared=known.declared,
+        arithmetic=known.arithmetic,
+    )
 
 
 def images(known: Signature) -> NDArray[Any]:

@@ -14,7 +14,7 @@ import shlex
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from edgekd.deploy.agent.machine import sha256_of
 from edgekd.deploy.agent.measure import LOAD_TIMEOUT_S, Progress
 from edgekd.deploy.agent.measurement import Comparison, Job, Settings, from_json, job_to_json
 from edgekd.deploy.agent.protocol import AgentDiedError, AgentProcess, arriving
-from edgekd.errors import MachineError, RunBusyError, UsageError
+from edgekd.errors import EdgekdError, MachineError, RunBusyError, UsageError
 
 if TYPE_CHECKING:
     from edgekd.deploy.agent.measure import OnProgress
@@ -113,8 +113,9 @@ class Host:
         """Hold the device for the work of `key`, which any text may be; with `tensorrt` look which one is there.
 
         `while_waiting` is called twice a second while the device works, and may raise: an engine may take minutes.
-        On leaving without an error nothing is removed yet: see `Session.complete`. What a cut connection leaves
-        behind is taken up by the next session of the same key.
+        On leaving without an error nothing is removed yet: see `Session.complete`. What a cut connection or a stop
+        leaves behind is taken up by the next session of the same key; an answer, such as that nothing runs there or no
+        student keeps the budget, leaves nothing.
 
         Raises:
             MachineError: it cannot be reached, lacks Python 3.8 or space, or the connection was cut.
@@ -139,6 +140,10 @@ class Host:
                 yield session
             except AgentDiedError as error:
                 raise self._cut(error) from error
+            except MachineError:
+                with suppress(EdgekdError):  # no connection, no removal: the answer itself is what matters
+                    session.complete()
+                raise
 
     def clean(self) -> int:
         """Remove everything edgekd keeps there; return the bytes freed.

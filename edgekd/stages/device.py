@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,6 @@ from edgekd.deploy.agent.environment import Environment
 from edgekd.deploy.agent.kernels import Runtime
 from edgekd.deploy.agent.measure import measure, require_some
 from edgekd.deploy.agent.measurement import Comparison, Job, Settings, from_json, job_to_json
-from edgekd.deploy.agent.protocol import AgentDiedError
 from edgekd.deploy.agent.tensorrt import MISSING
 from edgekd.errors import GateError, InputFileError, MachineError
 from edgekd.recipe import BenchTable
@@ -209,12 +208,5 @@ def measurer_on(host: remote.Host | None, stop: Stop) -> Iterator[tuple[Any, Run
             session.put([job.model for job in known])
             return session.compare(known, settings, on_progress)
 
-        try:
-            yield there, runtime_of(session.environment, host)
-        except MachineError as error:
-            # An answer, such as that no student keeps the budget, leaves nothing to take up; a cut connection does.
-            if not isinstance(error, AgentDiedError):
-                with suppress(AgentDiedError):
-                    session.complete()
-            raise
+        yield there, runtime_of(session.environment, host)
         session.complete()

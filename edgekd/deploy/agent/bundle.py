@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import platform
 import sys
 import tempfile
@@ -41,7 +42,9 @@ def main(arguments: list[str]) -> int:
     asked = _parser().parse_args(arguments)
     try:
         output = Path(asked.output)
-        with output.with_name(f".tmp-{output.name}").open("w", encoding="utf-8") as file:  # before minutes of measuring
+        with output.with_name(f".tmp-{os.getpid()}-{output.name}").open(
+            "w", encoding="utf-8"
+        ) as file:  # before minutes of measuring
             try:
                 results = _Bundle(asked).run()
                 file.write(json.dumps(results, indent=1) + "\n")

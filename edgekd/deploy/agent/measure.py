@@ -88,7 +88,7 @@ def require_some(results: Sequence[Job | Measurement | Skipped]) -> None:
     """Raise `MachineError` with the reasons when nothing of it runs on this machine."""
     reasons = [f"{one.job.label}: {one.reason}" for one in results if isinstance(one, Skipped)]
     if len(reasons) == len(results):
-        raise MachineError(f"nothing could be run there: {'; '.join(reasons)}.")
+        raise MachineError(f"nothing could be run: {'; '.join(reasons)}.")
 
 
 def plan(jobs: Sequence[Job], environment: Environment) -> list[Job | Skipped]:

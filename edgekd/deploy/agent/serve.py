@@ -26,8 +26,6 @@ from edgekd.errors import EdgekdError
 
 KEPT_S = 24 * 3600.0
 """What was measured longer ago is measured again: the board may be another temperature away."""
-
-
 SILENCE_S = 45.0
 """Shorter than the near end takes to give up (`remote.OPTIONS`), so that the same command finds the device free."""
 
