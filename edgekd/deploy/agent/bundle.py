@@ -41,18 +41,7 @@ def main(arguments: list[str]) -> int:
     """Run `check` or `bench`; the exit code is that of edgekd for the same failure."""
     asked = _parser().parse_args(arguments)
     try:
-        output = Path(asked.output)
-        with output.with_name(f".tmp-{os.getpid()}-{output.name}").open(
-            "w", encoding="utf-8"
-        ) as file:  # before minutes of measuring
-            try:
-                results = _Bundle(asked).run()
-                file.write(json.dumps(results, indent=1) + "\n")
-                file.flush()
-                publish(Path(file.name), output)
-            finally:
-                if Path(file.name).exists():
-                    Path(file.name).unlink()
+        results = _recorded(asked)
     except (RefusedError, EdgekdError) as error:
         code = EXIT_CODES[error.kind] if isinstance(error, RefusedError) else error.exit_code
         sys.stderr.write(f"error: {error}\n")
@@ -63,6 +52,21 @@ def main(arguments: list[str]) -> int:
     failed = [one for one in results["numerics"] if not one["passed"]]
     _say(f"wrote {asked.output}; on the machine with the run: edgekd bench --import {Path(asked.output).name}")
     return 5 if failed else 0
+
+
+def _recorded(asked: argparse.Namespace) -> dict[str, Any]:
+    """Do what was asked and write the results; that they can be written is known before minutes of measuring."""
+    output = Path(asked.output)
+    temporary = output.with_name(f".tmp-{os.getpid()}-{output.name}")
+    try:
+        temporary.touch()
+        results = _Bundle(asked).run()
+        temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        publish(temporary, output)
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+    return results
 
 
 def _parser() -> argparse.ArgumentParser:
