@@ -80,6 +80,9 @@ def test_a_run_is_measured_on_a_device_and_reported(device: Device, published: A
     page = report.page(published, summary)
     assert "On device" in page
     assert "Energy: n/a: " in page
+    record.inputs["export/student.fp32.onnx"] = "0" * 64
+    record.write(folder)
+    assert report.collect(published)["devices"] == {}, "of another file than the one that is exported now"
 
 
 def test_tensorrt_comes_first_where_it_is(device: Device, published: Any, tmp_path: Path) -> None:  # noqa: F811
