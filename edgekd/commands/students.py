@@ -35,7 +35,7 @@ def students(
     shape, measure = parse_shape(input_shape), measure or budget_ms is not None
     found = zoo.size_up(names or registry.student_names(), shape, classes)
     if measure:
-        with graceful() as stop, devices.measurer_on(host) as (measurer, runtime):
+        with graceful() as stop, devices.measurer_on(host, stop) as (measurer, runtime):
             found = zoo.time_each(found, shape, classes, stop=stop, threads=threads, measurer=measurer, runtime=runtime)
     elif host is not None:
         raise UsageError("--on says where to measure: give it with --measure or --budget-ms.")

@@ -155,7 +155,7 @@ def _chosen(run: RunDir, recipe: Recipe, stop: Stop, host: Host | None) -> Recip
         return recipe
     description, budget_ms = artefacts.describe(run), recipe.student.auto_budget_ms
     host = host or (Host(recipe.student.auto_on) if recipe.student.auto_on else None)
-    with devices.measurer_on(host) as (measurer, runtime):
+    with devices.measurer_on(host, stop) as (measurer, runtime):
         chosen, larger = students.largest_within(
             budget_ms,
             description.input_shape,
@@ -165,6 +165,7 @@ def _chosen(run: RunDir, recipe: Recipe, stop: Stop, host: Host | None) -> Recip
             threads=recipe.bench.threads[0],
             measurer=measurer,
             runtime=runtime,
+            where="here" if host is None else f"on {host.address}",
         )
     too_slow = [f"{one.name} {one.latency_ms:.2f} ms" for one in larger if one.latency_ms is not None]
     console.say(

@@ -14,8 +14,6 @@ from edgekd.commands.common import Options, at_work, find_run, typed
 from edgekd.errors import UsageError
 from edgekd.recipe import Recipe
 from edgekd.rundir import RunDir
-from edgekd.stages import doctor as checks
-from edgekd.stages import report as reporting
 
 
 def status(name: str, options: Options) -> None:
@@ -51,6 +49,8 @@ def _making(run: RunDir, recipe: Recipe, stage: str) -> str:
 
 def report(name: str, options: Options) -> None:
     """Write the report; works while the run is busy."""
+    from edgekd.stages import report as reporting  # imports ONNX Runtime, which doctor must be able to do without
+
     run = find_run(name, "ingest")
     summary = reporting.run(run)
     if options.json:
@@ -76,6 +76,8 @@ def prune(name: str, options: Options) -> None:
 
 def doctor(options: Options) -> None:
     """Say what this machine can do."""
+    from edgekd.stages import doctor as checks
+
     findings = checks.examine()
     if options.json:
         console.print_json(findings)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from onnx import TensorProto
 
 from edgekd.deploy import ort_session
 from edgekd.deploy.agent.inputs import noise
-from edgekd.deploy.agent.kernels import kind_of
+from edgekd.deploy.agent.kernels import Arithmetic, kind_of
 from edgekd.deploy.agent.measurement import Job
+from edgekd.deploy.agent.ort_model import INTEGER_OPS
 from edgekd.errors import InputFileError, UsageError
 
 IMAGES, SEED = 8, 20250115
@@ -31,8 +33,14 @@ class Signature:
     name: str
     dtype: str
     image_shape: tuple[int, ...]
-    batch: int | None
-    """None: any."""
+    declared: tuple[int | None, ...]
+    """The whole shape as the file has it, None where it is open."""
+    arithmetic: Arithmetic
+
+    @property
+    def batch(self) -> int | None:
+        """Return the batch of the file, None for any."""
+        return self.declared[0]
 
 
 def signature(file: Path, image_shape: tuple[int, ...] | None = None) -> Signature:
@@ -40,7 +48,7 @@ def signature(file: Path, image_shape: tuple[int, ...] | None = None) -> Signatu
 
     Raises:
         InputFileError: it is no ONNX file, has not one image input, or keeps its weights in another file.
-        UsageError: the image size is open and not given.
+        UsageError: the image size is open and not given, or not the given one.
     """
     try:
         model = onnx.load(str(file), load_external_data=False)
@@ -55,19 +63,42 @@ def signature(file: Path, image_shape: tuple[int, ...] | None = None) -> Signatu
     inputs = [value for value in model.graph.input if value.name not in known]
     if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type not in _TYPES:
         raise InputFileError(f"{file} must have one float32 or uint8 image input to be measured on a device.")
-    sizes = [d.dim_value if d.HasField("dim_value") else None for d in inputs[0].type.tensor_type.shape.dim]
-    rest = tuple(sizes[1:]) if image_shape is None else image_shape
-    if len(rest) != len(sizes) - 1 or any(have is None for have in rest):
+    sizes = tuple(d.dim_value if d.HasField("dim_value") else None for d in inputs[0].type.tensor_type.shape.dim)
+    if not sizes:
+        raise InputFileError(f"{file} must have an image input with a batch, not a single number.")
+    rest = sizes[1:] if image_shape is None else image_shape
+    if len(rest) != len(sizes) - 1 or any(have not in (None, want) for have, want in zip(sizes[1:], rest, strict=True)):
+        raise UsageError(f"the input of {file} is {_written(sizes)}; {_written(rest)} does not fit it.")
+    if any(size is None for size in rest):
         raise UsageError(f"{file} leaves the size of an image open; give it with --input, such as --input 3x224x224.")
     shape = tuple(int(size) for size in rest if size is not None)
-    return Signature(inputs[0].name, _TYPES[inputs[0].type.tensor_type.elem_type], shape, sizes[0] if sizes else None)
+    dtype = _TYPES[inputs[0].type.tensor_type.elem_type]
+    return Signature(inputs[0].name, dtype, shape, sizes, _arithmetic(model.graph))
+
+
+def _arithmetic(graph: onnx.GraphProto) -> Arithmetic:
+    """Return the coarsest numbers a file computes with: quantised, half precision weights or casts, else float."""
+    if any("quantize" in node.op_type.lower() or node.op_type in INTEGER_OPS for node in graph.node):
+        return "int8"
+    casts = (attribute.i for node in graph.node if node.op_type == "Cast" for attribute in node.attribute)
+    types = {*casts, *(tensor.data_type for tensor in graph.initializer)}
+    return "fp32" if types.isdisjoint((TensorProto.FLOAT16, TensorProto.BFLOAT16)) else "fp16"
+
+
+def _written(shape: tuple[int | None, ...]) -> str:
+    return "x".join("?" if size is None else str(size) for size in shape)
 
 
 def described(job: Job) -> Job:
     """Return the job with what a device needs to know of its input."""
     known = signature(job.model, job.image_shape)
-    fields = {"image_shape": known.image_shape, "input_name": known.name, "open_batch": known.batch is None}
-    return Job(job.artefact, job.model, job.kind, job.runtime, **fields)  # type: ignore[arg-type]
+    return replace(
+        job,
+        image_shape=known.image_shape,
+        input_name=known.name,
+        declared=known.declared,
+        arithmetic=known.arithmetic,
+    )
 
 
 def images(known: Signature) -> NDArray[Any]:
@@ -90,7 +121,24 @@ def logits(file: Path, inputs: NDArray[Any]) -> list[list[float]]:
     session = ort_session.open_session(file, arm_rules=kind == "int8-cpu-arm", as_written=kind.startswith("int8-trt"))
     step = known.batch or len(inputs)
     found = [ort_session.logits(session, inputs[first : first + step]) for first in range(0, len(inputs), step)]
-    return [[float(value) for value in row] for row in np.concatenate(found)]
+    rows: list[list[float]] = np.concatenate(found).reshape(len(inputs), -1).tolist()
+    return rows
+
+
+def write_files(jobs: Sequence[Job], folder: Path) -> dict[Path, tuple[Path, list[list[float]]]]:
+    """Write the golden inputs of each model, one file an input type and size; return them with the host's logits."""
+    found: dict[Path, tuple[Path, list[list[float]]]] = {}
+    for job in jobs:
+        if job.model in found:
+            continue
+        known = signature(job.model, job.image_shape)
+        inputs = images(known)
+        size = "x".join(map(str, inputs.shape))
+        file = folder / f"golden-{known.dtype}-{size}.npy"
+        if not file.is_file():
+            file.write_bytes(to_npy(inputs))
+        found[job.model] = (file, logits(job.model, inputs))
+    return found
 
 
 def array_in(reply: dict[str, Any]) -> NDArray[Any]:

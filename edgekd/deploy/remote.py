@@ -14,18 +14,18 @@ import shlex
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.deploy import golden, pack
+from edgekd.deploy import pack
 from edgekd.deploy.agent.environment import Environment, from_facts
 from edgekd.deploy.agent.machine import sha256_of
 from edgekd.deploy.agent.measure import LOAD_TIMEOUT_S, Progress
 from edgekd.deploy.agent.measurement import Comparison, Job, Settings, from_json, job_to_json
-from edgekd.deploy.agent.protocol import AgentDiedError, AgentProcess
-from edgekd.errors import MachineError, RunBusyError, UsageError
+from edgekd.deploy.agent.protocol import AgentDiedError, AgentProcess, arriving
+from edgekd.errors import EdgekdError, MachineError, RunBusyError, UsageError
 
 if TYPE_CHECKING:
     from edgekd.deploy.agent.measure import OnProgress
@@ -86,7 +86,9 @@ class Host:
 
     def scp(self, file: Path, place: str) -> list[str]:
         """Return the arguments that copy a file to a place below the home directory there."""
-        return ["scp", "-q", *self._options(), "--", str(file.resolve()), f"{self.address}:{place}"]
+        user, at, host = self.address.rpartition("@")
+        host = f"[{host}]" if ":" in host else host  # an IPv6 address, which scp would cut at its first colon
+        return ["scp", "-q", *self._options(), "--", str(file.resolve()), f"{user}{at}{host}:{place}"]
 
     def failure(self, messages: str) -> MachineError:
         """Return what ssh or scp said as an error that says how to mend it."""
@@ -94,7 +96,7 @@ class Host:
         if "REMOTE HOST IDENTIFICATION HAS CHANGED" in messages:
             return MachineError(
                 f"{host} answers with another host key than the one you know: it was set up anew, or somebody else "
-                f"answers. If you know why:\n  ssh-keygen -R {host.rpartition('@')[2]}\n  ssh {host}"
+                f"answers. If you know why:\n  {_forget(messages, host)}\n  ssh {host}"
             )
         if "Host key verification failed" in messages or "Permission denied (" in messages:
             what = "is not a known host" if "Host key" in messages else "lets nobody in without a password"
@@ -105,11 +107,15 @@ class Host:
         return MachineError(f"{host} cannot be reached: {why}")
 
     @contextmanager
-    def session(self, key: str, say: Say) -> Iterator[Session]:
-        """Hold the device for the work of `key`, which any text may be.
+    def session(
+        self, key: str, say: Say, *, tensorrt: bool = True, while_waiting: Callable[[], None] = lambda: None
+    ) -> Iterator[Session]:
+        """Hold the device for the work of `key`, which any text may be; with `tensorrt` look which one is there.
 
-        On leaving without an error nothing is removed yet: see `Session.complete`. What a cut connection leaves
-        behind is taken up by the next session of the same key.
+        `while_waiting` is called twice a second while the device works, and may raise: an engine may take minutes.
+        On leaving without an error nothing is removed yet: see `Session.complete`. What a cut connection or a stop
+        leaves behind is taken up by the next session of the same key; an answer, such as that nothing runs there or no
+        student keeps the budget, leaves nothing.
 
         Raises:
             MachineError: it cannot be reached, lacks Python 3.8 or space, or the connection was cut.
@@ -126,13 +132,18 @@ class Host:
             temporary = f"{folder}/agent-{os.getpid()}.pyz"  # a bench under way may run from the final place
             self._copy(file, temporary)
         start = f"mv -f {temporary} {folder}/{AGENT} && exec {shlex.quote(self.python)} {folder}/{AGENT} serve"
-        with AgentProcess(self.address, self.ssh(start), 600.0, detached=True) as process:
+        argv = self.ssh(start)
+        with AgentProcess(self.address, argv, 600.0, detached=True, while_waiting=while_waiting) as process:
             session = Session(self, process, key, folder, say)
             try:
-                session.begin(digest)
+                session.begin(digest, tensorrt=tensorrt)
                 yield session
             except AgentDiedError as error:
                 raise self._cut(error) from error
+            except MachineError:
+                with suppress(EdgekdError):  # no connection, no removal: the answer itself is what matters
+                    session.complete()
+                raise
 
     def clean(self) -> int:
         """Remove everything edgekd keeps there; return the bytes freed.
@@ -199,6 +210,14 @@ class Host:
         )
 
 
+def _forget(messages: str, host: str) -> str:
+    """Return the command that removes a known key: ssh names it by address and port, whatever alias leads there."""
+    name = re.search(r"[Hh]ost key for (\S+) has changed", messages)
+    file = re.search(r"Offending \S+ key in (.+?):\d+", messages)
+    where = f"-f {shlex.quote(file.group(1))} " if file else ""
+    return f"ssh-keygen {where}-R {shlex.quote(name.group(1) if name else host.rpartition('@')[2])}"
+
+
 def _run(command: list[str], timeout_s: float, name: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(  # noqa: S603
@@ -227,9 +246,9 @@ class Session:
         """Send one request to the far end and return its reply."""
         return self._process.ask(op, **arguments)
 
-    def begin(self, agent_sha256: str) -> None:
+    def begin(self, agent_sha256: str, *, tensorrt: bool) -> None:
         """Make sure that the agent there is ours, learn what the machine is, and hold it."""
-        hello = self.ask("hello", tensorrt=True, **self._tools())
+        hello = self.ask("hello", tensorrt=tensorrt, **self._tools())
         if hello.get("agent_sha256") != agent_sha256:
             raise MachineError(f"the agent on {self._host.address} is not the one that was copied; try again.")
         self.environment = from_facts(hello["machine"])
@@ -244,11 +263,12 @@ class Session:
         wanted = [
             {"name": name, "sha256": sha256_of(file), "size_bytes": file.stat().st_size} for name, file in known.items()
         ]
+        hashes = {str(one["name"]): str(one["sha256"]) for one in wanted}
         missing = self.ask("open", key=self._key, files=wanted)["missing"]
         for number, name in enumerate(missing, 1):
             size = known[name].stat().st_size
             self._say(f"copy     {number}/{len(missing)} {name} ({size / 1000:.0f} kB) to {self._host.address}")
-            self._host._copy(known[name], f"{self._folder}/{name}")
+            self._host._copy(known[name], f"{self._folder}/{arriving(hashes[name])}")
         damaged = self.ask("verify", files=wanted)["damaged"]
         if damaged:
             raise MachineError(
@@ -298,19 +318,3 @@ class Session:
             )
         found: dict[str, Any] = json.loads(reply["text"])
         return found
-
-
-def golden_files(jobs: Sequence[Job], folder: Path) -> dict[Path, tuple[Path, list[list[float]]]]:
-    """Write the golden inputs of each model, one file an input type and size; return them with the host's logits."""
-    found: dict[Path, tuple[Path, list[list[float]]]] = {}
-    for job in jobs:
-        if job.model in found:
-            continue
-        known = golden.signature(job.model, job.image_shape)
-        images = golden.images(known)
-        size = "x".join(map(str, images.shape))
-        file = folder / f"golden-{known.dtype}-{size}.npy"
-        if not file.is_file():
-            file.write_bytes(golden.to_npy(images))
-        found[job.model] = (file, golden.logits(job.model, images))
-    return found

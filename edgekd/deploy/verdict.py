@@ -15,7 +15,7 @@ def verdict(
     accuracies: Mapping[str, float] | None = None,
     agreements: Mapping[str, float] | None = None,
 ) -> str:
-    """Return the verdict on the rows of one comparison, about its fastest artefact that is no reference.
+    """Return the verdict on the rows of one comparison: its fastest artefact that is no reference, and a slower INT8.
 
     Args:
         rows: the rows of one comparison.
@@ -33,7 +33,7 @@ def verdict(
     sentence = _speed(best, reference)
     cost = _cost(best, reference, accuracies or {}, agreements or {})
     doubt = "" if best.stable and reference.stable else " (times had not settled; measure again)"
-    return sentence + (f", {cost}" if cost and _clearly_faster(best) else "") + doubt
+    return sentence + (f", {cost}" if cost and _clearly_faster(best) else "") + _slower_int8(compared, best) + doubt
 
 
 def _skipped(rows: Sequence[Row | SkippedRow]) -> list[SkippedRow]:
@@ -74,6 +74,17 @@ def _speed(row: Row, reference: Row) -> str:
     return f"{name} is slower here: {times}; ship {other}"
 
 
+def _slower_int8(compared: Sequence[Row], best: Row) -> str:
+    """Return a clause about the fastest INT8 row where another precision beats it: who quantised wants to know."""
+    quantised = [row for row in compared if row.kind.startswith("int8")]
+    if not quantised or best in quantised:
+        return ""
+    row = min(quantised, key=lambda one: one.p50_ms)
+    if row.p50_ms < best.p50_ms * (1 + WORTH_NAMING):
+        return ""
+    return f"; {_label(row)} is slower here: {row.p50_ms:.3g} ms against {best.p50_ms:.3g} ms"
+
+
 def _times(speedup: float) -> str:
     return f"{speedup:.2f}" if speedup < 1.1 else f"{speedup:.1f}"
 
@@ -88,13 +99,20 @@ def _label(row: Row) -> str:
 
 def _cost(row: Row, reference: Row, accuracies: Mapping[str, float], agreements: Mapping[str, float]) -> str:
     """Return what the speed costs: points of accuracy, or other answers on synthetic samples, or nothing known."""
-    if row.artefact in accuracies and reference.artefact in accuracies:
-        points = round(100 * (accuracies[row.artefact] - accuracies[reference.artefact]), 1)
+    name, other = _file(row), _file(reference)
+    if name in accuracies and other in accuracies:
+        points = round(100 * (accuracies[name] - accuracies[other]), 1)
         if points == 0:
             return "equally accurate"
         word = "more" if points > 0 else "less"
         return f"{abs(points):.1f} {'point' if abs(points) <= 1 else 'points'} {word} accurate"
-    if row.artefact in agreements:
-        other = round(100 * (1 - agreements[row.artefact]), 1)
-        return f"{other:.1f} % other answers on synthetic samples" if other else "same answers on synthetic samples"
+    if name in agreements:
+        percent = round(100 * (1 - agreements[name]), 1)
+        return f"{percent:.1f} % other answers on synthetic samples" if percent else "same answers on synthetic samples"
     return ""
+
+
+def _file(row: Row) -> str:
+    """Return the exported file of a row's precision: for an engine that --fp16 makes of the FP32 file, the FP16 one."""
+    file, flag, _ = row.artefact.partition(" --")
+    return file.replace(".fp32.", f".{row.kind}.") if flag else file

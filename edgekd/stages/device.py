@@ -7,15 +7,17 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edgekd import console
 from edgekd.deploy import golden, pack, remote
+from edgekd.deploy.agent import tensorrt_rules as rules
 from edgekd.deploy.agent.bundle import FORMAT
 from edgekd.deploy.agent.environment import Environment
 from edgekd.deploy.agent.kernels import Runtime
-from edgekd.deploy.agent.measure import measure
+from edgekd.deploy.agent.measure import measure, require_some
 from edgekd.deploy.agent.measurement import Comparison, Job, Settings, from_json, job_to_json
 from edgekd.deploy.agent.tensorrt import MISSING
 from edgekd.errors import GateError, InputFileError, MachineError
@@ -41,14 +43,19 @@ def on_device(
     Without `runtimes` it uses what is there: TensorRT, else ONNX Runtime on the CPU.
 
     Raises:
-        MachineError: the device cannot be reached or lacks something, or the connection was cut.
+        MachineError: the device cannot be reached or runs none of the files, or the connection was cut.
         RunBusyError: another bench is under way there.
     """
     key = digest(sorted(sha256_file(file) for file in files))
-    with host.session(key, console.say) as session, tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
+    wanted = not runtimes or "tensorrt" in runtimes  # one that is broken is in nobody's way otherwise
+    asked = partial(stop.raise_if_requested, "bench")
+    with (
+        host.session(key, console.say, tensorrt=wanted, while_waiting=asked) as session,
+        tempfile.TemporaryDirectory(prefix="edgekd-") as scratch,
+    ):
         chosen = runtimes or (runtime_of(session.environment, host),)
         jobs = [golden.described(job) for job in bench.jobs_of(files, chosen, image_shape=image_shape)]
-        expected = remote.golden_files(jobs, Path(scratch))
+        expected = golden.write_files(jobs, Path(scratch))
         session.put([*files, *dict.fromkeys(file for file, _ in expected.values())])
         raw: dict[str, Any] = {"comparisons": [], "numerics": [], "energy": []}
         for settings in comparing.settings_of(table):
@@ -56,6 +63,7 @@ def on_device(
             with bench.shown(jobs, settings, stop, f" on {host.address}") as show:
                 raw["comparisons"].append(session.measure(jobs, settings, show))
         first = from_json(raw["comparisons"][0]["comparison"])
+        require_some(first.results)
         for one in first.measurements:
             stop.raise_if_requested("bench")
             images, logits = next(value for file, value in expected.items() if file.name == one.job.model.name)
@@ -68,13 +76,15 @@ def on_device(
 
 
 def runtime_of(environment: Environment, host: remote.Host) -> Runtime:
-    """Return what a device has: TensorRT before ONNX Runtime."""
-    if environment.tensorrt is not None:
+    """Return what a device has: a TensorRT whose flags are known before ONNX Runtime."""
+    found = environment.tensorrt
+    if rules.known(found):
         return "tensorrt"
     if environment.runtime_packages and environment.numpy:
         return "ort-cpu"
+    why = MISSING if found is None else f"TensorRT {found['version']} is installed; {rules.OLDEST_WITH_WORDS}"
     raise MachineError(
-        f"{host.address} has nothing to run a model with: {MISSING}; or, for ONNX Runtime on its CPU: "
+        f"{host.address} has nothing to run a model with: {why}; or, for ONNX Runtime on its CPU: "
         f"{environment.executable} -m pip install numpy onnxruntime"
     )
 
@@ -96,11 +106,18 @@ def published(run: RunDir | None, target: str, folder: Path, raw: dict[str, Any]
         write_json(place / "samples.json", [comparing.samples_of(one) for one in comparisons])
         write_json(place / "jetson.json", state)
         write_json(place / "results.json", results)
-        exported = Record.read(run.stage("export"))
-        inputs = {} if exported is None else {f"export/{k}": v for k, v in exported.outputs.items()}
+        exported, names = Record.read(run.stage("export")), _measured_files(raw, comparisons)
+        outputs = {} if exported is None else exported.outputs
+        inputs = {f"export/{name}": outputs[name] for name in sorted(names & outputs.keys())}
         fields = {"stage": "bench", "version": 1, "key": digest([target, results]), "inputs": inputs}
         record |= {**fields, "recipe_slice": {}}
     return results
+
+
+def _measured_files(raw: dict[str, Any], comparisons: Sequence[Comparison]) -> set[str]:
+    """Return the names of the files that were timed or checked; the name of an engine's row begins with its file's."""
+    timed = {one.job.model.name for comparison in comparisons for one in comparison.measurements}
+    return timed | {one["artefact"].partition(" --")[0] for one in raw["numerics"]}
 
 
 def _sentence(one: dict[str, Any]) -> str:
@@ -162,7 +179,10 @@ def import_results(run: RunDir, file: Path) -> dict[str, Any]:
             raise InputFileError(f"{file} has format {raw['format']}; this edgekd reads {FORMAT}.")
         exported = Record.read(run.stage("export"))
         here = {} if exported is None else exported.outputs
-        other = [n for n, sha256 in raw["files"].items() if n.endswith(".onnx") and here.get(n) != sha256]
+        comparisons = [from_json(one["comparison"]) for one in raw["comparisons"]]
+        timed = [(one.job.model.name, one.sha256) for found in comparisons for one in found.measurements]
+        checked = [(name, raw["files"].get(name)) for name in sorted(_measured_files(raw, comparisons))]
+        other = [name for name, sha256 in [*timed, *checked] if sha256 is None or here.get(name) != sha256]
         if other:
             raise InputFileError(
                 f"{file} measured another {other[0]} than run {run.path} holds; name its run, or make a new bundle."
@@ -175,12 +195,13 @@ def import_results(run: RunDir, file: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def measurer_on(host: remote.Host | None) -> Iterator[tuple[Any, Runtime]]:
+def measurer_on(host: remote.Host | None, stop: Stop) -> Iterator[tuple[Any, Runtime]]:
     """Yield a way to measure jobs one after the other, and the runtime to measure them in: there, or here."""
     if host is None:
         yield measure, "ort-cpu"
         return
-    with host.session("students", console.say) as session:
+    asked = partial(stop.raise_if_requested, "measuring students")
+    with host.session("students", console.say, while_waiting=asked) as session:
 
         def there(jobs: Sequence[Job], settings: Settings, on_progress: Any = None) -> Comparison:
             known = [golden.described(job) for job in jobs]

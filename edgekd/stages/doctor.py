@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import onnxruntime
 import torch
 from torch import nn
 
@@ -20,6 +19,7 @@ def examine() -> dict[str, Any]:
     environment = this_machine()
     device = machine.resolve_device("auto")
     threads = machine.use_threads(0)
+    runtime, problems = _runtime()
     facts: dict[str, Any] = {
         "cpu": environment.cpu_model,
         "cores": environment.cpus,
@@ -27,14 +27,14 @@ def examine() -> dict[str, Any]:
         "torch": torch.__version__,
         "device": str(device),
         "threads": threads,
-        "onnxruntime": f"{onnxruntime.__version__}, {', '.join(onnxruntime.get_available_providers())}",
+        "onnxruntime": runtime,
     }
-    problems = []
     try:
         found = tensorrt.find()
         facts["tensorrt"] = "none" if found is None else f"{found['version']}, through {found['through']}"
     except RefusedError as refusal:
-        facts["tensorrt"], problems = "unusable", [f"{refusal}."]
+        facts["tensorrt"] = "unusable"
+        problems.append(f"{refusal}.")
     speedup = bf16_speedup(device)
     expected = machine.precision_for(_dense(), device, "auto").bf16
     facts["bf16 convolutions"] = f"{speedup:.1f} times as fast as fp32 (auto uses {'bf16' if expected else 'fp32'})"
@@ -46,6 +46,16 @@ def examine() -> dict[str, Any]:
     if conflict is not None:
         problems.append(f"{conflict.message} {' && '.join(conflict.commands)}")
     return {"facts": facts, "problems": problems}
+
+
+def _runtime() -> tuple[str, list[str]]:
+    """Return what is known of ONNX Runtime, and why it cannot be used: a mixture of two builds may lack files."""
+    try:
+        import onnxruntime
+
+        return f"{onnxruntime.__version__}, {', '.join(onnxruntime.get_available_providers())}", []
+    except (ImportError, AttributeError) as error:
+        return "unusable", [f"onnxruntime cannot be imported ({error}); install it again."]
 
 
 def _dense() -> nn.Module:

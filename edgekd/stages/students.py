@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from edgekd import console, rng
 from edgekd.deploy.agent.kernels import Runtime
 from edgekd.deploy.agent.measure import Progress, measure
-from edgekd.deploy.agent.measurement import Comparison, Job, Settings
+from edgekd.deploy.agent.measurement import Comparison, Job, Settings, Skipped
 from edgekd.deploy.latency import summarise
 from edgekd.deploy.onnx_export import export_fp32
 from edgekd.errors import EdgekdError, InputFileError, MachineError, UsageError
@@ -92,7 +92,7 @@ def time_each(
         for one in candidates:
             stop.raise_if_requested("measuring students")
             if one.reason is None:
-                file = Path(folder) / f"student-{len(timed)}.onnx"
+                file = Path(folder) / "student.onnx"  # one name: on a device each replaces the one before
                 try:
                     one = _timed(one, shape, classes, file, settings, measurer, runtime, stop)
                 except (UsageError, InputFileError) as error:
@@ -115,6 +115,7 @@ def largest_within(
     threads: int = 1,
     measurer: Measurer = measure,
     runtime: Runtime = "ort-cpu",
+    where: str = "here",
 ) -> tuple[Candidate, list[Candidate]]:
     """Return the student of the zoo with the most MACs that keeps the budget, and the larger ones that do not.
 
@@ -141,17 +142,17 @@ def largest_within(
     )
     place = next((i for i, one in enumerate(timed) if one.fits(budget_ms)), None)
     if place is None:
-        raise MachineError(_nothing_fits(timed, budget_ms))
+        raise MachineError(_nothing_fits(timed, budget_ms, where))
     return timed[place], timed[:place]
 
 
-def _nothing_fits(timed: list[Candidate], budget_ms: float) -> str:
+def _nothing_fits(timed: list[Candidate], budget_ms: float, where: str) -> str:
     measured = [(one.latency_ms, one.name) for one in timed if one.latency_ms is not None]
     if not measured:
-        return f"no student could be measured here: {timed[0].name}: {timed[0].reason}"
+        return f"no student could be measured {where}: {timed[0].name}: {timed[0].reason}"
     latency_ms, name = min(measured)
     return (
-        f"no student keeps {budget_ms:g} ms here in FP32; the fastest, {name}, takes {latency_ms:.2f} ms. "
+        f"no student keeps {budget_ms:g} ms {where} in FP32; the fastest, {name}, takes {latency_ms:.2f} ms. "
         f"Give a larger --budget-ms, or a narrower network such as --student mobilenetv2@0.35."
     )
 
@@ -173,9 +174,14 @@ def _timed(
     except Exception as error:  # foreign networks may raise anything
         raise UsageError(f"{one.name} cannot be exported: {type(error).__name__}: {error}") from error
     comparison = measurer(
-        [Job(one.name, file, "fp32", runtime)], settings, lambda _: stop.raise_if_requested("measuring students")
+        [Job(one.name, file, "fp32", runtime, first_engine=True)],
+        settings,
+        lambda _: stop.raise_if_requested("measuring students"),
     )
-    found = next(measured for measured in comparison.measurements if measured.job.kind == "fp32")
+    found = next((measured for measured in comparison.measurements if measured.job.kind == "fp32"), None)
+    if found is None:
+        reasons = [skipped.reason for skipped in comparison.results if isinstance(skipped, Skipped)]
+        return replace(one, reason=f"{one.name}: {'; '.join(reasons)}")
     p50_ms = summarise([piece.samples_ms for piece in found.rounds], settings.batch).p50_ms
     return replace(one, latency_ms=p50_ms, warnings=comparison.warnings)
 

@@ -52,6 +52,14 @@ def write_trtexec(folder: Path, release: str) -> Path:
     return tool
 
 
+def write_unknown_trtexec(folder: Path, number: int) -> Path:
+    """Write a program `trtexec` of a release that nothing is known of but its banner."""
+    tool = folder / "trtexec"
+    tool.write_text(f"#!/bin/sh\necho '&&&& RUNNING TensorRT.trtexec [TensorRT v{number}] # trtexec'\n")
+    tool.chmod(0o755)
+    return tool
+
+
 def trtexec(release: str, arguments: list[str]) -> int:
     """Be trtexec: check the flags, build or time, write what is asked for."""
     line = " ".join(["trtexec", *arguments])
@@ -72,17 +80,17 @@ def trtexec(release: str, arguments: list[str]) -> int:
 
 def _serve(given: dict[str, str]) -> bool:
     if "--onnx" in given:
-        plan = {"onnx": Path(given["--onnx"]).read_bytes().hex(), "flags": sorted(given)}
+        onnx = Path(given["--onnx"]).read_bytes()
+        plan = {"onnx": onnx.hex(), "flags": sorted(given), "input": _declared(onnx)}
         Path(given["--saveEngine"]).write_text(json.dumps(plan))
         if {"--buildOnly", "--skipInference"} & set(given):
             return True
     plan = json.loads(Path(given["--loadEngine"]).read_text())
-    name, _, text = given["--shapes"].partition(":")
-    shape = [int(size) for size in text.split("x")]
+    name, shape = _input(plan, given.get("--shapes", ""))
     if "--exportOutput" in given:
         loaded, _, file = given["--loadInputs"].partition(":")
         assert loaded == name
-        Path(given["--exportOutput"]).write_text(json.dumps(_outputs(plan, name, shape, file)))
+        Path(given["--exportOutput"]).write_text(_outputs(plan, name, shape, file))
     if "--exportTimes" in given:
         count = max(int(given["--iterations"]), 10 * int(given["--duration"]))
         step_ms = 1000 * int(given["--duration"]) / count if int(given["--duration"]) else 2.0
@@ -90,16 +98,39 @@ def _serve(given: dict[str, str]) -> bool:
     return True
 
 
-def _outputs(plan: dict[str, Any], name: str, shape: list[int], file: str) -> list[dict[str, Any]]:
+def _declared(data: bytes) -> tuple[str, list[int]]:
+    """Return name and shape of the input, 0 where it is open."""
+    import onnx
+
+    assert b"unparsable" not in data, "no such operator"
+    value = onnx.load_model_from_string(data).graph.input[0]
+    return value.name, [d.dim_value for d in value.type.tensor_type.shape.dim]
+
+
+def _input(plan: dict[str, Any], shapes: str) -> tuple[str, list[int]]:
+    """Return name and shape of the input; as in the real one an open size that is not given is 1."""
+    known, declared = plan["input"]
+    name, _, text = shapes.partition(":")
+    given = [int(size) for size in text.split("x")] if shapes else [size or 1 for size in declared]
+    assert name in ("", known)
+    assert all(want in (0, have) for want, have in zip(declared, given, strict=True)), (
+        "a static shape is not overridden"
+    )
+    return known, given
+
+
+def _outputs(plan: dict[str, Any], name: str, shape: list[int], file: str) -> str:
     import numpy as np
     import onnxruntime
 
     session = onnxruntime.InferenceSession(bytes.fromhex(plan["onnx"]), providers=["CPUExecutionProvider"])
     outputs = session.run(None, {name: np.fromfile(file, np.float32).reshape(shape)})
-    return [
-        {"name": out.name, "dimensions": "x".join(map(str, value.shape)), "values": value.ravel().tolist()}
-        for out, value in zip(session.get_outputs(), outputs, strict=True)
-    ]
+    written = []
+    for out, value in zip(session.get_outputs(), outputs, strict=True):
+        facts = f'"name" : "{out.name}", "dimensions" : "{"x".join(map(str, value.shape))}"'
+        # By a C++ stream, to which nan and inf are words: what holds them is no JSON.
+        written.append(f'{{ {facts}, "values" : [ {", ".join(map(repr, value.ravel().tolist()))} ] }}')
+    return f"[ {', '.join(written)} ]"
 
 
 def _times(number: int, step_ms: float) -> dict[str, float]:
@@ -167,6 +198,13 @@ class Strict:
         raise AttributeError(f"{self._about[0]}.{name} is not to be set")
 
 
+class Network(Strict):
+    """A network whose length is its number of layers, as in the bindings: a new one is falsy."""
+
+    def __len__(self) -> int:
+        return 0
+
+
 def tensorrt(release: str) -> SimpleNamespace:
     """Return a tensorrt module of this release; `asked` holds the flags that were set."""
     enums = {
@@ -194,7 +232,7 @@ def tensorrt(release: str) -> SimpleNamespace:
             asked.extend(f"network {one.name}" for one in known if flags >> int(one) & 1)
             if release.startswith("8"):
                 assert flags & 1 << int(known.EXPLICIT_BATCH), "TensorRT 8 reads ONNX with an explicit batch only"
-            return strict("INetworkDefinition")
+            return Network("INetworkDefinition", release)
 
         def create_builder_config() -> Strict:
             return strict(

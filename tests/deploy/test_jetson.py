@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 
-from edgekd.deploy.agent import jetson, power
+from edgekd.deploy.agent import jetson, power, session
+from edgekd.deploy.agent.measure import Tools
+from edgekd.deploy.agent.measurement import Job, Settings
+from edgekd.deploy.agent.protocol import AgentProcess
+from tiny_onnx import conv_net
 
 RELEASE = "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 01:49:37 UTC"
 LINE_JETPACK_6 = (
@@ -179,8 +183,9 @@ def test_tegrastats_is_followed_and_ended(tmp_path: Path, monkeypatch: pytest.Mo
     deadline = time.monotonic() + 10
     while not source.read() and time.monotonic() < deadline:
         time.sleep(0.02)
-    source.close()
     assert source.read()["VDD_IN"] == 4.89
+    source.close()
+    assert source.read() == {}, "what it said last is no reading"
 
 
 def test_without_sensors_there_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +207,51 @@ def test_energy_is_gross_idle_and_net() -> None:
     assert found["net_w"] == pytest.approx(found["gross_w"] - found["idle_w"])
     assert found["gross_mj_per_run"] == pytest.approx(1000 * found["gross_w"] * 1.6 / 100)
     assert (found["rails"], found["source"], found["batch"]) == ("VDD_IN", "test", 4)
+
+
+def test_energy_is_measured_without_threads_that_spin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, Any]] = []
+
+    class Overheard(AgentProcess):
+        def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
+            asked.append((op, arguments.get("spin_wait")))
+            return super().ask(op, **arguments)
+
+    monkeypatch.setattr(session, "AgentProcess", Overheard)
+    source = power.Source("test", lambda: {"VDD_IN": 4.0})
+    job = Job("net", conv_net(tmp_path / "net.onnx"))
+    session.energy(job, Settings(threads=2), Tools(), source, 0.1, 0.1)
+    assert asked == [("load", False), ("sustain", None)]
+
+
+def sampled(samples: list[tuple[float, dict[str, float]]]) -> power.Sampler:
+    sampler = power.Sampler(power.Source("test", dict))
+    sampler.samples = samples
+    return sampler
+
+
+def test_a_reading_that_lacks_a_rail_is_no_reading_of_nothing() -> None:
+    samples = [(float(i) / 10, {"VDD_IN": 4.0, **({"VDD_SOC": 2.0} if i % 3 else {})}) for i in range(20)]
+    assert sampled(samples).mean_watts(0.0, 2.0) == {"VDD_IN": 4.0, "VDD_SOC": 2.0}
+
+
+def test_a_source_that_ended_half_way_gives_no_mean() -> None:
+    samples = [(float(i) / 10, {"VDD_IN": 4.0}) for i in range(60)]
+    assert sampled(samples).mean_watts(0.0, 10.0) is not None
+    assert sampled(samples).mean_watts(0.0, 15.0) is None
+
+
+def test_rest_and_work_are_read_from_the_same_rails() -> None:
+    rails = {"VDD_IN": 4.0, "VDD_SOC": 1.0}
+
+    def run(seconds: float) -> dict[str, Any]:
+        del rails["VDD_IN"]
+        time.sleep(seconds)
+        return {"runs": 100, "seconds": seconds, "end_unix_s": time.time()}
+
+    source = power.Source("test", lambda: dict(rails))
+    found = power.energy(source, run, 1, idle_s=1.6, busy_s=1.6)
+    assert found == {"energy": "n/a: test read VDD_IN at rest or at work only"}
 
 
 def test_too_few_readings_are_no_energy() -> None:

@@ -7,13 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 
 from edgekd.deploy import golden
-from edgekd.deploy.agent import npy, numerics
+from edgekd.deploy.agent import npy, numerics, session
 from edgekd.deploy.agent.inputs import noise
+from edgekd.deploy.agent.measure import Tools
+from edgekd.deploy.agent.measurement import Job, Settings
 from edgekd.deploy.agent.refusal import RefusedError
+from edgekd.deploy.fp16 import convert_to_fp16
 from edgekd.errors import InputFileError, UsageError
-from tiny_onnx import conv_net, two_input_net
+from tiny_onnx import conv_net, qlinear_net, two_input_net
 
 HOST = [[0.0, 1.0, 10.0], [5.0, 4.9, 0.0], [2.0, 9.0, 1.0]]
 
@@ -60,7 +64,18 @@ def test_what_is_no_answer_fails(broken: list[list[float]]) -> None:
     ],
 )
 def test_precision_follows_from_file_and_flags(kind: str, runtime: str, flags: tuple[str, ...], precision: str) -> None:
-    assert numerics.precision_of(kind, runtime, flags) == precision
+    job = Job("net", Path("net.onnx"), kind, runtime, flags=flags)  # type: ignore[arg-type]
+    assert numerics.precision_of(job) == precision
+
+
+def test_precision_is_that_of_the_file_whatever_its_name(tmp_path: Path) -> None:
+    floats = conv_net(tmp_path / "net.onnx")
+    named = {"model_int8.onnx": "int8", "half.onnx": "fp16", "cast.onnx": "fp16"}
+    qlinear_net(tmp_path / "model_int8.onnx")
+    convert_to_fp16(floats, tmp_path / "half.onnx")
+    conv_net(tmp_path / "cast.onnx", output=TensorProto.FLOAT16)
+    for name, precision in {"net.onnx": "fp32", **named}.items():
+        assert numerics.precision_of(golden.described(Job(name, tmp_path / name))) == precision, name
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
@@ -86,6 +101,30 @@ def test_logits_travel_bit_for_bit() -> None:
     assert golden.array_in(reply).tolist() == npy.logits_in(reply)
 
 
+@pytest.mark.parametrize("output", [TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT64, TensorProto.INT32])
+@pytest.mark.parametrize("flat", [True, False])
+def test_logits_of_any_shape_and_number_are_compared(output: int, flat: bool, tmp_path: Path) -> None:
+    model = conv_net(tmp_path / "net.onnx", scale=50.0, output=output, flat=flat)
+    inputs = golden.images(golden.signature(model))
+    (tmp_path / "golden.npy").write_bytes(golden.to_npy(inputs))
+    expected = golden.logits(model, inputs)
+    job = golden.described(Job("net", model))
+    found = session.check(job, Settings(batch=3), Tools(), tmp_path / "golden.npy", expected)
+    assert (len(expected), {len(row) for row in expected}) == (golden.IMAGES, {4})
+    assert (found["passed"], found["max_difference"]) == (True, pytest.approx(0.0, abs=1e-6))
+
+
+def test_logits_that_are_no_numbers_are_refused() -> None:
+    for dtype, shape, data in (
+        ("|b1", [2, 2], b"1111"),
+        ("|O", [1], b"12345678"),
+        ("<f4", [], b"1234"),
+        ("<f4", [0], b""),
+    ):
+        with pytest.raises(RefusedError, match="not a row of numbers for each image"):
+            npy.logits_in(npy.array_reply(dtype, shape, data))
+
+
 def test_golden_inputs_are_noise_that_is_the_same_everywhere(tmp_path: Path) -> None:
     known = golden.signature(conv_net(tmp_path / "net.onnx"))
     assert (known.name, known.dtype, known.image_shape, known.batch) == ("input", "float32", (3, 8, 8), None)
@@ -107,3 +146,5 @@ def test_what_cannot_be_described_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="give it with --input"):
         golden.signature(free)
     assert golden.signature(free, (3, 9, 9)).image_shape == (3, 9, 9)
+    with pytest.raises(UsageError, match=r"is \?x3x\?x\?; 1x9x9 does not fit it"):
+        golden.signature(free, (1, 9, 9))

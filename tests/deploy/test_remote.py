@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from sshd import Device, device, sshd_device  # noqa: F401 - fixtures
 from edgekd.deploy import golden
 from edgekd.deploy.agent.measure import Progress
 from edgekd.deploy.agent.measurement import Comparison, Job, Settings
-from edgekd.deploy.remote import Host, golden_files
+from edgekd.deploy.agent.protocol import AgentProcess
+from edgekd.deploy.remote import Host
 from edgekd.errors import MachineError, RunBusyError, UsageError
 from tiny_onnx import conv_net
 
@@ -39,7 +42,7 @@ def job(tmp_path: Path) -> Job:
 def test_a_model_is_measured_there_and_nothing_stays(device: Device, job: Job, tmp_path: Path) -> None:  # noqa: F811
     said: list[str] = []
     seen: list[Progress] = []
-    ((images, logits),) = golden_files([job], tmp_path).values()
+    ((images, logits),) = golden.write_files([job], tmp_path).values()
     with HOST.session("any key", said.append) as session:
         assert session.environment.python
         session.put([job.model, images])
@@ -111,7 +114,7 @@ def test_clean_removes_all_that_is_kept(device: Device) -> None:  # noqa: F811
     ("trouble", "words"),
     [
         ("unknown", ["is not a known host", "\n  ssh device ", "\n  ssh-copy-id device"]),
-        ("changed", ["another host key", "ssh-keygen -R device"]),
+        ("changed", ["another host key", "ssh-keygen -f ", " -R '[127.0.0.1]:"]),
         ("password", ["lets nobody in without a password", "\n  ssh device ", "\n  ssh-copy-id device"]),
         ("down", ["device cannot be reached", "Connection refused"]),
     ],
@@ -137,6 +140,11 @@ def test_a_host_that_cannot_be_entered(
         enter("key")
     for word in words:
         assert word in str(caught.value)
+    if trouble == "changed":
+        (forget,) = [line for line in str(caught.value).splitlines() if "ssh-keygen" in line]
+        subprocess.run(shlex.split(forget), check=True, capture_output=True)
+        with pytest.raises(MachineError, match="is not a known host"):
+            enter("key")
 
 
 def test_no_python_there_and_an_old_one(device: Device) -> None:  # noqa: F811
@@ -173,6 +181,99 @@ def test_a_full_disk_there(device: Device, small_disk: Path, tmp_path: Path) -> 
         enter("another key")
     assert HOST.clean() >= 0, "which works on a full disk"
     assert [path.name for path in (small_disk / ".cache" / "edgekd").iterdir()] == ["lock"]
+
+
+def test_a_file_that_arrives_in_part_is_noticed(
+    device: Device,  # noqa: F811
+    job: Job,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copy = Host._copy
+
+    def cut_short(host: Host, file: Path, place: str) -> None:
+        copy(host, file, place)
+        if "arriving" in place:
+            (device.home / place).write_bytes(file.read_bytes()[:-1])
+
+    monkeypatch.setattr(Host, "_copy", cut_short)
+    with HOST.session("key", quiet) as session:
+        with pytest.raises(MachineError, match=r"net\.onnx did not arrive whole on device"):
+            session.put([job.model])
+        assert not (device.work[0] / "net.onnx").exists()
+        monkeypatch.setattr(Host, "_copy", copy)
+        session.put([job.model])
+        session.complete()
+
+
+def test_another_agent_is_not_trusted(device: Device) -> None:  # noqa: F811
+    device.tool("python3", f'case "$1" in *agent.pyz) echo >> "$1";; esac\nexec {sys.executable} "$@"')
+    try:
+        with pytest.raises(MachineError, match="the agent on device is not the one that was copied"):
+            enter("key")
+    finally:
+        device.tool("python3", f'exec {sys.executable} "$@"')
+
+
+def test_a_model_that_was_exchanged_there_is_noticed(device: Device, job: Job, tmp_path: Path) -> None:  # noqa: F811
+    with HOST.session("key", quiet) as session:
+        session.put([job.model])
+        conv_net(device.work[0] / "net.onnx", width=7)
+        with pytest.raises(MachineError, match=r"device measured another net\.onnx than this one"):
+            session.compare([job], QUICK)
+        session.complete()
+
+
+def test_a_result_that_changes_on_its_way_is_noticed(device: Device, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    ask = AgentProcess.ask
+
+    def changed(process: AgentProcess, op: str, **arguments: Any) -> dict[str, Any]:
+        reply = ask(process, op, **arguments)
+        return {**reply, "text": reply["text"].replace("1", "2", 1)} if "text" in reply else reply
+
+    with HOST.session("key", quiet) as session:
+        session.put([job.model])
+        monkeypatch.setattr(AgentProcess, "ask", changed)
+        with pytest.raises(MachineError, match="a result of device did not arrive whole"):
+            session.compare([job], QUICK)
+        monkeypatch.setattr(AgentProcess, "ask", ask)
+        session.complete()
+
+
+NASTY = "a b$(mkdir stolen);'\"*.onnx"
+
+
+def test_a_file_name_is_no_command(device: Device, tmp_path: Path) -> None:  # noqa: F811
+    job = golden.described(Job("net", conv_net(tmp_path / NASTY), "fp32"))
+    with HOST.session("key", quiet) as session:
+        session.put([job.model])
+        assert sorted(path.name for path in device.work[0].iterdir()) == sorted([NASTY, "agent.pyz"])
+        assert len(session.compare([job], QUICK).measurements) == 1
+        session.complete()
+    assert list(device.home.rglob("stolen")) == []
+
+
+@pytest.mark.parametrize("name", ["my python$(mkdir stolen);x", "'; mkdir stolen; '"])
+def test_the_name_of_a_program_there_is_no_command(name: str, device: Device) -> None:  # noqa: F811
+    device.tool("with space $(mkdir stolen)", f'exec {sys.executable} "$@"')
+    with Host("device", "with space $(mkdir stolen)").session("key", quiet) as session:
+        session.complete()
+    with pytest.raises(MachineError, match="device has no "):
+        enter("key", Host("device", name))
+    with pytest.raises(MachineError, match=r"there is no program .* \(--trtexec\) on this device"):
+        enter("key", Host("device", trtexec=name))
+    with pytest.raises(MachineError, match="nothing was removed"):
+        Host("device", name).clean()
+    assert list(device.home.rglob("stolen")) == []
+
+
+def test_copies_reach_the_address_that_ssh_reaches() -> None:
+    for address, place in (
+        ("me@fe80::1%eth0", "me@[fe80::1%eth0]:dir/file"),
+        ("me@10.0.0.1", "me@10.0.0.1:dir/file"),
+        ("jetson", "jetson:dir/file"),
+    ):
+        assert Host(address).scp(Path("/x"), "dir/file")[-2:] == ["/x", place]
+        assert Host(address).ssh("true")[-2:] == [address, "true"]
 
 
 @pytest.mark.parametrize("address", ["-oProxyCommand=touch", "a b", "host;ls", "", "user@-x y", "$(ls)"])

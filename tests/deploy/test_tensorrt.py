@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import standins
 
-from edgekd.deploy.agent import engines, tensorrt, trtexec
+from edgekd.deploy.agent import engines, numerics, tensorrt, trtexec
 from edgekd.deploy.agent import tensorrt_rules as rules
 from edgekd.deploy.agent.cuda import Cuda
 from edgekd.deploy.agent.environment import this_machine
 from edgekd.deploy.agent.kernels import Kind
-from edgekd.deploy.agent.measure import Tools, measure
-from edgekd.deploy.agent.measurement import Job, Settings, Skipped
+from edgekd.deploy.agent.measure import Progress, Tools, measure, require_some
+from edgekd.deploy.agent.measurement import Job, Measurement, Settings, Skipped
 from edgekd.deploy.agent.npy import logits_in
 from edgekd.deploy.agent.refusal import RefusedError
 from edgekd.deploy.agent.tensorrt_model import TensorRTModel
@@ -89,7 +89,41 @@ def model(tmp_path: Path) -> Path:
 
 def request(model: Path, tmp_path: Path, **changes: Any) -> dict[str, Any]:
     fixed = {"model": str(model), "batch": 2, "image_shape": [3, 8, 8], "input_name": "input", "threads": 1}
-    return {**fixed, "runtime": "tensorrt", "engines": str(tmp_path / "engines"), **changes}
+    known = {**fixed, "declared": [None, 3, 8, 8], "runtime": "tensorrt", "engines": str(tmp_path / "engines")}
+    return {**known, **changes}
+
+
+def made(through: str, asked: dict[str, Any], tmp_path: Path) -> tuple[Any, list[str]]:
+    """Return the model that is loaded through trtexec or Python's API, and the shapes that its build was given."""
+    if through == "trtexec":
+        found = tensorrt.load({**asked, "trtexec": str(standins.write_trtexec(tmp_path, "10.3.0"))})
+        return found, [word for word in found.commands[0].split() if word.startswith("--shapes=")]
+    module = standins.tensorrt("10.3.0")
+    return TensorRTModel(asked, module, standins.Memory(), "a GPU"), [word for word in module.asked if "(" in word]
+
+
+@pytest.mark.parametrize("through", ["trtexec", "python"])
+def test_a_fixed_batch_is_measured_at_that_batch_or_not_at_all(through: str, tmp_path: Path) -> None:
+    fixed = conv_net(tmp_path / "fixed.onnx", shape=(2, 3, 8, 8))
+    asked = request(fixed, tmp_path, declared=list(signature(fixed).declared))
+    with pytest.raises(RefusedError, match=r"fixed\.onnx was exported with a fixed batch of 2; batch 8") as caught:
+        made(through, {**asked, "batch": 8}, tmp_path)
+    assert caught.value.kind == "usage"
+    found, shapes = made(through, asked, tmp_path)
+    assert (found.input_shape, shapes) == ([2, 3, 8, 8], [])
+    known = images(signature(fixed))
+    (tmp_path / "golden.npy").write_bytes(to_npy(known))
+    assert np.allclose(logits_in(found.logits(str(tmp_path / "golden.npy"))), logits(fixed, known), atol=1e-6)
+
+
+@pytest.mark.parametrize("through", ["trtexec", "python"])
+def test_an_open_image_size_is_given_although_the_batch_is_fixed(through: str, tmp_path: Path) -> None:
+    half = conv_net(tmp_path / "half.onnx", shape=(1, 3, "H", "W"))
+    known = signature(half, (3, 9, 7))
+    asked = request(half, tmp_path, batch=1, declared=list(known.declared), image_shape=list(known.image_shape))
+    found, shapes = made(through, asked, tmp_path)
+    assert found.input_shape == [1, 3, 9, 7]
+    assert shapes == (["--shapes=input:1x3x9x7"] if through == "trtexec" else ["input(1, 3, 9, 7)"])
 
 
 @pytest.mark.parametrize("release", standins.RELEASES)
@@ -112,6 +146,36 @@ def test_trtexec_builds_once_times_and_answers(release: str, model: Path, tmp_pa
     known = images(signature(model))
     (tmp_path / "golden.npy").write_bytes(to_npy(known[:7]))  # 7 is no multiple of the batch
     assert np.allclose(logits_in(first.logits(str(tmp_path / "golden.npy"))), logits(model, known[:7]), atol=1e-6)
+
+
+def test_an_engine_that_overflows_is_told_from_a_tool_that_fails(tmp_path: Path) -> None:
+    model, golden = conv_net(tmp_path / "net.onnx"), tmp_path / "golden.npy"
+    known = images(signature(model))
+    golden.write_bytes(to_npy(known))
+    large = conv_net(tmp_path / "large.onnx", scale=2e38)
+    asked = request(large, tmp_path, trtexec=str(standins.write_trtexec(tmp_path, "10.3.0")))
+    found = logits_in(tensorrt.load(asked).logits(str(golden)))
+    assert not np.isfinite(found).any()
+    compared = numerics.compare(logits(model, known), found, "fp16")
+    assert (compared["passed"], compared["max_difference"]) == (False, None)
+    for text in ("[]", "[ {", '[ { "name" : "a", "values" : [ one ] } ]'):
+        (tmp_path / "out.json").write_text(text)
+        with pytest.raises(RefusedError, match="no readable --exportOutput"):
+            trtexec.first_values(tmp_path / "out.json")
+
+
+@pytest.mark.parametrize("release", standins.RELEASES)
+def test_energy_is_measured_without_a_thread_that_spins(release: str, model: Path, tmp_path: Path) -> None:
+    lines = tmp_path / "lines"
+    tool = standins.write_trtexec(tmp_path, release)
+    tool.write_text(tool.read_text().replace("exec ", f'echo "$@" >> {lines}\nexec ', 1))
+    loaded = tensorrt.load(request(model, tmp_path, trtexec=str(tool)))
+    loaded.samples(10, 0.1, 1.0)
+    loaded.sustain(1.0)
+    timed, sustained = lines.read_text().splitlines()[-2:]
+    assert "--useSpinWait" in timed
+    assert "--useSpinWait" not in sustained
+    assert ("--noSpinWait" in sustained) == (release == "11.1"), "where spinning is the default"
 
 
 def test_an_unknown_flag_is_a_failure_as_in_the_real_one(tmp_path: Path) -> None:
@@ -176,6 +240,11 @@ def test_cuda_is_called_with_sizes_and_addresses_and_its_errors_are_told() -> No
     assert cuda.download(address, 5) == b"12345"
     cuda.synchronize()
     assert set(calls) == set(names)
+    assert "cudaSetDeviceFlags" not in calls
+    library.cudaSetDeviceFlags = call("cudaSetDeviceFlags")
+    calls.clear()
+    Cuda(library, spin_wait=False)  # type: ignore[arg-type]
+    assert calls == ["cudaSetDeviceFlags", "cudaStreamCreate"], "before the context is made"
     library.cudaMalloc = call("cudaMalloc", 2)
     with pytest.raises(RefusedError, match="cudaMalloc failed: out of memory"):
         cuda.allocate(8)
@@ -220,6 +289,36 @@ def test_a_comparison_runs_every_engine_in_turn(release: str, tmp_path: Path) ->
     assert all((one.peak_memory_bytes or 0) >= (one.baseline_memory_bytes or 0) > 0 for one in found.measurements)
 
 
+def test_an_engine_that_cannot_be_built_leaves_the_others(tmp_path: Path) -> None:
+    tools = Tools(str(standins.write_trtexec(tmp_path, "10.3.0")), str(tmp_path / "engines"))
+    jobs = [described(Job(name, conv_net(tmp_path / name), "any", "tensorrt")) for name in ("bad.onnx", "good.onnx")]
+    jobs[0].model.write_bytes(b"unparsable")
+    bad, good = measure(jobs, QUICK, tools=tools).results
+    assert isinstance(good, Measurement)
+    assert isinstance(bad, Skipped)
+    assert bad.job.artefact == "bad.onnx"
+    assert bad.reason.startswith("n/a: ")
+    assert "[E] AssertionError: no such operator" in bad.reason
+    assert "\n" not in bad.reason, "it stands in a table"
+    require_some([bad, good])
+    with pytest.raises(MachineError, match=r"nothing could be run: bad\.onnx \[tensorrt\]: n/a: "):
+        require_some([bad])
+
+
+def test_an_engine_that_cannot_be_started_leaves_the_others(tmp_path: Path) -> None:
+    tools = Tools(str(standins.write_trtexec(tmp_path, "10.3.0")), str(tmp_path / "engines"))
+    files = [conv_net(tmp_path / "bad.onnx", width=3), conv_net(tmp_path / "good.onnx", width=5)]
+    jobs = [described(Job(file.name, file, "any", "tensorrt")) for file in files]
+
+    def spoil(progress: Progress) -> None:
+        if (progress.step, progress.artefact) == ("load", "bad.onnx [tensorrt]"):
+            (engine,) = (tmp_path / "engines").glob("*.engine")
+            engine.write_text("half an engine")
+
+    found = measure(jobs, QUICK, spoil, tools=tools)
+    assert [isinstance(one, Skipped) for one in found.results] == [True, False]
+
+
 def test_without_any_tensorrt_it_says_what_to_install(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from edgekd.deploy.agent.measure import plan
 
@@ -242,6 +341,27 @@ def test_the_oldest_engines_make_room(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["k1.engine", "k3.engine"]
     engines.cached(tmp_path, "k4", build(400), limit_bytes=100)
     assert [path.name for path in tmp_path.iterdir()] == ["k4.engine"], "what was just built stays"
+
+
+def test_the_engines_of_one_comparison_stay_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "engines"
+    folder.mkdir()
+    (folder / "old.engine").write_bytes(b"x" * 5000)
+    os.utime(folder / "old.engine", (1, 1))
+    monkeypatch.setattr(engines, "LIMIT_BYTES", 1000)
+    tools = Tools(str(standins.write_trtexec(tmp_path, "10.3.0")), str(folder), time.time() - 1)
+    for width in (3, 5):
+        model = conv_net(tmp_path / f"{width}.onnx", width=width)
+        found = tensorrt.load(request(model, tmp_path, **tools.to_request()))
+        assert len(found.samples(10, 0.1, 1.0)) == 10
+    assert len(list(folder.glob("*.engine"))) == 2, "more than the limit, and the old one went"
+
+
+def test_an_empty_engine_is_built_again(tmp_path: Path) -> None:
+    place, _ = engines.cached(tmp_path, "key", lambda path: path.write_bytes(b"engine") and None)
+    place.write_bytes(b"")
+    again, seconds = engines.cached(tmp_path, "key", lambda path: path.write_bytes(b"engine") and None)
+    assert (again.read_bytes(), seconds is None) == (b"engine", False)
 
 
 def test_the_facts_are_those_of_the_releases() -> None:

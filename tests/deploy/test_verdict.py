@@ -102,6 +102,26 @@ def test_the_fastest_is_judged() -> None:
     assert verdict([half, FP32, int8(0.5, 0.4, 0.6)]).startswith("FP16 is 1.5×")
 
 
+def test_a_slower_int8_beside_a_faster_fp16_is_told() -> None:
+    half = replace(int8(1.5, 1.4, 1.6), artefact="student.fp32.onnx --fp16", kind="fp16")
+    slow = int8(1.2, 1.1, 1.3)
+    clause = "; INT8 is slower here: 2 ms against 1.6 ms"
+    assert verdict([FP32, half, slow]) == "FP16 is 1.5× faster than FP32 at p50" + clause
+    assert verdict([FP32, half, int8(1.49, 1.4, 1.6)]) == "FP16 is 1.5× faster than FP32 at p50", "about as fast"
+    assert verdict([FP32, half, FAST]).startswith("INT8 is 2.4× faster than FP32 at p50")
+    assert ";" not in verdict([FP32, half, FAST])
+
+
+def test_an_engine_made_with_fp16_is_as_accurate_as_the_fp16_file() -> None:
+    half = replace(int8(1.5, 1.4, 1.6), artefact="student.fp32.onnx --fp16", kind="fp16")
+    known = {"student.fp32.onnx": 0.913, "student.fp16.onnx": 0.910}
+    assert verdict([FP32, half], known) == "FP16 is 1.5× faster than FP32 at p50, 0.3 point less accurate"
+    assert verdict([FP32, half], None, {"student.fp16.onnx": 0.996}).endswith(
+        "0.4 % other answers on synthetic samples"
+    )
+    assert verdict([FP32, half], {"student.fp32.onnx": 0.913}) == "FP16 is 1.5× faster than FP32 at p50", "unknown"
+
+
 def test_pretended_int8_is_named() -> None:
     pretended = replace(FAST, integer_share=0.4)
     assert verdict([FP32, pretended]).startswith("INT8 (not really: 40% of its layers) is 2.4× faster")

@@ -182,6 +182,16 @@ def test_fallback_to_the_cpu_is_refused() -> None:
     assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
 
 
+def test_threads_that_wait_may_spin_unless_told_not_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")  # which loading sets
+    key = "session.intra_op.allow_spinning"
+    model = {"model": str(conv_net(tmp_path / "net.onnx")), **CPU}
+    quiet = ort_model.OrtModel({**model, "spin_wait": False}).session.get_session_options()
+    assert quiet.get_session_config_entry(key) == "0"
+    with pytest.raises(RuntimeError, match=key):
+        ort_model.OrtModel(model).session.get_session_options().get_session_config_entry(key)
+
+
 def test_noise_is_the_same_everywhere() -> None:
     floats = noise(np, [2, 3, 32, 32], "float32", 7)
     assert floats.dtype == np.float32
@@ -303,6 +313,19 @@ def test_own_work_is_not_other_work() -> None:
     after, wall_s = machine.cpu_seconds(), time.perf_counter() - begin
     assert after is not None
     assert seen["other_cpus"] == pytest.approx(max(0.0, after[0] - before[0] - 0.5) / wall_s, abs=0.1)
+
+
+def test_the_work_of_a_child_is_not_other_work() -> None:
+    """A round of trtexec is a process of its own, with a thread that spins."""
+    before, begin = machine.cpu_seconds(), time.perf_counter()
+    if before is None:
+        pytest.skip("no /proc/stat on this system")
+    meter = machine.Meter()
+    subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 1: pass"], check=True)
+    seen = meter.read()
+    after, wall_s = machine.cpu_seconds(), time.perf_counter() - begin
+    assert after is not None
+    assert seen["other_cpus"] == pytest.approx(max(0.0, after[0] - before[0] - 1) / wall_s, abs=0.2)
 
 
 @pytest.mark.parametrize("line", ["no json", "[]", '{"id": 1}', '{"id": 1, "op": "dance"}'])

@@ -17,6 +17,9 @@ def conv_net(
     depth: int = 1,
     shape: tuple[Dimension, ...] = ("N", 3, 8, 8),
     element: int = TensorProto.FLOAT,
+    scale: float = 1.0,
+    output: int = TensorProto.FLOAT,
+    flat: bool = True,
 ) -> Path:
     """Save `depth` convolutions of `width` channels and global pooling: [N, 3, H, W] to [N, width]."""
     rng = np.random.default_rng(width)
@@ -25,16 +28,18 @@ def conv_net(
         nodes.append(helper.make_node("Cast", ["input"], ["float"], to=TensorProto.FLOAT))
         tensor = "float"
     for layer in range(depth):
-        kernel = rng.standard_normal((width, channels, 3, 3)).astype(np.float32) / channels
+        kernel = rng.standard_normal((width, channels, 3, 3)).astype(np.float32) / channels * np.float32(scale)
         weights.append(numpy_helper.from_array(kernel, f"w{layer}"))
         nodes.append(helper.make_node("Conv", [tensor, f"w{layer}"], [f"c{layer}"], pads=[1, 1, 1, 1]))
         tensor, channels = f"c{layer}", width
     nodes += [
         helper.make_node("GlobalAveragePool", [tensor], ["pooled"]),
-        helper.make_node("Flatten", ["pooled"], ["logits"]),
+        helper.make_node("Flatten" if flat else "Identity", ["pooled"], ["rows"]),
+        helper.make_node("Cast", ["rows"], ["logits"], to=output),
     ]
     inputs = [helper.make_tensor_value_info("input", element, list(shape))]
-    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [shape[0], width])]
+    size = [shape[0], width] if flat else [shape[0], width, 1, 1]
+    outputs = [helper.make_tensor_value_info("logits", output, size)]
     return save(path, nodes, inputs, outputs, weights)
 
 

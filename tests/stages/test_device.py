@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sshd import Device, device, sshd_device  # noqa: F401 - fixtures
-from standins import write_trtexec
+from standins import write_trtexec, write_unknown_trtexec
 
 from edgekd.deploy import pack
+from edgekd.deploy.agent.kernels import Runtime
+from edgekd.deploy.agent.measurement import Job, Settings
 from edgekd.deploy.remote import Host
-from edgekd.errors import GateError, InputFileError, MachineError
+from edgekd.errors import GateError, InputFileError, Interrupted, MachineError, StoppedEarly
 from edgekd.recipe import BenchTable
-from edgekd.rundir import Record
+from edgekd.rundir import Record, sha256_file
 from edgekd.stages import bench, comparing, plots, report
 from edgekd.stages import device as devices
 from edgekd.stopping import Stop
+from tiny_onnx import conv_net
 
+QUICK = Settings(rounds=2, min_runs=10, min_seconds=0.05, warm_up_seconds=0.2)
 TABLE = BenchTable(rounds=2, min_runs=10, min_seconds=0.02)
 
 
@@ -72,6 +80,9 @@ def test_a_run_is_measured_on_a_device_and_reported(device: Device, published: A
     page = report.page(published, summary)
     assert "On device" in page
     assert "Energy: n/a: " in page
+    record.inputs["export/student.fp32.onnx"] = "0" * 64
+    record.write(folder)
+    assert report.collect(published)["devices"] == {}, "of another file than the one that is exported now"
 
 
 def test_tensorrt_comes_first_where_it_is(device: Device, published: Any, tmp_path: Path) -> None:  # noqa: F811
@@ -86,6 +97,50 @@ def test_tensorrt_comes_first_where_it_is(device: Device, published: Any, tmp_pa
     assert device.work == []
 
 
+def test_a_broken_trtexec_is_in_the_way_of_tensorrt_only(device: Device, published: Any) -> None:  # noqa: F811
+    device.tool("trtexec", "echo broken")
+    try:
+        with pytest.raises(MachineError, match="does not say its TensorRT version; its first line is 'broken'"):
+            devices.on_device(Host("device"), files_of(published), TABLE, Stop())
+        cpu = devices.on_device(Host("device"), files_of(published), TABLE, Stop(), runtimes=("ort-cpu",))
+    finally:
+        (device.bin / "trtexec").unlink()
+    assert all(one["passed"] for one in cpu["numerics"])
+
+
+def test_a_tensorrt_of_unknown_flags_is_passed_over(device: Device, published: Any, tmp_path: Path) -> None:  # noqa: F811
+    host = Host("device", trtexec=str(write_unknown_trtexec(tmp_path, 8401)))
+    files = [file for file in files_of(published) if "fp32" in file.name]
+    results = devices.on_device(host, files, TABLE, Stop(), run=published)
+    assert [row["runtime"] for row in results["results"] if not row.get("skipped")] == ["ort-cpu"]
+    shutil.rmtree(published.stage("bench/device"))
+    with pytest.raises(MachineError, match=r"nothing could be run: .*TensorRT 8\.4\.1 is installed"):
+        devices.on_device(host, files, TABLE, Stop(), runtimes=("tensorrt",), run=published)
+    assert not published.stage("bench/device").exists(), "an empty result is not published"
+    assert device.work == [], "and not taken up again"
+
+
+def test_a_stop_is_heard_while_an_engine_is_built(device: Device, published: Any, tmp_path: Path) -> None:  # noqa: F811
+    tool = write_trtexec(tmp_path, "10.3.0")
+    slow = f'case "$*" in *--onnx=*) echo build >> {tmp_path}/builds; exec {shutil.which("sleep")} 600;; esac\nexec '
+    tool.write_text(tool.read_text().replace("exec ", slow, 1))
+    stop, files = Stop(), [file for file in files_of(published) if "fp32" in file.name]
+    with ThreadPoolExecutor() as pool:
+
+        def interrupt() -> None:
+            deadline = time.monotonic() + 60
+            while not (tmp_path / "builds").exists() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            stop._on_signal(signal.SIGINT, None)
+
+        asked = pool.submit(interrupt)
+        with pytest.raises(Interrupted, match="bench was stopped by SIGINT"):
+            devices.on_device(Host("device", trtexec=str(tool)), files, TABLE, stop)
+        asked.result()
+    assert (tmp_path / "builds").exists()
+    assert device.deserted()
+
+
 def test_a_device_with_nothing_says_what_to_install(device: Device, published: Any) -> None:  # noqa: F811
     device.tool("python3", f'exec {sys.executable} -S -I "$@"')  # without site-packages
     try:
@@ -93,6 +148,30 @@ def test_a_device_with_nothing_says_what_to_install(device: Device, published: A
             devices.on_device(Host("device"), files_of(published), TABLE, Stop())
     finally:
         device.tool("python3", f'exec {sys.executable} "$@"')
+
+
+def test_another_student_of_the_same_name_is_measured_anew(device: Device, tmp_path: Path) -> None:  # noqa: F811
+    def measured(there: tuple[Any, Runtime], width: int) -> str:
+        measurer, runtime = there
+        file = conv_net(tmp_path / "student.onnx", width=width)
+        (found,) = measurer([Job("net", file, "fp32", runtime)], QUICK).measurements
+        assert [one.name for one in device.work[0].glob("*.onnx")] == ["student.onnx"], "one at a time"
+        assert found.sha256 == sha256_file(file)
+        return found.sha256
+
+    with suppress(StoppedEarly), devices.measurer_on(Host("device"), Stop()) as there:
+        first = measured(there, 4)
+        raise StoppedEarly("stopped")
+    assert len(device.work) == 1, "what was measured is taken up"
+    with devices.measurer_on(Host("device"), Stop()) as there:
+        assert measured(there, 8) != first
+    assert device.work == []
+
+
+def test_an_answer_leaves_nothing_to_take_up(device: Device) -> None:  # noqa: F811
+    with pytest.raises(MachineError, match="too slow"), devices.measurer_on(Host("device"), Stop()):
+        raise MachineError("too slow")
+    assert device.work == []
 
 
 @pytest.fixture(scope="module")
@@ -133,11 +212,21 @@ def test_a_bundle_is_measured_offline_and_imported(bundle: Path, published: Any,
     assert results["verdicts"]
     assert {one["artefact"] for one in results["numerics"]} >= {"student.fp32.onnx"}
     assert not list((tmp_path / "device").rglob("*.onnx")), "no model stays"
-    damaged = json.loads((tmp_path / "device" / "results.json").read_text())
-    damaged["files"]["student.fp32.onnx"] = "0" * 64
-    (tmp_path / "other.json").write_text(json.dumps(damaged))
-    with pytest.raises(InputFileError, match=r"measured another student\.fp32\.onnx"):
-        devices.import_results(published, tmp_path / "other.json")
+    record = Record.read(folder)
+    assert record is not None
+    assert set(record.inputs) == {f"export/{one['artefact']}" for one in results["numerics"]}, "what was measured"
+    for field in ("files", "nothing", "comparison"):
+        other = json.loads((tmp_path / "device" / "results.json").read_text())
+        if field == "files":
+            other["files"]["student.fp32.onnx"] = "0" * 64
+        elif field == "nothing":
+            other["files"] = {}
+        else:
+            rows = other["comparisons"][0]["comparison"]["results"]
+            next(row for row in rows if row["job"]["model"] == "student.fp32.onnx")["sha256"] = "0" * 64
+        (tmp_path / "other.json").write_text(json.dumps(other))
+        with pytest.raises(InputFileError, match=r"measured another student\.[a-z0-9.-]+\.onnx than run"):
+            devices.import_results(published, tmp_path / "other.json")
     (tmp_path / "text.json").write_text("[]")
     with pytest.raises(InputFileError, match=r"no results\.json of a student\.pyz"):
         devices.import_results(published, tmp_path / "text.json")
@@ -160,6 +249,24 @@ def test_check_fails_where_the_device_computes_something_else(bundle: Path, publ
         devices.refuse_wrong_numbers(results)
 
 
+def test_a_bundle_checks_something_or_says_why_not(bundle: Path, tmp_path: Path) -> None:
+    old = ("check", "--trtexec", str(write_unknown_trtexec(tmp_path, 9300)))
+    ran = carried(bundle, tmp_path / "device", *old)
+    assert (ran.returncode, "check    student.fp32.onnx: as on the host" in ran.stderr) == (0, True), ran.stderr
+    (tmp_path / "device" / "results.json").unlink()
+    ran = carried(bundle, tmp_path / "device", *old, "--runtime", "tensorrt")
+    assert ran.returncode == 6
+    assert "nothing could be run" in ran.stderr
+    assert not (tmp_path / "device" / "results.json").exists()
+
+
+def test_a_bundle_that_cannot_write_measures_nothing(bundle: Path, tmp_path: Path) -> None:
+    ran = carried(bundle, tmp_path / "device", "bench", "--output", "absent/results.json")
+    assert ran.returncode == 6
+    assert "results.json cannot be written" in ran.stderr
+    assert "bench    " not in ran.stderr
+
+
 def test_a_damaged_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
     archive = zipfile.ZipFile(bundle)
     manifest = json.loads(archive.read("manifest.json"))
@@ -170,6 +277,7 @@ def test_a_damaged_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
     assert ran.returncode == 4
     assert "student.fp32.onnx in" in ran.stderr
     assert "copy the bundle again" in ran.stderr
+    assert [path.name for path in (tmp_path / "device").iterdir()] == [".cache"], "and nothing is half written"
 
 
 @pytest.mark.slow

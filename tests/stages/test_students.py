@@ -5,19 +5,22 @@ from __future__ import annotations
 import functools
 import tempfile
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from standins import write_trtexec, write_unknown_trtexec
 
-from edgekd.deploy.agent.measure import measure
-from edgekd.deploy.agent.measurement import Settings
+from edgekd.deploy.agent.measure import Tools, measure
+from edgekd.deploy.agent.measurement import Comparison, Job, Settings
 from edgekd.deploy.agent.protocol import Local
+from edgekd.deploy.golden import described
 from edgekd.errors import MachineError, StoppedEarly, UsageError
 from edgekd.models import registry
+from edgekd.rundir import sha256_file
 from edgekd.stages import students
 from edgekd.stages.students import Candidate
 from edgekd.stopping import Stop
@@ -32,11 +35,12 @@ class Elsewhere(Local):
     """This machine, as a transport that remembers which files were brought to it."""
 
     target: str = "elsewhere"
-    placed: list[Path] = field(default_factory=list)
+    placed: dict[str, Path] = field(default_factory=dict)
+    """By hash of the content."""
 
     def place(self, file: Path) -> str:
         assert file.is_file()
-        self.placed.append(file)
+        self.placed[sha256_file(file)] = file
         return super().place(file)
 
 
@@ -85,8 +89,8 @@ def test_files_reach_the_machine_through_its_transport_and_leave_no_trace(
     timed: tuple[list[Candidate], Elsewhere],
 ) -> None:
     _, there = timed
-    assert len(set(there.placed)) == 2
-    assert not any(file.parent.exists() for file in there.placed)
+    assert len(there.placed) == 2
+    assert not any(file.parent.exists() for file in there.placed.values())
 
 
 def test_a_row_is_flat_and_says_what_is_unknown(timed: tuple[list[Candidate], Elsewhere]) -> None:
@@ -118,6 +122,15 @@ def test_what_cannot_be_exported_carries_the_reason(monkeypatch: pytest.MonkeyPa
     assert "cannot be exported" in (one.reason or "")
 
 
+def test_what_no_runtime_takes_carries_the_reason(tmp_path: Path) -> None:
+    tools = Tools(str(write_unknown_trtexec(tmp_path, 8401)), str(tmp_path / "engines"))
+    measurer = functools.partial(measure, tools=tools)
+    found = students.size_up([FAST], SHAPE, CLASSES)
+    (one,) = students.time_each(found, SHAPE, CLASSES, stop=Stop(), measurer=measurer, runtime="tensorrt")
+    assert one.latency_ms is None
+    assert "TensorRT 8.4.1 is installed; TensorRT 8.5, 8.6, 10.x and 11.x are known" in (one.reason or "")
+
+
 def test_measuring_ends_with_the_first_that_is_enough() -> None:
     found = students.size_up((FAST, SLOW), SHAPE, CLASSES)
     first, second = students.time_each(found, SHAPE, CLASSES, stop=Stop(), enough=lambda one: one.fits(1e6))
@@ -147,6 +160,21 @@ def macs(name: str) -> int:
     return one.size.macs
 
 
+def test_one_engine_is_built_for_a_student(tmp_path: Path) -> None:
+    """TensorRT makes an FP16 engine of an FP32 file too, which takes minutes and tells nothing here."""
+    tools, seen = Tools(str(write_trtexec(tmp_path, "10.3.0")), str(tmp_path / "engines")), []
+
+    def measurer(jobs: Sequence[Job], settings: Settings, on_progress: Any) -> Comparison:
+        seen.append(measure([described(job) for job in jobs], settings, on_progress, tools=tools))
+        return seen[-1]
+
+    found = students.size_up([FAST], SHAPE, CLASSES)
+    (one,) = students.time_each(found, SHAPE, CLASSES, stop=Stop(), measurer=measurer, runtime="tensorrt")
+    assert one.latency_ms == pytest.approx(1.52, abs=0.03)
+    assert [timed.job.flags for timed in seen[0].measurements] == [("--noTF32",)]
+    assert len(list((tmp_path / "engines").iterdir())) == 1
+
+
 def choose(budget_ms: float, **limits: Any) -> tuple[str, list[str]]:
     limits = {"below_macs": 10**12, "stop": Stop(), **limits}
     chosen, larger = students.largest_within(budget_ms, SHAPE, CLASSES, **limits)
@@ -171,6 +199,8 @@ def test_a_budget_that_nothing_keeps_names_the_fastest(zoo: list[str]) -> None:
         MachineError, match=rf"no student keeps 1e-06 ms here in FP32; the fastest, ({FAST}|{MIDDLE}), takes 0\.\d+"
     ):
         choose(1e-6, below_macs=macs(SLOW))
+    with pytest.raises(MachineError, match=r"no student keeps 1e-06 ms on device in FP32"):
+        choose(1e-6, below_macs=macs(SLOW), where="on device")
 
 
 def test_untrained_activations_are_of_ordinary_size_and_random_state_is_kept() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import platform
 import sys
 import tempfile
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +17,15 @@ from typing import Any
 
 from edgekd.deploy.agent import power, session
 from edgekd.deploy.agent.kernels import RUNTIMES, Runtime
-from edgekd.deploy.agent.measure import Progress, Tools
+from edgekd.deploy.agent.machine import publish
+from edgekd.deploy.agent.measure import Progress, Tools, require_some
 from edgekd.deploy.agent.measurement import Job, Settings, from_json, job_from_json
 from edgekd.deploy.agent.protocol import entry_point
 from edgekd.deploy.agent.refusal import RefusedError
 from edgekd.deploy.agent.tensorrt import find
+from edgekd.deploy.agent.tensorrt_rules import known
 from edgekd.deploy.agent.workplace import Workplace
-from edgekd.errors import EdgekdError
+from edgekd.errors import EdgekdError, MachineError
 
 MANIFEST, FORMAT = "manifest.json", 1
 EXIT_CODES = {"file": 4, "usage": 2, "machine": 6, "busy": 7}
@@ -37,7 +41,7 @@ def main(arguments: list[str]) -> int:
     """Run `check` or `bench`; the exit code is that of edgekd for the same failure."""
     asked = _parser().parse_args(arguments)
     try:
-        results = _Bundle(asked).run()
+        results = _recorded(asked)
     except (RefusedError, EdgekdError) as error:
         code = EXIT_CODES[error.kind] if isinstance(error, RefusedError) else error.exit_code
         sys.stderr.write(f"error: {error}\n")
@@ -48,6 +52,21 @@ def main(arguments: list[str]) -> int:
     failed = [one for one in results["numerics"] if not one["passed"]]
     _say(f"wrote {asked.output}; on the machine with the run: edgekd bench --import {Path(asked.output).name}")
     return 5 if failed else 0
+
+
+def _recorded(asked: argparse.Namespace) -> dict[str, Any]:
+    """Do what was asked and write the results; that they can be written is known before minutes of measuring."""
+    output = Path(asked.output)
+    temporary = output.with_name(f".tmp-{os.getpid()}-{output.name}")
+    try:
+        temporary.touch()
+        results = _Bundle(asked).run()
+        temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        publish(temporary, output)
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+    return results
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,13 +97,13 @@ class _Bundle:
         self.settings = Settings(**{**self.manifest["settings"], "batch": asked.batch, "threads": asked.threads})
 
     def run(self) -> dict[str, Any]:
-        """Do what was asked and write the results."""
+        """Do what was asked; return the results."""
         place = Workplace()
         place.hold()
-        tools = Tools(self.asked.trtexec, str(place.engines))
+        tools = Tools(self.asked.trtexec, str(place.engines), time.time())
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
             self._unpack(Path(folder))
-            runtime: Runtime = self.asked.runtime or ("ort-cpu" if find(self.asked.trtexec) is None else "tensorrt")
+            runtime: Runtime = self.asked.runtime or ("tensorrt" if known(find(self.asked.trtexec)) else "ort-cpu")
             jobs = [replace(job_from_json(one, Path(folder)), runtime=runtime) for one in self.manifest["jobs"]]
             results: dict[str, Any] = {
                 "format": FORMAT,
@@ -98,16 +117,15 @@ class _Bundle:
             if self.asked.action == "bench":
                 results["comparisons"].append(session.compare(jobs, self.settings, tools, _report))
                 compared = from_json(results["comparisons"][0]["comparison"])
+                require_some(compared.results)
                 ready = [replace(one.job, model=Path(folder) / one.job.model) for one in compared.measurements]
                 for warning in compared.warnings:
                     _say(f"warning: {warning}")
             else:
                 ready = session.planned(jobs, self.settings, tools)
-            results["numerics"] = [self._checked(job, tools, Path(folder)) for job in ready]
+            results["numerics"] = self._numerics(ready, tools, Path(folder))
             if self.asked.action == "bench" and not self.asked.no_energy:
                 results["energy"] = self._energy(ready, tools)
-        output = Path(self.asked.output)
-        output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         return results
 
     def _unpack(self, folder: Path) -> None:
@@ -117,6 +135,20 @@ class _Bundle:
             if hashlib.sha256(data).hexdigest() != one["sha256"]:
                 raise RefusedError("file", f"{one['name']} in {entry_point()} is damaged; copy the bundle again")
             (folder / one["name"]).write_bytes(data)
+
+    def _numerics(self, jobs: list[Job], tools: Tools, folder: Path) -> list[dict[str, Any]]:
+        """Check what can be built here; what cannot is told, and an error only where nothing else can."""
+        found: list[dict[str, Any]] = []
+        failures: list[MachineError] = []
+        for job in jobs:
+            try:
+                found.append(self._checked(job, tools, folder))
+            except MachineError as error:
+                _say(f"check    {job.label}: n/a: {error}")
+                failures.append(error)
+        if not found:
+            raise failures[0]
+        return found
 
     def _checked(self, job: Job, tools: Tools, folder: Path) -> dict[str, Any]:
         golden = self.manifest["golden"]

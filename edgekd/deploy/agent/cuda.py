@@ -9,6 +9,7 @@ from pathlib import Path
 from edgekd.deploy.agent.refusal import RefusedError
 
 _TO_DEVICE, _TO_HOST = 1, 2
+_BLOCKING_SYNC = 4
 
 
 def _library() -> ctypes.CDLL:
@@ -26,9 +27,11 @@ def _library() -> ctypes.CDLL:
 class Cuda:
     """Device memory and one stream of its own: TensorRT adds synchronisation to the default one."""
 
-    def __init__(self, library: ctypes.CDLL | None = None) -> None:
+    def __init__(self, library: ctypes.CDLL | None = None, *, spin_wait: bool = True) -> None:
         self._lib = library or _library()
         self._lib.cudaGetErrorString.restype = ctypes.c_char_p
+        if not spin_wait:  # a core that spins until the GPU is done would be counted as the GPU's power
+            self._check("cudaSetDeviceFlags", self._lib.cudaSetDeviceFlags(ctypes.c_uint(_BLOCKING_SYNC)))
         stream = ctypes.c_void_p()
         self._check("cudaStreamCreate", self._lib.cudaStreamCreate(ctypes.byref(stream)))
         self.stream = int(stream.value or 0)

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from edgekd.deploy.agent.environment import Environment
 
 Kind = Literal["fp32", "fp16", "int8-cpu-x86", "int8-cpu-arm", "int8-trt", "int8-trt-fp16", "any"]
+Arithmetic = Literal["fp32", "fp16", "int8"]
 Runtime = Literal["ort-cpu", "ort-cuda", "torch", "tensorrt"]
 
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)

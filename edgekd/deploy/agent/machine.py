@@ -21,6 +21,7 @@ CPU_FLAGS = (
     *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "hypervisor"),
     *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve"),
 )
+CPUFREQ = "/sys/devices/system/cpu/cpu0/cpufreq/"
 RUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 
 
@@ -79,12 +80,18 @@ def cpu_seconds() -> tuple[float, float] | None:
     return (user + nice + system + irq + softirq) / hertz, steal / hertz
 
 
+def own_cpu_seconds() -> float:
+    """Return the seconds that this process and the children it has waited for (trtexec) kept a CPU busy."""
+    times = os.times()
+    return time.process_time() + times.children_user + times.children_system
+
+
 class Meter:
-    """What the machine did besides this process, from the making of the meter to its reading."""
+    """What the machine did besides this process and its children, from the making of the meter to its reading."""
 
     def __init__(self) -> None:
         self.start_s = time.perf_counter()
-        self.own_s = time.process_time()
+        self.own_s = own_cpu_seconds()
         self.cpus = cpu_seconds()
         self.throttles = throttle_events()
 
@@ -92,7 +99,7 @@ class Meter:
         """Return the CPUs used by others and taken by a hypervisor, the clock, and heat throttling."""
         mhz = clock_mhz()
         cpus, throttles = cpu_seconds(), throttle_events()
-        own_s, end_s = time.process_time() - self.own_s, time.perf_counter()
+        own_s, end_s = own_cpu_seconds() - self.own_s, time.perf_counter()
         other = stolen = None
         if cpus is not None and self.cpus is not None:
             other = max(0.0, cpus[0] - self.cpus[0] - own_s) / (end_s - self.start_s)
@@ -138,12 +145,16 @@ def installed(package: str) -> str | None:
         return None
 
 
+def governor() -> str | None:
+    """Return what sets the clock of the first CPU, where the kernel says so."""
+    return read_text(CPUFREQ + "scaling_governor") or None
+
+
 def machine_facts() -> dict[str, Any]:
     """Return what a latency depends on: CPU, clocks, memory, system and the installed runtimes."""
     cpu = fields_of(read_text("/proc/cpuinfo"), ":")
     memory = fields_of(read_text("/proc/meminfo"), ":")
-    cpufreq = "/sys/devices/system/cpu/cpu0/cpufreq/"
-    max_khz = read_text(cpufreq + "cpuinfo_max_freq")
+    max_khz = read_text(CPUFREQ + "cpuinfo_max_freq")
     board = read_text("/proc/device-tree/model")
     present = set((cpu.get("flags") or cpu.get("Features") or "").split())
     versions = {package: installed(package) for package in RUNTIME_PACKAGES}
@@ -154,7 +165,7 @@ def machine_facts() -> dict[str, Any]:
         "cpu_flags": [flag for flag in CPU_FLAGS if flag in present],
         "cpus": os.cpu_count() or 1,
         "usable_cpus": usable_cpus(),
-        "governor": read_text(cpufreq + "scaling_governor") or None,
+        "governor": governor(),
         "clock_mhz": clock_mhz(),
         "max_clock_mhz": int(max_khz) / 1000 if max_khz.isdigit() else None,
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
@@ -229,6 +240,13 @@ def ram_in_use() -> int | None:
     memory = fields_of(read_text("/proc/meminfo"), ":")
     total, free = kibibytes(memory, "MemTotal"), kibibytes(memory, "MemAvailable")
     return None if total is None or free is None else total - free
+
+
+def publish(temporary: Path, place: Path) -> None:
+    """Give a finished file its place, once its content is on the disk: the power may fail at any time."""
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(place)
 
 
 def sha256_of(path: Path) -> str:

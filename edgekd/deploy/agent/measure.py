@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgekd.deploy.agent.disturbance import warnings
@@ -44,10 +45,12 @@ class Tools:
 
     trtexec: str | None = None
     engines: str | None = None
+    engines_since_s: float | None = None
+    """The Unix time from which on engines that were used stay: when the work began."""
 
-    def to_request(self) -> dict[str, str]:
+    def to_request(self) -> dict[str, Any]:
         """Return what a load request says of them."""
-        given = {"trtexec": self.trtexec, "engines": self.engines}
+        given = asdict(self)
         return {name: value for name, value in given.items() if value is not None}
 
 
@@ -58,7 +61,7 @@ def measure(
     transport: Transport | None = None,
     tools: Tools = Tools(),
 ) -> Comparison:
-    """Measure all jobs by the protocol; those the runtime has no kernels for are skipped with the reason.
+    """Measure all jobs by the protocol; what the runtime has no kernels for or cannot build is skipped with the reason.
 
     Raises:
         InputFileError: a file is missing, changed on its way, or no model with one image input.
@@ -67,16 +70,25 @@ def measure(
     """
     _check(jobs)
     transport = transport or Local()
+    tools = replace(tools, engines_since_s=tools.engines_since_s or time.time())
     with AgentProcess(transport.target, transport.argv(), settings.reply_timeout_s) as scout:
         wants_tensorrt = any(job.runtime == "tensorrt" for job in jobs)
         environment = from_facts(scout.hello(tensorrt=wants_tensorrt, **tools.to_request()))
         before = _activity(scout.ask("observe", seconds=_OBSERVED_S))
     planned = plan(jobs, environment)
     timed = [one for one in planned if isinstance(one, Job)]
-    measured = {one.job: one for one in _measure(timed, settings, on_progress, transport, tools)}
-    results = tuple(measured[one] if isinstance(one, Job) else one for one in planned)
-    found = warnings(environment, settings, before, list(measured.values()))
-    return Comparison(transport.target, environment, settings, before, results, found)
+    found = {one.job: one for one in _measure(timed, settings, on_progress, transport, tools)}
+    results = tuple(found[one] if isinstance(one, Job) else one for one in planned)
+    measured = [one for one in results if isinstance(one, Measurement)]
+    doubts = warnings(environment, settings, before, measured)
+    return Comparison(transport.target, environment, settings, before, results, doubts)
+
+
+def require_some(results: Sequence[Job | Measurement | Skipped]) -> None:
+    """Raise `MachineError` with the reasons when nothing of it runs on this machine."""
+    reasons = [f"{one.job.label}: {one.reason}" for one in results if isinstance(one, Skipped)]
+    if len(reasons) == len(results):
+        raise MachineError(f"nothing could be run: {'; '.join(reasons)}.")
 
 
 def plan(jobs: Sequence[Job], environment: Environment) -> list[Job | Skipped]:
@@ -99,7 +111,8 @@ def _engines(job: Job, environment: Environment) -> list[Job | Skipped]:
     uses = uses_of(job.kind, environment.tensorrt["version"])
     if isinstance(uses, str):
         return [Skipped(job, uses)]
-    return [replace(job, artefact=job.artefact + use.suffix, kind=use.kind, flags=use.flags) for use in uses]
+    wanted = uses[:1] if job.first_engine else uses
+    return [replace(job, artefact=job.artefact + use.suffix, kind=use.kind, flags=use.flags) for use in wanted]
 
 
 def _check(jobs: Sequence[Job]) -> None:
@@ -118,7 +131,7 @@ def _measure(
     on_progress: OnProgress | None,
     transport: Transport,
     tools: Tools,
-) -> list[Measurement]:
+) -> list[Measurement | Skipped]:
     total, done = len(jobs) * (2 + settings.rounds), 0
 
     def report(step: str, job: Job) -> None:
@@ -129,23 +142,40 @@ def _measure(
 
     with ExitStack() as stack:
         subjects: list[_Subject] = []
+        skipped: list[Measurement | Skipped] = []
         for job in jobs:
             process = AgentProcess(job.label, transport.argv(), settings.reply_timeout_s)
-            subjects.append(_Subject(job, settings, stack.enter_context(process), transport, tools))
+            with _or_skipped(job, skipped):
+                subjects.append(_Subject(job, settings, stack.enter_context(process), transport, tools))
             report("load", job)
         for subject in subjects:
-            subject.warm_up()
+            with _or_skipped(subject.job, skipped):
+                subject.warm_up()
             report("warm-up", subject.job)
+        subjects = [one for one in subjects if one.job not in [other.job for other in skipped]]
         for number in range(settings.rounds):
             # Every other round runs backwards (A B C, C B A), so that a steady drift weighs on all alike.
             for subject in subjects if number % 2 == 0 else reversed(subjects):
                 subject.round()
                 report("round", subject.job)
-        return [subject.measurement() for subject in subjects]
+        return [*skipped, *(subject.measurement() for subject in subjects)]
 
 
-def load_request(job: Job, settings: Settings, transport: Transport, tools: Mapping[str, str]) -> dict[str, Any]:
-    """Return the request that loads an artefact on its machine."""
+@contextmanager
+def _or_skipped(job: Job, skipped: list[Measurement | Skipped]) -> Iterator[None]:
+    """Note why an engine cannot be built or started: the others are measured all the same."""
+    try:
+        yield
+    except (MachineError, InputFileError) as error:
+        if job.runtime != "tensorrt":
+            raise
+        skipped.append(Skipped(job, "n/a: " + " | ".join(str(error).rstrip(".").splitlines())))
+
+
+def load_request(
+    job: Job, settings: Settings, transport: Transport, tools: Mapping[str, Any], *, spin_wait: bool = True
+) -> dict[str, Any]:
+    """Return the request that loads an artefact on its machine; threads that wait may spin, but not for energy."""
     return {
         "model": transport.place(job.model),
         "sha256": sha256_of(job.model),
@@ -154,9 +184,10 @@ def load_request(job: Job, settings: Settings, transport: Transport, tools: Mapp
         "batch": settings.batch,
         "image_shape": job.image_shape,
         "input_name": job.input_name,
-        "open_batch": job.open_batch,
+        "declared": job.declared,
         "flags": job.flags,
         "seed": settings.seed,
+        "spin_wait": spin_wait,
         **tools,
     }
 

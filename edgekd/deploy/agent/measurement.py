@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.deploy.agent.environment import Environment, from_facts
-from edgekd.deploy.agent.kernels import Kind, Runtime
+from edgekd.deploy.agent.kernels import Arithmetic, Kind, Runtime
 from edgekd.errors import UsageError
 
 
@@ -21,8 +21,10 @@ class Job:
     runtime: Runtime = "ort-cpu"
     image_shape: tuple[int, ...] | None = None  # C, H, W where the file leaves them open
     input_name: str = "input"
-    open_batch: bool = True
+    declared: tuple[int | None, ...] | None = None  # N, C, H, W as in the file, None where it leaves them open
     flags: tuple[str, ...] = ()  # TensorRT's, for the precision
+    first_engine: bool = False  # of those that TensorRT makes of the file; else each
+    arithmetic: Arithmetic = "fp32"  # by the nodes and weights of the file, whatever its name
 
     @property
     def label(self) -> str:
@@ -133,9 +135,8 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 
 def job_from_json(data: dict[str, Any], folder: Path = Path()) -> Job:
     """Return a job whose model lies in `folder`."""
-    shape = None if data["image_shape"] is None else tuple(data["image_shape"])
-    known = {**data, "model": folder / data["model"], "image_shape": shape, "flags": tuple(data["flags"])}
-    return Job(**known)
+    shapes = {name: data[name] and tuple(data[name]) for name in ("image_shape", "declared")}
+    return Job(**{**data, **shapes, "model": folder / data["model"], "flags": tuple(data["flags"])})
 
 
 def job_to_json(job: Job) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from edgekd.deploy.agent.refusal import RefusedError
 
 ITEM_BYTES = {"<f4": 4, "<f2": 2, "|u1": 1}
+_LETTERS = {"<f2": "e", "<f4": "f", "<f8": "d", "<i4": "i", "<i8": "q"}
 
 
 def read_npy(path: Path) -> tuple[str, list[int], bytes]:
@@ -33,12 +35,14 @@ def read_npy(path: Path) -> tuple[str, list[int], bytes]:
 
 
 def logits_in(reply: dict[str, Any]) -> list[list[float]]:
-    """Return the rows of a `logits` reply."""
+    """Return the rows of a `logits` reply, N x K whatever follows the batch."""
     data = base64.b64decode(reply["base64"], validate=True)
-    letter = {"<f4": "f", "<f2": "e"}[reply["dtype"]]
-    rows, columns = reply["shape"]
+    if reply["dtype"] not in _LETTERS or not reply["shape"] or not data:
+        message = f"the first output is {reply['dtype']} {reply['shape']}, not a row of numbers for each image"
+        raise RefusedError("file", message)
+    columns = math.prod(reply["shape"][1:])
     return [
-        list(row) for row in struct.iter_unpack(f"<{columns}{letter}", data[: rows * columns * struct.calcsize(letter)])
+        [float(value) for value in row] for row in struct.iter_unpack(f"<{columns}{_LETTERS[reply['dtype']]}", data)
     ]
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgekd.deploy.agent.measurement import Job
+
 TOLERANCES = {"fp32": 1e-3, "tf32": 1e-2, "fp16": 2e-2, "int8": 1e-1}
 """Largest difference allowed, as a share of the logits' range. INT8 kernels may round a tie either way, and each such
 step goes on through the layers; FP16 has 11 bits of mantissa, TF32 as many, added up in another order."""
 
 
-def precision_of(kind: str, runtime: str, flags: tuple[str, ...]) -> str:
+def precision_of(job: Job) -> str:
     """Return the precision whose tolerance holds for an artefact."""
-    if kind.startswith("int8"):
+    if job.kind.startswith("int8") or job.arithmetic == "int8":
         return "int8"
-    if kind == "fp16":
+    if "fp16" in (job.kind, job.arithmetic):
         return "fp16"
-    on_gpu = runtime in ("ort-cuda", "tensorrt")
-    return "tf32" if on_gpu and "--noTF32" not in flags else "fp32"
+    on_gpu = job.runtime in ("ort-cuda", "tensorrt")
+    return "tf32" if on_gpu and "--noTF32" not in job.flags else "fp32"
 
 
 def compare(expected: list[list[float]], found: list[list[float]], precision: str) -> dict[str, Any]:

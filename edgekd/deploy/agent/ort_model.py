@@ -43,7 +43,9 @@ def runtime_errors(ort: Any) -> tuple[type[BaseException], ...]:
     return (RuntimeError, ValueError, *own)
 
 
-def open_session(ort: Any, path: Path, provider: str, threads: int, profile: str | None = None) -> Any:
+def open_session(
+    ort: Any, path: Path, provider: str, threads: int, profile: str | None = None, *, spin_wait: bool = True
+) -> Any:
     """Return a session that runs on `provider` and nowhere else; `profile` starts the name of its log file."""
     if provider not in ort.get_available_providers():
         have = ", ".join(ort.get_available_providers())
@@ -52,6 +54,8 @@ def open_session(ort: Any, path: Path, provider: str, threads: int, profile: str
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if not spin_wait:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = profile
@@ -96,7 +100,8 @@ class OrtModel:
         self.provider, self.threads = PROVIDERS[request["runtime"]], request["threads"]
         self.baseline: int | None = memory_use()["resident"]
         begin = time.perf_counter_ns()
-        self.session = open_session(ort, self.path, self.provider, self.threads)
+        spin_wait = request.get("spin_wait", True)
+        self.session = open_session(ort, self.path, self.provider, self.threads, spin_wait=spin_wait)
         self.load_ms = (time.perf_counter_ns() - begin) / 1e6
         inputs = self.session.get_inputs()
         types = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}

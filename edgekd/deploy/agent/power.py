@@ -77,6 +77,7 @@ def _tegrastats(tool: str) -> Source:
         with process.stdout:
             for line in process.stdout:
                 latest.update(tegrastats_watts(line))
+        latest.clear()  # one that ended reads nothing any more
 
     follower = threading.Thread(target=follow, daemon=True)
     follower.start()
@@ -104,11 +105,15 @@ class Sampler(Watch):
             self.samples.append((time.time(), watts))
 
     def mean_watts(self, start_s: float, end_s: float) -> dict[str, float] | None:
-        """Return the mean power of each rail between two Unix times; None where fewer than ten samples fell."""
+        """Return the mean power of each rail between two Unix times, over the samples that have it.
+
+        None where fewer than ten samples fell, or fewer than half of those that the time has room for.
+        """
         inside = [watts for at, watts in self.samples if start_s <= at <= end_s]
-        if len(inside) < 10:
+        if len(inside) < max(10.0, (end_s - start_s) / PERIOD_S / 2):
             return None
-        return {name: fmean(watts.get(name, 0.0) for watts in inside) for name in inside[-1]}
+        rails = sorted({name for watts in inside for name in watts})
+        return {name: fmean(watts[name] for watts in inside if name in watts) for name in rails}
 
 
 def total(rails: dict[str, float]) -> tuple[str, float]:
@@ -132,6 +137,9 @@ def energy(
         busy = sampler.mean_watts(done["end_unix_s"] - done["seconds"], done["end_unix_s"])
     if idle is None or busy is None:
         return {"energy": f"n/a: {source.name} gave too few readings"}
+    if idle.keys() != busy.keys():
+        one_sided = ", ".join(sorted(idle.keys() ^ busy.keys()))
+        return {"energy": f"n/a: {source.name} read {one_sided} at rest or at work only"}
     rails, idle_w = total(idle)
     _, gross_w = total(busy)
     per_run_s = done["seconds"] / done["runs"]

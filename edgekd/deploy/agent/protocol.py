@@ -9,6 +9,7 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ ERRORS: dict[str, type[EdgekdError]] = {
 }
 _TAIL_LINES = 20
 _FAREWELL_S = 3.0
+_LOOK_S = 0.5
+PULSE_S = 10.0
 
 
 class Transport(Protocol):
@@ -51,6 +54,11 @@ def entry_point() -> Path:
     """Return what Python starts as the device's side: the zip file this runs from, else this folder."""
     here = Path(__file__).resolve()
     return here.parents[3] if here.parents[3].is_file() else here.parent
+
+
+def arriving(sha256: str) -> str:
+    """Return the name that a file travels under: it needs no quoting, and its own name it gets when it is whole."""
+    return f"arriving-{sha256[:20]}"
 
 
 class AgentDiedError(MachineError):
@@ -84,14 +92,24 @@ class AgentProcess:
         name: what the process measures, for messages.
         argv: the command that starts it.
         reply_timeout_s: how long any reply may take before the agent counts as hung.
-        detached: whether it is out of reach of the terminal's Ctrl-C, which would end an ssh.
+        detached: whether it is out of reach of the terminal's Ctrl-C, which would end an ssh, and behind a network: it
+            gets a sign of life every few seconds.
+        while_waiting: called twice a second while a reply is awaited; what it raises ends the wait.
 
     Raises:
         MachineError: the command cannot be started; later, from `ask`: the agent died, hung, or is another version.
     """
 
-    def __init__(self, name: str, argv: Sequence[str], reply_timeout_s: float, *, detached: bool = False) -> None:
-        self.name, self.reply_timeout_s = name, reply_timeout_s
+    def __init__(
+        self,
+        name: str,
+        argv: Sequence[str],
+        reply_timeout_s: float,
+        *,
+        detached: bool = False,
+        while_waiting: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name, self.reply_timeout_s, self._while_waiting = name, reply_timeout_s, while_waiting
         self._ids = itertools.count(1)
         self._replies: queue.Queue[bytes | None] = queue.Queue()
         self._tail: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
@@ -112,6 +130,10 @@ class AgentProcess:
         ]
         for reader in self._readers:
             reader.start()
+        self._closed = threading.Event()
+        self._pulse = threading.Thread(target=self._beat, daemon=True)
+        if detached:
+            self._pulse.start()
 
     def __enter__(self) -> Self:
         return self
@@ -161,7 +183,7 @@ class AgentProcess:
             raise self._died(op) from error
         while True:
             try:
-                line = self._replies.get(timeout=timeout_s)
+                line = self._next_line(timeout_s)
             except queue.Empty as error:
                 self._process.kill()
                 raise MachineError(
@@ -182,8 +204,19 @@ class AgentProcess:
                 raise ERRORS[reply["kind"]](f"{self.name}: {reply['error']}.")
             return reply
 
+    def _next_line(self, timeout_s: float) -> bytes | None:
+        end_s = time.monotonic() + timeout_s
+        while True:
+            try:
+                return self._replies.get(timeout=max(0.0, min(_LOOK_S, end_s - time.monotonic())))
+            except queue.Empty:
+                self._while_waiting()
+                if time.monotonic() >= end_s:
+                    raise
+
     def close(self) -> None:
         """End the agent: its stdin closes, and if that is not enough it is killed."""
+        self._closed.set()
         try:
             self._stdin.close()
         except OSError:
@@ -195,6 +228,16 @@ class AgentProcess:
             self._process.wait()
         for reader in self._readers:
             reader.join(timeout=_FAREWELL_S)
+        if self._pulse.is_alive():
+            self._pulse.join(timeout=_FAREWELL_S)
+
+    def _beat(self) -> None:
+        while not self._closed.wait(PULSE_S):
+            try:
+                self._stdin.write(b"\n")
+                self._stdin.flush()
+            except (OSError, ValueError):  # gone, or closed at this moment; `ask` says so
+                return
 
     def _died(self, op: str) -> AgentDiedError:
         try:

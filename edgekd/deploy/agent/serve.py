@@ -1,7 +1,7 @@
 """The far end of `edgekd bench --on`: one process that holds the device, keeps what was measured, and answers.
 
 Its work folder outlives a cut connection: files that are whole are not copied again, parts that were measured are
-not measured again. The end of stdin ends it and all that it started.
+not measured again. The end of stdin, or a near end that is not heard of any more, ends it and all that it started.
 """
 
 from __future__ import annotations
@@ -9,18 +9,25 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekd.deploy.agent import power, session
-from edgekd.deploy.agent.machine import sha256_of
+from edgekd.deploy.agent import jetson, power, session, tensorrt
+from edgekd.deploy.agent.machine import RUNTIME_PACKAGES, governor, installed, publish, sha256_of
 from edgekd.deploy.agent.measure import Progress, Tools
 from edgekd.deploy.agent.measurement import Job, Settings, job_from_json
-from edgekd.deploy.agent.protocol import ERRORS, entry_point
+from edgekd.deploy.agent.protocol import ERRORS, arriving, entry_point
 from edgekd.deploy.agent.refusal import RefusedError
 from edgekd.deploy.agent.worker import Replies, Worker, converse
 from edgekd.deploy.agent.workplace import Workplace, whole
 from edgekd.errors import EdgekdError
+
+KEPT_S = 24 * 3600.0
+"""What was measured longer ago is measured again: the board may be another temperature away."""
+SILENCE_S = 45.0
+"""Shorter than the near end takes to give up (`remote.OPTIONS`), so that the same command finds the device free."""
 
 
 class Server:
@@ -29,6 +36,7 @@ class Server:
     def __init__(self, replies: Replies, workplace: Workplace) -> None:
         self._replies, self._place = replies, workplace
         self._folder: Path | None = None
+        self._begin_s = time.time()
 
     @property
     def folder(self) -> Path:
@@ -49,9 +57,15 @@ class Server:
         return {"missing": self._place.missing(self._folder, request["files"])}
 
     def verify(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Return which of `files` did not arrive whole."""
-        files = request["files"]
-        return {"damaged": [one["name"] for one in files if not whole(self.folder / one["name"], one["sha256"])]}
+        """Give each of `files` that arrived whole its name; return those that did not."""
+        damaged = []
+        for one in request["files"]:
+            arrived = self.folder / arriving(one["sha256"])
+            if whole(arrived, one["sha256"]):
+                publish(arrived, self.folder / one["name"])
+            if not whole(self.folder / one["name"], one["sha256"]):
+                damaged.append(one["name"])
+        return {"damaged": damaged}
 
     def measure(self, request: dict[str, Any]) -> dict[str, Any]:
         """Time `jobs` with `settings` as one comparison."""
@@ -61,11 +75,6 @@ class Server:
             self._replies.send({"id": request["id"], "progress": {**facts, "artefact": progress.artefact}})
 
         return self._part(request, lambda jobs, settings, tools: session.compare(jobs, settings, tools, report))
-
-    def plan(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Return whether `jobs` can be run here at all; what cannot is refused with what to install."""
-        jobs, settings, tools = self._parsed(request)
-        return {"jobs": len(session.planned(jobs, settings, tools))}
 
     def check(self, request: dict[str, Any]) -> dict[str, Any]:
         """Compare the logits of the one job with `expected`, for the images of the file `images`."""
@@ -94,29 +103,53 @@ class Server:
 
     def _parsed(self, request: dict[str, Any]) -> tuple[list[Job], Settings, Tools]:
         jobs = [job_from_json(one, self.folder) for one in request["jobs"]]
-        return jobs, Settings(**request["settings"]), Tools(request.get("trtexec"), str(self._place.engines))
+        tools = Tools(request.get("trtexec"), str(self._place.engines), self._begin_s)
+        return jobs, Settings(**request["settings"]), tools
 
     def _part(self, request: dict[str, Any], work: Any) -> dict[str, Any]:
-        """Return what `work` finds, or what it found for an equal request before the connection was cut."""
+        """Return what `work` finds, or what it found before the connection was cut: for equal files, equally set up."""
+        jobs, settings, tools = self._parsed(request)
         asked = {name: value for name, value in request.items() if name != "id"}
-        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        about = [asked, [sha256_of(job.model) for job in jobs], state(jobs, tools)]
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         part = self.folder / f"part-{digest[:32]}.json"
-        if part.is_file():
-            return _sealed(part.read_text(encoding="utf-8"), kept=True)
+        kept = _kept(part)
+        if kept is not None:
+            return _sealed(kept, kept=True)
         try:
-            text = json.dumps(work(*self._parsed(request)))
+            text = json.dumps(work(jobs, settings, tools))
         except EdgekdError as error:
             kind = next((kind for kind, cls in ERRORS.items() if type(error) is cls), "machine")
             raise RefusedError(kind, str(error).rstrip(".")) from error
         temporary = part.with_suffix(".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.rename(part)
+        temporary.write_text(f"{_sealed(text, kept=False)['sha256']}\n{text}", encoding="utf-8")
+        publish(temporary, part)
         return _sealed(text, kept=False)
 
     def ops(self) -> dict[str, Any]:
         """Return the methods that answer requests."""
-        names = ("hello", "open", "verify", "plan", "measure", "check", "energy", "close")
+        names = ("hello", "open", "verify", "measure", "check", "energy", "close")
         return {name: getattr(self, name) for name in names}
+
+
+def state(jobs: Sequence[Job], tools: Tools) -> dict[str, Any]:
+    """Return what a time depends on besides files and settings and may have been changed since: versions and clocks."""
+    board = jetson.facts() or {"power_mode": None, "clocks": {"locked": None}}
+    return {
+        "packages": {package: installed(package) for package in RUNTIME_PACKAGES},
+        "tensorrt": tensorrt.find(tools.trtexec) if any(job.runtime == "tensorrt" for job in jobs) else None,
+        "governor": governor(),
+        "power_mode": board["power_mode"],
+        "locked": board["clocks"]["locked"],
+    }
+
+
+def _kept(part: Path) -> str | None:
+    """Return the text of a part, if it is whole and of today; its first line is its hash."""
+    if not part.is_file() or not 0 <= time.time() - part.stat().st_mtime < KEPT_S:
+        return None
+    sha256, _, text = part.read_text(encoding="utf-8", errors="replace").partition("\n")
+    return text if hashlib.sha256(text.encode()).hexdigest() == sha256 else None
 
 
 def _sealed(text: str, *, kept: bool) -> dict[str, Any]:
@@ -127,4 +160,4 @@ def _sealed(text: str, *, kept: bool) -> dict[str, Any]:
 def main() -> int:
     """Serve one near end."""
     replies = Replies()
-    return converse(replies, Server(replies, Workplace()).ops())
+    return converse(replies, Server(replies, Workplace()).ops(), SILENCE_S)

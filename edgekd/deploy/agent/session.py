@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.deploy.agent import jetson, numerics, power
 from edgekd.deploy.agent.environment import from_facts
-from edgekd.deploy.agent.measure import LOAD_TIMEOUT_S, Tools, load_request, measure, plan
+from edgekd.deploy.agent.measure import LOAD_TIMEOUT_S, Tools, load_request, measure, plan, require_some
 from edgekd.deploy.agent.measurement import Job, Settings, to_json
 from edgekd.deploy.agent.npy import logits_in
 from edgekd.deploy.agent.protocol import AgentProcess, Local
@@ -28,19 +28,25 @@ def compare(jobs: Sequence[Job], settings: Settings, tools: Tools, on_progress: 
 
 
 def planned(jobs: Sequence[Job], settings: Settings, tools: Tools) -> list[Job]:
-    """Return the jobs that this device runs: those of `compare`, without timing them."""
+    """Return the jobs that this device runs: those of `compare`, without timing them.
+
+    Raises:
+        MachineError: there are none; with the reasons.
+    """
     transport = Local()
     wants_tensorrt = any(job.runtime == "tensorrt" for job in jobs)
     with AgentProcess("device", transport.argv(), settings.reply_timeout_s) as scout:
         environment = from_facts(scout.hello(tensorrt=wants_tensorrt, **tools.to_request()))
-    return [one for one in plan(jobs, environment) if isinstance(one, Job)]
+    found = plan(jobs, environment)
+    require_some(found)
+    return [one for one in found if isinstance(one, Job)]
 
 
 def check(job: Job, settings: Settings, tools: Tools, images: Path, expected: list[list[float]]) -> dict[str, Any]:
     """Compare the logits of one artefact with the host's."""
     with _loaded(job, settings, tools) as agent:
         found = logits_in(agent.ask("logits", input=str(images), timeout_s=LOAD_TIMEOUT_S))
-    precision = numerics.precision_of(job.kind, job.runtime, job.flags)
+    precision = numerics.precision_of(job)
     names = {"artefact": job.artefact, "runtime": job.runtime}
     return {**names, **numerics.compare(expected, found, precision)}
 
@@ -54,7 +60,7 @@ def energy(
     busy_s: float = power.BUSY_S,
 ) -> dict[str, Any]:
     """Return the energy of one artefact, in a run of its own."""
-    with _loaded(job, settings, tools) as agent:
+    with _loaded(job, settings, tools, spin_wait=False) as agent:
 
         def run(seconds: float) -> dict[str, Any]:
             return agent.ask("sustain", seconds=seconds, timeout_s=LOAD_TIMEOUT_S)
@@ -64,10 +70,10 @@ def energy(
 
 
 @contextmanager
-def _loaded(job: Job, settings: Settings, tools: Tools) -> Iterator[AgentProcess]:
+def _loaded(job: Job, settings: Settings, tools: Tools, *, spin_wait: bool = True) -> Iterator[AgentProcess]:
     """Yield an agent with a loaded artefact."""
     transport = Local()
     with AgentProcess(job.label, transport.argv(), settings.reply_timeout_s) as agent:
-        request = load_request(job, settings, transport, tools.to_request())
+        request = load_request(job, settings, transport, tools.to_request(), spin_wait=spin_wait)
         agent.ask("load", timeout_s=LOAD_TIMEOUT_S, **request)
         yield agent

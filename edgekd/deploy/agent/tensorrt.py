@@ -53,4 +53,4 @@ def load(request: dict[str, Any]) -> Any:
     from edgekd.deploy.agent.cuda import Cuda
     from edgekd.deploy.agent.tensorrt_model import TensorRTModel
 
-    return TensorRTModel(request, module, Cuda(), gpu_identity())
+    return TensorRTModel(request, module, Cuda(spin_wait=request.get("spin_wait", True)), gpu_identity())

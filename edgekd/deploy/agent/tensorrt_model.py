@@ -11,6 +11,7 @@ from typing import Any
 
 from edgekd.deploy.agent import tensorrt_rules as rules
 from edgekd.deploy.agent.engines import cached, engine_key
+from edgekd.deploy.agent.inputs import input_shape
 from edgekd.deploy.agent.machine import ram_in_use
 from edgekd.deploy.agent.npy import ITEM_BYTES, array_reply, full_batches, logits_in, read_npy
 from edgekd.deploy.agent.ort_model import model_file
@@ -33,12 +34,14 @@ class TensorRTModel:
         if rules.family_of(self.runtime_version) is None:
             raise RefusedError("machine", f"TensorRT {self.runtime_version} is installed; {rules.OLDEST_WITH_WORDS}")
         self.batch, self.name = request["batch"], request["input_name"]
-        self.input_shape = [self.batch, *request["image_shape"]]
-        self.flags, self.open_batch = tuple(request.get("flags", ())), request.get("open_batch", True)
+        self.input_shape = input_shape(self.path, request["declared"], self.batch, request["image_shape"])
+        self.flags, self.open_shape = tuple(request.get("flags", ())), None in request["declared"]
         self.commands = [f"TensorRT {self.runtime_version} Python API {' '.join(self.flags)}".strip()]
         self.logger = trt.Logger(trt.Logger.ERROR)
         parts = ("api", self.sha256, self.runtime_version, gpu, *self.flags, *self.input_shape)
-        engine, self.build_s = cached(Path(request["engines"]), engine_key(*parts), self._build)
+        since_s = request.get("engines_since_s", math.inf)
+        folder, key = Path(request["engines"]), engine_key(*parts)
+        engine, self.build_s = cached(folder, key, self._build, used_since_s=since_s)
         begin = time.perf_counter()
         self.runtime = trt.Runtime(self.logger)
         self.engine = self._made(self.runtime.deserialize_cuda_engine(engine.read_bytes()), "deserialize the engine")
@@ -50,7 +53,7 @@ class TensorRTModel:
         self.first_inference_ms = 1000 * (time.perf_counter() - begin)
 
     def _made(self, value: Any, what: str) -> Any:
-        if not value:
+        if value is None or value is False:  # a new network has no layers yet and is falsy
             message = f"TensorRT {self.runtime_version} could not {what} of {self.path.name}"
             raise RefusedError("machine", message)
         return value
@@ -69,7 +72,7 @@ class TensorRTModel:
                 config.set_flag(getattr(trt.BuilderFlag, member))
         if "--noTF32" in self.flags:
             config.clear_flag(trt.BuilderFlag.TF32)
-        if self.open_batch:
+        if self.open_shape:
             profile, shape = builder.create_optimization_profile(), tuple(self.input_shape)
             profile.set_shape(self.name, shape, shape, shape)
             config.add_optimization_profile(profile)
@@ -145,9 +148,9 @@ class TensorRTModel:
         return self._reply(found, [shape[0], row_bytes // item])
 
     def _reply(self, data: bytes, shape: list[int]) -> dict[str, Any]:
-        types = {"FLOAT": "<f4", "HALF": "<f2"}
+        types = {"FLOAT": "<f4", "HALF": "<f2", "INT32": "<i4", "INT64": "<i8"}
         if self._output_type not in types:
-            raise RefusedError("file", f"the logits of {self.path.name} are {self._output_type}, not float")
+            raise RefusedError("file", f"the logits of {self.path.name} are {self._output_type}, not numbers")
         reply = array_reply(types[self._output_type], shape, data)
         logits_in(reply)  # what cannot be read back is not sent
         return reply

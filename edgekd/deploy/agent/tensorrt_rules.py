@@ -6,6 +6,7 @@ Read from trtexec's source (samples/common/sampleOptions.cpp) at the tags of the
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgekd.deploy.agent.kernels import Kind
@@ -39,6 +40,11 @@ def family_of(version: str) -> str | None:
     if (major, minor) in ((8, 5), (8, 6)):
         return f"{major}.{minor}"
     return str(major) if major in (10, 11) else None
+
+
+def known(found: Mapping[str, str] | None) -> bool:
+    """Return whether the TensorRT that was found (`version`) is one whose flags are known."""
+    return found is not None and family_of(found["version"]) is not None
 
 
 def uses_of(kind: Kind, version: str) -> list[Use] | str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 from edgekd.deploy.agent import tensorrt_rules as rules
 from edgekd.deploy.agent.engines import cached, engine_key
+from edgekd.deploy.agent.inputs import input_shape
 from edgekd.deploy.agent.machine import RamWatch, ram_in_use
 from edgekd.deploy.agent.npy import ITEM_BYTES, full_batches, logits_reply, read_npy
 from edgekd.deploy.agent.ort_model import model_file
@@ -77,6 +79,16 @@ def run_trtexec(command: list[str], timeout_s: float) -> None:
         raise RefusedError("machine", f"`{shlex.join(command)}` failed (exit code {code}):\n" + "\n".join(errors))
 
 
+def first_values(file: Path) -> list[float]:
+    """Return the values of the first output of an --exportOutput file, which is no JSON where they are not finite."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        (found,) = re.findall(r'"values"\s*:\s*\[([^\]]+)\]', text)[:1]
+        return [float(value) for value in found.split(",")]  # nan, -nan, inf and -inf too
+    except (OSError, ValueError) as error:
+        raise RefusedError("machine", f"trtexec wrote no readable --exportOutput ({error})") from error
+
+
 class TrtexecModel:
     """One engine; every round is a process of its own, timed by trtexec."""
 
@@ -89,10 +101,10 @@ class TrtexecModel:
         self.tool, self.runtime_version = tool, version(tool)
         self.provider = "trtexec, GPU compute"
         self.batch, self.name = request["batch"], request["input_name"]
-        self.input_shape = [self.batch, *request["image_shape"]]
+        self.input_shape = input_shape(self.path, request["declared"], self.batch, request["image_shape"])
         flags = list(request.get("flags", ()))
         shape = "x".join(map(str, self.input_shape))
-        shapes = [f"--shapes={self.name}:{shape}"] if request.get("open_batch", True) else []
+        shapes = [f"--shapes={self.name}:{shape}"] if None in request["declared"] else []
         key = engine_key("trtexec", self.sha256, self.runtime_version, gpu, *flags, *shapes)
         self.commands: list[str] = []
 
@@ -102,7 +114,8 @@ class TrtexecModel:
             self.commands.append(shlex.join(command))
             run_trtexec(command, BUILD_TIMEOUT_S)
 
-        engine, self.build_s = cached(Path(request["engines"]), key, build)
+        since_s = request.get("engines_since_s", math.inf)
+        engine, self.build_s = cached(Path(request["engines"]), key, build, used_since_s=since_s)
         self.baseline = self._peak = ram_in_use()
         self._base = [tool, f"--loadEngine={engine}", *shapes]
         self.commands.append(shlex.join([*self._base, *rules.timing_flags(self.runtime_version)]))
@@ -157,8 +170,7 @@ class TrtexecModel:
             feed.write_bytes(images)
             once = ["--warmUp=0", "--duration=0", "--iterations=1"]
             run_trtexec([*self._base, *once, f"--loadInputs={self.name}:{feed}", f"--exportOutput={out}"], 600.0)
-            first = json.loads(out.read_text(encoding="utf-8"))[0]
-        values = [float(value) for value in first["values"]]
+            values = first_values(out)
         width = len(values) // self.batch
         return [values[start : start + width] for start in range(0, len(values), width)]
 

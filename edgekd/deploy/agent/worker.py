@@ -16,6 +16,7 @@ import json
 import math
 import os
 import queue
+import select
 import signal
 import threading
 import time
@@ -183,20 +184,29 @@ class Replies:
             remaining = remaining[self._out.write(remaining) :]
 
 
-def _read_requests(lines: queue.Queue[bytes]) -> None:
-    """Pass on each line of stdin; at its end, end the process whatever it is doing."""
+def _read_requests(lines: queue.Queue[bytes], silence_s: float | None) -> None:
+    """Pass on each line of stdin; at its end, or after `silence_s`, end the process whatever it is doing."""
     # Unbuffered: a buffered reader's lock would be held while the interpreter shuts down.
-    for line in io.FileIO(0):
-        lines.put(line)
+    stdin = io.FileIO(0)
+    while silence_s is None or select.select([stdin], [], [], silence_s)[0]:
+        line = stdin.readline()
+        if not line:
+            break
+        if line.strip():  # else a sign of life
+            lines.put(line)
     trtexec.kill_running()
     os._exit(0)
 
 
-def converse(replies: Replies, ops: dict[str, Callable[[dict[str, Any]], dict[str, Any]]]) -> int:
-    """Serve requests until `quit` or the end of stdin."""
+def converse(
+    replies: Replies,
+    ops: dict[str, Callable[[dict[str, Any]], dict[str, Any]]],
+    silence_s: float | None = None,
+) -> int:
+    """Serve requests until `quit`, the end of stdin, or `silence_s` without a line: a network ends without a word."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     lines: queue.Queue[bytes] = queue.Queue()
-    threading.Thread(target=_read_requests, args=(lines,), daemon=True).start()
+    threading.Thread(target=_read_requests, args=(lines, silence_s), daemon=True).start()
     while True:
         reply = answer(lines.get(), ops)
         replies.send(reply)
