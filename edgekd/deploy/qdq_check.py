@@ -112,7 +112,7 @@ class _View:
         SiLU, HardSwish and GELU are written as products of a tensor and what is computed of it, value by value.
         """
         if node.op_type in _FUSED:
-            return name == node.input[0]
+            return bool(name == node.input[0])
         others = [other for other in node.input if other != name]
         return node.op_type in _ARITHMETIC and all(self._computed_from(source, other) for other in others)
 

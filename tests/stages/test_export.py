@@ -21,6 +21,7 @@ import toy
 from edgekd import pipeline
 from edgekd.deploy import ort_session, qdq_check
 from edgekd.deploy.int8_chain import FINE_TUNING
+from edgekd.deploy.onnx_export import Normalization
 from edgekd.deploy.quantize import FLAVOURS
 from edgekd.deploy.ranges import Range, Ranges
 from edgekd.errors import GateError, InputFileError, StoppedEarly, UsageError
@@ -303,7 +304,9 @@ def test_a_student_near_ties_costs_only_the_files_that_need_its_answers(
 def test_uint8_input_takes_pixels(teacher_file: Path, tmp_path: Path) -> None:
     wanted = toy.toy_recipe(teacher_file, export={**ALL, "uint8_input": True}, pixels=PIXELS)
     run = toy.advance(tmp_path / "toy", wanted)
-    pixels = np.random.default_rng(0).integers(0, 256, (8, *toy.SHAPE), dtype=np.uint8)
+    samples = Samples(artefacts.ReplaySource(run), Normalization((0.5,), (0.25,)))
+    (pixels,) = samples.stream("test", 64)()
+    assert pixels.dtype == np.uint8
     student = artefacts.student_network(run)
     floats = (pixels.astype(np.float32) / 255 - 0.5) / 0.25
     expected = student(torch.from_numpy(floats.astype(np.float32))).numpy()
