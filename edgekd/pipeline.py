@@ -103,7 +103,7 @@ STAGES = {
         Stage(
             "export",
             "export",
-            2,
+            3,
             _export_slice,
             {
                 "ingest": ("teacher.safetensors", "teacher.json", "pixels.json"),
@@ -259,6 +259,9 @@ def adopt(run: RunDir, wanted: Recipe, *, reads_teacher: bool = True) -> Recipe:
                 f"run {run.path} was started with another recipe: {'; '.join(lines)}. Start anew with --fresh, use "
                 "another run with --run NAME, or leave these settings as they were."
             )
+    images = wanted.export.calibrate_on_real
+    if images:  # the next command may be given elsewhere
+        wanted = recipes.with_changes(wanted, {"export": {"calibrate_on_real": str(Path(images).resolve())}})
     text = recipes.to_toml(wanted)
     if not run.recipe_file.is_file() or run.recipe_file.read_text(encoding="utf-8") != text:
         write_text(run.recipe_file, text)

@@ -103,8 +103,8 @@ class ExportTable(Table):
     qat_lr: float = Field(1e-4, gt=0)
     """Its learning rate (Adam), which falls to 0 along a cosine."""
     calibrate_on_real: str = ""
-    """Folder of real images that set the INT8 ranges in place of synthetic samples, relative to the recipe: the export
-    is then not data-free, and says so."""
+    """Folder of real images that set the INT8 ranges in place of synthetic samples, relative to the recipe (a run keeps
+    its absolute path): the export is then not data-free, and says so."""
 
     @property
     def calibrates_on_real(self) -> bool:

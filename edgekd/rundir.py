@@ -16,7 +16,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -291,6 +291,11 @@ class RunDir:
             return ledger
         return {"files_read": {}, "commands": [], "real_images_read": 0, "data_free": True}
 
+    def data_free(self) -> bool:
+        """Return whether real images had no part in what export/ holds, by its record."""
+        record = Record.read(self.stage("export"))
+        return record is None or "calibration_images" not in record.inputs
+
     def note_command(self, command: list[str], threads: int | None = None) -> None:
         """Add a command line, this host and the versions at work to the ledger."""
         from importlib.metadata import PackageNotFoundError, version
@@ -298,12 +303,10 @@ class RunDir:
         ledger = self.ledger()
         versions = {"edgekd": __version__, "python": platform.python_version()}
         for package in ("torch", "torchvision", "onnx", "onnxruntime", "numpy"):
-            try:
+            with suppress(PackageNotFoundError):
                 versions[package] = version(package)
-            except PackageNotFoundError:
-                continue
         host = {"system": platform.platform(), "machine": platform.machine(), "name": platform.node()}
-        ledger |= {"run": self.name, "versions": versions, "host": host}
+        ledger |= {"run": self.name, "versions": versions, "host": host, "data_free": self.data_free()}
         if threads is not None:
             ledger["threads"] = threads
         if not ledger["commands"] or ledger["commands"][-1] != command:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import shlex
 import shutil
@@ -254,7 +255,7 @@ def test_eval_and_bench_json_have_the_promised_form(finished: tuple[Path, Result
     folder, _ = finished
     monkeypatch.chdir(folder)
     found = Result("eval", "toy", "--data", "images", "--json").json()
-    assert set(found) == {"run", "images", "accuracy"}
+    assert set(found) == {"run", "data_free", "images", "accuracy"}
     assert found["images"] == 3 * toy.CLASSES
     assert all(0 <= value <= 1 for value in found["accuracy"].values())
     assert {"teacher", "student", "student.fp32.onnx"} <= set(found["accuracy"])
@@ -449,7 +450,14 @@ def test_export_measures_clipping_and_calibrates_on_real_images_only_when_asked(
     real = Result("export", "images", "--calibrate-on-real", "images")
     assert real.exit_code == 0
     assert "NOT data-free" in real.stderr
-    assert "NOT data-free" in Result("report", "images").stderr
+    for verb in (("bench",), ("eval", "--data", "images"), ("status",), ("report",)):
+        assert "NOT data-free" in Result(verb[0], "images", *verb[1:]).stderr, verb
+    assert json.loads(Path("runs/images/bench/local/results.json").read_text())["data_free"] is False
+    assert json.loads(Path("runs/images/eval/images.json").read_text())["data_free"] is False
+
+
+def _content(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_export_of_a_student_from_elsewhere_names_what_is_missing(
@@ -467,7 +475,14 @@ def test_export_of_a_student_from_elsewhere_names_what_is_missing(
     everything = [part for pair in flags.items() for part in pair]
     assert Result("export", "toy", *everything, "--calib-data", "images").exit_code == 2
     assert Result("export", "nowhere", *everything).exit_code == 2
-    made = Result("export", "toy", *everything, "--json").json()
-    assert made["out"] == str(out)
+    for idle in ("seed=5", "select.samples=128", "machine.device=cuda"):
+        refused = Result("export", "toy", *everything, "--set", idle)
+        assert (refused.exit_code, idle.split("=")[0] in refused.stderr) == (2, True)
+    before = _content(folder / "runs")
+    made = Result("export", "toy", *everything, "--set", "machine.threads=1", "--json").json()
+    assert (made["out"], made["data_free"]) == (str(out), None)
+    assert _content(folder / "runs") == before
     assert (out / "student.int8-cpu-x86.onnx").is_file()
-    assert "already done" in Result("export", "toy", *everything).stderr
+    again = Result("export", "toy", *everything, "--set", "machine.threads=1").stderr
+    assert "already done" in again
+    assert "not known to be data-free" in again

@@ -356,3 +356,12 @@ def test_the_newest_run_that_has_what_is_needed_is_found(tmp_path: Path) -> None
     assert pipeline.newest_run(tmp_path, "bench").path == tmp_path / "d"
     with pytest.raises(UsageError, match="has a finished export; `edgekd export` makes one"):
         pipeline.newest_run(tmp_path, "export")
+
+
+def test_the_folder_of_real_images_is_the_same_from_every_working_directory(
+    run: RunDir, teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    adopted = pipeline.adopt(run, toy.toy_recipe(teacher_file, export={"int8": True, "calibrate_on_real": "photos"}))
+    assert adopted.export.calibrate_on_real == str(tmp_path / "photos")
+    assert pipeline.open_recipe(run) == adopted

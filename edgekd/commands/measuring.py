@@ -84,7 +84,7 @@ def _file(file: Path, flags: Changes, options: Options, host: Host | None, image
                 energy=elsewhere.energy,
             )
     following = f"edgekd bench {shlex.quote(str(file))} --batch 1,8"
-    _show({"run": None, **results}, options, "nothing (a file without a run)", following)
+    _show(None, results, options, "nothing (a file without a run)", following)
 
 
 def _run(name: str, flags: Changes, options: Options, host: Host | None, elsewhere: Elsewhere) -> None:
@@ -105,7 +105,7 @@ def _run(name: str, flags: Changes, options: Options, host: Host | None, elsewhe
                 host, _exported(run), changed.bench, stop, runtimes=runtimes, energy=elsewhere.energy, run=run
             )
             place = run.stage(comparing.folder_of(host.address))
-    _show({"run": run.name, **results}, options, f"{place}/results.json", f"edgekd report {typed(run)}")
+    _show(run, results, options, f"{place}/results.json", f"edgekd report {typed(run)}")
 
 
 def _import(name: str, file: Path, options: Options) -> None:
@@ -113,10 +113,12 @@ def _import(name: str, file: Path, options: Options) -> None:
     with at_work(run, options):
         results = devices.import_results(run, file)
     place = run.stage(comparing.folder_of(results["target"]))
-    _show({"run": run.name, **results}, options, f"{place}/results.json", f"edgekd report {typed(run)}")
+    _show(run, results, options, f"{place}/results.json", f"edgekd report {typed(run)}")
 
 
-def _show(shown: dict[str, Any], options: Options, written: str, following: str) -> None:
+def _show(run: RunDir | None, results: dict[str, Any], options: Options, written: str, following: str) -> None:
+    facts: dict[str, Any] = {"run": None} if run is None else {"run": run.name, "data_free": run.data_free()}
+    shown = {**facts, **results}
     if options.json:
         console.print_json(shown)
     else:
@@ -126,8 +128,8 @@ def _show(shown: dict[str, Any], options: Options, written: str, following: str)
         console.warn(warning)
     checks = [one["passed"] for one in shown.get("numerics", [])]
     same = f"{sum(checks)} of {len(checks)} artefacts compute there what they compute here"
-    headline = "; ".join(shown["verdicts"].values()) or same
-    console.closing(written, headline, following)
+    caveat = "" if run is None else reporting.caveat(shown)
+    console.closing(written, caveat + ("; ".join(shown["verdicts"].values()) or same), following)
     devices.refuse_wrong_numbers({"numerics": shown.get("numerics", [])})
 
 

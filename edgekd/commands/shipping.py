@@ -30,13 +30,13 @@ def export(name: str, flags: Changes, options: Options, *, clipping_of: Path | N
         images = None if clipping_of is None else real_images(run, clipping_of)
         pipeline.require(run, recipe, "select")
         pipeline.advance(run, recipe, ("export",), stop=stop)
-        exporting.refuse_failures(run)
         clipped = None if images is None else clipping.run(run, recipe, images)
     if clipped is not None and not options.json:
         clipping.print_table(clipped, len(images or ()))
     extras = {} if clipped is None else {"clipping": clipped}
     following = f"edgekd bench {typed(run)}"
-    _close_export(run, run.stage("export"), extras, options, following, data_free=run.ledger()["data_free"])
+    _close_export(run, run.stage("export"), extras, options, following, data_free=run.data_free())
+    exporting.refuse_failures(run)
 
 
 def elsewhere(
@@ -61,15 +61,29 @@ def export_elsewhere(name: str, student: exporting.Elsewhere, flags: Changes, op
     """Write the ONNX files of a student that the run did not make; the run is only read."""
     run = find_run(name, "select")
     with graceful(options.max_seconds) as stop:
-        recipe = recipe_module.with_changes(pipeline.open_recipe(run), flags)
+        kept = pipeline.open_recipe(run)
+        recipe = recipe_module.with_changes(kept, flags)
+        _refuse_idle_keys(kept, recipe)
         _refuse_idle_images(recipe, flags, None)
         pipeline.require(run, recipe, "select")
         pipeline.refuse_pruned(pipeline.STAGES["export"], run)
         if not exporting.run_elsewhere(run, recipe, student, stop):
             console.say("export   already done")
-    exporting.refuse_failures_of(student.out)
     extras, following = {"out": str(student.out)}, f"edgekd bench {shlex.quote(str(student.out / 'student.fp32.onnx'))}"
-    _close_export(run, student.out, extras, options, following, data_free=not recipe.export.calibrates_on_real)
+    data_free = False if recipe.export.calibrates_on_real else None  # nobody knows what it was trained on
+    _close_export(run, student.out, extras, options, following, data_free=data_free)
+    exporting.refuse_failures_of(student.out)
+
+
+def _refuse_idle_keys(kept: Recipe, recipe: Recipe) -> None:
+    """Raise `UsageError` when --set changes what has no part in the export of a student from elsewhere."""
+    changes = recipe_module.differences(kept.model_dump(mode="json"), recipe.model_dump(mode="json"))
+    idle = [change for change in changes if not change.startswith(("export.", "machine.threads:"))]
+    if idle:
+        raise UsageError(
+            f"--out takes the run as it is, so {'; '.join(idle)} would change nothing; of a recipe only [export] and "
+            "machine.threads have a part in it."
+        )
 
 
 def _refuse_idle_images(recipe: Recipe, flags: Changes, clipping_of: Path | None) -> None:
@@ -81,7 +95,7 @@ def _refuse_idle_images(recipe: Recipe, flags: Changes, clipping_of: Path | None
 
 
 def _close_export(
-    run: RunDir, folder: Path, extras: dict[str, Any], options: Options, following: str, *, data_free: bool
+    run: RunDir, folder: Path, extras: dict[str, Any], options: Options, following: str, *, data_free: bool | None
 ) -> None:
     """Print the agreement chain, or JSON, and the closing lines of an export."""
     chain = read_json(folder / "agreement.json")["chain"]
@@ -110,9 +124,10 @@ def evaluate(name: str, data: Path | None, options: Options) -> None:
         pipeline.require(run, recipe, "ingest")
         result = evaluation.run(run, recipe, folder, stop)
     if options.json:
-        console.print_json({key: result[key] for key in ("run", "images", "accuracy")})
+        console.print_json({key: result[key] for key in ("run", "data_free", "images", "accuracy")})
     else:
         rows = [(artefact, f"{value:.2%}") for artefact, value in result["accuracy"].items()]
         console.print_table((f"accuracy on {result['images']} images", "top-1"), rows)
-    headline = ", ".join(f"{artefact} {value:.2%}" for artefact, value in list(result["accuracy"].items())[:2])
+    shares = [f"{artefact} {value:.2%}" for artefact, value in result["accuracy"].items()]
+    headline = reporting.caveat(result) + ", ".join(shares[:2])
     console.closing(f"{run.stage('eval')}/{result['data']}.json", headline, f"edgekd report {typed(run)}")

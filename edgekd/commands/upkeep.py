@@ -27,7 +27,8 @@ def status(name: str, options: Options) -> None:
         stages.append({"stage": stage.name, "state": state, "reason": reason})
     last = run.events("train")[-1:]
     step = last[0]["step"] if last else None
-    result = {"run": run.name, "stages": stages, "step": step, "steps": recipe.method.steps or None}
+    result = {"run": run.name, "data_free": run.data_free(), "stages": stages, "step": step}
+    result["steps"] = recipe.method.steps or None
     if options.json:
         console.print_json(result)
     else:
@@ -35,7 +36,8 @@ def status(name: str, options: Options) -> None:
         console.print_table(("stage", "state", "why"), rows)
     open_stages = [entry["stage"] for entry in stages if entry["state"] != "done"]
     following = _making(run, recipe, open_stages[0]) if open_stages else f"edgekd report {typed(run)}"
-    console.closing("nothing", f"{len(stages) - len(open_stages)} of {len(stages)} stages done", following)
+    headline = reporting.caveat(result) + f"{len(stages) - len(open_stages)} of {len(stages)} stages done"
+    console.closing("nothing", headline, following)
 
 
 def _making(run: RunDir, recipe: Recipe, stage: str) -> str:

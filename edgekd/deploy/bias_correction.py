@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 from onnx.helper import make_empty_tensor_value_info, make_node
 
-from edgekd.deploy.graph import constants, initializers, producers, read_model, replace_nodes, weight_axis
+from edgekd.deploy.graph import constants, producers, read_model, weight_axis
 from edgekd.deploy.int8 import HeldOut, Plan, Remedy
 from edgekd.deploy.ort_session import open_session
 from edgekd.deploy.ranges import Batches
@@ -29,7 +29,7 @@ def correct_bias(plan: Plan, held_out: HeldOut, batches: Batches) -> Remedy:
     """Return the plan with corrected biases, measured on `batches` of calibration samples."""
     quantised = plan.build()
     errors = mean_output_errors(plan.source, quantised, batches)
-    corrected = replace(plan, source=with_moved_biases(plan.source, errors))
+    corrected = replace(plan, bias_shifts=errors)
     before = held_out.measure(quantised, plan.flavour)
     after = held_out.measure(corrected.build(), plan.flavour)
     largest = {name: float(np.abs(error).max()) for name, error in errors.items()}
@@ -59,23 +59,6 @@ def mean_output_errors(
             for name, mean in zip(names, means, strict=True):
                 sums[name] = sums.get(name, 0.0) + np.asarray(mean, dtype=np.float64) * len(part)
     return {name: total / samples for name, total in sums.items()}
-
-
-def with_moved_biases(source: Path | ModelProto, shifts: dict[str, NDArray[np.float64]]) -> ModelProto:
-    """Return the model with `shifts`, per output channel, added to the biases of the named nodes."""
-    model = read_model(source)
-    weights = initializers(model)
-    for node in model.graph.node:
-        if node.name not in shifts:
-            continue
-        bias = numpy_helper.to_array(weights[node.input[2]]) if len(node.input) > 2 else np.float32(0)
-        moved = numpy_helper.from_array((bias + shifts[node.name]).astype(np.float32), f"{node.name}_moved_bias")
-        model.graph.initializer.append(moved)
-        inputs = [*node.input[:2], moved.name]
-        del node.input[:]
-        node.input.extend(inputs)
-    replace_nodes(model, model.graph.node)
-    return model
 
 
 def _add_quantised_twins(model: ModelProto, quantised: ModelProto) -> list[str]:

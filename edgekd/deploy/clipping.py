@@ -9,7 +9,7 @@ from typing import Any
 
 from onnx import ModelProto
 
-from edgekd.deploy.graph import constants, read_model
+from edgekd.deploy.graph import constants, producers, read_model
 from edgekd.deploy.int8 import Plan
 from edgekd.deploy.quantize import Flavour, activation_limits
 from edgekd.deploy.ranges import CLIPPING_OPS, Batches, Ranges, clipped_values
@@ -54,11 +54,18 @@ def quantised_activations(source: ModelProto, quantised: ModelProto, known: Iter
 
     Where the quantiser dropped a Relu or Clip because the range does its work, the activation is what came out of it.
     """
-    fixed, known = constants(quantised), set(known)
-    rounded = {node.input[0] for node in quantised.graph.node if node.op_type == "QuantizeLinear"} - set(fixed)
+    tensors = [info.name for info in source.graph.input] + [name for node in source.graph.node for name in node.output]
+    makers, known = producers(quantised), set(known)
+
+    def own_name(tensor: str) -> str:
+        while tensor not in tensors and tensor in makers and makers[tensor].op_type == "Cast":
+            tensor = makers[tensor].input[0]  # the input of a float16 file
+        return tensor
+
+    read = {node.input[0] for node in quantised.graph.node if node.op_type == "QuantizeLinear"}
+    rounded = {own_name(tensor) for tensor in read - set(constants(quantised))}
     for node in source.graph.node:
         if node.op_type in CLIPPING_OPS and node.input[0] in rounded and node.output[0] in known:
             rounded.add(node.output[0])
             rounded.discard(node.input[0])
-    tensors = [info.name for info in source.graph.input] + [name for node in source.graph.node for name in node.output]
     return [name for name in tensors if name in rounded & known]

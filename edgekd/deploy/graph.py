@@ -162,6 +162,23 @@ def replace_nodes(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
     model.graph.initializer.extend(used)
 
 
+def with_moved_biases(source: Path | ModelProto, shifts: Mapping[str, NDArray[np.float64]]) -> ModelProto:
+    """Return the model with `shifts`, per output channel, added to the biases of the named nodes."""
+    model = read_model(source)
+    weights = initializers(model)
+    for node in model.graph.node:
+        if node.name not in shifts:
+            continue
+        bias = numpy_helper.to_array(weights[node.input[2]]) if len(node.input) > 2 else np.float32(0)
+        moved = numpy_helper.from_array((bias + shifts[node.name]).astype(np.float32), f"{node.name}_moved_bias")
+        model.graph.initializer.append(moved)
+        inputs = [*node.input[:2], moved.name]
+        del node.input[:]
+        node.input.extend(inputs)
+    replace_nodes(model, model.graph.node)
+    return model
+
+
 def sort_topologically(model: ModelProto) -> None:
     """Order the nodes so that each follows its inputs, otherwise keeping their order."""
     ready = {info.name for info in model.graph.input} | set(initializers(model)) | {""}

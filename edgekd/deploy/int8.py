@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from edgekd.deploy.agreement import Agreement, agreement
-from edgekd.deploy.graph import read_model
+from edgekd.deploy.graph import read_model, with_moved_biases
 from edgekd.deploy.ort_session import all_logits
 from edgekd.deploy.parity import TOLERANCE_FP32
 from edgekd.deploy.quantize import Flavour, compute_nodes, quantize
@@ -68,17 +68,20 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Plan:
-    """How one INT8 file is made of a float32 model."""
+    """How one INT8 file is made of a float32 model, whose activations `ranges` are of."""
 
     source: ModelProto
     flavour: Flavour
     ranges: Ranges
     method: str
     float_nodes: tuple[str, ...] = ()
+    bias_shifts: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    """What is added to the biases of nodes, per output channel: it cancels the mean error of quantisation."""
 
     def build(self) -> ModelProto:
         """Return the INT8 model."""
-        return quantize(self.source, self.flavour, self.ranges, self.method, float_nodes=self.float_nodes)
+        source = with_moved_biases(self.source, self.bias_shifts) if self.bias_shifts else self.source
+        return quantize(source, self.flavour, self.ranges, self.method, float_nodes=self.float_nodes)
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ def layer_sensitivity(plan: Plan, held_out: HeldOut) -> dict[str, float]:
 def leave_worst_in_float(
     plan: Plan, held_out: HeldOut, sensitivity: Mapping[str, float], *, target: float, max_share: float = 0.1
 ) -> Remedy:
-    """Leave the most harmful nodes in float, as few as reach the target.
+    """Leave the most harmful nodes in float, more and more of them until the target is reached.
 
     Args:
         plan: what to improve.

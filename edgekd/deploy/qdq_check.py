@@ -1,7 +1,8 @@
 """State TensorRT's rules for explicit INT8 and check an ONNX file against them, without TensorRT.
 
 What its parser refuses or misreads is taken from the sources of onnx-tensorrt (8.6, 10.1) and NVIDIA's
-tables of opsets; where Q/DQ pairs belong, from NVIDIA's advice on their placement. Nothing here has been
+tables of opsets; where Q/DQ pairs belong, from NVIDIA's advice on their placement. Weights may be int8 behind a
+DequantizeLinear alone: NVIDIA documents that for TensorRT 11, for 8.6 and 10.3 it is assumed. Nothing here has been
 confirmed by a TensorRT run.
 """
 
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from edgekd.deploy.fp16 import SMALLEST_NORMAL
 from edgekd.deploy.graph import (
@@ -30,6 +31,14 @@ from edgekd.deploy.graph import (
     weight_axis,
     with_shapes,
 )
+
+_FUSED = {
+    *("BatchNormalization", "Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Selu", "Softplus", "Sigmoid", "HardSigmoid"),
+    *("HardSwish", "Mish", "Tanh", "Gelu", "Erf"),
+}
+"""What fuses with the Conv before it: its BatchNorm and activation functions."""
+_ARITHMETIC = {"Add", "Sub", "Mul", "Div"}
+_VALUE_BY_VALUE = {*_FUSED, *_ARITHMETIC, "Pow", "QuantizeLinear", "DequantizeLinear", "Cast"}
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,23 @@ class _View:
             return ""
         quantised = self.makers[tensor].input[0]
         return self.makers[quantised].input[0] if self.maker(quantised) == "QuantizeLinear" else ""
+
+    def activates(self, node: NodeProto, name: str, source: str) -> bool:
+        """Return whether a node that reads `source` as its input `name` is part of the activation function of it.
+
+        SiLU, HardSwish and GELU are written as products of a tensor and what is computed of it, value by value.
+        """
+        if node.op_type in _FUSED:
+            return bool(name == node.input[0])
+        others = [other for other in node.input if other != name]
+        return node.op_type in _ARITHMETIC and all(self._computed_from(source, other) for other in others)
+
+    def _computed_from(self, source: str, tensor: str) -> bool:
+        """Return whether a tensor depends on nothing but `source`, value by value, and constants."""
+        if tensor == source or self.is_constant(tensor):
+            return True
+        inputs = list(self.makers[tensor].input) if self.maker(tensor) in _VALUE_BY_VALUE else []
+        return bool(inputs) and all(self._computed_from(source, name) for name in inputs if name)
 
 
 Findings = Iterator[tuple[str, str]]
@@ -209,12 +235,12 @@ def _half_quantised(view: _View) -> Findings:
 
 
 def _activation_fusion(view: _View) -> Findings:
-    fused = {"Relu", "Clip", "LeakyRelu", "BatchNormalization", "Sigmoid", "HardSwish", "HardSigmoid", "Tanh"}
     for node in view.nodes:
-        source = view.quantised_source(node.input[0]) if node.input else ""
-        if node.op_type in fused and view.maker(source) in WEIGHTED_OPS:
-            maker = view.makers[source]
-            yield node.name, f"a Q/DQ pair separates it from {maker.op_type} {maker.name}, so that they cannot fuse"
+        for name in node.input:
+            source = view.quantised_source(name)
+            if view.maker(source) in WEIGHTED_OPS and view.activates(node, name, source):
+                maker = view.makers[source]
+                yield node.name, f"a Q/DQ pair separates it from {maker.op_type} {maker.name}, so that they cannot fuse"
 
 
 def _residual_add(view: _View) -> Findings:

@@ -216,6 +216,7 @@ def _quantise_one_residual_side(model: ModelProto, limits: Mapping[str, tuple[fl
     """Leave exactly one side of each residual Add quantised: the skip, so that Conv and Add fuse."""
     makers = producers(model)
     depth = _weighted_depth(model)
+    pairs: dict[str, str] = {}
     for node in [node for node in model.graph.node if node.op_type == "Add"]:
         if not all(name in makers for name in node.input):
             continue
@@ -226,7 +227,9 @@ def _quantise_one_residual_side(model: ModelProto, limits: Mapping[str, tuple[fl
             node.input[deeper] = _before_pair(node.input[deeper], makers)
         elif not any(quantised) and any(_is_dequantised(maker.input[0], makers) for maker in behind):
             skip = node.input[1 - deeper]
-            node.input[1 - deeper] = _add_pair(model, skip, limits[skip][1] / 127)
+            if skip not in pairs:  # a skip may feed several Adds
+                pairs[skip] = _add_pair(model, skip, limits[skip][1] / 127)
+            node.input[1 - deeper] = pairs[skip]
 
 
 def _is_dequantised(tensor: str, makers: Mapping[str, NodeProto]) -> bool:

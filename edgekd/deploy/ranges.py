@@ -102,8 +102,8 @@ def ranges_of(observe: Callable[[], Iterable[Observation]]) -> Ranges:
     for rows, values in observe():
         samples += rows
         for name, value in values:
-            low[name] = min(low.get(name, np.inf), float(value.min()))
-            high[name] = max(high.get(name, -np.inf), float(value.max()))
+            low[name] = float(np.minimum(low.get(name, np.inf), value.min()))  # NaN stays, which min() would lose
+            high[name] = float(np.maximum(high.get(name, -np.inf), value.max()))
     if not samples:
         raise GateError("calibration got no batch, so no activation range is known.")
     for name in low:

@@ -23,14 +23,15 @@ def run(run_dir: RunDir, recipe: Recipe, images: RealImages) -> dict[str, Any]:
     """
     folder = run_dir.stage("export")
     decided = read_json(folder / "agreement.json")["int8"]
+    names = [name for name in sorted(decided) if (folder / name).is_file()]
+    if not names:
+        return {}
     calibration = read_json(folder / "calibration.json")
     batches = of_images(images, uint8_input(run_dir, recipe.export))
     run_dir.note_images(images.folder.path, len(images), images.folder.sha256(), purpose="clipping")
     found: dict[str, Any] = {}
-    for name in sorted(decided):
+    for name in names:
         file, kept = folder / name, decided[name]
-        if not file.is_file():
-            continue
         measured = None
         if name not in calibration["fine_tuned"]:
             ranges = Ranges.from_json(calibration["ranges"])

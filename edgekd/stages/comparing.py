@@ -34,7 +34,8 @@ def results_of(comparisons: Sequence[Comparison], folder: Path, run: RunDir | No
         warnings += [warning for warning in comparison.warnings if warning not in warnings]
     written = [row.to_json() for row in results]
     target = comparisons[0].target if comparisons else None
-    return {"target": target, "results": written, "verdicts": verdicts(written, run), "warnings": warnings}
+    found = {"target": target, "results": written, "verdicts": verdicts(written, run), "warnings": warnings}
+    return found if run is None else {"data_free": run.data_free(), **found}
 
 
 def _by_its_own_rules(row: Row | SkippedRow, folder: Path) -> Row | SkippedRow:

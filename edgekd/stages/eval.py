@@ -60,6 +60,7 @@ def run(run_dir: RunDir, recipe: Recipe, data: Path, stop: Stop) -> dict[str, An
     name = _free_name(run_dir.stage("eval"), data.resolve().name, folder)
     result = {
         "run": run_dir.name,
+        "data_free": run_dir.data_free(),
         "data": name,
         **folder,
         "images": len(images),

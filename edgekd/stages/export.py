@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from edgekd import console, foreign, machine
+from edgekd.deploy.onnx_export import FLOAT_INPUT, UINT8_INPUT
 from edgekd.errors import GateError, InputFileError, UsageError
 from edgekd.models import initial, registry, weights
 from edgekd.realdata import RealImages
@@ -20,7 +21,7 @@ from edgekd.stages import artefacts, onnx_files
 from edgekd.stages.samples import Samples, of_images, real_images, uint8_input
 from edgekd.stopping import Stop
 
-VERSION = 2
+VERSION = 3
 ELSEWHERE = "export-elsewhere"
 """The stage in the record of a student that is not the run's own."""
 
@@ -29,17 +30,16 @@ def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], st
     """Publish export/: ONNX files, parity.json, calibration.json, agreement.json."""
     images = _calibration_images(run_dir, recipe.export)
     student = artefacts.student_network(run_dir)
-    job = _job(run_dir, recipe, student, inputs, inputs["select/student.safetensors"], images, stop)
+    job = _job(run_dir, recipe, student, inputs, images, stop, own=True)
     if images is not None:
         run_dir.note_images(images.folder.path, len(images), inputs["calibration_images"], purpose="calibration")
-        run_dir.note("data_free", False)
+        run_dir.note("data_free", False)  # first, so that no kill leaves such files without it
     with run_dir.publish("export") as (folder, record):
         numbers = onnx_files.write_all(job, folder)
         record |= {"stage": "export", "version": VERSION, "key": key, "inputs": inputs}
         record["recipe_slice"] = recipe.export.model_dump(mode="json")
         record["notes"] = {"failures": numbers.failures}
-    if images is None and not run_dir.ledger()["data_free"]:
-        run_dir.note("data_free", True)  # what real images had a part in has been replaced
+    run_dir.note("data_free", run_dir.data_free())
     onnx_files.report(numbers)
 
 
@@ -88,12 +88,12 @@ def run_elsewhere(run_dir: RunDir, recipe: Recipe, student: Elsewhere, stop: Sto
     before = Record.read(student.out)
     if before is not None and before.key == key and before.damaged_output(student.out) is None:
         return False
-    job = _job(run_dir, recipe, network, inputs, inputs["student"], images, stop)
+    job = _job(run_dir, recipe, network, inputs, images, stop, own=False)
     out = student.out.resolve()
     with RunDir(out.parent).publish(out.name) as (folder, record):
         numbers = onnx_files.write_all(job, folder)
         record |= {"stage": ELSEWHERE, "version": VERSION, "key": key, "inputs": inputs, "recipe_slice": table}
-        record["notes"] = {"failures": numbers.failures, "run": run_dir.name, "data_free": images is None}
+        record["notes"] = {"failures": numbers.failures, "run": run_dir.name, "data_free": job.data_free}
         record["notes"] |= {} if images is None else {"real_images": len(images)}
     onnx_files.report(numbers)
     return True
@@ -159,15 +159,17 @@ def _job(
     recipe: Recipe,
     student: nn.Module,
     inputs: Mapping[str, str],
-    student_sha256: str,
     images: RealImages | None,
     stop: Stop,
+    *,
+    own: bool,
 ) -> onnx_files.Job:
     threads = machine.use_threads(recipe.machine.threads)
     teacher, description = artefacts.load_teacher(run_dir, "fp32", torch.device("cpu"))
     samples = Samples(artefacts.ReplaySource(run_dir), uint8_input(run_dir, recipe.export))
     if images is not None:
         console.warn(f"INT8 ranges come from {len(images)} real images of {images.folder.path}: not data-free.")
+    data_free = False if images is not None else True if own else None
     return onnx_files.Job(
         student,
         teacher,
@@ -175,7 +177,8 @@ def _job(
         recipe.export,
         recipe.seed,
         samples,
-        _metadata(run_dir, inputs, student_sha256, description, data_free=images is None),
+        _metadata(run_dir, inputs, description, samples, own=own, data_free=data_free),
+        data_free,
         threads,
         stop,
         None if images is None else of_images(images, samples.pixels),
@@ -185,20 +188,24 @@ def _job(
 def _metadata(
     run_dir: RunDir,
     inputs: Mapping[str, str],
-    student_sha256: str,
     description: artefacts.Description,
+    samples: Samples,
     *,
-    data_free: bool,
+    own: bool,
+    data_free: bool | None,
 ) -> dict[str, str]:
     """Return the ONNX metadata: what a user of the file needs and where it comes from, no path of this machine."""
     pixels = artefacts.read_pixels(run_dir)
     facts: dict[str, Any] = {
+        "student": None if own else "elsewhere",
         "data_free": data_free,
+        "input_name": FLOAT_INPUT if samples.pixels is None else UINT8_INPUT,
         "input_shape": list(description.input_shape),
+        "normalization_in_graph": samples.pixels is not None,
         "mean": pixels.mean,
         "std": pixels.std,
         "class_names": pixels.class_names,
-        "student_sha256": student_sha256,
+        "student_sha256": inputs["select/student.safetensors" if own else "student"],
         "teacher_sha256": inputs["ingest/teacher.safetensors"],
     }
     text = {f"edgekd.{name}": canonical_json(value) for name, value in facts.items() if value is not None}

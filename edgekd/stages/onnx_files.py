@@ -46,14 +46,16 @@ class Job:
     seed: int
     samples: Samples
     metadata: Mapping[str, str]
+    data_free: bool | None
+    """Whether no real image had a part in the files; None where nobody vouches for the student."""
     threads: int
     stop: Stop
     real: Batches | None = None
-    """Real images that set INT8 ranges in place of synthetic samples."""
+    """Real images that take the place of calibration samples, in ranges and remedies."""
 
     @property
     def calibration(self) -> Batches:
-        """Return the samples that set INT8 ranges."""
+        """Return the samples that set INT8 ranges and that remedies learn from."""
         synthetic = self.samples.stream("export/calibration", self.table.calibration_samples)
         return synthetic if self.real is None else self.real
 
@@ -72,11 +74,21 @@ class Numbers:
     int8: dict[str, Any] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
+    def refuse_int8(self, file: str, reason: str) -> None:
+        """Note a file that could not be made."""
+        self.int8[file] = {"passed": False, "reason": reason}
+        self.failures.append(f"{file}: {reason}".rstrip("."))
+
 
 def write_all(job: Job, folder: Path) -> Numbers:
     """Write the ONNX files that pass, parity.json, agreement.json and, with INT8, calibration.json."""
     held_out = kept(job.samples.stream("export/held-out", job.table.holdout_samples))
     answers = logits(job.student, job.samples.as_floats(held_out()))
+    if not np.isfinite(answers).all():
+        raise GateError(
+            "the student answers NaN or infinity on synthetic samples, so no file is made of it; look for a training "
+            "that diverged, or a negative running_var in its weights."
+        )
     numbers = Numbers(len(answers))
     teacher = logits(job.teacher.network, job.samples.as_floats(held_out()))
     numbers.chain["teacher -> student"] = _link(teacher, answers, parity.TOLERANCE_FP32)
@@ -85,7 +97,7 @@ def write_all(job: Job, folder: Path) -> Numbers:
     if job.table.int8 and fp32.is_file():
         _write_int8(job, fp32, held_out, numbers)
     kept_numbers = {"synthetic_samples": len(answers), "chain": numbers.chain, "int8": numbers.int8}
-    write_json(folder / "agreement.json", kept_numbers)
+    write_json(folder / "agreement.json", {"data_free": job.data_free, **kept_numbers})
     return numbers
 
 
@@ -107,11 +119,13 @@ def _write_floats(job: Job, fp32: Path, held_out: Batches, answers: NDArray[np.f
     fp16 = fp32.with_name("student.fp16.onnx")
     console.say(f"export   {fp32.name}, {fp16.name}")
     onnx_export.export_fp32(job.student, job.input_shape, fp32, metadata=job.metadata, uint8_input=job.samples.pixels)
+    checks: dict[str, Any] = {}
     try:
         convert_to_fp16(fp32, fp16)
     except GateError as error:  # a weight that float16 cannot hold
-        numbers.failures.append(str(error))
-    checks = {}
+        checks[fp16.name] = {"passed": False, "reason": str(error)}
+        numbers.chain[f"student -> {fp16.name}"] = _no_link(len(answers), parity.TOLERANCE_FP16, error)
+        numbers.failures.append(f"{fp16.name}: {error}".rstrip("."))
     for file, tolerance in ((fp32, parity.TOLERANCE_FP32), (fp16, parity.TOLERANCE_FP16)):
         if not file.is_file():
             continue
@@ -130,19 +144,27 @@ def _link(reference: NDArray[np.float32], found: NDArray[np.float32], tolerance:
     try:
         return agreement(reference, found, tolerance).to_json()
     except GateError as error:
-        counts = {"samples": len(reference), "clear": 0, "same": 0, "tolerance": tolerance}
-        return {**counts, "share": None, "reason": str(error)}
+        return _no_link(len(reference), tolerance, error)
+
+
+def _no_link(samples: int, tolerance: float, error: GateError) -> dict[str, Any]:
+    return {"samples": samples, "clear": 0, "same": 0, "tolerance": tolerance, "share": None, "reason": str(error)}
 
 
 def _write_int8(job: Job, fp32: Path, held_out: Batches, numbers: Numbers) -> None:
     """Write the INT8 files that keep the student's answers, and calibration.json."""
-    ranges = collect_ranges(fp32, job.calibration, threads=job.threads)
+    flavours = [quantize.FLAVOURS[name] for name in _flavours(job.table.target)]
+    try:
+        ranges = collect_ranges(fp32, job.calibration, threads=job.threads)
+    except GateError as error:  # an activation that is not finite
+        for flavour in flavours:
+            numbers.refuse_int8(flavour.file_name, str(error))
+        return
     judge = int8.HeldOut.of(fp32, held_out)
     fine_tune = job.fine_tuning() if job.table.qat else None
     own_ranges: dict[str, Any] = {}
-    for name in _flavours(job.table.target):
+    for flavour in flavours:
         job.stop.raise_if_requested("export")
-        flavour = quantize.FLAVOURS[name]
         console.say(f"export   {flavour.file_name}")
         try:
             result = quantize_keeping_answers(
@@ -151,12 +173,12 @@ def _write_int8(job: Job, fp32: Path, held_out: Batches, numbers: Numbers) -> No
                 fine_tune=fine_tune,
             )
         except GateError as error:  # no sample that could judge it, or a weight that float16 cannot hold
-            numbers.int8[flavour.file_name] = {"passed": False, "reason": str(error)}
-            numbers.failures.append(f"{flavour.file_name}: {error}".rstrip("."))
+            numbers.refuse_int8(flavour.file_name, str(error))
             continue
         problem = _publish(result, fp32.with_name(flavour.file_name))
         numbers.chain[f"{fp32.name} -> {flavour.file_name}"] = result.quality.agreement.to_json()
-        numbers.int8[flavour.file_name] = {**result.to_json(), **_properties(result, held_out)}
+        verdict = {"passed": problem is None, "reason": problem}
+        numbers.int8[flavour.file_name] = {**result.to_json(), **_properties(result, held_out), **verdict}
         numbers.failures += [problem] if problem else []
         if result.plan.ranges is not ranges:
             own_ranges[flavour.file_name] = result.plan.ranges.to_json()
@@ -199,7 +221,7 @@ def _provenance(job: Job, ranges: Ranges) -> dict[str, Any]:
     """Return calibration.json: where the samples come from and every candidate range."""
     replay = ["generator"] + (["vae decoder"] if job.samples.source.decoder is not None else [])
     return {
-        "data_free": job.real is None,
+        "data_free": job.data_free,
         "seed": job.seed,
         "samples": ranges.samples,
         "sources": replay if job.real is None else ["real images"],

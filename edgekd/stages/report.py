@@ -40,7 +40,7 @@ def collect(run_dir: RunDir) -> dict[str, Any]:
     latency = bench["results"] if bench is not None and _measured_these(run_dir) else None
     return {
         "run": run_dir.name,
-        "data_free": ledger["data_free"],
+        "data_free": run_dir.data_free(),
         "real_images_read": ledger["real_images_read"],
         "teacher": _read(run_dir.stage("teacher") / "teacher.json"),
         "distillation": curve.summary(run_dir) if run_dir.stage("distill").exists() else None,
@@ -133,7 +133,9 @@ def table(summary: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def caveat(summary: dict[str, Any]) -> str:
-    """Return what a headline has to begin with where real images had a part in a file; empty otherwise."""
+    """Return what a headline has to begin with where a file is not known to be data-free; empty otherwise."""
+    if summary["data_free"] is None:
+        return "a student from elsewhere, not known to be data-free; "
     return "" if summary["data_free"] else "NOT data-free, INT8 ranges are from real images; "
 
 

@@ -50,6 +50,10 @@ def _infinite_scale(model: ModelProto) -> None:
     _edit(model, "head.weight_scale", lambda value: np.where(np.arange(len(value)) == 2, np.inf, value).astype("f4"))
 
 
+def _negative_scale(model: ModelProto) -> None:
+    _edit(model, "input_scale", lambda value: -value)
+
+
 def _computed_scale(model: ModelProto) -> None:
     model.graph.node.append(make_node("Abs", ["input_scale"], ["computed"], "abs"))
     for node in (_first(model, "QuantizeLinear", "input"), _first(model, "DequantizeLinear", "input")):
@@ -58,6 +62,16 @@ def _computed_scale(model: ModelProto) -> None:
 
 def _zero_point(model: ModelProto) -> None:
     _edit(model, "input_zero_point", lambda value: value + np.int8(3))
+
+
+def _computed_zero_point(model: ModelProto) -> None:
+    model.graph.node.append(make_node("Abs", ["input_zero_point"], ["computed"], "abs"))
+    for node in (_first(model, "QuantizeLinear", "input"), _first(model, "DequantizeLinear", "input")):
+        node.input[2] = "computed"
+
+
+def _zero_points_of_another_size(model: ModelProto) -> None:
+    _edit(model, _first(model, "DequantizeLinear", "head.weight").input[2], lambda value: value[:3])
 
 
 def _uint8(model: ModelProto) -> None:
@@ -91,9 +105,63 @@ def _quantised_bias(model: ModelProto) -> None:
     node.input[2] = "bias_dq"
 
 
+def _int32_that_is_no_bias(model: ModelProto) -> None:
+    affine = ["input_scale", "integers_zero_point"]
+    for name, size in (("integers", 5), ("integers_zero_point", 1)):
+        model.graph.initializer.append(from_array(np.zeros(size, dtype=np.int32), name))
+    model.graph.node.append(make_node("DequantizeLinear", ["integers", *affine], ["restored"], "integers_DQ"))
+
+
 def _pair_before_activation(model: ModelProto) -> None:
     clip = _first(model, "Clip")
     clip.input[0] = _pair(model, clip.input[0])
+
+
+def _pair_before(op: str) -> Callable[[ModelProto], None]:
+    def damage(model: ModelProto) -> None:
+        _pair_before_activation(model)
+        clip = _first(model, "Clip")
+        clip.op_type = op
+        del clip.input[1:]
+        if op == "PRelu":
+            model.graph.initializer.append(from_array(np.ones((8, 1, 1), dtype=np.float32), "slope"))
+            clip.input.append("slope")
+
+    damage.__name__ = f"pair_before_{op.lower()}"
+    return damage
+
+
+def _product(model: ModelProto, factor: Callable[[str], list[NodeProto]], *, of: str = "") -> None:
+    """Put a Q/DQ pair on one side of a product in place of the first activation; `factor` makes the other side."""
+    clip = _first(model, "Clip")
+    source = clip.input[0]
+    nodes = factor(of or source)
+    model.graph.node.extend(nodes)
+    clip.op_type = "Mul"
+    del clip.input[:]
+    clip.input.extend([nodes[-1].output[0], _pair(model, source)])
+
+
+def _sigmoid(source: str) -> list[NodeProto]:
+    return [make_node("Sigmoid", [source], ["gate"], "gate")]
+
+
+def _pair_in_silu(model: ModelProto) -> None:
+    _product(model, _sigmoid)
+
+
+def _pair_in_gelu(model: ModelProto) -> None:
+    for name, value in (("root", 1.4142), ("one", 1.0)):
+        model.graph.initializer.append(from_array(np.array(value, dtype=np.float32), name))
+
+    def normal_distribution(source: str) -> list[NodeProto]:
+        return [
+            make_node("Div", [source, "root"], ["scaled"], "scaled"),
+            make_node("Erf", ["scaled"], ["erf"], "erf"),
+            make_node("Add", ["one", "erf"], ["gate"], "gate"),
+        ]
+
+    _product(model, normal_distribution)
 
 
 def _both_sides(model: ModelProto) -> None:
@@ -136,15 +204,22 @@ def _refused_operator(model: ModelProto) -> None:
 BROKEN = [
     (_zero_scale, "8.6", "scale", "positive"),
     (_infinite_scale, "10.3", "scale", "finite"),
+    (_negative_scale, "8.6", "scale", "positive"),
     (_computed_scale, "10.3", "scale", "constant"),
     (_zero_point, "10.3", "zero-point", "not 0"),
     (_no_zero_point, "8.6", "zero-point", "requires"),
+    (_computed_zero_point, "8.6", "zero-point", "not a constant"),
+    (_zero_points_of_another_size, "10.3", "zero-point", "differ in size"),
     (_uint8, "8.6", "int8", "uint8"),
     (_per_channel_activation, "10.3", "per-channel", "activation"),
     (_wrong_axis, "8.6", "per-channel", "axis 1 instead of 0"),
     (_wrong_count, "8.6", "per-channel", "another size"),
     (_quantised_bias, "10.3", "bias", "bias is quantised"),
+    (_int32_that_is_no_bias, "8.6", "bias", "dequantises int32"),
     (_pair_before_activation, "10.3", "activation-fusion", "cannot fuse"),
+    *((_pair_before(op), "10.3", "activation-fusion", "cannot fuse") for op in ("Elu", "PRelu", "Erf", "Sigmoid")),
+    (_pair_in_silu, "8.6", "activation-fusion", "cannot fuse"),
+    (_pair_in_gelu, "10.3", "activation-fusion", "cannot fuse"),
     (_both_sides, "8.6", "residual-add", "both"),
     (_neither_side, "10.3", "residual-add", "skip"),
     (_float_weight, "10.3", "half-quantised", "weight"),
@@ -185,6 +260,13 @@ def test_a_broken_rule_is_named(
     assert any(word in violation.message for violation in found)
 
 
+def test_a_product_with_something_else_is_no_activation_function(good: ModelProto) -> None:
+    model = read_model(good)
+    _product(model, _sigmoid, of="input")
+    sort_topologically(model)
+    assert "activation-fusion" not in {violation.rule for violation in check(model, "8.6")}
+
+
 def test_opsets_by_version(good: ModelProto, good_fp16: ModelProto) -> None:
     assert [v.rule for v in check(at_opset(good, 18), "8.6")] == ["opset"]
     assert not check(at_opset(good, 20), "10.3")
@@ -207,8 +289,13 @@ def test_half_precision_scales_must_be_normal_and_new_enough(good_fp16: ModelPro
     assert not check(good_fp16, "11")
     model = read_model(good_fp16)
     _edit(model, "input_scale", lambda value: np.array(3e-5, dtype=np.float16))
-    assert {v.rule for v in check(model, "11")} == {"fp16-scale"}
-    assert "subnormal" in check(model, "11")[0].message
+    for version in ("10.3", "11"):
+        assert {v.rule for v in check(model, version)} == {"fp16-scale"}
+        assert "subnormal" in check(model, version)[0].message
+    old = read_model(good_fp16)
+    old.opset_import[0].version = 18
+    assert {v.rule for v in check(old, "10.3")} == {"fp16-scale"}
+    assert "opset 18 does not allow" in check(old, "10.3")[0].message
 
 
 def test_version_11_wants_float16_around_int8(good: ModelProto, student: Student) -> None:

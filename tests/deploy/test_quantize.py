@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, numpy_helper
 from small_nets import SHAPE, Student, Tiny, batches, compute_ops, live, samples, small_mobilenet, small_shufflenet
+from torch import Tensor, nn
 
 from edgekd.deploy.fp16 import SMALLEST_NORMAL
 from edgekd.deploy.graph import constants, metadata, producers, read_model
@@ -92,6 +94,37 @@ def test_tensorrt_gets_one_quantised_side_of_each_residual(student: Student) -> 
     assert set(sides) == {"Conv", "DequantizeLinear"}
     skipped = makers[makers[sides["DequantizeLinear"].input[0]].input[0]]
     assert constants(model)[makers[skipped.input[1]].input[0]].shape[2:] == (1, 1)  # the projection
+
+
+class SharedSkip(nn.Module):
+    """Two residual Adds that read the same skip, which no Conv reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.project, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Linear(8, 5)
+        self.first, self.second = (
+            nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1)) for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        skip = self.project(x)
+        x = torch.relu(self.first(x) + skip)
+        x = torch.relu(self.second(x) + skip)
+        return self.head(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
+
+
+def test_two_residuals_may_share_a_skip(tmp_path: Path) -> None:
+    path = export_fp32(live(SharedSkip), SHAPE, tmp_path / "fp32.onnx").path
+    ranges = collect_ranges(path, batches(samples(32)))
+    model = quantize(path, FLAVOURS["trt"], ranges, "absmax")
+    onnx.checker.check_model(model, full_check=True)
+    makers = producers(model)
+    adds = [node for node in model.graph.node if node.op_type == "Add"]
+    sides = [{makers[name].op_type: name for name in add.input} for add in adds]
+    assert [set(side) for side in sides] == [{"Conv", "DequantizeLinear"}] * 2
+    assert sides[0]["DequantizeLinear"] == sides[1]["DequantizeLinear"]
+    assert check(model, "8.6") == []
 
 
 def test_nodes_can_be_left_in_float_or_chosen_alone(student: Student) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import weakref
 from collections.abc import Callable, Iterator
@@ -19,8 +20,11 @@ from command import Result
 import toy
 from edgekd import pipeline
 from edgekd.deploy import ort_session, qdq_check
+from edgekd.deploy.int8_chain import FINE_TUNING
+from edgekd.deploy.onnx_export import Normalization
+from edgekd.deploy.quantize import FLAVOURS
 from edgekd.deploy.ranges import Range, Ranges
-from edgekd.errors import GateError, InputFileError, UsageError
+from edgekd.errors import GateError, InputFileError, StoppedEarly, UsageError
 from edgekd.models import registry
 from edgekd.recipe import with_changes
 from edgekd.rundir import Record, RunDir, sha256_file
@@ -29,16 +33,28 @@ from edgekd.stages.samples import Samples, kept, real_images
 from edgekd.stopping import Stop
 
 ALL = {"int8": True, "target": "all"}
+PIXELS = {"mean": [0.5], "std": [0.25]}
+NAMES = ["zero", "one", "two", "three"]
 
 
 @pytest.fixture(scope="module")
 def exported(teacher_file: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    wanted = toy.toy_recipe(teacher_file, export=ALL, pixels={"mean": [0.5], "std": [0.25]})
-    return toy.advance(tmp_path_factory.mktemp("exported") / "toy", wanted)
+    folder = tmp_path_factory.mktemp("exported")
+    (folder / "names.txt").write_text("\n".join(NAMES))
+    wanted = toy.toy_recipe(teacher_file, export=ALL, pixels={**PIXELS, "classes": str(folder / "names.txt")})
+    return toy.advance(folder / "toy", wanted)
 
 
 def files(run: RunDir) -> set[str]:
     return {path.name for path in run.stage("export").glob("*.onnx")}
+
+
+def properties_of(path: Path) -> dict[str, str]:
+    return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+
+
+def numbers(run: RunDir, name: str) -> Any:
+    return json.loads((run.stage("export") / f"{name}.json").read_text())
 
 
 def test_all_files_are_written_with_their_numbers(exported: RunDir) -> None:
@@ -59,6 +75,8 @@ def test_all_files_are_written_with_their_numbers(exported: RunDir) -> None:
     assert calibration["data_free"] is True
     assert calibration["sources"] == ["generator", "vae decoder"]
     assert calibration["ranges"]["samples"] == 32
+    assert calibration["seed"] == pipeline.open_recipe(exported).seed
+    assert numbers(exported, "agreement")["data_free"] is True
 
 
 def test_the_fp32_file_is_the_student(exported: RunDir) -> None:
@@ -69,13 +87,22 @@ def test_the_fp32_file_is_the_student(exported: RunDir) -> None:
 
 
 def test_the_files_say_what_they_are_and_name_nothing_local(exported: RunDir) -> None:
+    facts = {
+        "data_free": True,
+        "input_name": "input",
+        "input_shape": [1, 8, 8],
+        "normalization_in_graph": False,
+        "mean": [0.5],
+        "std": [0.25],
+        "class_names": NAMES,
+        "student_sha256": sha256_file(exported.stage("select") / "student.safetensors"),
+        "teacher_sha256": sha256_file(exported.stage("teacher") / "teacher.safetensors"),
+    }
     for name in files(exported):
         path = exported.stage("export") / name
-        properties = {p.key: p.value for p in onnx.load(path).metadata_props}
-        assert properties["edgekd.run"] == "toy"
-        assert properties["edgekd.data_free"] == "true"
-        assert json.loads(properties["edgekd.input_shape"]) == [1, 8, 8]
-        assert json.loads(properties["edgekd.mean"]) == [0.5]
+        properties = properties_of(path)
+        assert properties.pop("edgekd.run") == "toy"
+        assert {key.removeprefix("edgekd."): json.loads(value) for key, value in properties.items()} == facts
         assert str(exported.path.parent).encode() not in path.read_bytes()
         assert b"site-packages" not in path.read_bytes()
 
@@ -86,28 +113,80 @@ def test_files_for_tensorrt_keep_its_rules(exported: RunDir) -> None:
     assert qdq_check.check(folder / "student.int8-trt-fp16.onnx", "11") == []
 
 
-def test_poisoned_calibration_trips_the_gate_and_the_rest_is_published(
-    teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_file_that_breaks_a_rule_of_tensorrt_is_refused_and_the_others_are_measured(
+    exported: RunDir, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run = RunDir(Path(shutil.copytree(exported.path, tmp_path / "runs" / "toy")))
+    monkeypatch.setitem(FLAVOURS, "trt", replace(FLAVOURS["trt"], symmetric=False))
+    monkeypatch.chdir(tmp_path)
+    result = Result("export", "toy", "--target", "tensorrt", "--calib-data", photos)
+    assert result.exit_code == 5
+    assert "student.int8-trt.onnx breaks TensorRT 8.6's rule zero-point" in result.stderr
+    assert files(run) == {"student.fp32.onnx", "student.fp16.onnx", "student.int8-trt-fp16.onnx"}
+    kept = numbers(run, "agreement")["int8"]
+    assert kept["student.int8-trt.onnx"]["passed"] is False
+    assert "zero-point" in kept["student.int8-trt.onnx"]["reason"]
+    assert (kept["student.int8-trt-fp16.onnx"]["passed"], kept["student.int8-trt-fp16.onnx"]["reason"]) == (True, None)
+    assert "20 real images" in result.stdout
+    assert any(line.startswith("student.int8-trt-fp16.onnx") for line in result.stdout.splitlines())
+
+
+@pytest.fixture(scope="module")
+def trained(teacher_file: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A run long enough that the student gives several answers: all alike would survive any quantisation."""
+    method = {"steps": 90, "student": {"lr": 0.02, "ship_average": False}}
+    wanted = toy.toy_recipe(teacher_file, method=method, pixels=PIXELS)
+    return toy.advance(tmp_path_factory.mktemp("trained") / "toy", wanted, ("ingest", "distill", "select"))
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the student's calibration ranges that clip everything."""
     real = onnx_files.collect_ranges
 
-    def poisoned(*arguments: Any, **options: Any) -> Ranges:
+    def tiny_ranges(*arguments: Any, **options: Any) -> Ranges:
         found = real(*arguments, **options)
         tiny = {m: Range(-1e-6, 1e-6, 1e-6) for m in next(iter(found.tensors.values()))}
         return Ranges(found.samples, dict.fromkeys(found.tensors, tiny))
 
-    monkeypatch.setattr(onnx_files, "collect_ranges", poisoned)
-    # Long enough that the student gives several answers: all alike would survive any quantisation.
-    method = {"steps": 90, "student": {"lr": 0.02, "ship_average": False}}
-    wanted = toy.toy_recipe(teacher_file, export={"int8": True, "min_int8_agreement": 0.97}, method=method)
-    run = toy.advance(tmp_path / "toy", wanted)
+    monkeypatch.setattr(onnx_files, "collect_ranges", tiny_ranges)
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_poisoned_calibration_trips_the_gate_and_the_rest_is_published(trained: RunDir, tmp_path: Path) -> None:
+    run = RunDir(Path(shutil.copytree(trained.path, tmp_path / "toy")))
+    changes = {"export": {"int8": True, "min_int8_agreement": 0.97}}
+    toy.advance(run.path, with_changes(pipeline.open_recipe(run), changes), ("export",))
     with pytest.raises(GateError, match="min_int8_agreement") as caught:
         export.refuse_failures(run)
     assert caught.value.exit_code == 5
     assert files(run) == {"student.fp32.onnx", "student.fp16.onnx"}
-    kept = json.loads((run.stage("export") / "agreement.json").read_text())["int8"]["student.int8-cpu-x86.onnx"]
+    kept = numbers(run, "agreement")["int8"]["student.int8-cpu-x86.onnx"]
     assert kept["passed"] is False
+    assert "min_int8_agreement" in kept["reason"]
     assert len(kept["steps"]) == 3, "range choice, float layers and bias correction are all tried"
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_fine_tuning_saves_the_files_that_nothing_else_does(
+    trained: RunDir, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(Path(shutil.copytree(trained.path, tmp_path / "runs" / "toy")))
+    monkeypatch.chdir(tmp_path)
+    settings = ("--set", "export.qat_steps=8", "--set", "export.min_int8_agreement=0.9")
+    result = Result("export", "toy", "--int8", "--qat", *settings)
+    assert result.exit_code == 0, result.stderr
+    tuned = {"student.int8-cpu-x86.onnx", "student.int8-cpu-arm.onnx"}
+    assert files(run) == {"student.fp32.onnx", "student.fp16.onnx", *tuned}
+    for name in tuned:
+        last = numbers(run, "agreement")["int8"][name]["steps"][-1]
+        assert (last["remedy"], last["applied"]) == (FINE_TUNING, True)
+        found = json.loads(properties_of(run.stage("export") / name)["edgekd.fine_tuned"])
+        assert found["quantisation_aware"]["steps"] == 8
+    assert "edgekd.fine_tuned" not in properties_of(run.stage("export") / "student.fp32.onnx")
+    assert set(numbers(run, "calibration")["fine_tuned"]) == tuned
+    clipped = clipping.run(run, pipeline.open_recipe(run), real_images(run, photos))
+    assert {name: rates["images"] for name, rates in clipped.items()} == dict.fromkeys(tuned)
 
 
 def test_a_file_that_differs_from_the_student_is_not_published(
@@ -156,6 +235,11 @@ def beyond_half_precision(state: dict[str, torch.Tensor]) -> None:
     state["linear.weight"] /= 1e6
 
 
+def infinite_inside(state: dict[str, torch.Tensor]) -> None:
+    """Let a value that a ReLU makes 0 of be infinite."""
+    state["layer1.0.bn2.bias"][0] = -math.inf
+
+
 def undecided(state: dict[str, torch.Tensor]) -> None:
     """Give every class the same logit."""
     state["linear.weight"][:] = state["linear.weight"][0]
@@ -175,6 +259,23 @@ def test_half_precision_that_overflows_is_a_gate_that_failed(
     found = json.loads((run.stage("export") / "parity.json").read_text())["student.fp16.onnx"]
     assert (found["passed"], found["max_difference"]) == (False, None)
     assert "infinity" in found["reason"]
+
+
+def test_what_no_other_form_can_hold_is_published_in_fp32(
+    selected: RunDir, teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_student(monkeypatch, infinite_inside)
+    wanted = toy.toy_recipe(teacher_file, export={"int8": True})
+    run = toy.advance(Path(shutil.copytree(selected.path, tmp_path / "toy")), wanted, ("export",))
+    assert files(run) == {"student.fp32.onnx"}
+    fp16, int8 = r"student\.fp16\.onnx: weight .* exceeds", r"student\.int8-cpu-arm\.onnx: activation .* not finite"
+    with pytest.raises(GateError, match=f"{fp16}.*{int8}"):
+        export.refuse_failures(run)
+    assert numbers(run, "parity")["student.fp16.onnx"]["passed"] is False
+    agreed = numbers(run, "agreement")
+    assert "exceeds" in agreed["chain"]["student -> student.fp16.onnx"]["reason"]
+    assert agreed["int8"]["student.int8-cpu-x86.onnx"]["passed"] is False
+    assert "not finite" in agreed["int8"]["student.int8-cpu-x86.onnx"]["reason"]
 
 
 def test_a_student_near_ties_costs_only_the_files_that_need_its_answers(
@@ -201,16 +302,26 @@ def test_a_student_near_ties_costs_only_the_files_that_need_its_answers(
 
 
 def test_uint8_input_takes_pixels(teacher_file: Path, tmp_path: Path) -> None:
-    wanted = toy.toy_recipe(teacher_file, export={"uint8_input": True}, pixels={"mean": [0.5], "std": [0.25]})
+    wanted = toy.toy_recipe(teacher_file, export={**ALL, "uint8_input": True}, pixels=PIXELS)
     run = toy.advance(tmp_path / "toy", wanted)
-    session = ort_session.open_session(run.stage("export") / "student.fp32.onnx")
-    (entry,) = session.get_inputs()
-    assert (entry.name, entry.type) == ("image", "tensor(uint8)")
-    pixels = np.random.default_rng(0).integers(0, 256, (8, *toy.SHAPE), dtype=np.uint8)
+    samples = Samples(artefacts.ReplaySource(run), Normalization((0.5,), (0.25,)))
+    (pixels,) = samples.stream("test", 64)()
+    assert pixels.dtype == np.uint8
     student = artefacts.student_network(run)
     floats = (pixels.astype(np.float32) / 255 - 0.5) / 0.25
     expected = student(torch.from_numpy(floats.astype(np.float32))).numpy()
-    np.testing.assert_allclose(ort_session.logits(session, pixels), expected, rtol=1e-4, atol=1e-4)
+    assert len(files(run)) == 6
+    for name in files(run):
+        path = run.stage("export") / name
+        properties = properties_of(path)
+        assert (properties["edgekd.input_name"], properties["edgekd.normalization_in_graph"]) == ('"image"', "true")
+        session = ort_session.open_session(path, as_written="trt" in name)
+        (entry,) = session.get_inputs()
+        assert (entry.name, entry.type) == ("image", "tensor(uint8)")
+        tolerance = {"fp32": 1e-4, "fp16": 5e-3}.get(name.split(".")[1], 0.2)
+        assert np.ptp(ort_session.logits(session, pixels) - expected) <= tolerance * np.ptp(expected), name
+        for version in FLAVOURS[name[13:-5]].tensorrt_versions if "int8" in name else ():
+            assert qdq_check.check(path, version) == []
 
 
 def test_uint8_input_needs_the_normalisation(teacher_file: Path, tmp_path: Path) -> None:
@@ -264,13 +375,12 @@ def test_calibrating_on_real_images_is_said_everywhere(
 ) -> None:
     run = RunDir(Path(shutil.copytree(exported.path, tmp_path / "toy")))
     table = {"int8": True, "calibrate_on_real": str(photos)}
-    pixels = {"mean": [0.5], "std": [0.25]}
-    toy.advance(run.path, toy.toy_recipe(teacher_file, export=table, pixels=pixels), ("export",))
+    toy.advance(run.path, toy.toy_recipe(teacher_file, export=table, pixels=PIXELS), ("export",))
     calibration = json.loads((run.stage("export") / "calibration.json").read_text())
     assert (calibration["data_free"], calibration["sources"], calibration["samples"]) == (False, ["real images"], 20)
+    assert numbers(run, "agreement")["data_free"] is False
     for name in files(run):
-        properties = {p.key: p.value for p in onnx.load(run.stage("export") / name).metadata_props}
-        assert properties["edgekd.data_free"] == "false"
+        assert properties_of(run.stage("export") / name)["edgekd.data_free"] == "false"
     ledger = run.ledger()
     assert (ledger["data_free"], ledger["real_images_read"]) == (False, 20)
     assert ledger["real_images"][-1]["for"] == "calibration"
@@ -278,11 +388,27 @@ def test_calibrating_on_real_images_is_said_everywhere(
     assert "Made from REAL IMAGES" in report.page(run, summary).split("</p>")[0]
     assert report.caveat(summary).startswith("NOT data-free")
     before = toy.fingerprint(run)
-    toy.advance(run.path, toy.toy_recipe(teacher_file, export=ALL, pixels=pixels), ("export",))
+    toy.advance(run.path, toy.toy_recipe(teacher_file, export=ALL, pixels=PIXELS), ("export",))
     assert run.ledger()["data_free"] is True, "nothing that real images had a part in is left"
     assert toy.fingerprint(run) != before
     names = (*files(run), "calibration.json", "agreement.json", "parity.json")
     assert all((run.stage("export") / n).read_bytes() == (exported.stage("export") / n).read_bytes() for n in names)
+
+
+def test_an_export_on_real_images_that_was_stopped_leaves_the_one_before_it_data_free(
+    exported: RunDir, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(Path(shutil.copytree(exported.path, tmp_path / "runs" / "toy")))
+    wanted = with_changes(pipeline.open_recipe(run), {"export": {"calibrate_on_real": str(photos)}})
+    with pytest.raises(StoppedEarly):
+        export.run(run, wanted, key="", inputs=pipeline.inputs(pipeline.STAGES["export"], run, wanted), stop=Stop(0))
+    assert run.ledger()["real_images_read"] == 20
+    assert report.collect(run)["data_free"] is True
+    monkeypatch.chdir(tmp_path)
+    again = Result("export", "toy")
+    assert "already done" in again.stderr
+    assert "NOT data-free" not in again.stderr
+    assert run.ledger()["data_free"] is True
 
 
 def test_clipping_of_real_images_changes_no_file(exported: RunDir, photos: Path, tmp_path: Path) -> None:
@@ -292,6 +418,7 @@ def test_clipping_of_real_images_changes_no_file(exported: RunDir, photos: Path,
     assert toy.fingerprint(run) == before
     assert set(found) == {name for name in files(run) if "int8" in name}
     for rates in found.values():
+        assert "input" in rates["images"]["tensors"]
         assert set(rates["images"]["tensors"]) == set(rates["held_out"]["tensors"])
         assert 0 < rates["images"]["overall"] < 1
     ledger = run.ledger()
@@ -320,6 +447,13 @@ def test_a_student_from_elsewhere_gets_a_folder_of_its_own(exported: RunDir, els
     assert record.inputs["student"] == sha256_file(elsewhere.file)
     assert record.inputs["select/replay.safetensors"] == sha256_file(exported.path / "select" / "replay.safetensors")
     assert {"student.fp32.onnx", "student.int8-cpu-x86.onnx", "calibration.json"} <= set(record.outputs)
+    for path in elsewhere.out.glob("*.onnx"):
+        properties = properties_of(path)
+        assert (properties["edgekd.run"], properties["edgekd.student"]) == ("toy", '"elsewhere"')
+        assert json.loads(properties["edgekd.student_sha256"]) == sha256_file(elsewhere.file)
+        assert "edgekd.data_free" not in properties, "what it was trained on is not known"
+    for name in ("agreement", "calibration"):
+        assert json.loads((elsewhere.out / f"{name}.json").read_text())["data_free"] is None
     network = registry.build(toy.ARCH, input_shape=toy.SHAPE, classes=toy.CLASSES, seed=9).eval()
     (x,) = artefacts.ReplaySource(exported).batches("test", 16)
     found = ort_session.logits(ort_session.open_session(elsewhere.out / "student.fp32.onnx"), x.numpy())
@@ -328,6 +462,28 @@ def test_a_student_from_elsewhere_gets_a_folder_of_its_own(exported: RunDir, els
     (elsewhere.out / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"mine\.txt"):
         export.run_elsewhere(exported, recipe, elsewhere, Stop())
+
+
+def test_real_images_for_a_student_from_elsewhere_stand_in_its_folder_alone(
+    exported: RunDir, elsewhere: export.Elsewhere, photos: Path
+) -> None:
+    before = whole(exported.path)
+    changes = {"export": {"target": "cpu", "calibrate_on_real": str(photos)}}
+    export.run_elsewhere(exported, with_changes(pipeline.open_recipe(exported), changes), elsewhere, Stop())
+    assert whole(exported.path) == before
+    record = Record.read(elsewhere.out)
+    assert record is not None
+    assert (record.notes["data_free"], record.notes["real_images"]) == (False, 20)
+    assert {properties_of(path)["edgekd.data_free"] for path in elsewhere.out.glob("*.onnx")} == {"false"}
+
+
+def test_a_student_that_answers_nan_is_refused(exported: RunDir, elsewhere: export.Elsewhere) -> None:
+    state = torch.load(elsewhere.file)
+    state["bn1.running_var"][0] = -1
+    torch.save(state, elsewhere.file)
+    with pytest.raises(GateError, match="NaN or infinity"):
+        export.run_elsewhere(exported, pipeline.open_recipe(exported), elsewhere, Stop())
+    assert not elsewhere.out.exists()
 
 
 def test_a_student_from_elsewhere_that_does_not_fit_leaves_nothing(
