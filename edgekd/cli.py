@@ -176,7 +176,7 @@ def select(run: RunArgument = "", json: Json = False) -> None:
     training.select(run, Options(json=json))
 
 
-app.command(epilog=examples("edgekd export --int8", "edgekd export my-run --int8 --target all --qat"))(
+app.command(epilog=examples("edgekd export --int8", "edgekd export my-run --int8 --target tensorrt --qat"))(
     cli_shipping.export
 )
 app.command(

@@ -86,7 +86,7 @@ class ExportTable(Table):
 
     int8: bool = False
     """Also write INT8 files, calibrated on replayed samples."""
-    target: Literal["cpu", "tensorrt", "all"] = "cpu"
+    target: Literal["cpu", "tensorrt", "all"] = "all"
     """Runtimes the INT8 files are for."""
     uint8_input: bool = False
     """Put the normalisation into the graph: uint8 pixels in (needs mean and std)."""

@@ -66,7 +66,7 @@ def toy_recipe(teacher: Path, **changes: Any) -> Recipe:
         "machine": {"threads": 1, "device": "cpu"},
         "method": method,
         "select": {"samples": 64, "reestimate_batches": 2},
-        "export": {"calibration_samples": 32, "holdout_samples": 64, "min_int8_agreement": 0.0},
+        "export": {"target": "cpu", "calibration_samples": 32, "holdout_samples": 64, "min_int8_agreement": 0.0},
         "bench": {"min_runs": 20, "min_seconds": 0.05, "rounds": 2},
     }
     return recipe.parse(recipe.merge(data, changes), origin="toy")
