@@ -46,7 +46,9 @@ Trtexec = Annotated[str, typer.Option(metavar="PATH", help="With --on: trtexec t
 TrustPickle = Annotated[bool, typer.Option("--trust-pickle", help="Run the code inside a pickled module.")]
 
 Int8 = Annotated[bool | None, typer.Option("--int8/--no-int8", help="Also write INT8 files.")]
-Target = Annotated[str, typer.Option("--target", metavar="NAME", help="Runtimes the INT8 files are for: cpu, tensorrt or all.")]
+Target = Annotated[
+    str, typer.Option("--target", metavar="NAME", help="Whom the INT8 files are for: cpu, tensorrt or all.")
+]
 Uint8Input = Annotated[
     bool | None, typer.Option("--uint8-input/--float-input", help="Put the normalisation into the graph.")
 ]

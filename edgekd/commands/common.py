@@ -32,6 +32,13 @@ class Options:
     yes: bool = False
 
 
+def caveat(data_free: bool | None) -> str:
+    """Return what a headline has to begin with where files are not known to be data-free; empty otherwise."""
+    if data_free is None:
+        return "a student from elsewhere, not known to be data-free; "
+    return "" if data_free else "NOT data-free, INT8 ranges are from real images; "
+
+
 def named_run(name: str) -> RunDir:
     """Return the run of a name under runs/, or of a path."""
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgekd import console, pipeline
 from edgekd import recipe as recipe_module
-from edgekd.commands.common import Options, at_work, find_run, typed
+from edgekd.commands.common import Options, at_work, caveat, find_run, typed
 from edgekd.commands.flags import Changes
 from edgekd.deploy.remote import Host
 from edgekd.errors import InputFileError, UsageError
@@ -128,8 +128,8 @@ def _show(run: RunDir | None, results: dict[str, Any], options: Options, written
         console.warn(warning)
     checks = [one["passed"] for one in shown.get("numerics", [])]
     same = f"{sum(checks)} of {len(checks)} artefacts compute there what they compute here"
-    caveat = "" if run is None else reporting.caveat(shown)
-    console.closing(written, caveat + ("; ".join(shown["verdicts"].values()) or same), following)
+    warning = "" if run is None else caveat(shown["data_free"])
+    console.closing(written, warning + ("; ".join(shown["verdicts"].values()) or same), following)
     devices.refuse_wrong_numbers({"numerics": shown.get("numerics", [])})
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgekd import console, pipeline
 from edgekd import recipe as recipe_module
-from edgekd.commands.common import Options, at_work, find_run, typed
+from edgekd.commands.common import Options, at_work, caveat, find_run, typed
 from edgekd.commands.flags import Changes
 from edgekd.errors import UsageError
 from edgekd.recipe import Recipe
@@ -16,7 +16,6 @@ from edgekd.rundir import RunDir, read_json
 from edgekd.stages import artefacts, clipping
 from edgekd.stages import eval as evaluation
 from edgekd.stages import export as exporting
-from edgekd.stages import report as reporting
 from edgekd.stages.samples import real_images
 from edgekd.stopping import graceful
 
@@ -110,7 +109,7 @@ def _close_export(
         rows = [(link, share, str(chain[link]["clear"])) for link, share in shares.items()]
         console.print_table(("synthetic agreement (not accuracy)", "same answer", "decided samples"), rows)
     sizes = ", ".join(f"{file} {size / 1000:.0f} kB" for file, size in files.items())
-    console.closing(f"{folder}/", reporting.caveat({"data_free": data_free}) + sizes, following)
+    console.closing(f"{folder}/", caveat(data_free) + sizes, following)
 
 
 def evaluate(name: str, data: Path | None, options: Options) -> None:
@@ -129,5 +128,5 @@ def evaluate(name: str, data: Path | None, options: Options) -> None:
         rows = [(artefact, f"{value:.2%}") for artefact, value in result["accuracy"].items()]
         console.print_table((f"accuracy on {result['images']} images", "top-1"), rows)
     shares = [f"{artefact} {value:.2%}" for artefact, value in result["accuracy"].items()]
-    headline = reporting.caveat(result) + ", ".join(shares[:2])
+    headline = caveat(result["data_free"]) + ", ".join(shares[:2])
     console.closing(f"{run.stage('eval')}/{result['data']}.json", headline, f"edgekd report {typed(run)}")

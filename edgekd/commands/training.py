@@ -8,7 +8,16 @@ from pathlib import Path
 
 from edgekd import console, machine, pipeline
 from edgekd import recipe as recipe_module
-from edgekd.commands.common import Options, at_work, find_run, named_run, typed, wanted_recipe, with_chosen_student
+from edgekd.commands.common import (
+    Options,
+    at_work,
+    caveat,
+    find_run,
+    named_run,
+    typed,
+    wanted_recipe,
+    with_chosen_student,
+)
 from edgekd.commands.flags import Changes, combine
 from edgekd.commands.teachers import probe_sentence, run_of
 from edgekd.deploy.remote import Host
@@ -106,7 +115,7 @@ def run_recipe(path: Path, name: str, flags: Changes, options: Options) -> None:
         console.print_json(summary)
     else:
         reporting.print_summary(summary)
-    headline = reporting.caveat(summary) + (summary["verdict"] or "no latency measured")
+    headline = caveat(summary["data_free"]) + (summary["verdict"] or "no latency measured")
     if evaluated is not None:
         headline = f"accuracy {evaluated['accuracy']['student']:.2%} on {evaluated['images']} images; {headline}"
     console.closing(f"{run.stage('report')}/report.html", headline, f"edgekd status {typed(run)}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgekd import console, pipeline
 from edgekd import recipe as recipe_module
-from edgekd.commands.common import Options, at_work, find_run, typed
+from edgekd.commands.common import Options, at_work, caveat, find_run, typed
 from edgekd.errors import UsageError
 from edgekd.recipe import Recipe
 from edgekd.rundir import RunDir
@@ -27,7 +27,7 @@ def status(name: str, options: Options) -> None:
         stages.append({"stage": stage.name, "state": state, "reason": reason})
     last = run.events("train")[-1:]
     step = last[0]["step"] if last else None
-    result = {"run": run.name, "data_free": run.data_free(), "stages": stages, "step": step}
+    result: dict[str, Any] = {"run": run.name, "data_free": run.data_free(), "stages": stages, "step": step}
     result["steps"] = recipe.method.steps or None
     if options.json:
         console.print_json(result)
@@ -36,7 +36,7 @@ def status(name: str, options: Options) -> None:
         console.print_table(("stage", "state", "why"), rows)
     open_stages = [entry["stage"] for entry in stages if entry["state"] != "done"]
     following = _making(run, recipe, open_stages[0]) if open_stages else f"edgekd report {typed(run)}"
-    headline = reporting.caveat(result) + f"{len(stages) - len(open_stages)} of {len(stages)} stages done"
+    headline = caveat(result["data_free"]) + f"{len(stages) - len(open_stages)} of {len(stages)} stages done"
     console.closing("nothing", headline, following)
 
 
@@ -59,7 +59,7 @@ def report(name: str, options: Options) -> None:
         console.print_json(summary)
     else:
         reporting.print_summary(summary)
-    headline = reporting.caveat(summary) + (summary["verdict"] or "no latency measured yet")
+    headline = caveat(summary["data_free"]) + (summary["verdict"] or "no latency measured yet")
     console.closing(f"{run.stage('report')}/report.html", headline, f"edgekd status {typed(run)}")
 
 

@@ -132,13 +132,6 @@ def table(summary: dict[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
-def caveat(summary: dict[str, Any]) -> str:
-    """Return what a headline has to begin with where a file is not known to be data-free; empty otherwise."""
-    if summary["data_free"] is None:
-        return "a student from elsewhere, not known to be data-free; "
-    return "" if summary["data_free"] else "NOT data-free, INT8 ranges are from real images; "
-
-
 def print_summary(summary: dict[str, Any]) -> None:
     """Print the table of artefacts."""
     console.print_table(COLUMNS, table(summary))

@@ -19,6 +19,7 @@ from command import Result
 
 import toy
 from edgekd import pipeline
+from edgekd.commands.common import caveat
 from edgekd.deploy import ort_session, qdq_check
 from edgekd.deploy.int8_chain import FINE_TUNING
 from edgekd.deploy.onnx_export import Normalization
@@ -386,7 +387,7 @@ def test_calibrating_on_real_images_is_said_everywhere(
     assert ledger["real_images"][-1]["for"] == "calibration"
     summary = report.collect(run)
     assert "Made from REAL IMAGES" in report.page(run, summary).split("</p>")[0]
-    assert report.caveat(summary).startswith("NOT data-free")
+    assert caveat(summary["data_free"]).startswith("NOT data-free")
     before = toy.fingerprint(run)
     toy.advance(run.path, toy.toy_recipe(teacher_file, export=ALL, pixels=PIXELS), ("export",))
     assert run.ledger()["data_free"] is True, "nothing that real images had a part in is left"

@@ -53,9 +53,7 @@ def uses_of(kind: Kind, version: str) -> list[Use] | str:
     if family is None:
         return f"n/a: TensorRT {version} is installed; {OLDEST_WITH_WORDS}"
     if kind.startswith("int8-cpu"):
-        return (
-            "n/a: made for ONNX Runtime on CPUs; student.int8-trt*.onnx are for TensorRT (edgekd export --int8)"
-        )
+        return "n/a: made for ONNX Runtime on CPUs; student.int8-trt*.onnx are for TensorRT (edgekd export --int8)"
     if family == "11":
         if kind == "int8-trt":
             return f"n/a: TensorRT {version} would run the rest in FP32; student.int8-trt-fp16.onnx is for it"

@@ -1,0 +1,83 @@
+"""Time INT8 against FP32 on this CPU, batch 1, by the protocol of `edgekd bench`: int8_speed.py OUT.json [STUDENT...].
+
+Each student (mobilenetv2 and resnet18 if none is named) is measured at 3x224x224 and 3x96x96, with one thread and with
+two, on an idle x86-64 machine. Networks are untrained, with the BatchNorm statistics of noise: what a multiplication
+takes does not depend on the weights. Every layer is quantised, by the quantiser of `edgekd export`; a student that
+needs some layers left in float (docs/export.md) gains less.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from edgekd.deploy.agent.measure import measure
+from edgekd.deploy.agent.measurement import Job, Settings
+from edgekd.deploy.int8 import HeldOut, choose_ranges
+from edgekd.deploy.latency import speedup_estimate, summarise
+from edgekd.deploy.onnx_export import export_fp32
+from edgekd.deploy.quantize import FLAVOURS
+from edgekd.deploy.ranges import collect_ranges
+from edgekd.stages.students import settled
+
+SIDES, THREADS = (224, 96), (1, 2)
+
+
+def export(student: str, side: int, folder: Path) -> dict[str, Path]:
+    """Write a student's FP32 and INT8 file."""
+    shape = (3, side, side)
+    files = {kind: folder / f"{student}-{side}.{kind}.onnx" for kind in ("fp32", "int8-cpu-x86")}
+    export_fp32(settled(student, shape, 1000), shape, files["fp32"])
+
+    def noise() -> Iterator[NDArray[Any]]:
+        rng = np.random.default_rng(0)
+        for _ in range(4):
+            yield rng.standard_normal((8, *shape), dtype=np.float32)
+
+    ranges = collect_ranges(files["fp32"], noise)
+    plan = choose_ranges(files["fp32"], FLAVOURS["cpu-x86"], ranges, HeldOut.of(files["fp32"], noise)).plan
+    onnx.save(plan.build(), files["int8-cpu-x86"])
+    return files
+
+
+def timed(files: dict[str, Path], threads: int) -> dict[str, Any]:
+    """Measure both files side by side."""
+    settings = Settings(threads=threads)
+    comparison = measure([Job(kind, file, kind) for kind, file in files.items()], settings)  # type: ignore[arg-type]
+    rounds = {one.job.artefact: [piece.samples_ms for piece in one.rounds] for one in comparison.measurements}
+    return {
+        "latency_ms": {kind: asdict(summarise(samples, settings.batch)) for kind, samples in rounds.items()},
+        "integer_nodes": {one.job.artefact: [one.integer_nodes, one.compute_nodes] for one in comparison.measurements},
+        "speedup": asdict(speedup_estimate(rounds["fp32"], rounds["int8-cpu-x86"], settings.seed)),
+        "warnings": comparison.warnings,
+        "environment": asdict(comparison.environment),
+    }
+
+
+def main(out: Path, students: list[str]) -> None:
+    """Measure all students and write the results after each."""
+    rows = []
+    for student in students:
+        for side in SIDES:
+            with TemporaryDirectory() as folder:
+                files = export(student, side, Path(folder))
+                for threads in THREADS:
+                    rows.append({"student": student, "input": f"3x{side}x{side}", "threads": threads})
+                    rows[-1] |= timed(files, threads)
+                    sys.stderr.write(f"{student} {side} {threads}: {rows[-1]['speedup']['value']:.2f}\n")
+            out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]), sys.argv[2:] or ["mobilenetv2", "resnet18"])
