@@ -64,6 +64,16 @@ for path in root.iterdir():
 """Needs no agent there: a full disk has no room for one."""
 
 
+class _ConnectionCutError(MachineError):
+    """The way there broke; what is there already is taken up by the next session."""
+
+    def __init__(self, address: str, said: str) -> None:
+        super().__init__(
+            f"the connection to {address} was cut ({said.strip() or 'no message'}). What was copied and measured "
+            "is kept there; the same command goes on from it."
+        )
+
+
 @dataclass(frozen=True)
 class Host:
     """How to reach a device, and what to use there."""
@@ -140,6 +150,8 @@ class Host:
                 yield session
             except AgentDiedError as error:
                 raise self._cut(error) from error
+            except _ConnectionCutError:
+                raise
             except MachineError:
                 with suppress(EdgekdError):  # no connection, no removal: the answer itself is what matters
                     session.complete()
@@ -196,6 +208,8 @@ class Host:
         if ran.returncode != 0:
             if any(word in ran.stderr for word in ("No space left", "Failure", "quota", "File too large")):
                 raise self._full(0, ran.stderr)
+            if any(word in ran.stderr for word in ("lost connection", "Connection closed", "Broken pipe")):
+                raise _ConnectionCutError(self.address, ran.stderr)
             raise self.failure(ran.stderr)
 
     def _cut(self, error: AgentDiedError) -> MachineError:
@@ -204,10 +218,7 @@ class Host:
             return self._full(0, said)
         if error.code not in (_SSH_FAILED, None) and "Traceback" in said:
             return MachineError(f"{error} This is a fault of the agent; report it with these lines.")
-        return MachineError(
-            f"the connection to {self.address} was cut ({said.strip() or 'no message'}). What was copied and measured "
-            "is kept there; the same command goes on from it."
-        )
+        return _ConnectionCutError(self.address, said)
 
 
 def _forget(messages: str, host: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pwd
 import shutil
@@ -52,6 +53,7 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._pairs: list[socket.socket] = []
+        self._left: float = math.inf
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -65,15 +67,22 @@ class Proxy:
             for source, sink in ((near, far), (far, near)):
                 threading.Thread(target=self._pass, args=(source, sink), daemon=True).start()
 
-    @staticmethod
-    def _pass(source: socket.socket, sink: socket.socket) -> None:
+    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                self._left -= len(data)
+                if self._left < 0:
+                    self.cut()
                 sink.sendall(data)
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
 
+    def cut_after(self, count: int) -> None:
+        """Cut every connection once so many more bytes were to pass."""
+        self._left = count
+
     def cut(self) -> None:
+        self._left = math.inf
         for one in self._pairs:
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)

@@ -40,6 +40,8 @@ def job(tmp_path: Path) -> Job:
 
 
 def test_a_model_is_measured_there_and_nothing_stays(device: Device, job: Job, tmp_path: Path) -> None:  # noqa: F811
+    for name in ("sudo", "su", "pkexec", "doas"):
+        device.tool(name, f'touch "$HOME/{name}"')
     said: list[str] = []
     seen: list[Progress] = []
     ((images, logits),) = golden.write_files([job], tmp_path).values()
@@ -64,6 +66,7 @@ def test_a_model_is_measured_there_and_nothing_stays(device: Device, job: Job, t
     assert wrong["passed"] is False
     assert wrong["wrong_answers"] > 0
     assert power["energy"].startswith("n/a: no INA3221 sensor")
+    assert [path.name for path in device.home.iterdir()] == [".cache"], "nobody asked for more rights"
     assert device.work == []
 
 
@@ -90,6 +93,23 @@ def test_what_was_copied_and_measured_survives_a_cut(device: Device, job: Job, t
     assert again == first, "measured once"
     assert [line.split()[2] for line in said if line.startswith("copy")] == ["net.onnx"], "what was not whole"
     assert any("measured before the connection was cut" in line for line in said)
+    assert device.work == []
+
+
+def test_a_copy_that_is_cut_is_made_again(device: Device, tmp_path: Path) -> None:  # noqa: F811
+    said: list[str] = []
+    large = golden.described(Job("net", conv_net(tmp_path / "net.onnx", width=400, depth=2), "fp32"))
+    with pytest.raises(MachineError, match="the same command goes on"):  # noqa: SIM117, PT012
+        with HOST.session("key", quiet) as session:
+            device.proxy.cut_after(2_000_000)
+            session.put([large.model])
+    assert device.deserted()
+    assert [path.name for path in device.work[0].glob("*.onnx")] == [], "half a file has no name"
+    with HOST.session("key", said.append) as session:
+        session.put([large.model])
+        assert len(session.compare([large], QUICK).measurements) == 1
+        session.complete()
+    assert [line.split()[2] for line in said if line.startswith("copy")] == ["net.onnx"]
     assert device.work == []
 
 
