@@ -2,7 +2,8 @@
 
 The JSON holds, per run, the method's differences from its preset, seconds, the whole accuracy curve with its
 statistics, the accuracy of the shipped student on each `eval`, replay_bytes and the machine. The SVG shows the curves;
-without one the JSON leaves out their points. Printed is a table in Markdown.
+without one the JSON keeps no more of their points than step and accuracy of the shipped weights. Printed is a table in
+Markdown; "other" is the weights that are not shipped, raw or averaged.
 """
 
 from __future__ import annotations
@@ -88,11 +89,13 @@ def draw(runs: dict[str, dict[str, Any]], path: Path) -> None:
 def table(runs: dict[str, dict[str, Any]]) -> str:
     """Return the figures of the curves of the shipped weights as Markdown, accuracies in %."""
     names = ("mean", "sd", "variance", "max", "final", "regret")
-    rows = [["run", "seed", "steps", "seconds", *names, "replay_bytes", "as uint8 images"]]
+    titles = ("mean %", "sd", "variance", "max %", "**final %**", "regret", "other final %")
+    rows = [["run", "seed", "steps", "seconds", *titles, "replay_bytes", "as uint8 images"]]
     for label, run in runs.items():
         curve = run["curve"]
         scales = (100, 100, 100**2, 100, 100, 100)
         figures = [f"{scale * curve[name]:.2f}" for name, scale in zip(names, scales, strict=True)]
+        figures.append(f"{100 * run['curve_other']['final']:.2f}")
         memory = [str(run.get(name, "–")) for name in ("replay_bytes", "replay_bytes_as_uint8_images")]
         rows.append([label, str(run["seed"]), str(run["steps"]), f"{run['seconds']:.0f}", *figures, *memory])
     rows.insert(1, ["---"] * len(rows[0]))
@@ -114,7 +117,7 @@ def main(arguments: list[str]) -> None:
         draw(runs, Path(picture))
     else:
         for run in runs.values():
-            del run["points"]
+            run["points"] = {name: run["points"][name] for name in ("step", run["shipped"])}
     print(table(runs))  # noqa: T201
     Path(out).write_text(json.dumps({"note": note, "runs": runs}, indent=1) + "\n", encoding="utf-8")
 

@@ -28,7 +28,7 @@ SIZES = (
     *("method.generator.latent=256", "method.generator.width=64", "method.generator.norm_eps=1e-5"),
     *("method.vae.latent=128", "method.vae.width=64", "method.vae.norm_eps=1e-5", "method.vae.released_encoder=false"),
 )
-"""Generator and VAE of both presets: a table compares methods at equal networks."""
+"""Generator and VAE of both presets: a table compares methods at equal sizes; spectral norm is each one's own."""
 BATCHES = {"student.batch_size": 256, "replay.batch_size": 128, "vae.novel": 128, "vae.rehearsed": 64}
 TRAINING = {"batch": 512, "lr": 0.4, "epochs": 80, "hold-out": 5000}
 TOY_TRAINING = {"batch": 8, "lr": 0.01, "epochs": 1, "hold-out": 0}

@@ -1,5 +1,5 @@
-# Sourced by mnist.sh and cifar.sh: the batches and networks of `edgekd` for every preset, so that methods are compared
-# and not sizes. Losses, optimisers and learning rates stay each method's own.
+# Sourced by mnist.sh and cifar.sh: the batches and sizes of `edgekd` for every preset, so that methods are compared and
+# not sizes. Losses, spectral norm, optimisers and learning rates stay each preset's own.
 # shellcheck shell=bash disable=SC2034
 lean=(--set method.generator.latent=128 --set method.generator.width=32 --set method.generator.norm_eps=1e-5
   --set method.student.batch_size=128 --set method.replay.batch_size=128

@@ -104,6 +104,12 @@ def keep_newest(run: RunDir, keep: int = 2) -> None:
         shutil.rmtree(run.path / _folder(old))
 
 
+def read_state(folder: Path) -> dict[str, Any]:
+    """Return the state that lies in a checkpoint's folder."""
+    plain = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    return unflatten(load_tensors(folder / "state.safetensors"), plain)
+
+
 def _steps(run: RunDir) -> list[int]:
     folder = run.path / "distill" / "checkpoints"
     return sorted(int(p.name.removeprefix("step-")) for p in folder.glob("step-*") if p.is_dir())
@@ -126,10 +132,8 @@ def newest(run: RunDir, *, key: str) -> tuple[Checkpoint | None, list[str]]:
                 "--fresh, or use another run with --run NAME."
             )
         if record is not None and damage is None:
-            plain = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            state = unflatten(load_tensors(folder / "state.safetensors"), plain)
             notes = record.notes
-            return Checkpoint(step, state, notes["events_bytes"], notes["environment"]), warnings
+            return Checkpoint(step, read_state(folder), notes["events_bytes"], notes["environment"]), warnings
         aside = folder.with_name(f"damaged-{folder.name}")
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)

@@ -32,13 +32,12 @@ class GeneratorTable(Table):
     norm_eps: float = Field(1e-5, gt=0)
     """Epsilon of its BatchNorm layers (released: 0.8, a strong damping)."""
     image_moments: Literal["auto", "learned", "fixed"] = "auto"
-    """Mean and standard deviation of its images: learned, 0 and 1, or learned only from a teacher with BatchNorm,
-    whose statistics hold them; nothing else keeps the adversary from inflating them."""
+    """Mean and standard deviation of its images: learned, fixed at 0 and 1, or (auto) learned only from a teacher with
+    BatchNorm, since nothing but its statistics would hold them."""
     lr: float = Field(2e-3, gt=0)
     """Adam learning rate."""
     schedule: Literal["cosine", "constant"] = "constant"
-    """Its learning rate over the run. Where the student's decays and the generator's does not, the generator
-    outruns the student at the end."""
+    """Its learning rate over the exploration, the steps before consolidation."""
     betas: tuple[float, float] = (0.5, 0.999)
     """Adam momentum coefficients."""
     period: int = Field(5, ge=1)
@@ -83,7 +82,7 @@ class UpdateTable(Table):
     weight_decay: float = Field(0.0, ge=0)
     """Weight decay."""
     warmup: float = Field(0.0, ge=0, lt=1)
-    """Fraction of the steps over which the learning rate rises linearly."""
+    """Fraction of the exploration over which the learning rate rises linearly."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate after the warm-up."""
     loss: Literal["l1", "kl"] = "l1"
@@ -127,7 +126,7 @@ class VaeTable(Table):
     norm_eps: float = Field(1e-5, gt=0)
     """Epsilon of its BatchNorm layers."""
     image_moments: Literal["auto", "learned", "fixed"] = "auto"
-    """The same for the decoder's images."""
+    """Mean and standard deviation of the decoder's images, as `generator.image_moments`."""
     lr: float = Field(1e-3, gt=0)
     """Adam learning rate of encoder and decoder."""
     updates: int = Field(2, ge=0)

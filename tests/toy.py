@@ -110,7 +110,7 @@ def fingerprint(run: RunDir) -> dict[str, str]:
                 hashes[f"{stage}/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
     for path in sorted(run.stage("distill").glob("checkpoints/step-*/state.*")):
         hashes[f"{path.parent.name}/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    events = [{k: v for k, v in event.items() if k != "seconds"} for event in run.events()]
+    events = [{k: v for k, v in event.items() if k not in ("seconds", "saving_seconds")} for event in run.events()]
     hashes["events"] = hashlib.sha256(json.dumps(events).encode()).hexdigest()
     return hashes
 

@@ -67,11 +67,17 @@ def run(
             f"a batch of {method.student.batch_size} is small for {description.classes} classes: the balance loss "
             f"needs at least {2 * description.classes} (method.student.batch_size)"
         )
+    if method.generator.batchnorm and not description.batchnorm:
+        console.warn(
+            "the teacher has no BatchNorm: no statistics of its training images guide the generator, whose images keep "
+            "mean 0 and variance 1 a channel"
+        )
     context = Context(recipe, steps, teacher, description, Draws(recipe.seed, "distill", device))
     state = build(recipe, teacher, description, device, artefacts.initial_weights(run_dir, recipe))
     book = Logbook(
         run_dir,
         steps=steps,
+        generator_period=method.generator.period,
         checkpoint_period=recipe.checkpoint_period,
         key=key,
         environment=environment,
@@ -101,6 +107,11 @@ def run(
             book.accuracy(state)
             book.checkpoint(state)
             failpoint("distill.step")
+    if not state.replay.ready and method.replay.batch_size and method.replay.source != "none":
+        console.warn(
+            "nothing was replayed: too few reconstructions of the VAE kept the teacher's answer "
+            "(method.vae.gate); train longer"
+        )
     book.publish(state, notes(state, recipe), recipe_slice=method.model_dump(mode="json"), inputs=inputs)
 
 
@@ -152,7 +163,7 @@ def build_generator(recipe: Recipe, description: artefacts.Description, generati
 def generator_step(
     state: State, context: Context, *, purpose: str = "generator", adversary: float | None = None
 ) -> dict[str, Tensor]:
-    """Update G on x = G(z): confident, class-balanced, teacher-like statistics, and far from the student."""
+    """Update G on x = G(z): confident, class-balanced, teacher-like statistics; with an adversary, far from S."""
     table = context.recipe.method.generator
     if adversary is None:
         adversary = schedules.adversary_weight(table, state.step, context.steps)
@@ -249,6 +260,7 @@ def notes(state: State, recipe: Recipe) -> dict[str, Any]:
         "reinits": state.reinits,
         "rescues": state.rescues,
         "replay": recipe.method.replay.source,
+        "replay_ready": state.replay.ready,
         "replay_bytes": size,
         "replay_bytes_as_uint8_images": size // math.prod(state.generator.shape),
     }

@@ -37,6 +37,7 @@ class Logbook:
         run: RunDir,
         *,
         steps: int,
+        generator_period: int,
         checkpoint_period: int,
         key: str,
         environment: dict[str, Any],
@@ -44,11 +45,13 @@ class Logbook:
     ) -> None:
         self.run, self.steps, self.key, self.environment = run, steps, key, environment
         self._accuracy = accuracy
+        self._generator_period = generator_period
         self._checkpoint_period = checkpoint_period or max(1, steps // 20)
         self._obey_period = checkpoint_period > 0
         self._saved_at, self._saving_seconds = time.monotonic(), 0.0
         self._log_period, self._curve_period = max(1, steps // 200), max(1, steps // 100)
         self._seconds_before, self._start = 0.0, time.monotonic()
+        self._all_saving_seconds = 0.0
 
     def restore(self, state: State) -> None:
         """Continue from the newest intact checkpoint, or begin with one at step 0."""
@@ -64,7 +67,9 @@ class Logbook:
         state.load_state_dict(found.state)
         self.run.truncate_events(found.events_bytes)
         past = self.run.events("train")[-1:]
-        self._seconds_before = float(past[0]["seconds"]) if past else 0.0
+        if past:
+            self._seconds_before = float(past[0]["seconds"])
+            self._all_saving_seconds = float(past[0].get("saving_seconds", 0.0))
         if state.step:
             console.say(f"continuing at step {state.step}")
 
@@ -75,8 +80,8 @@ class Logbook:
         self.run.note_difference(found.step, changed)
 
     def generator(self, state: State, parts: Mapping[str, Tensor]) -> None:
-        """Log the generator's losses and health, about 200 times a run."""
-        if state.step % self._log_period == 0:
+        """Log the generator's losses and health, about 200 times a run: the first update from each due step on."""
+        if state.step % self._log_period < self._generator_period:
             values = self._finite(state, parts)
             self._event(state, "generator", {**values, **state.health[-1]})
 
@@ -86,7 +91,8 @@ class Logbook:
             return None
         values = self._finite(state, parts)
         seconds = self._seconds_before + time.monotonic() - self._start
-        self._event(state, "train", {"seconds": round(seconds, 3), **values})
+        clocks = {"seconds": round(seconds, 3), "saving_seconds": round(self._all_saving_seconds, 3)}
+        self._event(state, "train", {**clocks, **values})
         facts = f"loss {values['student']:.3f} · agreement {values['agreement_novel']:.1%} novel"
         if "agreement_replay" in values:
             facts += f", {values['agreement_replay']:.1%} replay"
@@ -123,6 +129,7 @@ class Logbook:
         checkpoint.write(self.run, state.step, state.state_dict(), key=self.key, environment=self.environment)
         self._saved_at = time.monotonic()
         self._saving_seconds = self._saved_at - start
+        self._all_saving_seconds += self._saving_seconds
 
     def publish(
         self, state: State, notes: dict[str, Any], *, recipe_slice: dict[str, Any], inputs: dict[str, str]

@@ -21,6 +21,7 @@ from edgekd.rng import Draws
 from edgekd.rundir import RunDir
 from edgekd.stages import artefacts, distill
 from edgekd.stopping import Stop
+from edgekd.synthesis.replay import VaeReplay
 from edgekd.synthesis.state import State
 from edgekd.synthesis.teacher import Teacher
 
@@ -40,6 +41,8 @@ class Plan:
     precision: str
     flops_by_part: dict[str, float]
     """FLOPs a step of the generator's, the student's and the replay's updates, at their share of a step."""
+    parameters: dict[str, int]
+    """Parameters of each network that is trained."""
     machine_peak_flops: float
     """FLOP/s of matrix products on this machine, in the mix of precisions that the step runs in."""
 
@@ -76,6 +79,7 @@ class Plan:
             "seconds_per_step": self.seconds_per_step,
             "flops_per_step": self.flops_per_step,
             "flops_by_part": self.flops_by_part,
+            "parameters": self.parameters,
             "machine_peak_flops": self.machine_peak_flops,
             "utilisation": self.utilisation,
             "eta_seconds": self.eta_seconds,
@@ -117,16 +121,20 @@ def measure(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: int = 1
         threads=threads,
         precision="/".join(sorted(kinds)),
         flops_by_part={name: float(sum(flops.values())) for name, flops in parts.items()},
+        parameters=_parameters(state),
         machine_peak_flops=effective_peak(total, device),
     )
 
 
 def _exploring(context: distill.Context) -> distill.Context:
     """Return the context of a run of `_PERIODS` generator periods without consolidation."""
+    return _consolidating_from(1.0, replace(context, steps=_PERIODS * context.recipe.method.generator.period))
+
+
+def _consolidating_from(start: float, context: distill.Context) -> distill.Context:
     method = context.recipe.method
-    method = method.model_copy(update={"consolidation": method.consolidation.model_copy(update={"start": 1.0})})
-    recipe = context.recipe.model_copy(update={"method": method})
-    return replace(context, recipe=recipe, steps=_PERIODS * method.generator.period)
+    method = method.model_copy(update={"consolidation": method.consolidation.model_copy(update={"start": start})})
+    return replace(context, recipe=context.recipe.model_copy(update={"method": method}))
 
 
 def _late(context: distill.Context, offset: int = 0) -> int:
@@ -190,17 +198,21 @@ def _flops(state: State, context: distill.Context) -> dict[str, Counter[torch.dt
         distill.generator_step(state, context)
     with FlopsByDtype() as both:
         distill.student_step(state, context)
-    if method.vae.updates == period:  # no step of the period is without an update of the VAE
-        return {"generator": _scaled(generator.flops, 1 / period), "student and replay": both.flops}
-    state.step = _late(context, method.vae.updates)
-    with FlopsByDtype() as student:
-        distill.student_step(state, context)
-    learning = both.flops - student.flops
+    with FlopsByDtype() as student:  # a step in which the replay does not learn
+        distill.student_step(state, _consolidating_from(0.0, context))
     return {
         "generator": _scaled(generator.flops, 1 / period),
         "student": student.flops,
-        "replay": _scaled(learning, method.vae.updates / period),
+        "replay": _scaled(both.flops - student.flops, method.vae.updates / period),
     }
+
+
+def _parameters(state: State) -> dict[str, int]:
+    """Return the number of parameters of each network that the state holds."""
+    networks = {"student": state.student, "generator": state.generator}
+    if isinstance(state.replay, VaeReplay):
+        networks |= {"encoder": state.replay.vae.encoder, "decoder": state.replay.vae.decoder}
+    return {name: sum(weight.numel() for weight in network.parameters()) for name, network in networks.items()}
 
 
 def _scaled(flops: Counter[torch.dtype], share: float) -> Counter[torch.dtype]:

@@ -88,7 +88,7 @@ def final_state(run_dir: RunDir) -> dict[str, Any]:
     folder = run_dir.stage("distill") / record.notes["final"]
     if not folder.is_dir():
         raise InputFileError(f"the final checkpoint {folder} is gone; distil again with --fresh.")
-    return checkpoint.unflatten(checkpoint.load_tensors(folder / "state.safetensors"), {})
+    return checkpoint.read_state(folder)
 
 
 @dataclass(frozen=True)
@@ -102,14 +102,14 @@ class Networks:
 
 
 def replay_networks(recipe: Recipe, description: artefacts.Description, state: dict[str, Any]) -> Networks:
-    """Rebuild the averaged generator and the VAE from the final state."""
+    """Rebuild the averaged generator and the VAE from the final state; without a VAE if it was never replayed."""
     method = recipe.method
     with forked_global(recipe.seed, "build", "replay"):  # drawn only to be replaced by what was trained
         generator = artefacts.build_generator(method.generator, description)
         built = artefacts.build_vae(method.vae, description, method.generator.upsamplings)
     generator.load_state_dict(state["generator_ema"])
     vae = None
-    if method.replay.source == "vae":
+    if method.replay.source == "vae" and state["replay"]["open"]:
         vae = built
         vae.load_state_dict(state["replay"]["vae"])
         vae.eval()

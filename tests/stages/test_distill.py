@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from edgekd import checkpoint, pipeline, recipe
 from edgekd.errors import GateError, StoppedEarly
 from edgekd.models import registry
 from edgekd.rundir import Record, RunDir, read_json
-from edgekd.stages import distill
+from edgekd.stages import artefacts, distill
 from edgekd.stopping import Stop
-from edgekd.synthesis import losses
+from edgekd.synthesis import health, losses
+from edgekd.synthesis.generator import Generator
 from edgekd.synthesis.state import State
 
 Laboratory = Callable[..., tuple[State, distill.Context]]
@@ -455,6 +457,54 @@ def test_a_collapse_re_initialises_and_stops_when_that_does_not_help(teacher_fil
     assert Record.read(run.stage("distill")) is None
 
 
+@pytest.mark.parametrize(
+    ("illness", "verdict"),
+    [
+        ("one image", r"the generator's images are alike \(diversity 0\.0\d\d < 0\.02\)"),
+        ("one class", r"the generator shows 2[5-9]% of the classes \(at least 30% needed\)"),
+    ],
+)
+def test_a_generator_that_is_ill_is_rescued_and_then_given_up(
+    illness: str, verdict: str, teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One image for every code, or one class in every image, by the thresholds that everybody has."""
+    healthy, measured = Generator.forward, health.measure
+
+    def one_image(generator: Generator, z: torch.Tensor) -> torch.Tensor:
+        images = healthy(generator, z)
+        return images[:1] + 1e-3 * images
+
+    def one_class(images: torch.Tensor, logits: torch.Tensor) -> dict[str, float]:
+        return measured(images, logits.index_fill(1, torch.tensor([2]), 50.0))
+
+    if illness == "one image":
+        monkeypatch.setattr(Generator, "forward", one_image)
+    else:
+        monkeypatch.setattr(health, "measure", one_class)
+    run = RunDir(tmp_path / "toy")
+    method = {"health": {"grace": 1, "window": 1, "max_reinits": 1}, "generator": {"reinit_period": 0, "period": 1}}
+    wanted = toy.toy_recipe(teacher_file, method={**method, "vae": {"updates": 1}})
+    with pytest.raises(GateError, match=rf"{verdict}, also after 1 re-init.*checkpoint"):
+        toy.advance(run.path, wanted, ENDED)
+    (rescue,) = run.events("reinit")
+    assert re.search(verdict, rescue["reason"])
+    assert Record.read(run.stage("distill")) is None
+
+
+def test_a_memory_that_was_never_replayed_is_not_drawn_from(
+    teacher_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    closed = toy.toy_recipe(teacher_file, method={"vae": {"gate": 1.0}})
+    run = toy.advance(tmp_path / "toy", closed, (*ENDED, "select"))
+    record = Record.read(run.stage("distill"))
+    assert record is not None
+    assert record.notes["replay_ready"] is False
+    assert "nothing was replayed" in " ".join(capsys.readouterr().err.split())
+    kept = checkpoint.load_tensors(run.stage("select") / "replay.safetensors")
+    assert {name.split("/")[0] for name in kept} == {"generator"}
+    assert artefacts.ReplaySource(run).decoder is None
+
+
 def test_grace_and_window_delay_the_verdict(teacher_file: Path, tmp_path: Path) -> None:
     patient = {**COLLAPSE, "health": {**COLLAPSE["health"], "grace": 3, "max_reinits": 9}}
     run = toy.advance(tmp_path / "toy", toy.toy_recipe(teacher_file, method=patient), ENDED)
@@ -507,7 +557,9 @@ def test_a_nan_in_a_weight_is_never_saved(
     assert Record.read(run.stage("distill")) is None
 
 
-def test_a_teacher_without_batchnorm_is_distilled(tmp_path: Path) -> None:
+def test_a_teacher_without_batchnorm_is_distilled_and_says_what_it_loses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     network = registry.build("lenet5", input_shape=(1, 32, 32), classes=4, seed=3)
     torch.save(network.state_dict(), tmp_path / "lenet.pt")
     wanted = toy.toy_recipe(
@@ -517,6 +569,8 @@ def test_a_teacher_without_batchnorm_is_distilled(tmp_path: Path) -> None:
     run = toy.advance(tmp_path / "toy", wanted, (*ENDED, "select"))
     assert [event["batchnorm"] for event in run.events("generator")] == [0.0]
     assert len(run.events("train")) == 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the teacher has no BatchNorm: no statistics of its training images guide the generator" in said
 
 
 def test_bf16_arithmetic_keeps_float32_state(teacher_file: Path, tmp_path: Path) -> None:

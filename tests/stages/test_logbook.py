@@ -25,7 +25,13 @@ def state(laboratory: Laboratory) -> State:
 
 
 def book(run: RunDir, steps: int = 12, **values: Any) -> Logbook:
-    defaults = {"checkpoint_period": 4, "key": "k", "environment": {"threads": 1}, "accuracy": None}
+    defaults = {
+        "generator_period": 1,
+        "checkpoint_period": 4,
+        "key": "k",
+        "environment": {"threads": 1},
+        "accuracy": None,
+    }
     return Logbook(run, steps=steps, **{**defaults, **values})
 
 
@@ -105,6 +111,17 @@ def test_the_first_restore_writes_step_0_and_a_later_one_forgets_what_came_after
     assert "not_bit_identical" not in run.ledger()
 
 
+@pytest.mark.parametrize(("period", "expected"), [(1, [0, 20, 40, 60]), (15, [0, 30, 45, 60]), (30, [0, 30, 60])])
+def test_the_generator_is_logged_at_its_first_update_from_each_due_step_on(
+    period: int, expected: list[int], state: State, tmp_path: Path
+) -> None:
+    log = book(RunDir(tmp_path), steps=4000, generator_period=period)
+    state.health = [{"coverage": 1.0}]
+    for state.step in range(0, 61, period):
+        log.generator(state, {"one_hot": torch.tensor(0.5)})
+    assert [event["step"] for event in log.run.events("generator")] == expected
+
+
 def test_the_clock_goes_on_after_a_restore(state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, clock = RunDir(tmp_path), [50.0]
     monkeypatch.setattr("edgekd.stages.logbook.time.monotonic", lambda: clock[0])
@@ -117,8 +134,10 @@ def test_the_clock_goes_on_after_a_restore(state: State, tmp_path: Path, monkeyp
     log = book(run)
     log.restore(state)
     clock[0], state.step = 1003.0, 5
+    monkeypatch.setattr(checkpoint, "write", lambda *_args, **_facts: clock.__setitem__(0, clock[0] + 2))
+    log.save(state)
     log.student(state, LOSSES)
-    assert [event["seconds"] for event in run.events("train")] == [10.0, 13.0]
+    assert [(event["seconds"], event["saving_seconds"]) for event in run.events("train")] == [(10.0, 0.0), (15.0, 2.0)]
 
 
 def test_another_environment_is_told_and_recorded(

@@ -9,6 +9,7 @@ import torch
 
 import toy
 from edgekd.errors import MachineError
+from edgekd.models import footprint
 from edgekd.rundir import RunDir, sha256_file
 from edgekd.stages import artefacts, distill, plan
 from edgekd.stages.plan import Plan
@@ -24,6 +25,7 @@ COST = Plan(
     threads=2,
     precision="fp32",
     flops_by_part=PARTS,
+    parameters={"student": 10, "generator": 20},
     machine_peak_flops=64e9,
 )
 
@@ -35,6 +37,7 @@ def test_a_plan_is_one_line_and_one_object() -> None:
         "seconds_per_step": 0.25,
         "flops_per_step": 4e9,
         "flops_by_part": PARTS,
+        "parameters": {"student": 10, "generator": 20},
         "machine_peak_flops": 64e9,
         "utilisation": 0.25,
         "eta_seconds": 500.0,
@@ -87,13 +90,28 @@ def test_the_rehearsal_of_the_vae_counts_too(teacher_file: Path, ingested: RunDi
     assert flops(8) > 1.2 * flops(0)
 
 
-def test_a_period_whose_every_step_trains_the_vae_is_counted_in_two_parts(teacher_file: Path, ingested: RunDir) -> None:
-    recipe = toy.toy_recipe(teacher_file, method={"generator": {"period": 1}, "vae": {"updates": 1}})
-    parts = plan.measure(ingested, recipe, Stop()).flops_by_part
-    assert set(parts) == {"generator", "student and replay"}
-    method = {"generator": {"period": 1}, "vae": {"updates": 1}, "consolidation": {"start": 0.5}}
-    parts = plan.measure(ingested, toy.toy_recipe(teacher_file, method=method), Stop()).flops_by_part
-    assert set(parts) == {"generator", "student and replay", "consolidation"}
+def test_student_and_replay_are_told_apart_where_every_step_trains_the_vae(
+    teacher_file: Path, ingested: RunDir
+) -> None:
+    def flops(period: int) -> dict[str, float]:
+        method = {"generator": {"period": period}, "vae": {"updates": 1, "gate": 0.0}, "replay": {"start": 0.0}}
+        return plan.measure(ingested, toy.toy_recipe(teacher_file, method=method), Stop()).flops_by_part
+
+    every, second = flops(1), flops(2)
+    assert every["student"] == second["student"]
+    assert every["replay"] == pytest.approx(2 * second["replay"], rel=0.01)
+    assert every["generator"] == pytest.approx(2 * second["generator"], rel=0.01)
+
+
+def test_the_networks_that_are_trained_are_counted(teacher_file: Path, ingested: RunDir) -> None:
+    cost = plan.measure(ingested, toy.toy_recipe(teacher_file), Stop())
+    assert list(cost.parameters) == ["student", "generator", "encoder", "decoder"]
+    assert (
+        cost.parameters["student"]
+        == footprint.build(toy.STUDENT, input_shape=toy.SHAPE, classes=4, seed=0)[1].parameters
+    )
+    without = toy.toy_recipe(teacher_file, method={"replay": {"source": "none"}})
+    assert list(plan.measure(ingested, without, Stop()).parameters) == ["student", "generator"]
 
 
 def test_consolidation_counts_with_its_share_of_the_steps(teacher_file: Path, ingested: RunDir) -> None:
