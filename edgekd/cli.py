@@ -63,11 +63,17 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @verb
 def distill(
     teacher: Teacher,
-    student: Annotated[str, typer.Option(metavar="NAME[@WIDTH]", help="Student, or auto [mobilenetv2].")] = "",
+    student: Annotated[
+        str, typer.Option(metavar="NAME[@WIDTH]", help="Student, or auto; mobilenetv2 by default.")
+    ] = "",
     budget_ms: BudgetMs = None,
-    student_weights: Annotated[str, typer.Option(metavar="FILE", help="Weights it starts from [random].")] = "",
+    student_weights: Annotated[
+        str, typer.Option(metavar="FILE", help="Weights it starts from; random by default.")
+    ] = "",
     run: RunOption = "",
-    steps: Annotated[int | None, typer.Option(min=1, help="Student updates [by input size and classes].")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Student updates; by input size and classes by default.")
+    ] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0.01, help="Choose the number of steps that take M minutes.")
     ] = None,
@@ -255,7 +261,9 @@ def doctor(json: Json = False) -> None:
 )
 @verb
 def students(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[STUDENT]...", help="Students [the zoo].")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[STUDENT]...", help="Students; the zoo by default.")
+    ] = None,
     input_shape: Annotated[str, typer.Option("--input", metavar="CxHxW", help="Input shape.")] = "3x32x32",
     classes: Annotated[int, typer.Option(min=2, help="Number of classes.")] = 10,
     measure: Annotated[bool, typer.Option("--measure", help="Measure the latency of each, untrained.")] = False,

@@ -63,7 +63,7 @@ def bench(
     threads: Annotated[str, typer.Option(metavar="N[,N]", help="Threads of the runtime.")] = "",
     runtime: Annotated[
         str,
-        typer.Option(metavar="NAME[,NAME]", help="ort-cpu, ort-cuda, torch, tensorrt [ort-cpu]."),
+        typer.Option(metavar="NAME[,NAME]", help="ort-cpu, ort-cuda, torch, tensorrt; ort-cpu by default."),
     ] = "",
     seconds: Annotated[float | None, typer.Option(min=0.1, help="Seconds of measuring per artefact, at least.")] = None,
     input_shape: Annotated[

@@ -15,7 +15,9 @@ RunArgument = Annotated[
     str, typer.Argument(metavar="[RUN]", help="Run to work on; the newest fitting one if left out.")
 ]
 Teacher = Annotated[Path, typer.Argument(metavar="TEACHER", help="The teacher's checkpoint (.pt, .pth, .safetensors).")]
-RunOption = Annotated[str, typer.Option("--run", metavar="NAME", help="Name of the run [runs/<teacher>-<student>].")]
+RunOption = Annotated[
+    str, typer.Option("--run", metavar="NAME", help="Name of the run; runs/<teacher>-<student> by default.")
+]
 Data = Annotated[
     Path | None, typer.Option("--data", metavar="DIR", help="Real images, one folder per class; for numbers only.")
 ]
@@ -32,9 +34,13 @@ BudgetMs = Annotated[
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what the run holds and start anew.")]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:i.")]
-Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads [all cores].")]
-Arch = Annotated[str, typer.Option(metavar="NAME", help="Teacher architecture, or package.module:factory [inferred].")]
-Input = Annotated[str, typer.Option("--input", metavar="CxHxW", help="Input shape, such as 3x32x32 [inferred].")]
+Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads; all cores by default.")]
+Arch = Annotated[
+    str, typer.Option(metavar="NAME", help="Teacher architecture, or package.module:factory; inferred by default.")
+]
+Input = Annotated[
+    str, typer.Option("--input", metavar="CxHxW", help="Input shape, such as 3x32x32; inferred by default.")
+]
 Normalize = Annotated[str, typer.Option(metavar="NAME", help="imagenet, cifar10, cifar100, mnist or none.")]
 Mean = Annotated[str, typer.Option(metavar="M[,M,M]", help="Mean per channel of pixels in [0, 1].")]
 Std = Annotated[str, typer.Option(metavar="S[,S,S]", help="Standard deviation per channel.")]
@@ -42,7 +48,7 @@ Classes = Annotated[str, typer.Option(metavar="FILE", help="Class names, one a l
 AcceptMapping = Annotated[bool, typer.Option("--accept-mapping", help="Accept the shown mapping of parameter names.")]
 On = Annotated[str, typer.Option("--on", metavar="USER@HOST", help="Measure on this device, over ssh.")]
 RemotePython = Annotated[str, typer.Option("--python", metavar="PATH", help="With --on: the Python there.")]
-Trtexec = Annotated[str, typer.Option(metavar="PATH", help="With --on: trtexec there [JetPack's, or on PATH].")]
+Trtexec = Annotated[str, typer.Option(metavar="PATH", help="With --on: trtexec there (JetPack's, or on PATH).")]
 TrustPickle = Annotated[bool, typer.Option("--trust-pickle", help="Run the code inside a pickled module.")]
 
 Int8 = Annotated[bool | None, typer.Option("--int8/--no-int8", help="Also write INT8 files.")]

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from command import Result
 from PIL import Image
+from rich.text import Text
 
 import toy
 from edgekd import recipe
+from edgekd.cli import app
 from edgekd.rundir import RunDir
 
 SMALL = ("--set=method.student.batch_size=16", "--set=method.vae.novel=8", "--set=select.samples=64")
@@ -93,6 +96,14 @@ VERBS = (
     "students",
     "recipes",
 )
+
+
+def test_no_word_of_a_help_is_taken_for_markup() -> None:
+    command = typer.main.get_command(app)
+    assert isinstance(command, typer.core.TyperGroup)
+    texts = [str(getattr(one, "help", "") or "") for verb in command.commands.values() for one in verb.params]
+    assert len(texts) > 50
+    assert [text for text in texts if Text.from_markup(text).plain != text] == []
 
 
 @pytest.mark.parametrize("verb", VERBS)
