@@ -11,6 +11,7 @@ import argparse
 import io
 import pickle
 import pickletools
+import re
 import warnings
 import zipfile
 import zlib
@@ -62,12 +63,15 @@ _MAGIC = {
     b"{": "a JSON text",
 }
 
+_NUMBER = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248]|c(?:8|16))")
+"""NumPy's codes of truth values, integers and floating point numbers."""
+
 _ORDINARY = {
-    "collections.OrderedDict", "collections.Counter", "collections.defaultdict", "_codecs.encode",
+    "collections.OrderedDict", "collections.Counter", "_codecs.encode",
     "torch.Size", "torch.device", "torch.dtype", "torch.Tensor", "torch.nn.parameter.Parameter",
     "torch.storage.UntypedStorage", "torch.storage.TypedStorage",
-    "builtins.set", "builtins.bytearray", "builtins.complex", "__builtin__.set", "__builtin__.bytearray",
-    "argparse.Namespace", "numpy.dtype", "numpy.ndarray", "numpy.core.multiarray.scalar",
+    "builtins.set", "builtins.bytearray", "builtins.complex", "argparse.Namespace",
+    "numpy.dtype", "numpy.ndarray", "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar", "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
 }  # fmt: skip
 
@@ -216,8 +220,9 @@ def _check_zip(path: Path, size: int) -> int:
 def _read_pickle(path: Path, *, trust_pickle: bool | None) -> object:
     here = imports.from_here() if trust_pickle else nullcontext()  # where the code it was written with may lie
     try:
-        with here, torch.serialization.safe_globals(_plain_value_classes()):
-            return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+        with here, torch.serialization.safe_globals(_plain_value_classes()), path.open("rb") as stream:
+            # The open file: given a path, torch would let the suffix decide what is in it.
+            return torch.load(stream, map_location="cpu", weights_only=not trust_pickle)
     except Exception as error:  # a damaged or hostile pickle may raise anything
         if trust_pickle:
             raise InputFileError(
@@ -225,7 +230,7 @@ def _read_pickle(path: Path, *, trust_pickle: bool | None) -> object:
                 "The code it was written with must be importable here."
             ) from error
         named = _globals_named(path)
-        foreign = sorted(name for name in named if not _is_ordinary(name))
+        foreign = sorted((name for name in named if not _is_ordinary(name)), key=_suspicious_first)
         if foreign:
             trust = "" if trust_pickle is None else ", or load it with --trust-pickle if you trust its author"
             raise InputFileError(
@@ -243,10 +248,14 @@ def _read_pickle(path: Path, *, trust_pickle: bool | None) -> object:
 
 
 def _plain_value_classes() -> list[Any]:
-    """Return what training scripts leave beside weights and what holds values only: NumPy values, paths, arguments."""
-    kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefdUS"}
-    numpy = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(1).__reduce__()[0]}
+    """Return what training scripts leave beside weights and what holds values only: NumPy values, paths, arguments.
+
+    NumPy's own callables must not be among them: `np.ndarray` with a buffer and an object dtype takes bytes for
+    pointers. What stands in for them here makes scalars of numbers and forgets arrays.
+    """
+    numpy = {"scalar": _numpy_scalar, "_reconstruct": _ForgottenArray}
     aliases = [(made, f"numpy.{core}.multiarray.{name}") for name, made in numpy.items() for core in ("core", "_core")]
+    aliases += [(_NumpyType, "numpy.dtype"), (_ForgottenArray, "numpy.ndarray")]
     paths = [
         (kind, f"{module}.{name}")
         for module in ("pathlib", "pathlib._local")
@@ -257,16 +266,49 @@ def _plain_value_classes() -> list[Any]:
             (PureWindowsPath, "PureWindowsPath"),
         )
     ]
-    return [argparse.Namespace, np.dtype, np.ndarray, *kinds, *aliases, *paths]
+    return [argparse.Namespace, *aliases, *paths]
+
+
+class _NumpyType:
+    """Stands for `numpy.dtype` in a pickle: a code such as `f8`, and the byte order that follows as state."""
+
+    def __init__(self, code: object, *_flags: object) -> None:
+        self.code = str(code)
+
+    def __setstate__(self, state: tuple[object, ...]) -> None:
+        self.code = str(state[1]) + self.code if state[1] in ("<", ">") else self.code
+
+
+class _ForgottenArray:
+    """Stands for an array of a pickle: no weights, so nothing is kept."""
+
+    def __init__(self, *_arguments: object) -> None:
+        pass
+
+    def __setstate__(self, _state: object) -> None:
+        pass
+
+
+def _numpy_scalar(kind: _NumpyType, data: object = b"") -> object:
+    """Return the number that a pickle holds as bytes; None for text and anything else."""
+    if not _NUMBER.fullmatch(kind.code):
+        return None
+    raw = data if isinstance(data, bytes) else str(data).encode("latin1")
+    (value,) = np.frombuffer(raw, np.dtype(kind.code))
+    return value
 
 
 def _is_ordinary(name: str) -> bool:
     return (
         name in _ORDINARY
-        or (name.startswith("numpy.dtypes.") and name != "numpy.dtypes.ObjectDType")  # whose values are anything
         or name.startswith(("torch._utils._rebuild", "pathlib."))
         or (name.startswith("torch.") and name.endswith("Storage"))
     )
+
+
+def _suspicious_first(name: str) -> tuple[bool, str]:
+    """Sort layers of torch behind everything else: a list that is cut must not hide what matters."""
+    return name.startswith("torch.nn."), name
 
 
 def _globals_named(path: Path) -> set[str]:
@@ -275,7 +317,7 @@ def _globals_named(path: Path) -> set[str]:
     try:
         if _open_head(path)[0].startswith(_ZIP):  # as torch.load decides; `is_zipfile` looks at the end
             with zipfile.ZipFile(path) as archive:
-                member = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+                (member,) = (name for name in archive.namelist() if name.partition("/")[2] == "data.pkl")
                 _add_globals(io.BytesIO(archive.read(member)), found)
         else:
             with path.open("rb") as stream:
@@ -289,26 +331,48 @@ def _globals_named(path: Path) -> set[str]:
 
 
 def _add_globals(stream: IO[bytes], found: set[str]) -> None:
-    """Add what GLOBAL, INST and STACK_GLOBAL name; the latter takes the two strings pushed before it."""
-    pushed: list[str] = []
-    memo: dict[int, str] = {}
-    memoized = 0
-    last = ""
+    """Add what GLOBAL, INST and STACK_GLOBAL name, following the unpickler's stack and memo for the latter."""
+    stack: list[object] = []
+    memo: dict[int, object] = {}
     for opcode, argument, _ in pickletools.genops(stream):
-        if opcode.name in ("GLOBAL", "INST"):
-            found.add(str(argument).replace(" ", "."))
-        elif opcode.name == "STACK_GLOBAL":
-            found.add(".".join(pushed[-2:]))
-        elif opcode.name == "MEMOIZE":
-            memo[memoized] = last
-        elif opcode.name in ("BINPUT", "LONG_BINPUT"):
-            memo[int(str(argument))] = last
-        elif opcode.name in ("BINGET", "LONG_BINGET"):
-            pushed.append(memo.get(int(str(argument)), ""))
-        memoized += opcode.name in ("MEMOIZE", "BINPUT", "LONG_BINPUT")
-        last = argument if "UNICODE" in opcode.name and isinstance(argument, str) else ""
-        if last:
-            pushed.append(last)
+        name, top = opcode.name, stack[-1] if stack else None
+        taken = _take(stack, opcode)
+        if name in ("GLOBAL", "INST"):
+            found.add(_modern(str(argument).replace(" ", ".")))
+        elif name == "STACK_GLOBAL":
+            known = all(isinstance(part, str) and part for part in taken)
+            found.add(_modern(".".join(map(str, taken))) if known else "code that cannot be named")
+        elif name == "MEMOIZE":
+            memo[len(memo)] = top
+        elif name.endswith("PUT"):
+            memo[int(str(argument))] = top
+        if name.endswith("GET"):
+            stack.append(memo.get(int(str(argument))))
+        elif "UNICODE" in name:
+            stack.append(argument)
+        elif name in ("DUP", "MEMOIZE"):
+            stack += [top] * len(opcode.stack_after)
+        else:
+            stack += [kind if kind is pickletools.markobject else None for kind in opcode.stack_after]
+
+
+def _take(stack: list[object], opcode: pickletools.OpcodeInfo) -> list[object]:
+    """Take from the unpickler's stack what an opcode takes; return what lay below its mark, or all of it."""
+    before = list(opcode.stack_before)
+    if pickletools.stackslice in before:
+        while stack and stack.pop() is not pickletools.markobject:
+            pass
+        before = before[: before.index(pickletools.markobject)]
+    place = max(0, len(stack) - len(before))
+    taken = stack[place:]
+    del stack[place:]
+    return taken
+
+
+def _modern(name: str) -> str:
+    """Return a name of Python 2, as old protocols spell it, as it is called now."""
+    module, _, rest = name.partition(".")
+    return f"{ {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}.get(module, module) }.{rest}"
 
 
 def _check_storages(path: Path, loaded: object, limit: int) -> None:
