@@ -131,7 +131,7 @@ def fit(
             f"--input {channels}x{input_shape[1]}x{input_shape[2]}."
         )
     if seen_classes < 2 or channels < 1:
-        return miss(spec, ours, reference)
+        return replace(miss(spec, ours, reference), differences=(ONE_OUTPUT,))
     side, fixed = _image_side(spec, ours)
     if fixed and input_shape is not None and side not in (input_shape[1], max(input_shape[1], 32)):
         raise InputFileError(
@@ -149,6 +149,13 @@ def fit(
     if dict(expected) != ours:
         return miss(found, ours, expected)
     return Structure(found, shape, seen_classes, fixed, mapping, spec.options)
+
+
+ONE_OUTPUT = (
+    "its last layer has one output where classes need two or more; make it two logits with "
+    "weight = torch.cat([-w / 2, w / 2]), and the bias alike"
+)
+"""What keeps a network for two classes with one output out."""
 
 
 def nearest(

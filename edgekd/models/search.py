@@ -87,7 +87,7 @@ def _search(weights: Mapping[str, Tensor], compare: _Comparison) -> Findings:
         structures = tuple(outcome for outcome in outcomes if isinstance(outcome, Structure))
         exact = tuple(structure for structure in structures if not structure.mapping)
         if exact:
-            problem = _entangled(reading.view, exact[0])
+            problem = _entangled(reading.view, exact[0], weights)
             if problem is None:
                 return Findings(replace(reading, structures=exact))
             entangled = entangled or problem
@@ -111,7 +111,7 @@ def _search_timm(weights: Mapping[str, Tensor], input_shape: Shape | None, hint:
         searched.add(alike)
         search = outside.search_timm(alike, reading.weights, input_shape, deadline=deadline)
         if search.structures:
-            entangled = _entangled(reading.view, search.structures[0])
+            entangled = _entangled(reading.view, search.structures[0], weights)
             if entangled is None:
                 return replace(findings, exact=replace(reading, structures=search.structures))
             findings = replace(findings, entangled=findings.entangled or entangled)
@@ -135,20 +135,25 @@ def _without_auxiliary_heads(weights: dict[str, Tensor]) -> tuple[dict[str, Tens
     return kept, len(kept) < len(weights)
 
 
-def _entangled(view: View, found: Structure) -> InputFileError | None:
+def _entangled(view: View, found: Structure, weights: Mapping[str, Tensor]) -> InputFileError | None:
     """Return the error for a part of a file that fits beside others of unknown meaning."""
     beside = views.beside(view)
     root = view.part.removesuffix(".*")
-    rivals = [part for part in beside.copies if part.removesuffix(".*") not in views.WRAPPERS]
-    if view.part.endswith(".*") and root not in views.WRAPPERS and rivals:
+    rivals = [part for part in beside.copies if not views.AVERAGED.fullmatch(part.removesuffix(".*"))]
+    if rivals and not views.AVERAGED.fullmatch(root):
         return InputFileError(
             f"The file holds several networks of the same names ({view.part}, {', '.join(rivals)}). Save the teacher's "
             f"alone: {_save_part(view.part)}."
         )
-    if beside.unknown:
+    # A matrix is no class weight of a loss but a layer, such as the one that metric learning puts behind the network.
+    layers = [name for name in beside.training if weights[name].ndim > 1]
+    # Moments of pixels are one number, or one a channel.
+    features = [name for name in beside.moments.values() if weights[name].numel() not in (1, found.input_shape[0])]
+    unknown = [*beside.unknown, *layers, *features]
+    if unknown:
         return InputFileError(
             f"The weights under {view.part} fit {found.spec}, but beside them stand others of unknown meaning: "
-            f"{listed(beside.unknown)}. If that part alone is the teacher, save it alone: "
+            f"{listed(unknown)}. If that part alone is the teacher, save it alone: "
             f"{_save_part(view.part)}; "
             "if not, give your own code with --arch package.module:factory."
         )

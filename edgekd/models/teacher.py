@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor, nn
 
 from edgekd.errors import InputFileError
-from edgekd.models import matching, outside, probe, registry, search, views
+from edgekd.models import lenet, matching, outside, probe, registry, search, views
 from edgekd.models.matching import Structure
 from edgekd.models.registry import ArchSpec
 from edgekd.models.search import Findings, Reading
@@ -64,11 +65,11 @@ def infer(
     chosen = findings.exact or findings.mapped
     if chosen is None:
         raise findings.entangled or _nothing_fits(search.plain(weights), findings, requested)
-    found, decided = _only_one(chosen, hint)
+    found, decided = _only_one(chosen, hint if requested is None else "")
     if found.mapping and not accept_mapping:
         raise _mapping_needed(found)
     assumptions = [*decided, *_left_out(chosen, weights)]
-    assumptions += [] if input_shape is not None or found.side_is_fixed else [_assumed_size(found)]
+    assumptions += _assumed_size(found) if input_shape is None else []
     assumptions += _unseen(found, chosen.dropped)
     return _inferred(found, chosen.weights, tuple(assumptions))
 
@@ -97,9 +98,18 @@ def other_entries(weights: Weights) -> tuple[Assumption, ...]:
     return (Assumption("weights", value, f"a file made by torch.save(torch.load(FILE){keys}, 'other.pt')"),)
 
 
+_TWINS = re.compile(r"resnet(blur|aa)\d+[a-z]*")
+"""timm's ResNets whose names and shapes are torchvision's, but not their strides and pools."""
+
+
 def _only_one(reading: Reading, hint: str) -> tuple[Structure, list[Assumption]]:
     """Return the only structure, the one that the file names itself, or any of several that answer alike."""
     first, *others = reading.structures
+    if _TWINS.fullmatch(hint.removeprefix("timm:")) and not registry.is_custom(first.spec.name):
+        raise InputFileError(
+            f"The weights fit {first.spec}, but the file says {hint}, which has the same weights and pools otherwise. "
+            f"Choose with --arch {first.spec} or --arch timm:{hint.removeprefix('timm:')}."
+        )
     if not others:
         return first, []
     named = [s for s in reading.structures if s.spec.name.removeprefix("timm:") == hint.removeprefix("timm:")]
@@ -139,7 +149,9 @@ def _left_out(reading: Reading, tensors: Mapping[str, Tensor]) -> Iterator[Assum
         value = f"{reading.view.part}, not {', '.join(found.copies)}"
         yield Assumption("weights", value, "a file that holds the others alone")
     if found.moments:
-        flags = (f"--{what} {_values(tensors[found.moments[what]])}" for what in ("mean", "std"))
+        # Pixels of 0 to 255, as some networks take them, deviate by more than 2.
+        scale = 255 if bool((tensors[found.moments["std"]] > 2).any()) else 1
+        flags = (f"--{what} {_values(tensors[found.moments[what]] / scale)}" for what in ("mean", "std"))
         value = "left out; real images need it instead"
         yield Assumption("pixel normalisation inside the network", value, " ".join(flags))
     if found.training:
@@ -150,9 +162,13 @@ def _values(tensor: Tensor) -> str:
     return ",".join(f"{value:g}" for value in tensor.flatten()[:8].tolist())
 
 
-def _assumed_size(found: Structure) -> Assumption:
+def _assumed_size(found: Structure) -> Iterator[Assumption]:
+    """Return the assumed image size where the weights leave it open; LeNet pads smaller images to 32 pixels."""
     channels, height, width = found.input_shape
-    return Assumption("image size", f"{height}x{width}", f"--input {channels}x{height}x{width}")
+    if not found.side_is_fixed:
+        yield Assumption("image size", f"{height}x{width}", f"--input {channels}x{height}x{width}")
+    elif found.spec.name.startswith("lenet5") and height == lenet.PADDED_SIDE:
+        yield Assumption("image size", "32x32, not 28x28 padded", f"--input {channels}x28x28")
 
 
 def _unseen(found: Structure, dropped: bool) -> Iterable[Assumption]:

@@ -7,6 +7,7 @@ names and shapes it yields are those of an architecture.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +20,12 @@ WRAPPERS = (
 TRANSPARENT = ("_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Components that compilers and parallel trainers put anywhere into a name, and nobody else."""
 _PARTS = frozenset(WRAPPERS) - {"classifier"} | {"head", "cls_head"}
-_TRAINING_ONLY = ("criterion", "loss", "metric", "train_", "val_", "valid_", "test_")
+_TRAINING_ONLY = re.compile(
+    r"criterion|loss|loss_fn|losses|metrics?|(train|val|valid|test)_(acc|accuracy|loss|metrics?)(_.*)?"
+)
+"""First components of what a loss or a metric keeps."""
+AVERAGED = re.compile(r"(.*_)?(ema|avg|averaged?|swa|momentum|shadow|teacher|student)(_.*)?")
+"""What training code calls one of two copies of the same network."""
 _MOMENTS = ("mean", "std", "_mean", "_std", "pixel_mean", "pixel_std", "image_mean", "image_std")
 _LEAST_SHARE = 0.2
 """A part of the file is the network only if it holds this share of all names."""
@@ -43,7 +49,7 @@ class Beside:
     """What stands beside the network in a file."""
 
     copies: tuple[str, ...]
-    """Parts that are the same network once more, such as its moving average (`ema.*`)."""
+    """Parts of the same names once more, such as the network's moving average (`ema.*`), which may lack buffers."""
     moments: Mapping[str, str]
     """A normalisation of pixels inside the network: `mean` and `std` to their names in the file; empty if none."""
     training: tuple[str, ...]
@@ -80,7 +86,7 @@ def beside(view: View) -> Beside:
     else:
         moments = {}
     prefix = common_prefix([*view.names, *view.left_out])
-    training = tuple(name for name in rest if name.removeprefix(prefix).startswith(_TRAINING_ONLY))
+    training = tuple(name for name in rest if _TRAINING_ONLY.fullmatch(name.removeprefix(prefix).partition(".")[0]))
     return Beside(tuple(copies), moments, training, tuple(name for name in rest if name not in training))
 
 
@@ -178,7 +184,10 @@ def _left_out_parts(view: View) -> dict[str, list[str]]:
 
 
 def _is_copy(names: list[str], view: View) -> bool:
-    """Return whether a part left out has only names of the network, under a prefix of its own."""
-    prefix, own = common_prefix(view.names), common_prefix(names)
-    taken = {*view.names.values(), *(name.removeprefix(prefix) for name in view.names)}
-    return len(names) > 1 and own != "" and {name.removeprefix(own) for name in names} <= taken
+    """Return whether a part left out has the network's names, buffers aside, under a prefix of its own."""
+    own = common_prefix(names)
+    if len(names) < 2 or own == "":
+        return False
+    theirs, prefix = {name.removeprefix(own) for name in names}, common_prefix(view.names)
+    readings = (set(view.names.values()), {name.removeprefix(prefix) for name in view.names})
+    return any(theirs <= taken and all("running_" in name for name in taken - theirs) for taken in readings)

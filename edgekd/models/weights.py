@@ -84,6 +84,8 @@ def state_dict_of(obj: object) -> dict[str, Tensor]:
 
 def _entries(obj: object, path: str, seen: set[int]) -> list[_Entry]:
     """Return each set of weights, the preferred one first."""
+    while isinstance(obj, nn.DataParallel):  # which runs on GPUs alone; what it wraps runs anywhere
+        obj = obj.module
     if isinstance(obj, nn.Module):
         return [_Entry(path or ITSELF, dict(obj.state_dict()), obj)]
     if id(obj) in seen or path.count(".") > _DEPTH:

@@ -23,6 +23,7 @@ from edgekd.models import footprint, registry
 from edgekd.models.footprint import Footprint
 from edgekd.models.stems import Shape
 from edgekd.stopping import Stop
+from edgekd.text import first_line
 
 Measurer = Callable[[Sequence[Job], Settings, Callable[[Progress], None] | None], Comparison]
 """A way to measure jobs: `measure` here, or a device that is held."""
@@ -172,7 +173,7 @@ def _timed(
     except EdgekdError:
         raise
     except Exception as error:  # foreign networks may raise anything
-        raise UsageError(f"{one.name} cannot be exported: {type(error).__name__}: {error}") from error
+        raise UsageError(f"{one.name} cannot be exported: {type(error).__name__}: {first_line(error)}") from error
     comparison = measurer(
         [Job(one.name, file, "fp32", runtime, first_engine=True)],
         settings,

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from torch import nn
 
 from edgekd.errors import InputFileError
 from edgekd.models import registry
@@ -82,6 +83,50 @@ def test_losses_and_normalisations_beside_the_network_are_left_out_and_named(net
     flags = {a.what: (a.value, a.flag) for a in found.assumptions}
     assert flags["criterion.weight"][0] == "left out"
     assert flags["pixel normalisation inside the network"][1] == "--mean 0.5,0.25,0.125 --std 0.1,0.2,0.3"
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"loss.weight": torch.ones(20, 10)},  # metric learning: a last layer behind the embedding
+        {"metric_fc.weight": torch.ones(20, 10)},
+        {"features.mean": torch.ones(512), "features.std": torch.ones(512)},
+        {"head.bn1.weight": torch.ones(10), "head.fc.weight": torch.ones(5, 10), "head.fc.bias": torch.ones(5)},
+    ],
+)
+def test_half_a_network_is_no_teacher(plain, beside):
+    with pytest.raises(InputFileError, match="beside them stand others of unknown meaning"):
+        infer({**under("model.", plain), **beside})
+
+
+def test_an_ensemble_is_no_teacher(plain):
+    with pytest.raises(InputFileError, match=r"several networks of the same names \(model\.\*, net\.\*\)"):
+        infer({**under("model.", plain), **under("net.", plain, 1.0)})
+
+
+def test_moments_of_pixels_to_255_become_flags_for_pixels_to_1(plain):
+    moments = {"pixel_mean": torch.full((3, 1, 1), 127.5), "pixel_std": torch.full((3, 1, 1), 51.0)}
+    found = infer({**under("model.", plain), **moments})
+    flags = {a.what: a.flag for a in found.assumptions}
+    assert flags["pixel normalisation inside the network"] == "--mean 0.5,0.5,0.5 --std 0.2,0.2,0.2"
+
+
+def test_the_name_that_a_file_gives_itself_may_contradict_its_weights(plain):
+    with pytest.raises(InputFileError, match=r"the file says resnetblur18, .* --arch timm:resnetblur18"):
+        infer(plain, hint="resnetblur18")
+    assert infer(plain, hint="my-resnet").arch == infer(plain).arch
+    assert infer(plain, hint="resnetblur18", arch="resnet18").arch == infer(plain).arch
+
+
+def test_one_output_is_no_classifier_and_the_way_on_is_said(plain):
+    one = {**plain, "fc.weight": plain["fc.weight"][:1], "fc.bias": plain["fc.bias"][:1]}
+    with pytest.raises(InputFileError, match=r"one output where classes need two or more; make it two logits"):
+        infer(one)
+
+
+def test_a_network_wrapped_for_several_gpus_is_unwrapped(net):
+    assert weights_of(nn.DataParallel(net)).module is net
+    assert weights_of({"model": nn.DataParallel(net)}).module is net
 
 
 def test_a_network_beside_parts_of_unknown_meaning_is_refused_with_the_way_on(plain):

@@ -65,6 +65,33 @@ def test_one_of_two_copies_is_taken_the_raw_one_first(names, part):
     assert (beside.training, beside.unknown, dict(beside.moments)) == ((), (), {})
 
 
+def test_a_copy_may_lack_buffers_but_no_layer():
+    trained = [*PLAIN, "bn1.running_mean"]
+    for names, copies in (
+        ([*prefixed("model.", trained), *prefixed("ema.")], ("ema.*",)),
+        ([*prefixed("backbone.", trained), "head.fc.weight", "head.fc.bias"], ()),
+        ([*prefixed("model.", trained), "classifier.conv1.weight", "classifier.fc.weight"], ()),
+    ):
+        view = next(view for view in views.views(names) if list(view.names.values()) == trained)
+        assert views.beside(view).copies == copies
+
+
+@pytest.mark.parametrize(
+    "name", ["metric_fc.weight", "test_head.fc.weight", "val_fc.weight", "lossy.weight", "metrical"]
+)
+def test_what_only_begins_like_a_loss_or_a_metric_is_none(name):
+    view = reading([*prefixed("model."), name])
+    assert view is not None
+    assert views.beside(view).unknown == (name,)
+
+
+@pytest.mark.parametrize("name", ["criterion.weight", "loss_fn.pos_weight", "train_acc.total", "val_loss_mean.value"])
+def test_a_loss_or_a_metric_is_no_part_of_the_network(name):
+    view = reading([*prefixed("model."), name])
+    assert view is not None
+    assert views.beside(view).training == (name,)
+
+
 def test_what_stands_beside_the_network_is_told_apart():
     names = ["criterion.weight", "normalize.mean", "normalize.std", "queue", *prefixed("model."), *prefixed("ema.")]
     view = reading(names)
