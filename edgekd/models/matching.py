@@ -267,8 +267,11 @@ def _size(shapes: Shapes) -> int:
 
 
 def rename(theirs: Shapes, reference: Shapes) -> dict[str, str] | None:
-    """Pair tensors by order: module by module, each with the same roles of the same rank; None where that fails."""
+    """Pair modules of equal names, the rest by order, each with the same roles of the same rank; None if that fails."""
     left, right = _by_module(theirs), _by_module(reference)
+    for module in left.keys() & right.keys():
+        if left[module] == right[module]:
+            del left[module], right[module]
     if len(left) != len(right):
         return None
     mapping: dict[str, str] = {}

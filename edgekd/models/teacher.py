@@ -66,6 +66,8 @@ def infer(
     if chosen is None:
         raise findings.entangled or _nothing_fits(search.plain(weights), findings, requested)
     found, decided = _only_one(chosen, hint if requested is None else "")
+    if requested is not None and requested.name.startswith("wrn-") and found.spec.name != requested.name:
+        raise InputFileError(f"The weights are those of {found.spec}, not of {requested}.")
     if found.mapping and not accept_mapping:
         raise _mapping_needed(found)
     assumptions = [*decided, *_left_out(chosen, weights)]

@@ -124,6 +124,19 @@ def test_one_output_is_no_classifier_and_the_way_on_is_said(plain):
         infer(one)
 
 
+def test_one_renamed_module_needs_no_order(plain):
+    renamed = {("fc.1." + name[3:] if name.startswith("fc.") else name): plain[name] for name in sorted(plain)}
+    with pytest.raises(InputFileError, match=r"under other names: fc\.1 -> fc\. Use"):
+        infer(renamed)
+    assert infer(renamed, accept_mapping=True).arch == infer(plain).arch
+
+
+def test_a_requested_width_is_held_to():
+    weights = registry.build("wrn-10-2", input_shape=(3, 32, 32), classes=10, seed=0).state_dict()
+    with pytest.raises(InputFileError, match=r"are those of wrn-10-2, not of wrn-10-3"):
+        infer(weights, arch="wrn-10-3")
+
+
 def test_a_network_wrapped_for_several_gpus_is_unwrapped(net):
     assert weights_of(nn.DataParallel(net)).module is net
     assert weights_of({"model": nn.DataParallel(net)}).module is net
