@@ -129,8 +129,9 @@ def test_each_kind_of_student_is_distilled_and_exported(student: str, ingested: 
 
 
 @pytest.mark.parametrize("student", [name for name in registry.student_names() if name not in SMALLEST])
-def test_the_longer_and_wider_students_are_distilled(student: str, ingested: Any, tmp_path: Path) -> None:
-    distilled(student, (1, 16, 16), ingested, tmp_path, ("distill",))
+def test_the_longer_and_wider_students_are_distilled_and_exported(student: str, ingested: Any, tmp_path: Path) -> None:
+    run = distilled(student, (1, 16, 16), ingested, tmp_path, ("distill", "select"))
+    check_export(run, tmp_path / "student.onnx")
 
 
 @pytest.mark.slow

@@ -101,7 +101,7 @@ class Code:
         """Compare weights with the code; classes and channels come from its own last and first layers."""
         theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
         side, fixed = _image_side(self.spec, theirs)
-        reference = self._shapes((3, side, side), MARKER_CLASSES)
+        reference = self._shapes(input_shape or (3, side, side), MARKER_CLASSES)
         prefix = common_prefix(reference)
         bare = {name.removeprefix(prefix): shape for name, shape in reference.items()}
         mapping = {} if set(bare) == set(theirs) else rename(theirs, bare)
