@@ -7,26 +7,19 @@ plain values; anything else is refused with the list of what it would have run. 
 
 from __future__ import annotations
 
-import argparse
-import io
 import pickle
-import pickletools
-import re
 import warnings
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import nullcontext
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, Any
+from pathlib import Path
 
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from edgekd import imports
+from edgekd import imports, pickles
 from edgekd.errors import InputFileError
 from edgekd.text import first_line, listed
 
@@ -36,8 +29,6 @@ EXPANSION_SLACK_BYTES = 16 * 2**20
 HEADER_LIMIT_BYTES = 32 * 2**20
 """The longest header accepted of a .safetensors file."""
 _ZIP = b"PK\x03\x04"
-_PICKLE_LIMIT_BYTES = 64 * 2**20
-"""How much of a legacy file is searched for what it would run; its pickles stand before the tensors."""
 
 _MAGIC = {
     b"\x89PNG": "a PNG image",
@@ -62,18 +53,6 @@ _MAGIC = {
     b"<": "an HTML or XML page (a failed download?)",
     b"{": "a JSON text",
 }
-
-_NUMBER = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248]|c(?:8|16))")
-"""NumPy's codes of truth values, integers and floating point numbers."""
-
-_ORDINARY = {
-    "collections.OrderedDict", "collections.Counter", "_codecs.encode",
-    "torch.Size", "torch.device", "torch.dtype", "torch.Tensor", "torch.nn.parameter.Parameter",
-    "torch.storage.UntypedStorage", "torch.storage.TypedStorage",
-    "builtins.set", "builtins.bytearray", "builtins.complex", "argparse.Namespace",
-    "numpy.dtype", "numpy.ndarray", "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar", "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
-}  # fmt: skip
 
 
 def read_checkpoint(path: Path, *, trust_pickle: bool | None = False) -> object:
@@ -220,7 +199,7 @@ def _check_zip(path: Path, size: int) -> int:
 def _read_pickle(path: Path, *, trust_pickle: bool | None) -> object:
     here = imports.from_here() if trust_pickle else nullcontext()  # where the code it was written with may lie
     try:
-        with here, torch.serialization.safe_globals(_plain_value_classes()), path.open("rb") as stream:
+        with here, torch.serialization.safe_globals(pickles.stand_ins()), path.open("rb") as stream:
             # The open file: given a path, torch would let the suffix decide what is in it.
             return torch.load(stream, map_location="cpu", weights_only=not trust_pickle)
     except Exception as error:  # a damaged or hostile pickle may raise anything
@@ -229,8 +208,7 @@ def _read_pickle(path: Path, *, trust_pickle: bool | None) -> object:
                 f"{path} cannot be unpickled: {type(error).__name__}: {first_line(error)}. "
                 "The code it was written with must be importable here."
             ) from error
-        named = _globals_named(path)
-        foreign = sorted((name for name in named if not _is_ordinary(name)), key=_suspicious_first)
+        foreign = pickles.code_named(path, zipped=_open_head(path)[0].startswith(_ZIP))
         if foreign:
             trust = "" if trust_pickle is None else ", or load it with --trust-pickle if you trust its author"
             raise InputFileError(
@@ -245,134 +223,6 @@ def _read_pickle(path: Path, *, trust_pickle: bool | None) -> object:
         raise InputFileError(
             f"{path} is a truncated or damaged checkpoint: {first_line(error)}. Copy or download it again."
         ) from error
-
-
-def _plain_value_classes() -> list[Any]:
-    """Return what training scripts leave beside weights and what holds values only: NumPy values, paths, arguments.
-
-    NumPy's own callables must not be among them: `np.ndarray` with a buffer and an object dtype takes bytes for
-    pointers. What stands in for them here makes scalars of numbers and forgets arrays.
-    """
-    numpy = {"scalar": _numpy_scalar, "_reconstruct": _ForgottenArray}
-    aliases = [(made, f"numpy.{core}.multiarray.{name}") for name, made in numpy.items() for core in ("core", "_core")]
-    aliases += [(_NumpyType, "numpy.dtype"), (_ForgottenArray, "numpy.ndarray")]
-    paths = [
-        (kind, f"{module}.{name}")
-        for module in ("pathlib", "pathlib._local")
-        for kind, name in (
-            (PurePosixPath, "PosixPath"),
-            (PurePosixPath, "PurePosixPath"),
-            (PureWindowsPath, "WindowsPath"),
-            (PureWindowsPath, "PureWindowsPath"),
-        )
-    ]
-    return [argparse.Namespace, *aliases, *paths]
-
-
-class _NumpyType:
-    """Stands for `numpy.dtype` in a pickle: a code such as `f8`, and the byte order that follows as state."""
-
-    def __init__(self, code: object, *_flags: object) -> None:
-        self.code = str(code)
-
-    def __setstate__(self, state: tuple[object, ...]) -> None:
-        self.code = str(state[1]) + self.code if state[1] in ("<", ">") else self.code
-
-
-class _ForgottenArray:
-    """Stands for an array of a pickle: no weights, so nothing is kept."""
-
-    def __init__(self, *_arguments: object) -> None:
-        pass
-
-    def __setstate__(self, _state: object) -> None:
-        pass
-
-
-def _numpy_scalar(kind: _NumpyType, data: object = b"") -> object:
-    """Return the number that a pickle holds as bytes; None for text and anything else."""
-    if not _NUMBER.fullmatch(kind.code):
-        return None
-    raw = data if isinstance(data, bytes) else str(data).encode("latin1")
-    (value,) = np.frombuffer(raw, np.dtype(kind.code))
-    return value
-
-
-def _is_ordinary(name: str) -> bool:
-    return (
-        name in _ORDINARY
-        or name.startswith(("torch._utils._rebuild", "pathlib."))
-        or (name.startswith("torch.") and name.endswith("Storage"))
-    )
-
-
-def _suspicious_first(name: str) -> tuple[bool, str]:
-    """Sort layers of torch behind everything else: a list that is cut must not hide what matters."""
-    return name.startswith("torch.nn."), name
-
-
-def _globals_named(path: Path) -> set[str]:
-    """Return each `module.name` that the pickle in a checkpoint names before it breaks off, by disassembly."""
-    found: set[str] = set()
-    try:
-        if _open_head(path)[0].startswith(_ZIP):  # as torch.load decides; `is_zipfile` looks at the end
-            with zipfile.ZipFile(path) as archive:
-                (member,) = (name for name in archive.namelist() if name.partition("/")[2] == "data.pkl")
-                _add_globals(io.BytesIO(archive.read(member)), found)
-        else:
-            with path.open("rb") as stream:
-                data = io.BytesIO(stream.read(_PICKLE_LIMIT_BYTES))
-            # A legacy file: five pickles (magic, version, system, object, storage keys), raw storages.
-            for _ in range(5):
-                _add_globals(data, found)
-    except (ValueError, LookupError, OSError, EOFError, OverflowError, RuntimeError, zipfile.BadZipFile, zlib.error):
-        return found  # RuntimeError: a member that is encrypted or packed in a way Python does not know
-    return found
-
-
-def _add_globals(stream: IO[bytes], found: set[str]) -> None:
-    """Add what GLOBAL, INST and STACK_GLOBAL name, following the unpickler's stack and memo for the latter."""
-    stack: list[object] = []
-    memo: dict[int, object] = {}
-    for opcode, argument, _ in pickletools.genops(stream):
-        name, top = opcode.name, stack[-1] if stack else None
-        taken = _take(stack, opcode)
-        if name in ("GLOBAL", "INST"):
-            found.add(_modern(str(argument).replace(" ", ".")))
-        elif name == "STACK_GLOBAL":
-            known = all(isinstance(part, str) and part for part in taken)
-            found.add(_modern(".".join(map(str, taken))) if known else "code that cannot be named")
-        elif name == "MEMOIZE":
-            memo[len(memo)] = top
-        elif name.endswith("PUT"):
-            memo[int(str(argument))] = top
-        if name.endswith("GET"):
-            stack.append(memo.get(int(str(argument))))
-        elif "UNICODE" in name:
-            stack.append(argument)
-        elif name in ("DUP", "MEMOIZE"):
-            stack += [top] * len(opcode.stack_after)
-        else:
-            stack += [kind if kind is pickletools.markobject else None for kind in opcode.stack_after]
-
-
-def _take(stack: list[object], opcode: pickletools.OpcodeInfo) -> list[object]:
-    """Take from the unpickler's stack what an opcode takes; return what lay below its mark, or all of it."""
-    before = list(opcode.stack_before)
-    if pickletools.stackslice in before:
-        while stack and stack.pop() is not pickletools.markobject:
-            pass
-        before = before[: before.index(pickletools.markobject)]
-    place = max(0, len(stack) - len(before))
-    taken = stack[place:]
-    del stack[place:]
-    return taken
-
-
-def _modern(name: str) -> str:
-    """Return a name of Python 2, as old protocols spell it, as it is called now."""
-    module, _, rest = name.partition(".")
-    return f"{ {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}.get(module, module) }.{rest}"
 
 
 def _check_storages(path: Path, loaded: object, limit: int) -> None:

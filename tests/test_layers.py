@@ -21,6 +21,7 @@ BASE = {
     "rundir",
     "checkpoint",
     "foreign",
+    "pickles",
     "imports",
     "realdata",
     "stopping",
