@@ -27,6 +27,8 @@ from edgekd.synthesis.teacher import Teacher
 
 _PERIODS = 1000
 """Length of the imagined run whose last period is timed."""
+_LONGEST_S = 60.0
+"""No further round is timed after so many seconds: where one takes minutes, the first says enough."""
 
 
 @dataclass(frozen=True)
@@ -100,16 +102,17 @@ def measure(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: int = 1
         state = distill.build(recipe, teacher, description, device)
         state.replay.assume_ready()
         exploring = _exploring(context)
-        _period(state, exploring)  # the VAE rehearses from its second update on; the first call of each kernel is slow
+        # The first call of each kernel is slow, and the VAE rehearses from its second update on.
+        _period(state, exploring, stop)
         parts = {name: _scaled(flops, share) for name, flops in _flops(state, exploring).items()}
         seconds = share * _seconds_per_step(_period, state, exploring, stop, least_steps)
         if share < 1:
-            parts["consolidation"] = _scaled(_consolidation_flops(state, context), 1 - share)
+            parts["consolidation"] = _scaled(_consolidation_flops(state, context, stop), 1 - share)
             seconds += (1 - share) * _seconds_per_step(_consolidation, state, context, stop, least_steps)
     except torch.OutOfMemoryError as error:
         raise MachineError(
             f"{device} has too little memory for batches of {recipe.method.student.batch_size}; "
-            f"{_largest_batch(context, description, device)}"
+            f"{_largest_batch(context, description, device, stop)}"
         ) from error
     kinds = {"bf16" if p.bf16 else "fp32" for p in (teacher.precision, state.student_precision)}
     total: Counter[torch.dtype] = sum(parts.values(), Counter())
@@ -142,39 +145,42 @@ def _late(context: distill.Context, offset: int = 0) -> int:
     return context.steps - context.recipe.method.generator.period + offset
 
 
-def _period(state: State, context: distill.Context) -> int:
+def _period(state: State, context: distill.Context, stop: Stop) -> int:
     """Make the updates of one generator period; return the number of steps."""
     period = context.recipe.method.generator.period
     state.step = _late(context)
     distill.generator_step(state, context)
     for offset in range(period):
+        stop.raise_if_requested("planning")
         state.step = _late(context, offset)
         distill.student_step(state, context)
     return period
 
 
-def _consolidation(state: State, context: distill.Context) -> int:
+def _consolidation(state: State, context: distill.Context, stop: Stop) -> int:
     """Make one of the last steps, in which the student alone learns; return 1."""
+    stop.raise_if_requested("planning")
     state.step = context.steps - 1
     distill.student_step(state, context)
     return 1
 
 
 def _seconds_per_step(
-    work: Callable[[State, distill.Context], int],
+    work: Callable[[State, distill.Context, Stop], int],
     state: State,
     context: distill.Context,
     stop: Stop,
     least_steps: int,
 ) -> float:
-    """Return the median over three rounds of `work` at least; a median, since other work only ever slows."""
-    work(state, context)
+    """Return the median over three rounds of `work`, or more if they are short, fewer if they take minutes.
+
+    A median, since other work only ever slows. `work` or what it consists of has run before.
+    """
     rounds: list[float] = []
     steps, total = 0, 0.0
-    while len(rounds) < 3 or steps < least_steps or total < 1.0:
-        stop.raise_if_requested("planning")
+    while not rounds or (total < _LONGEST_S and (len(rounds) < 3 or steps < least_steps or total < 1.0)):
         start = time.perf_counter()
-        done = work(state, context)
+        done = work(state, context, stop)
         if context.draws.device.type == "cuda":
             torch.cuda.synchronize(context.draws.device)
         seconds = time.perf_counter() - start
@@ -183,9 +189,9 @@ def _seconds_per_step(
     return statistics.median(rounds)
 
 
-def _consolidation_flops(state: State, context: distill.Context) -> Counter[torch.dtype]:
+def _consolidation_flops(state: State, context: distill.Context, stop: Stop) -> Counter[torch.dtype]:
     with FlopsByDtype() as student:
-        _consolidation(state, context)
+        _consolidation(state, context, stop)
     return Counter(student.flops)
 
 
@@ -219,13 +225,15 @@ def _scaled(flops: Counter[torch.dtype], share: float) -> Counter[torch.dtype]:
     return Counter({dtype: math.ceil(count * share) for dtype, count in flops.items()})
 
 
-def _largest_batch(context: distill.Context, description: artefacts.Description, device: torch.device) -> str:
+def _largest_batch(
+    context: distill.Context, description: artefacts.Description, device: torch.device, stop: Stop
+) -> str:
     """Halve the batch until one period fits and say so."""
     recipe, teacher = context.recipe, context.teacher
     size = recipe.method.student.batch_size // 2
     while size >= 8:
         torch.cuda.empty_cache()
-        if _fits(recipe, size, teacher, description, device):
+        if _fits(recipe, size, teacher, description, device, stop):
             novel = min(size, recipe.method.vae.novel)
             return f"a batch of {size} fits: --set method.student.batch_size={size} --set method.vae.novel={novel}."
         size //= 2
@@ -233,7 +241,7 @@ def _largest_batch(context: distill.Context, description: artefacts.Description,
 
 
 def _fits(
-    recipe: Recipe, size: int, teacher: Teacher, description: artefacts.Description, device: torch.device
+    recipe: Recipe, size: int, teacher: Teacher, description: artefacts.Description, device: torch.device, stop: Stop
 ) -> bool:
     student = recipe.method.student.model_copy(update={"batch_size": size})
     vae = recipe.method.vae.model_copy(update={"novel": min(size, recipe.method.vae.novel)})
@@ -243,7 +251,7 @@ def _fits(
         state = distill.build(smaller, teacher, description, device)
         state.replay.assume_ready()
         draws = Draws(recipe.seed, "plan", device)
-        _period(state, _exploring(distill.Context(smaller, 1000, teacher, description, draws)))
+        _period(state, _exploring(distill.Context(smaller, 1000, teacher, description, draws)), stop)
     except torch.OutOfMemoryError:
         return False
     return True
