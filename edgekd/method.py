@@ -46,8 +46,8 @@ class GeneratorTable(Table):
     """Generator updates, without adversary, before the first student step."""
     reinit_period: int = Field(0, ge=0)
     """Re-initialise generator and its optimiser every so many generator updates; 0 never."""
-    reinit_until: float = Field(1.0, ge=0, le=1)
-    """Fraction of the steps after which no re-initialisation happens."""
+    reinit_until: float = Field(0.8, ge=0, le=1)
+    """Fraction of the exploration after which no scheduled re-initialisation happens."""
     one_hot: float = Field(1.0, ge=0)
     """Weight of the cross entropy between T(x) and its own answer (DAFL)."""
     balance: float = Field(5.0, ge=0)
@@ -89,6 +89,10 @@ class UpdateTable(Table):
     """Distance of logits: mean absolute difference, or KL at a temperature."""
     temperature: float = Field(4.0, gt=0)
     """Temperature of kl."""
+    flip: bool = False
+    """Mirror half of the images, novel and replayed, left to right before teacher and student see them."""
+    shift: int = Field(0, ge=0)
+    """Move these images by up to so many pixels in both directions, likewise."""
     revive: float = Field(0.0, ge=0)
     """Weight of the pull on ReLU channels that answer 0 to the whole batch; 0 leaves them dead."""
     ema_decay: float = Field(0.998, ge=0, lt=1)
@@ -177,8 +181,8 @@ class HealthTable(Table):
     """Generator updates over which health is averaged."""
     grace: int = Field(100, ge=0)
     """Generator updates after a (re-)initialisation that are not judged."""
-    min_coverage: float = Field(0.3, ge=0, le=1)
-    """Smallest share of classes (exponential of the mean prediction's entropy over their number)."""
+    min_coverage: float = Field(0.2, ge=0, le=1)
+    """Smallest coverage of classes: 0 when all images are of one class, 1 when classes are even."""
     min_diversity: float = Field(0.02, ge=0)
     """Smallest standard deviation between images, relative to that within a batch."""
     max_reinits: int = Field(3, ge=0)
@@ -214,7 +218,19 @@ class MethodTable(Table):
             raise ValueError("vae.updates cannot exceed generator.period: at most one VAE update a step")
         if self.vae.novel > self.student.batch_size:
             raise ValueError("vae.novel cannot exceed student.batch_size: it learns from the novel batch")
+        self._check_replay()
         return self
+
+    def _check_replay(self) -> None:
+        """Raise ValueError where the source of replay cannot work."""
+        replay, vae = self.replay, self.vae
+        if replay.source == "bank" and replay.bank_size < replay.batch_size:
+            raise ValueError("replay.bank_size must hold at least one replay.batch_size")
+        if replay.source == "vae" and replay.batch_size and not vae.updates:
+            raise ValueError('vae.updates = 0 would replay an untrained decoder; set replay.source = "none"')
+        tuned = vae.sampling == "tuned" and replay.source == "vae"
+        if tuned and 1 in (replay.batch_size, vae.rehearsed):
+            raise ValueError("tuned codes have moments over the batch: replay.batch_size and vae.rehearsed cannot be 1")
 
     def steps_for(self, pixels: int, classes: int) -> int:
         """Return the number of steps for an input of `pixels` = height x width and so many classes."""

@@ -37,16 +37,26 @@ def test_every_key_has_a_sentence_of_reference(table: type[method.Table]) -> Non
         {"generator": {"adversary_ramp": (0.1, 1.2)}},
         {"generator": {"period": 1}, "vae": {"updates": 2}},
         {"student": {"batch_size": 16}, "vae": {"novel": 17}},
+        {"replay": {"source": "bank", "bank_size": 31, "batch_size": 32}},
+        {"replay": {"source": "vae"}, "vae": {"updates": 0, "gate": 0.0}},
+        {"replay": {"batch_size": 1}, "vae": {"sampling": "tuned"}},
+        {"vae": {"rehearsed": 1, "sampling": "tuned"}},
     ],
 )
 def test_keys_that_contradict_one_another_are_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match=r"must be two fractions|cannot exceed"):
+    with pytest.raises(
+        ValidationError, match=r"must be two fractions|cannot exceed|must hold|untrained decoder|cannot be 1"
+    ):
         MethodTable.model_validate(values)
 
 
 def test_the_limits_of_those_rules_are_allowed() -> None:
     MethodTable.model_validate({"generator": {"adversary_ramp": (0.25, 0.25), "period": 2}, "vae": {"updates": 2}})
     MethodTable.model_validate({"student": {"batch_size": 16}, "vae": {"novel": 16}})
+    MethodTable.model_validate({"replay": {"source": "bank", "bank_size": 32, "batch_size": 32}})
+    MethodTable.model_validate({"replay": {"source": "none"}, "vae": {"updates": 0}})
+    MethodTable.model_validate({"replay": {"batch_size": 0}, "vae": {"updates": 0, "rehearsed": 0}})
+    MethodTable.model_validate({"replay": {"batch_size": 2}, "vae": {"sampling": "tuned", "rehearsed": 2}})
 
 
 def test_unknown_keys_are_refused_and_values_are_frozen() -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from edgekd import console, machine
+from edgekd.errors import MachineError
 from edgekd.recipe import Recipe
 from edgekd.rng import Draws, forked_global
 from edgekd.rundir import RunDir, failpoint
@@ -27,6 +28,7 @@ from edgekd.stages import artefacts
 from edgekd.stages.logbook import Accuracy, Logbook
 from edgekd.stopping import Stop
 from edgekd.synthesis import health, losses, replay, revival, schedules
+from edgekd.synthesis.augmentation import augment
 from edgekd.synthesis.generator import Generator
 from edgekd.synthesis.revival import ReluInputs
 from edgekd.synthesis.state import State, average_into, generator_optimizer, student_optimizer
@@ -68,10 +70,10 @@ def run(
             f"needs at least {2 * description.classes} (method.student.batch_size)"
         )
     if method.generator.batchnorm and not description.batchnorm:
-        console.warn(
-            "the teacher has no BatchNorm: no statistics of its training images guide the generator, whose images keep "
-            "mean 0 and variance 1 a channel"
+        held = (
+            "" if method.generator.image_moments == "learned" else ", whose images keep mean 0 and variance 1 a channel"
         )
+        console.warn(f"the teacher has no BatchNorm: no statistics of its training images guide the generator{held}")
     context = Context(recipe, steps, teacher, description, Draws(recipe.seed, "distill", device))
     state = build(recipe, teacher, description, device, artefacts.initial_weights(run_dir, recipe))
     book = Logbook(
@@ -84,6 +86,24 @@ def run(
         accuracy=accuracy,
     )
     book.restore(state)
+    try:
+        learn(state, context, book, stop)
+    except torch.OutOfMemoryError as error:
+        raise MachineError(
+            f"{device} ran out of memory at step {state.step} of {steps}; close what else uses it and give the same "
+            "command again, which continues from the newest checkpoint. `distill --dry-run` names a batch that fits."
+        ) from error
+    if not state.replay.ready and method.replay.batch_size and method.replay.source != "none":
+        reason = "the bank holds less than one batch (method.replay.bank_period)"
+        if method.replay.source == "vae":
+            reason = "too few reconstructions of the VAE kept the teacher's answer (method.vae.gate)"
+        console.warn(f"nothing was replayed: {reason}; train longer")
+    book.publish(state, notes(state, recipe), recipe_slice=method.model_dump(mode="json"), inputs=inputs)
+
+
+def learn(state: State, context: Context, book: Logbook, stop: Stop) -> None:
+    """Go through the steps that are left, at the beginning through the generator's warm-up."""
+    method, steps = context.recipe.method, context.steps
     if state.step == 0:
         book.accuracy(state)
         for update in range(method.generator.warmup):
@@ -107,12 +127,6 @@ def run(
             book.accuracy(state)
             book.checkpoint(state)
             failpoint("distill.step")
-    if not state.replay.ready and method.replay.batch_size and method.replay.source != "none":
-        console.warn(
-            "nothing was replayed: too few reconstructions of the VAE kept the teacher's answer "
-            "(method.vae.gate); train longer"
-        )
-    book.publish(state, notes(state, recipe), recipe_slice=method.model_dump(mode="json"), inputs=inputs)
 
 
 def build(
@@ -203,19 +217,21 @@ def student_step(state: State, context: Context) -> dict[str, Tensor]:
     """Update S towards T on novel images G(z) and replayed ones, in one batch; then let the replay learn."""
     method, step = context.recipe.method, state.step
     table = method.student
+    novel = table.batch_size
     with torch.no_grad(), state.generator_precision():
         state.generator.train()
-        novel = state.generator(context.draws.normal(step, "novel", table.batch_size, method.generator.latent))
-    x = novel
+        x = state.generator(context.draws.normal(step, "novel", novel, method.generator.latent))
     if state.replay.ready and method.replay.batch_size and step >= method.replay.start * context.steps:
-        x = torch.cat([novel, state.replay.sample(step, method.replay.batch_size, context.draws)])
-    target = context.teacher.logits(x)
+        x = torch.cat([x, state.replay.sample(step, method.replay.batch_size, context.draws)])
+    x = augment(x, table, step, context.draws)
+    with torch.no_grad():
+        seen = context.teacher.observe(x)
 
     state.student.train()
     with state.student_precision(), revival.watched(state.relu_inputs) as highest:
         answers = state.student(x).float()
     lesson = schedules.lesson(method, step, context.steps)
-    loss = losses.distance(answers, target, lesson.loss, lesson.temperature)
+    loss = losses.distance(answers, seen.logits, lesson.loss, lesson.temperature)
     state.student_optimizer.zero_grad()
     (loss + table.revive * revival.pull(highest) if highest else loss).backward()
     for group in state.student_optimizer.param_groups:
@@ -223,29 +239,33 @@ def student_step(state: State, context: Context) -> dict[str, Tensor]:
     state.student_optimizer.step()
     average_into(state.student_ema, state.student, schedules.ema_decay(table.ema_decay, step))
 
-    agree = (answers.argmax(1) == target.argmax(1)).float()
-    logged = {"student": loss.detach(), "agreement_novel": agree[: len(novel)].mean()}
+    agree = (answers.argmax(1) == seen.logits.argmax(1)).float()
+    logged = {"student": loss.detach(), "agreement_novel": agree[:novel].mean()}
     if highest:
         logged["dead_relus"] = revival.dead_share(highest)
-    if len(x) > len(novel):
-        logged["agreement_replay"] = agree[len(novel) :].mean()
+    if len(x) > novel:
+        logged["agreement_replay"] = agree[novel:].mean()
     due = step % method.generator.period < method.vae.updates or method.replay.source != "vae"
     if due and context.explores(step):
-        learned = state.replay.learn(step, novel, target[: len(novel)], context.draws)
+        learned = state.replay.learn(step, x[:novel], seen.first(novel), context.draws)
         logged |= {f"replay_{name}": value.detach() for name, value in learned.items()}
     return logged
 
 
 def care_for_generator(state: State, context: Context, book: Logbook) -> None:
-    """Re-initialise the generator when the schedule says so or it has collapsed; stop when that did not help."""
+    """Re-initialise the generator when the schedule says so or it has collapsed; stop when that cannot help."""
     table, health_table = context.recipe.method.generator, context.recipe.method.health
     due = table.reinit_period > 0 and state.updates_since_init >= table.reinit_period
-    scheduled = due and state.step < table.reinit_until * context.steps
+    scheduled = due and state.step < table.reinit_until * context.exploration_steps
     judged = state.updates_since_init >= health_table.grace
     sick = health.collapse(state.health, health_table) if judged else None
     if sick:
         if state.rescues >= health_table.max_reinits:
-            raise book.collapsed(state, sick)
+            raise book.collapsed(state, f"{sick}, also after {state.rescues} re-initialisations")
+        updates_left = (context.exploration_steps - state.step) // table.period
+        if updates_left < health_table.grace and context.exploration_steps < context.steps:
+            # Consolidation would teach what a generator shows that has hardly begun.
+            raise book.collapsed(state, f"{sick}, too late for another to learn before consolidation")
         state.rescues += 1
         console.warn(f"step {state.step}: {sick}; re-initialising it.")
     if sick or scheduled:

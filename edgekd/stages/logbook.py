@@ -144,9 +144,9 @@ class Logbook:
         Record("distill", 1, self.key, recipe_slice, inputs, outputs, notes=notes).write(folder)
 
     def collapsed(self, state: State, what: str) -> GateError:
-        """Return the error of a generator that collapses again and again."""
+        """Return the error of a generator that cannot be rescued."""
         return GateError(
-            f"distillation stopped at step {state.step}: {what}, also after {state.rescues} re-initialisations. "
+            f"distillation stopped at step {state.step}: {what}. "
             f"{self._last_good()} Lower method.generator.lr or raise method.generator.balance."
         )
 

@@ -18,7 +18,7 @@ from edgekd.machine import Precision
 from edgekd.method import ReplayTable, VaeTable
 from edgekd.rng import Draws
 from edgekd.synthesis import losses
-from edgekd.synthesis.teacher import Teacher
+from edgekd.synthesis.teacher import Observation, Teacher
 from edgekd.synthesis.vae import VAE
 
 GATE_DECAY = 0.95
@@ -38,8 +38,8 @@ class Replay:
         """Return `count` replayed images without a graph."""
         raise NotImplementedError
 
-    def learn(self, step: int, novel: Tensor, novel_logits: Tensor, draws: Draws) -> dict[str, Tensor]:
-        """Take in the novel images of this step; return the losses of doing so."""
+    def learn(self, step: int, novel: Tensor, seen: Observation, draws: Draws) -> dict[str, Tensor]:
+        """Take in the novel images of this step and what the teacher saw in them; return the losses of doing so."""
         return {}
 
     def size_bytes(self) -> int:
@@ -76,7 +76,7 @@ class BankReplay(Replay):
         filled = min(self.stored, len(self.images))
         return self.images[draws.integers(step, "bank", filled, count)]
 
-    def learn(self, step: int, novel: Tensor, novel_logits: Tensor, draws: Draws) -> dict[str, Tensor]:
+    def learn(self, step: int, novel: Tensor, seen: Observation, draws: Draws) -> dict[str, Tensor]:
         """Store the first images of the batch when a deposit is due."""
         if step % self.table.bank_period == 0:
             count = min(self.table.batch_size, len(novel))
@@ -178,36 +178,36 @@ class VaeReplay(Replay):
         assert z.grad is not None
         return (z - self.table.tuning_lr * z.grad / (z.grad.abs() + 1e-8)).detach()
 
-    def learn(self, step: int, novel: Tensor, novel_logits: Tensor, draws: Draws) -> dict[str, Tensor]:
+    def learn(self, step: int, novel: Tensor, seen: Observation, draws: Draws) -> dict[str, Tensor]:
         """Make one update on novel images and rehearsed ones."""
         self.vae.train()
         self.optimizer.zero_grad()
-        images, logits = novel[: self.table.novel], novel_logits[: self.table.novel]
+        images, known = novel[: self.table.novel], [seen.first(self.table.novel)]
         if self.table.rehearsed and self.updates:
             noise = draws.normal(step, "rehearse", self.table.rehearsed, self.vae.latent)
             rehearsed = self.decode(self._codes(noise, leak=self.table.decoder_leak))
             images = torch.cat([images, rehearsed])
-            logits = torch.cat([logits, self.teacher.logits(rehearsed)])
+            with torch.no_grad():
+                known.append(self.teacher.observe(rehearsed))
+        logits = torch.cat([part.logits for part in known])
         with self.precision():
             noise = draws.normal(step, "reparametrise", len(images), self.vae.latent)
             code, mean, log_variance = self.vae.encode(images, noise)
             reconstruction = self.vae.decoder(code)
-        seen = self.teacher.observe(reconstruction)
+        found = self.teacher.observe(reconstruction)
         parts = {
             "pixel": F.l1_loss(reconstruction, images),
-            "response": F.l1_loss(seen.logits, logits),
+            "response": F.l1_loss(found.logits, logits),
             "kl": losses.kl_to_standard_normal(mean, log_variance),
         }
         if self.table.feature:
-            with torch.no_grad():
-                features = self.teacher.observe(images).features
-            parts["feature"] = F.l1_loss(seen.features, features)
+            parts["feature"] = F.l1_loss(found.features, torch.cat([part.features for part in known]))
         total = torch.stack([getattr(self.table, name) * value for name, value in parts.items()]).sum()
         total.backward()
         self.optimizer.step()
         self.vae.remember_codes(mean.detach(), log_variance.detach())
         self.updates += 1
-        self._judge(seen.logits.detach(), logits)
+        self._judge(found.logits.detach(), logits)
         return parts
 
     def _judge(self, reconstructed: Tensor, original: Tensor) -> None:

@@ -41,7 +41,7 @@ def learning_rate(table: UpdateTable, step: int, steps: int) -> float:
 
 def generator_learning_rate(table: GeneratorTable, step: int, steps: int) -> float:
     """Return the generator's learning rate: constant or half a cosine to zero."""
-    return _decayed(table.lr, table.schedule, step / steps)
+    return _decayed(table.lr, table.schedule, step / max(1, steps))
 
 
 def _decayed(lr: float, schedule: str, progress: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,10 @@ class Observation:
     """(N, F), input of the layer that makes the logits."""
     batchnorm: Tensor
     """Distance of batch statistics to BatchNorm statistics; 0 without BatchNorm."""
+
+    def first(self, count: int) -> Observation:
+        """Return what was seen of the first images of the batch."""
+        return replace(self, logits=self.logits[:count], features=self.features[:count])
 
 
 class Teacher:
@@ -64,7 +68,7 @@ class Teacher:
         return self._logits(x)
 
     def observe(self, x: Tensor, *, batchnorm: bool = False) -> Observation:
-        """Return logits, features and, when asked for, the BatchNorm distance, with gradients to `x`."""
+        """Return logits, features and, when asked for, the BatchNorm distance, differentiable where grad is on."""
         self._distances = []
         self._watch_batchnorm = batchnorm
         try:

@@ -20,7 +20,7 @@ from edgekd.rng import Draws
 from edgekd.synthesis import losses
 from edgekd.synthesis.generator import Generator
 from edgekd.synthesis.replay import GATE_DECAY, BankReplay, EmaGeneratorReplay, Replay, VaeReplay
-from edgekd.synthesis.teacher import Teacher
+from edgekd.synthesis.teacher import Observation, Teacher
 from edgekd.synthesis.vae import VAE
 
 CPU = torch.device("cpu")
@@ -37,6 +37,10 @@ def bank(**values: Any) -> BankReplay:
     return BankReplay(
         ReplayTable(source="bank", **{"batch_size": 4, "bank_size": 6, "bank_period": 2, **values}), SHAPE, CPU
     )
+
+
+UNSEEN = Observation(torch.zeros(0), torch.zeros(0), torch.zeros(()))
+"""What the teacher saw, where nobody asks."""
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +60,7 @@ def test_no_replay_is_never_ready_and_costs_nothing() -> None:
     replay = Replay()
     replay.assume_ready()
     assert not replay.ready
-    assert replay.learn(0, draw(4, *SHAPE), draw(4, 4), DRAWS) == {}
+    assert replay.learn(0, draw(4, *SHAPE), UNSEEN, DRAWS) == {}
     assert replay.size_bytes() == 0
     assert replay.state_dict() == {}
     with pytest.raises(NotImplementedError):
@@ -66,20 +70,20 @@ def test_no_replay_is_never_ready_and_costs_nothing() -> None:
 def test_a_bank_deposits_when_due_and_overwrites_the_oldest() -> None:
     replay = bank()
     first, second = draw(8, *SHAPE, seed=1), draw(8, *SHAPE, seed=2)
-    replay.learn(1, first, first, DRAWS)
+    replay.learn(1, first, UNSEEN, DRAWS)
     assert not replay.ready, "nothing is due at step 1"
-    replay.learn(2, first, first, DRAWS)
+    replay.learn(2, first, UNSEEN, DRAWS)
     assert replay.ready
     assert torch.equal(replay.images[:4], first[:4])
     assert not replay.images[4:].any()
-    replay.learn(4, second, second, DRAWS)
+    replay.learn(4, second, UNSEEN, DRAWS)
     assert torch.equal(replay.images, torch.cat([second[2:4], first[2:4], second[:2]]))
 
 
 def test_a_bank_draws_only_what_it_holds() -> None:
     replay = bank(bank_size=50, bank_period=1)
     images = draw(4, *SHAPE)
-    replay.learn(0, images, images, DRAWS)
+    replay.learn(0, images, UNSEEN, DRAWS)
     sampled = replay.sample(3, 100, DRAWS)
     assert torch.equal(sampled, images[DRAWS.integers(3, "bank", 4, 100)])
     assert len({tuple(image.flatten().tolist()) for image in sampled}) == 4
@@ -88,7 +92,7 @@ def test_a_bank_draws_only_what_it_holds() -> None:
 def test_a_batch_smaller_than_a_deposit_is_stored_whole() -> None:
     replay = bank(bank_period=1)
     images = draw(3, *SHAPE)
-    replay.learn(0, images, images, DRAWS)
+    replay.learn(0, images, UNSEEN, DRAWS)
     assert replay.stored == 3
     assert torch.equal(replay.images[:3], images)
     assert not replay.ready
@@ -107,11 +111,11 @@ def test_an_assumed_bank_can_be_sampled() -> None:
 
 def test_a_restored_bank_draws_and_stores_the_same() -> None:
     replay, images = bank(bank_period=1), draw(8, *SHAPE)
-    replay.learn(0, images, images, DRAWS)
+    replay.learn(0, images, UNSEEN, DRAWS)
     other = bank(bank_period=1)
     other.load_state_dict(replay.state_dict())
     for one in (replay, other):
-        one.learn(1, images.flip(0), images, DRAWS)
+        one.learn(1, images.flip(0), UNSEEN, DRAWS)
     assert torch.equal(replay.sample(2, 20, DRAWS), other.sample(2, 20, DRAWS))
     assert replay.stored == other.stored == 8
 
@@ -156,9 +160,14 @@ def vae_replay(teacher: Teacher, **values: Any) -> VaeReplay:
     return VaeReplay(vae, found, teacher, FP32, fused=True)
 
 
+def look(teacher: Teacher, images: Tensor) -> Observation:
+    with torch.no_grad():
+        return teacher.observe(images)
+
+
 def learn(replay: VaeReplay, step: int, seed: int = 0) -> dict[str, Tensor]:
     novel = draw(12, *SHAPE, seed=seed)
-    return replay.learn(step, novel, replay.teacher.logits(novel), DRAWS)
+    return replay.learn(step, novel, look(replay.teacher, novel), DRAWS)
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:
