@@ -41,6 +41,14 @@ def test_the_page_is_as_fresh_as_the_types() -> None:
         pytest.fail("docs/recipe.md is stale; renew it: python -m edgekd.recipe_reference > docs/recipe.md")
 
 
+def test_the_page_of_the_method_explains_every_key_of_it() -> None:
+    text = PAGE.with_name("method.md").read_text(encoding="utf-8")
+    named = {word.rpartition(".")[2] for word in re.findall(r"`([a-z_.]+)(?: = [^`]*)?`", text)}
+    keys = [key for key, _ in KEYS if key.startswith("method.")]
+    assert len(keys) > 50
+    assert not [key for key in keys if key.rpartition(".")[2] not in named]
+
+
 def test_every_key_has_a_docstring() -> None:
     missing = [key for key, field in KEYS if not field.description]
     assert not missing, f"write a docstring below {', '.join(missing)}"
