@@ -55,9 +55,14 @@ class Flavour:
         return bool(self.tensorrt_versions)
 
     @property
+    def kind(self) -> str:
+        """Return the kind of the file, as in its name."""
+        return f"int8-{self.name}"
+
+    @property
     def file_name(self) -> str:
         """Return the name of the published file."""
-        return f"student.int8-{self.name}.onnx"
+        return f"student.{self.kind}.onnx"
 
 
 FLAVOURS = {
