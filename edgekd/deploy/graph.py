@@ -123,6 +123,17 @@ def weight_axis(node: NodeProto, rank: int) -> int:
     return {"Conv": 0, "ConvTranspose": 1, "MatMul": rank - 1}[node.op_type]
 
 
+def weighted_depth(model: ModelProto) -> dict[str, int]:
+    """Return the largest number of Conv, Gemm and the like on the way from an input to each tensor but constants."""
+    depth = {info.name: 0 for info in model.graph.input}
+    copy = read_model(model)
+    sort_topologically(copy)
+    for node in copy.graph.node:
+        deepest = max((depth.get(name, 0) for name in node.input), default=0)
+        depth.update(dict.fromkeys(node.output, deepest + (node.op_type in WEIGHTED_OPS)))
+    return depth
+
+
 def shapes(model: ModelProto) -> dict[str, tuple[int | None, ...]]:
     """Return the shape of every tensor whose rank is known; None stands for a dynamic dimension."""
     found: dict[str, tuple[int | None, ...]] = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}

@@ -176,6 +176,13 @@ def _neither_side(model: ModelProto) -> None:
     add.input[index] = makers[makers[add.input[index]].input[0]].input[0]
 
 
+def _wrong_side(model: ModelProto) -> None:
+    add, makers = _first(model, "Add"), producers(model)
+    deep = next(i for i, name in enumerate(add.input) if makers[name].op_type == "Conv")
+    _neither_side(model)
+    add.input[deep] = _pair(model, add.input[deep])
+
+
 def _float_weight(model: ModelProto) -> None:
     node = _first(model, "Gemm")
     model.graph.initializer.append(from_array(np.ones((5, 16), dtype=np.float32), "plain"))
@@ -222,6 +229,7 @@ BROKEN = [
     (_pair_in_gelu, "10.3", "activation-fusion", "cannot fuse"),
     (_both_sides, "8.6", "residual-add", "both"),
     (_neither_side, "10.3", "residual-add", "skip"),
+    (_wrong_side, "10.3", "residual-add", "instead of its skip"),
     (_float_weight, "10.3", "half-quantised", "weight"),
     (_float_input, "10.3", "half-quantised", "input"),
     (_foreign_import, "10.3", "domain", "com.microsoft"),
