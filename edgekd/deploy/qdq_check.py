@@ -56,7 +56,7 @@ class TensorRTRules:
 VERSIONS: Mapping[str, TensorRTRules] = {
     "8.6": TensorRTRules((7, 17), False, True, True, False),
     "10.3": TensorRTRules((9, 20), True, False, False, False),
-    "11": TensorRTRules((9, 25), True, False, False, True),
+    "11": TensorRTRules((9, 20), True, False, False, True),  # opsets assumed: those of 10.3, its own table is unread
 }
 
 
