@@ -78,6 +78,15 @@ def metadata(source: Path | ModelProto) -> dict[str, str]:
     return {entry.key: entry.value for entry in read_model(source).metadata_props}
 
 
+def properties_of_file(path: Path) -> dict[str, str]:
+    """Return the metadata properties of an ONNX file that may be valid or not; none where it cannot be read."""
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except (OSError, DecodeError):
+        return {}
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
 def initializers(model: ModelProto) -> dict[str, TensorProto]:
     """Return the constants of the graph by name."""
     return {tensor.name: tensor for tensor in model.graph.initializer}
