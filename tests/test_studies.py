@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import toy
+from edgekd.deploy.agent.environment import this_machine
 
 ROOT = Path(__file__).parent.parent
 TINY = (
@@ -90,6 +91,21 @@ def test_the_ablation_goes_through_every_ingredient_both_ways(teacher_file: Path
     assert plain == {"edgekd", "pre-dfkd"}
     assert len(rows) > 15
     assert all(rows[label]["changes"] != rows["edgekd"]["changes"] for label in rows if " without " in label)
+
+
+@pytest.mark.slow
+def test_int8_speed_names_the_machine_and_no_path_of_it(tmp_path: Path) -> None:
+    command = [sys.executable, "docs/int8_speed.py", str(tmp_path / "out.json"), "lenet5-half", "--toy"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    rows = json.loads((tmp_path / "out.json").read_text())
+    assert [(row["input"], row["threads"], row["toy"]) for row in rows] == [("3x32x32", 1, True), ("3x32x32", 2, True)]
+    has = this_machine().int8_instructions
+    for row in rows:
+        assert set(row["latency_ms"]) == {"fp32", "int8-cpu-x86"}
+        assert row["int8_instructions"] == has
+        assert any("no VNNI" in warning for warning in row["warnings"]) == (not has)
+        assert not any("/bin/" in str(fact) for fact in row["environment"].values())
+    assert ("no VNNI" in done.stderr) == (not has)
 
 
 @pytest.mark.slow
