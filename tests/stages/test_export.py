@@ -28,7 +28,7 @@ from edgekd.deploy.quantize import FLAVOURS
 from edgekd.deploy.ranges import Range, Ranges
 from edgekd.errors import GateError, InputFileError, StoppedEarly, UsageError
 from edgekd.models import registry
-from edgekd.recipe import with_changes
+from edgekd.recipe import ExportTable, with_changes
 from edgekd.rundir import Record, RunDir, sha256_file
 from edgekd.stages import artefacts, clipping, comparing, export, onnx_files, report
 from edgekd.stages.samples import Samples, kept, real_images
@@ -112,6 +112,18 @@ def test_what_a_cpu_without_vnni_makes_of_the_x86_file_by_default_is_measured_an
         RunDir(tmp_path / name / "toy").stage("export") / "student.int8-cpu-x86.onnx" for name in ("True", "False")
     ]
     assert results[0].read_bytes() == results[1].read_bytes()
+
+
+def test_int8_without_a_target_writes_every_file(
+    selected: RunDir, teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = toy.toy_recipe(teacher_file, export={"target": ExportTable().target})
+    run = toy.advance(Path(shutil.copytree(selected.path, tmp_path / "runs" / "toy")), wanted, ("select",))
+    monkeypatch.chdir(tmp_path)
+    shown = Result("export", "toy", "--int8", "--json")
+    assert shown.exit_code == 0, shown.stderr
+    int8 = {f"student.int8-{name}.onnx" for name in ("cpu-x86", "cpu-arm", "trt", "trt-fp16")}
+    assert files(run) == set(shown.json()["size_bytes"]) == {"student.fp32.onnx", "student.fp16.onnx", *int8}
 
 
 def test_the_fp32_file_is_the_student(exported: RunDir) -> None:
