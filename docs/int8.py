@@ -1,57 +1,91 @@
-"""Compare what INT8 files are calibrated on, by accuracy on real images: int8.py OUT.json RUN=DATA...
+"""Compare what INT8 files are calibrated on, by accuracy on real images: int8.py OUT.json LABEL=RUN=DATA...
 
-RUN is the folder of a run with an export, DATA a folder with `train/` and `test/`, each with one folder per class.
-Every CPU file is made four times, by the chain that `edgekd export` uses. Only the samples differ that set its ranges
-and decide about its remedies:
+RUN is the folder of a run with an export, DATA a folder with `test/` and perhaps `train/`, each with one folder per
+class. Every INT8 file is made up to four times, by the chain that `edgekd export` uses. Only the samples differ that
+set its ranges and decide about its remedies:
 
     replay      the run's replay networks, as in an export
     noise       standard normal images in the teacher's input space
-    batchnorm   images optimised until they fit the student's BatchNorm statistics, as in ZeroQ (arXiv 2001.00281)
+    batchnorm   images optimised towards the student's BatchNorm statistics, as in ZeroQ (arXiv 2001.00281); 128 and 128
     oracle      real training images
 
-Accuracy, agreement with FP32 and clipping are of all test images. Nothing is written but OUT.json.
+Right answers, agreement with FP32 and clipping are of the test images. CPU files are judged without saturation; where
+ONNX Runtime's default mode saturates on this CPU, `right_default_mode` counts its answers, too (docs/export.md). Files
+for TensorRT are computed by ONNX Runtime as they are written.
+
+OUT.json is written after every row. A row that is there of the same files and sizes is kept: the same command goes on
+where it was cut off. Nothing else is written. `--test-limit N` takes the first N test images, classes in turn.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgekd import machine, pipeline
 from edgekd.deploy import int8, onnx_export, ort_session
+from edgekd.deploy.agent.environment import this_machine
 from edgekd.deploy.agreement import agreement
 from edgekd.deploy.clipping import clipping
-from edgekd.deploy.int8_chain import quantize_keeping_answers
+from edgekd.deploy.int8_chain import Int8Result, quantize_keeping_answers
 from edgekd.deploy.parity import TOLERANCE_FP32
-from edgekd.deploy.quantize import FLAVOURS
-from edgekd.deploy.ranges import Batches, collect_ranges
-from edgekd.realdata import RealImages, describe_transform, open_folder
+from edgekd.deploy.quantize import FLAVOURS, Flavour
+from edgekd.deploy.ranges import Batches, Ranges, collect_ranges
+from edgekd.errors import GateError
+from edgekd.realdata import ImageFolder, RealImages, describe_transform, open_folder
 from edgekd.recipe import Recipe
 from edgekd.rng import Draws
-from edgekd.rundir import RunDir, sha256_file
+from edgekd.rundir import RunDir, read_json, sha256_file, write_json
 from edgekd.stages import artefacts
-from edgekd.stages.onnx_files import FLAVOURS_OF
 from edgekd.stages.samples import Samples, kept, of_images
 from edgekd.synthesis.teacher import Teacher
 
-BATCH, FIT_STEPS, FIT_LR = 64, 200, 0.1
+BATCH, FIT_STEPS, FIT_LR, FITTED = 64, 60, 0.1, 128
 
 
 @dataclass(frozen=True)
 class Source:
-    """Samples that set ranges, and others that choose between them."""
+    """Samples that set ranges, others that choose between them, and what is to be said of them."""
 
     calibration: Batches
     held_out: Batches
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One run and the real images it is measured on."""
+
+    label: str
+    run: RunDir
+    recipe: Recipe
+    description: artefacts.Description
+    student: nn.Module
+    test: RealImages
+    train: RealImages | None
+    threads: int
+
+    @property
+    def fp32(self) -> Path:
+        """Return the file that INT8 files are made of."""
+        return self.run.stage("export") / "student.fp32.onnx"
+
+    def sizes(self, name: str) -> tuple[int, int]:
+        """Return how many samples of a source calibrate, and how many decide."""
+        table = self.recipe.export
+        asked = (table.calibration_samples, table.holdout_samples)
+        return (min(asked[0], FITTED), min(asked[1], FITTED)) if name == "batchnorm" else asked
 
 
 def noise(draws: Draws, shape: tuple[int, int, int], purpose: str, count: int) -> Batches:
@@ -65,54 +99,48 @@ def noise(draws: Draws, shape: tuple[int, int, int], purpose: str, count: int) -
     return batches
 
 
-def fitted(student: nn.Module, description: artefacts.Description, start: Batches) -> Batches:
+def fitted(subject: Subject, starts: tuple[Batches, Batches]) -> Source:
     """Return images whose statistics in the student are those of its BatchNorm layers, from noise, batch by batch."""
-    shape = description.input_shape
     observer = Teacher(
-        student,
-        head=artefacts.student_head(student, shape),
+        subject.student,
+        head=artefacts.student_head(subject.student, subject.description.input_shape),
         undo="",
         precision=machine.Precision(torch.device("cpu"), bf16=False),
     )
+    distances: list[tuple[float, float]] = []
 
-    def fit(batch: NDArray[Any]) -> NDArray[Any]:
+    def fit(batch: NDArray[Any]) -> Tensor:
         x = torch.from_numpy(batch).requires_grad_(True)
         optimizer = torch.optim.Adam([x], lr=FIT_LR)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, FIT_STEPS)
+        seen = []
         for _ in range(FIT_STEPS):
             optimizer.zero_grad()
-            observer.observe(x, batchnorm=True).batchnorm.backward()
+            distance = observer.observe(x, batchnorm=True).batchnorm
+            distance.backward()
             optimizer.step()
-        found: NDArray[Any] = x.detach().numpy()
-        return found
+            schedule.step()
+            seen.append(float(distance))
+        with torch.no_grad():
+            seen.append(float(observer.observe(x, batchnorm=True).batchnorm))
+        distances.append((seen[0], seen[-1]))
+        return x.detach()
 
-    batches = [fit(batch) for batch in start()]
-    return lambda: iter(batches)
-
-
-def sources(run: RunDir, recipe: Recipe, student: nn.Module, train: RealImages | None) -> dict[str, Source]:
-    """Return the sources that this student allows."""
-    table, description = recipe.export, artefacts.describe(run)
-    samples, draws = Samples(artefacts.ReplaySource(run), None), Draws(recipe.seed, "study", torch.device("cpu"))
-    sizes = {"calibration": table.calibration_samples, "held-out": table.holdout_samples}
-    replay = [samples.stream(f"export/{purpose}", count) for purpose, count in sizes.items()]
-    normal = [noise(draws, description.input_shape, purpose, count) for purpose, count in sizes.items()]
-    found = {"replay": Source(*replay), "noise": Source(*normal)}
-    if any(isinstance(layer, nn.BatchNorm2d) for layer in student.modules()):
-        found["batchnorm"] = Source(*(fitted(student, description, start) for start in normal))
-    if train is not None:
-        found["oracle"] = Source(*split(train, list(sizes.values())))
-    return found
+    calibration, held_out = ([fit(batch) for batch in start()] for start in starts)
+    first, last = (float(np.mean(values)) for values in zip(*distances, strict=True))
+    facts = {"batchnorm_distance": {"first": first, "last": last, "steps": FIT_STEPS}}
+    return Source(of_tensors(calibration), of_tensors(held_out), facts)
 
 
-def split(images: RealImages, sizes: list[int]) -> list[Batches]:
+def split(images: RealImages, sizes: tuple[int, int]) -> Source:
     """Return disjoint parts of real images in an order that a seed shuffled."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
-    parts = []
-    for size in sizes:
-        chosen, order = order[:size], order[size:]
+
+    def part(chosen: list[int]) -> Batches:
         stack: Tensor = torch.stack([images.normalised(images.folder.files[index]) for index in chosen])
-        parts.append(list(stack.split(BATCH)))
-    return [of_tensors(part) for part in parts]
+        return of_tensors(list(stack.split(BATCH)))
+
+    return Source(part(order[: sizes[0]]), part(order[sizes[0] : sum(sizes)]))
 
 
 def of_tensors(batches: list[Tensor]) -> Batches:
@@ -120,68 +148,181 @@ def of_tensors(batches: list[Tensor]) -> Batches:
     return lambda: (batch.numpy() for batch in batches)
 
 
-def study(run: RunDir, data: Path) -> dict[str, Any]:
-    """Return everything that is measured of one run."""
-    recipe, description, pixels = pipeline.open_recipe(run), artefacts.describe(run), artefacts.read_pixels(run)
-    machine.use_threads(recipe.machine.threads)
+def sources(subject: Subject) -> dict[str, Callable[[], Source]]:
+    """Return how to make each source that this run allows."""
 
-    def opened(split_name: str) -> RealImages:
-        folder = open_folder(data / split_name, classes=description.classes, names=pixels.class_names)
-        cached = split_name == "test"
-        return RealImages(folder, description.input_shape, mean=pixels.mean, std=pixels.std, cache=cached)
+    def replay() -> Source:
+        samples = Samples(artefacts.ReplaySource(subject.run), None)
+        calibration, held_out = subject.sizes("replay")
+        return Source(samples.stream("export/calibration", calibration), samples.stream("export/held-out", held_out))
 
-    test, student = opened("test"), artefacts.student_network(run)
-    labels = test.folder.labels.numpy()
-    fp32 = run.stage("export") / "student.fp32.onnx"
-    images = of_images(test, None)
-    if ort_session.open_session(fp32).get_inputs()[0].name == onnx_export.UINT8_INPUT:
-        sys.exit(f"{run.path} was exported with --uint8-input; export it with --float-input for this study.")
-    reference = ort_session.all_logits(fp32, images())
-    rows = []
-    for name, source in sources(run, recipe, student, opened("train")).items():
-        ranges = collect_ranges(fp32, source.calibration)
-        judge = int8.HeldOut.of(fp32, kept(source.held_out))
-        for flavour in (FLAVOURS[key] for key in FLAVOURS_OF["cpu"]):
-            target = recipe.export.min_int8_agreement
-            result = quantize_keeping_answers(fp32, flavour, ranges, judge, source.calibration, target=target)
-            found = ort_session.all_logits(result.plan.build(), images())
-            rows.append(
-                {
-                    "calibration": name,
-                    "flavour": flavour.name,
-                    "accuracy": float(np.mean(found.argmax(1) == labels)),
-                    "agreement": agreement(reference, found, TOLERANCE_FP32).to_json(),
-                    "clipping": clipping(result.plan, images).overall,
-                    "held_out": result.quality.to_json(),
-                    "passed": result.passed,
-                    "method": result.plan.method,
-                    "remedies": [step.name for step in result.steps if step.applied],
-                    "left_in_float": len(result.plan.float_nodes),
-                }
+    def normal(name: str) -> tuple[Batches, Batches]:
+        draws, shape = Draws(subject.recipe.seed, "study", torch.device("cpu")), subject.description.input_shape
+        calibration, held_out = subject.sizes(name)
+        return noise(draws, shape, "calibration", calibration), noise(draws, shape, "held-out", held_out)
+
+    found: dict[str, Callable[[], Source]] = {"replay": replay, "noise": lambda: Source(*normal("noise"))}
+    if any(isinstance(layer, nn.BatchNorm2d) for layer in subject.student.modules()):
+        found["batchnorm"] = lambda: fitted(subject, normal("batchnorm"))
+    train = subject.train
+    if train is not None and len(train) >= sum(subject.sizes("oracle")):
+        found["oracle"] = lambda: split(train, subject.sizes("oracle"))
+    return found
+
+
+class Study:
+    """Makes the rows of one run that are missing."""
+
+    def __init__(self, subject: Subject, known: dict[str, Any], save: Callable[[dict[str, Any]], None]) -> None:
+        self.subject, self.save = subject, save
+        self.labels, self.images = subject.test.folder.labels.numpy(), of_images(subject.test, None)
+        self.reference = ort_session.all_logits(subject.fp32, self.images(), threads=subject.threads)
+        self.found: dict[str, Any] = {
+            "student": subject.recipe.student.name,
+            "test_set": "/".join(subject.test.folder.path.parts[-2:]),
+            "test_images": len(subject.test),
+            "test_images_sha256": subject.test.folder.sha256(),
+            "transform": describe_transform(subject.description.input_shape),
+            "fp32_sha256": sha256_file(subject.fp32),
+            "fp32_right": self.right(self.reference),
+        }
+        same = all(known.get(name) == self.found[name] for name in ("fp32_sha256", "test_images_sha256"))
+        self.found["rows"] = known["rows"] if same else []
+
+    def right(self, logits: NDArray[np.float32]) -> int:
+        """Return the number of right answers."""
+        return int((logits.argmax(1) == self.labels).sum())
+
+    def run(self) -> None:
+        """Make what is missing, source by source."""
+        for name, make in sources(self.subject).items():
+            flavours = [flavour for flavour in FLAVOURS.values() if not self._has(self._key(name, flavour))]
+            if not flavours:
+                continue
+            source = make()
+            held_out = kept(source.held_out)
+            judge = int8.HeldOut.of(self.subject.fp32, held_out)
+            ranges: Ranges | GateError
+            try:
+                ranges = collect_ranges(self.subject.fp32, source.calibration, threads=self.subject.threads)
+            except GateError as error:
+                ranges = error
+            for flavour in flavours:
+                row = {**self._key(name, flavour), **host(self.subject.threads), **source.facts}
+                row |= self._row(flavour, source, ranges, judge)
+                self.found["rows"].append(row)
+                self.save(self.found)
+                shown = row.get("failed") or f"{row['right']} of {len(self.labels)} right"
+                sys.stderr.write(f"{self.subject.label} {name} {flavour.name}: {shown}\n")
+
+    def _key(self, name: str, flavour: Flavour) -> dict[str, Any]:
+        calibration, held_out = self.subject.sizes(name)
+        sizes = {"calibration_samples": calibration, "holdout_samples": held_out}
+        return {"calibration": name, "flavour": flavour.name, **sizes}
+
+    def _has(self, key: dict[str, Any]) -> bool:
+        return any(key.items() <= row.items() for row in self.found["rows"])
+
+    def _row(self, flavour: Flavour, source: Source, ranges: Ranges | GateError, judge: int8.HeldOut) -> dict[str, Any]:
+        """Return the numbers of one file, or why it could not be made."""
+        target = self.subject.recipe.export.min_int8_agreement
+        try:
+            if isinstance(ranges, GateError):
+                raise ranges
+            result = quantize_keeping_answers(
+                self.subject.fp32, flavour, ranges, judge, source.calibration, target=target
             )
-            sys.stderr.write(f"{run.name} {name} {flavour.name}: {rows[-1]['accuracy']:.2%}\n")
-    return {
-        "student": recipe.student.name,
-        "test_images": len(test),
-        "transform": describe_transform(description.input_shape),
-        "fp32_sha256": sha256_file(fp32),
-        "fp32_accuracy": float(np.mean(reference.argmax(1) == labels)),
-        "calibration_samples": recipe.export.calibration_samples,
-        "holdout_samples": recipe.export.holdout_samples,
-        "rows": rows,
-    }
+            return self._measured(result, flavour)
+        except GateError as error:
+            return {"failed": str(error)}
+
+    def _measured(self, result: Int8Result, flavour: Flavour) -> dict[str, Any]:
+        """Return what a file makes of the test images, beside what was known of it before."""
+        model = result.plan.build()
+
+        def logits(*, default_kernels: bool = False) -> NDArray[np.float32]:
+            threads = self.subject.threads
+            return ort_session.all_logits(
+                model, self.images(), kind=flavour.kind, threads=threads, default_kernels=default_kernels
+            )
+
+        found = logits()
+        saturates = flavour.kind == "int8-cpu-x86" and ort_session.saturates()
+        return {
+            "right": self.right(found),
+            "accuracy": self.right(found) / len(self.labels),
+            "right_default_mode": self.right(logits(default_kernels=True)) if saturates else None,
+            "agreement": agreement(self.reference, found, TOLERANCE_FP32).to_json(),
+            "clipping": clipping(result.plan, self.images).overall,
+            "held_out": result.quality.to_json(),
+            "passed": result.passed,
+            "method": result.plan.method,
+            "remedies": [step.name for step in result.steps if step.applied],
+            "left_in_float": len(result.plan.float_nodes),
+        }
 
 
-def main(out: Path, pairs: list[str]) -> None:
+def host(threads: int) -> dict[str, Any]:
+    """Return what a row may depend on."""
+    here = this_machine()
+    facts = {"cpu": here.cpu_model, "int8_instructions": here.int8_instructions, "threads": threads}
+    return {**facts, "onnxruntime": onnxruntime.__version__}
+
+
+def limited(folder: ImageFolder, count: int) -> ImageFolder:
+    """Return the first `count` images of a folder, one of each class in turn; all of them for 0."""
+    if not count:
+        return folder
+    before: Counter[int] = Counter()
+    turns = []
+    for index, label in enumerate(folder.labels.tolist()):
+        turns.append((before[label], label, index))
+        before[label] += 1
+    chosen = sorted(index for _, _, index in sorted(turns)[:count])
+    return replace(folder, files=tuple(folder.files[index] for index in chosen), labels=folder.labels[chosen])
+
+
+def opened(label: str, run: RunDir, data: Path, options: argparse.Namespace) -> Subject:
+    """Return a run with its images."""
+    recipe, description, pixels = pipeline.open_recipe(run), artefacts.describe(run), artefacts.read_pixels(run)
+    threads = machine.use_threads(options.threads or recipe.machine.threads)
+
+    def images(folder: Path, limit: int, *, cache: bool) -> RealImages:
+        found = limited(open_folder(folder.resolve(), classes=description.classes, names=pixels.class_names), limit)
+        return RealImages(found, description.input_shape, mean=pixels.mean, std=pixels.std, cache=cache)
+
+    test = images(data / "test", options.test_limit, cache=True)
+    train = images(data / "train", 0, cache=False) if (data / "train").is_dir() else None
+    return Subject(label, run, recipe, description, artefacts.student_network(run), test, train, threads)
+
+
+def main() -> None:
     """Write the study of all runs."""
-    results = {}
-    for pair in pairs:
-        run, _, data = pair.partition("=")
-        results[Path(run).name] = study(RunDir(Path(run)), Path(data))
-        out.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("runs", nargs="+", metavar="LABEL=RUN=DATA")
+    parser.add_argument("--test-limit", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=0)
+    options = parser.parse_args()
+    named = [item.split("=") for item in options.runs]
+    if any(len(parts) != 3 for parts in named) or len({parts[0] for parts in named}) < len(named):
+        parser.error("each run is LABEL=RUN=DATA, with a label of its own")
+    results = read_json(options.out) if options.out.is_file() else {}
+    for label, folder, data in named:
+        subject = opened(label, RunDir(Path(folder)), Path(data), options)
+        if not subject.fp32.is_file():
+            sys.exit(f"{folder} holds no {subject.fp32.name}: edgekd export {folder} --int8")
+        if ort_session.open_session(subject.fp32).get_inputs()[0].name == onnx_export.UINT8_INPUT:
+            sys.exit(f"{folder} was exported with --uint8-input; export it with --float-input for this study.")
+
+        def save(found: dict[str, Any], label: str = label) -> None:
+            write_json(options.out, results | {label: found})
+
+        study = Study(subject, results.get(label, {}), save)
+        study.run()
+        results[label] = study.found
+        save(study.found)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3 or not all("=" in pair for pair in sys.argv[2:]):
-        sys.exit(__doc__)
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main()

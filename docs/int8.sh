@@ -1,25 +1,51 @@
 #!/usr/bin/env bash
-# Make docs/results/int8.json: what INT8 files are calibrated on, on four students.
+# Make docs/results/int8.json: what INT8 files are calibrated on.
 #
-#   docs/int8.sh TEACHER DATA RUNS MNIST CIFAR [MINUTES]
+#   docs/int8.sh TEACHER DATA RUNS [LABEL=RUN=SET...]
 #
-# TEACHER is cifar10-resnet32.th of akamaster/pytorch_resnet_cifar10; DATA holds mnist and cifar10, each with train and
-# test as class folders; RUNS is a folder for runs; MNIST is a run of docs/mnist.sh and CIFAR one of docs/cifar.sh
-# (ResNet-8). Distilled here are the quickstart's student and, in MINUTES (30), a MobileNetV2 of half its width. Every
+# TEACHER is cifar10-resnet32.th of akamaster/pytorch_resnet_cifar10; DATA holds the sets, mnist and cifar10 among them,
+# each with train and test as class folders; RUNS is a folder for runs. Each RUN is a finished one whose images are SET,
+# such as one of docs/mnist.sh and one of docs/cifar.sh; it gets its INT8 files. Distilled here are the quickstart's
+# student and, in MINUTES (30), STUDENT (mobilenetv2@0.5) from TEACHER. A run, teacher or set that does not exist is left
+# out with a word, and with MINUTES=0 the latter student. FLAGS go to docs/int8.py, such as "--test-limit 2000". Every
 # command goes on where it was cut off.
 set -euo pipefail
-teacher=$1 data=$2 runs=$3 mnist=$4 cifar=$5 minutes=${6:-30}
+teacher=$1 data=$2 runs=$3
+shift 3
 python=${PYTHON:-.venv/bin/python}
+minutes=${MINUTES:-30} student=${STUDENT:-mobilenetv2@0.5} out=${OUT:-docs/results/int8.json}
+read -ra flags <<<"${FLAGS:-}"
 mkdir -p "$runs"
 
-test -d "$runs/digits" || "$python" recipes/quickstart/digits.py "$runs/digits"
+tolerant() { # COMMAND...: a file below its gate is part of the result
+  "$@" || test $? -eq 5
+}
+
+if ! test -d "$runs/digits"; then
+  rm -rf "$runs/digits.partial"
+  "$python" recipes/quickstart/digits.py "$runs/digits.partial"
+  mv "$runs/digits.partial" "$runs/digits"
+fi
 ln -sfn heldout "$runs/digits/test"
-"$python" -m edgekd run recipes/quickstart.toml --run "$runs/quickstart"
-"$python" -m edgekd distill "$teacher" --student mobilenetv2@0.5 --normalize imagenet --minutes "$minutes" \
-  --run "$runs/cifar-mobilenetv2"
-for run in "$runs/cifar-mobilenetv2" "$mnist" "$cifar"; do
-  "$python" -m edgekd export "$run" --int8 || test $? -eq 5 # a file below its gate is part of the result
+tolerant "$python" -m edgekd run recipes/quickstart.toml --run "$runs/quickstart"
+studied=("quickstart=$runs/quickstart=$runs/digits")
+
+if test "$minutes" = 0 || ! test -f "$teacher" || ! test -d "$data/cifar10"; then
+  echo "int8.sh: $student is left out: MINUTES is 0, or there is no $teacher or no $data/cifar10" >&2
+else
+  run=$runs/cifar-${student//[^a-z0-9.-]/-}
+  "$python" -m edgekd distill "$teacher" --student "$student" --normalize imagenet --minutes "$minutes" --run "$run"
+  set -- "$@" "cifar-$student=$run=cifar10"
+fi
+
+for item in "$@"; do
+  IFS== read -r label run set <<<"$item"
+  if ! test -f "$run/recipe.toml" || ! test -d "$data/$set/test"; then
+    echo "int8.sh: $label is left out: there is no run $run or no $data/$set/test" >&2
+    continue
+  fi
+  tolerant "$python" -m edgekd export "$run" --int8
+  studied+=("$label=$run=$data/$set")
 done
 
-"$python" docs/int8.py docs/results/int8.json "$runs/quickstart=$runs/digits" "$mnist=$data/mnist" \
-  "$cifar=$data/cifar10" "$runs/cifar-mobilenetv2=$data/cifar10"
+"$python" docs/int8.py "$out" "${studied[@]}" "${flags[@]}"

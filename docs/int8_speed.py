@@ -1,9 +1,11 @@
-"""Time INT8 against FP32 on this CPU, batch 1, by the protocol of `edgekd bench`: int8_speed.py OUT.json [STUDENT...].
+"""Time INT8 against FP32 on this CPU, batch 1, as `edgekd bench` does: int8_speed.py OUT.json [--toy] [STUDENT...].
 
 Each student (mobilenetv2 and resnet18 if none is named) is measured at 3x224x224 and 3x96x96, with one thread and with
 two, on an idle x86-64 machine. Networks are untrained, with the BatchNorm statistics of noise: what a multiplication
 takes does not depend on the weights. Every layer is quantised, by the quantiser of `edgekd export`; a student that
-needs some layers left in float (docs/export.md) gains less.
+needs some layers left in float (docs/export.md) gains less. A CPU without VNNI adds INT8 in another and slower way, of
+which the script warns; its rows say so. `--toy` times one small size for a moment, to see that it works; its numbers
+mean nothing and say so.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from edgekd.deploy.agent.environment import this_machine
 from edgekd.deploy.agent.measure import measure
 from edgekd.deploy.agent.measurement import Job, Settings
 from edgekd.deploy.int8 import HeldOut, choose_ranges
@@ -29,7 +32,9 @@ from edgekd.deploy.quantize import FLAVOURS
 from edgekd.deploy.ranges import collect_ranges
 from edgekd.stages.students import settled
 
-SIDES, THREADS = (224, 96), (1, 2)
+SIDES, TOY_SIDES, THREADS = (224, 96), (32,), (1, 2)
+TOY = {"rounds": 2, "min_runs": 5, "min_seconds": 0.01, "warm_up_seconds": 0.2}
+NO_VNNI = "this CPU has no VNNI or its like: the speedup is not that of a CPU with it, and the answers saturate"
 
 
 def export(student: str, side: int, folder: Path) -> dict[str, Path]:
@@ -49,35 +54,39 @@ def export(student: str, side: int, folder: Path) -> dict[str, Path]:
     return files
 
 
-def timed(files: dict[str, Path], threads: int) -> dict[str, Any]:
+def timed(files: dict[str, Path], settings: Settings) -> dict[str, Any]:
     """Measure both files side by side."""
-    settings = Settings(threads=threads)
     comparison = measure([Job(kind, file, kind) for kind, file in files.items()], settings)  # type: ignore[arg-type]
     rounds = {one.job.artefact: [piece.samples_ms for piece in one.rounds] for one in comparison.measurements}
+    machine = comparison.environment
     return {
+        "int8_instructions": machine.int8_instructions,
         "latency_ms": {kind: asdict(summarise(samples, settings.batch)) for kind, samples in rounds.items()},
         "integer_nodes": {one.job.artefact: [one.integer_nodes, one.compute_nodes] for one in comparison.measurements},
         "speedup": asdict(speedup_estimate(rounds["fp32"], rounds["int8-cpu-x86"], settings.seed)),
-        "warnings": comparison.warnings,
-        "environment": asdict(comparison.environment),
+        "warnings": [*comparison.warnings, *([] if machine.int8_instructions else [NO_VNNI])],
+        "environment": {name: fact for name, fact in machine.to_json().items() if name != "executable"},
     }
 
 
-def main(out: Path, students: list[str]) -> None:
+def main(out: Path, students: list[str], toy: bool) -> None:
     """Measure all students and write the results after each."""
+    if not this_machine().int8_instructions:
+        sys.stderr.write(f"warning: {NO_VNNI}\n")
     rows = []
     for student in students:
-        for side in SIDES:
+        for side in TOY_SIDES if toy else SIDES:
             with TemporaryDirectory() as folder:
                 files = export(student, side, Path(folder))
                 for threads in THREADS:
-                    rows.append({"student": student, "input": f"3x{side}x{side}", "threads": threads})
-                    rows[-1] |= timed(files, threads)
+                    rows.append({"student": student, "input": f"3x{side}x{side}", "threads": threads, "toy": toy})
+                    rows[-1] |= timed(files, Settings(threads=threads, **(TOY if toy else {})))  # type: ignore[arg-type]
                     sys.stderr.write(f"{student} {side} {threads}: {rows[-1]['speedup']['value']:.2f}\n")
             out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
+    words = [word for word in sys.argv[1:] if word != "--toy"]
+    if not words:
         sys.exit(__doc__)
-    main(Path(sys.argv[1]), sys.argv[2:] or ["mobilenetv2", "resnet18"])
+    main(Path(words[0]), words[1:] or ["mobilenetv2", "resnet18"], "--toy" in sys.argv)

@@ -103,7 +103,7 @@ STAGES = {
         Stage(
             "export",
             "export",
-            3,
+            4,
             _export_slice,
             {
                 "ingest": ("teacher.safetensors", "teacher.json", "pixels.json"),

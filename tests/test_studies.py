@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from onnx.numpy_helper import from_array
 from PIL import Image
 
 import toy
+from edgekd.deploy.agent.environment import this_machine
 
 ROOT = Path(__file__).parent.parent
 TINY = (
@@ -22,10 +28,10 @@ TINY = (
 )
 
 
-def images(folder: Path, classes: int, side: int, mode: str) -> Path:
+def images(folder: Path, classes: int, side: int, mode: str, each: int = 2) -> Path:
     for label in range(classes):
         (folder / str(label)).mkdir(parents=True)
-        for index in range(2):
+        for index in range(each):
             picture = Image.effect_noise((side, side), 20 * (label + 1)).convert(mode)
             picture.save(folder / str(label) / f"{index}.png")
     return folder
@@ -90,6 +96,103 @@ def test_the_ablation_goes_through_every_ingredient_both_ways(teacher_file: Path
     assert plain == {"edgekd", "pre-dfkd"}
     assert len(rows) > 15
     assert all(rows[label]["changes"] != rows["edgekd"]["changes"] for label in rows if " without " in label)
+
+
+@pytest.mark.slow
+def test_int8_files_are_compared_by_what_they_are_calibrated_on_and_the_rest_is_made_later(
+    run: Path, tmp_path: Path
+) -> None:
+    copy, data, out = Path(shutil.copytree(run, tmp_path / "toy")), tmp_path / "set", tmp_path / "out.json"
+    images(data / "train", toy.CLASSES, 8, "L", each=16)
+    images(data / "test", toy.CLASSES, 8, "L", each=4)
+    sets = ("calibration_samples=32", "holdout_samples=32", "min_int8_agreement=0.5")
+    export = [sys.executable, "-m", "edgekd", "export", str(copy), *(f"--set=export.{item}" for item in sets)]
+    subprocess.run(export, check=True, capture_output=True)
+    arguments = (out, f"toy={copy}={data}", "--test-limit", 10, "--threads", 1)
+    script("int8.py", *arguments)
+    found = content(out)["toy"]
+    assert (found["test_set"], found["test_images"]) == ("set/test", 10)
+    assert 0 <= found["fp32_right"] <= 10
+    rows = {(row["calibration"], row["flavour"]): row for row in found["rows"]}
+    flavours = ("cpu-x86", "cpu-arm", "trt", "trt-fp16")
+    assert set(rows) == {(s, f) for s in ("replay", "noise", "batchnorm", "oracle") for f in flavours}
+    assert len(found["rows"]) == 16
+    for (source, flavour), row in rows.items():
+        assert {"cpu", "int8_instructions", "onnxruntime"} <= set(row)
+        assert row["accuracy"] == row["right"] / 10
+        saturates = flavour == "cpu-x86" and this_machine().x86 and not row["int8_instructions"]
+        assert (row["right_default_mode"] is not None) == saturates
+        distance = row.get("batchnorm_distance")
+        assert (distance is not None) == (source == "batchnorm")
+        assert distance is None or distance["last"] < distance["first"] / 2
+    assert str(tmp_path) not in out.read_text()
+    marked = content(out)
+    marked["toy"]["rows"][5]["kept"] = True
+    lost = marked["toy"]["rows"].pop()
+    out.write_text(json.dumps(marked))
+    script("int8.py", *arguments)
+    again = content(out)["toy"]["rows"]
+    assert (len(again), again[5]["kept"], again[-1]) == (16, True, lost)
+    twice = [sys.executable, "docs/int8.py", str(out), f"a={copy}={data}", f"a={copy}={data}"]
+    refused = subprocess.run(twice, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (refused.returncode, "a label of its own" in refused.stderr) == (2, True)
+
+
+@pytest.mark.slow
+def test_a_calibration_that_no_file_can_be_made_of_is_a_row_with_its_reason(run: Path, tmp_path: Path) -> None:
+    copy, data, out = Path(shutil.copytree(run, tmp_path / "toy")), tmp_path / "set", tmp_path / "out.json"
+    images(data / "test", toy.CLASSES, 8, "L")
+    subprocess.run([sys.executable, "-m", "edgekd", "export", str(copy)], check=True, capture_output=True)
+    file = copy / "export" / "student.fp32.onnx"
+    model = onnx.load(file)
+    bias = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 1)
+    bias.CopyFrom(from_array(np.full(tuple(bias.dims), -np.inf, np.float32), bias.name))
+    onnx.save(model, file)
+    script("int8.py", out, f"toy={copy}={data}")
+    rows = content(out)["toy"]["rows"]
+    assert {row["calibration"] for row in rows} == {"replay", "noise", "batchnorm"}, "there is no train/"
+    assert all("not finite" in row["failed"] for row in rows)
+
+
+def test_the_int8_study_goes_on_without_what_is_missing(tmp_path: Path) -> None:
+    runs, data = tmp_path / "runs", tmp_path / "data"
+    for folder in (data / "mnist" / "test", tmp_path / "good", runs / "digits.partial" / "train"):
+        folder.mkdir(parents=True)
+    (tmp_path / "good" / "recipe.toml").touch()
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/usr/bin/env bash\necho "$@" >>{tmp_path}/log\n'
+        'case "$1" in *digits.py) mkdir -p "$2/heldout" ;; -m) exit 5 ;; esac\n'
+    )
+    python.chmod(0o755)
+    named = (f"good={tmp_path}/good=mnist", f"gone={tmp_path}/gone=mnist", f"setless={tmp_path}/good=none")
+    env = {**os.environ, "PYTHON": str(python), "MINUTES": "0", "FLAGS": "--threads 1"}
+    command = ["docs/int8.sh", str(tmp_path / "no.th"), str(data), str(runs), *named]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[1] for line in done.stderr.splitlines()] == ["mobilenetv2@0.5", "gone", "setless"]
+    assert not (runs / "digits" / "train").exists(), "what was cut off was begun anew"
+    assert (runs / "digits" / "test").is_dir()
+    *_, study = (tmp_path / "log").read_text().splitlines()
+    assert study == (
+        f"docs/int8.py docs/results/int8.json quickstart={runs}/quickstart={runs}/digits "
+        f"good={tmp_path}/good={data}/mnist --threads 1"
+    )
+
+
+@pytest.mark.slow
+def test_int8_speed_names_the_machine_and_no_path_of_it(tmp_path: Path) -> None:
+    command = [sys.executable, "docs/int8_speed.py", str(tmp_path / "out.json"), "lenet5-half", "--toy"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    rows = json.loads((tmp_path / "out.json").read_text())
+    assert [(row["input"], row["threads"], row["toy"]) for row in rows] == [("3x32x32", 1, True), ("3x32x32", 2, True)]
+    has = this_machine().int8_instructions
+    for row in rows:
+        assert set(row["latency_ms"]) == {"fp32", "int8-cpu-x86"}
+        assert row["int8_instructions"] == has
+        assert any("no VNNI" in warning for warning in row["warnings"]) == (not has)
+        assert not any("/bin/" in str(fact) for fact in row["environment"].values())
+    assert ("no VNNI" in done.stderr) == (not has)
 
 
 @pytest.mark.slow

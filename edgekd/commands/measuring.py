@@ -11,6 +11,7 @@ from edgekd import console, pipeline
 from edgekd import recipe as recipe_module
 from edgekd.commands.common import Options, at_work, caveat, find_run, typed
 from edgekd.commands.flags import Changes
+from edgekd.deploy.graph import properties_of_file
 from edgekd.deploy.remote import Host
 from edgekd.errors import InputFileError, UsageError
 from edgekd.models.stems import parse_shape
@@ -84,7 +85,18 @@ def _file(file: Path, flags: Changes, options: Options, host: Host | None, image
                 energy=elsewhere.energy,
             )
     following = f"edgekd bench {shlex.quote(str(file))} --batch 1,8"
-    _show(None, results, options, "nothing (a file without a run)", following)
+    _show(_origin(file), results, options, "nothing (a file without a run)", following)
+
+
+def _origin(file: Path) -> dict[str, Any]:
+    """Return what a file says of its own making, if edgekd made it: `data_free`, None where nobody vouches for it."""
+    properties = properties_of_file(file)
+    known = {"true": True, "false": False}.get(properties.get("edgekd.data_free", ""))
+    return {"run": None} | ({"data_free": known} if "edgekd.run" in properties else {})
+
+
+def _facts(run: RunDir) -> dict[str, Any]:
+    return {"run": run.name, "data_free": run.data_free()}
 
 
 def _run(name: str, flags: Changes, options: Options, host: Host | None, elsewhere: Elsewhere) -> None:
@@ -105,7 +117,7 @@ def _run(name: str, flags: Changes, options: Options, host: Host | None, elsewhe
                 host, _exported(run), changed.bench, stop, runtimes=runtimes, energy=elsewhere.energy, run=run
             )
             place = run.stage(comparing.folder_of(host.address))
-    _show(run, results, options, f"{place}/results.json", f"edgekd report {typed(run)}")
+    _show(_facts(run), results, options, f"{place}/results.json", f"edgekd report {typed(run)}")
 
 
 def _import(name: str, file: Path, options: Options) -> None:
@@ -113,11 +125,10 @@ def _import(name: str, file: Path, options: Options) -> None:
     with at_work(run, options):
         results = devices.import_results(run, file)
     place = run.stage(comparing.folder_of(results["target"]))
-    _show(run, results, options, f"{place}/results.json", f"edgekd report {typed(run)}")
+    _show(_facts(run), results, options, f"{place}/results.json", f"edgekd report {typed(run)}")
 
 
-def _show(run: RunDir | None, results: dict[str, Any], options: Options, written: str, following: str) -> None:
-    facts: dict[str, Any] = {"run": None} if run is None else {"run": run.name, "data_free": run.data_free()}
+def _show(facts: dict[str, Any], results: dict[str, Any], options: Options, written: str, following: str) -> None:
     shown = {**facts, **results}
     if options.json:
         console.print_json(shown)
@@ -128,7 +139,7 @@ def _show(run: RunDir | None, results: dict[str, Any], options: Options, written
         console.warn(warning)
     checks = [one["passed"] for one in shown.get("numerics", [])]
     same = f"{sum(checks)} of {len(checks)} artefacts compute there what they compute here"
-    warning = "" if run is None else caveat(shown["data_free"])
+    warning = caveat(shown["data_free"]) if "data_free" in shown else ""
     console.closing(written, warning + ("; ".join(shown["verdicts"].values()) or same), following)
     devices.refuse_wrong_numbers({"numerics": shown.get("numerics", [])})
 
@@ -141,8 +152,8 @@ def bundle(name: str, output: Path, options: Options) -> None:
         pipeline.require(run, recipe, "export")
         made = devices.write_bundle(run.name, _exported(run), recipe.bench, output)
     if options.json:
-        console.print_json({"run": run.name, **made})
-    size = f"{made['size_bytes'] / 1e6:.1f} MB, no image and no network of the method in it"
+        console.print_json({**_facts(run), **made})
+    size = caveat(run.data_free()) + f"{made['size_bytes'] / 1e6:.1f} MB, no image and no network of the method in it"
     console.closing(str(output), size, f"on the device: python3 {output.name} bench")
 
 

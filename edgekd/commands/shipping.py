@@ -123,7 +123,9 @@ def evaluate(name: str, data: Path | None, options: Options) -> None:
         pipeline.require(run, recipe, "ingest")
         result = evaluation.run(run, recipe, folder, stop)
     if options.json:
-        console.print_json({key: result[key] for key in ("run", "data_free", "images", "accuracy")})
+        console.print_json(
+            {key: result[key] for key in ("run", "data_free", "images", "accuracy", "accuracy_default_mode")}
+        )
     else:
         rows = [(artefact, f"{value:.2%}") for artefact, value in result["accuracy"].items()]
         console.print_table((f"accuracy on {result['images']} images", "top-1"), rows)

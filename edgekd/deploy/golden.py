@@ -118,7 +118,7 @@ def to_npy(array: NDArray[Any]) -> bytes:
 def logits(file: Path, inputs: NDArray[Any]) -> list[list[float]]:
     """Return the N x K logits of an ONNX file in ONNX Runtime on this CPU, by the rules of the file's own target."""
     kind, known = kind_of(file.name), signature(file, inputs.shape[1:])
-    session = ort_session.open_session(file, arm_rules=kind == "int8-cpu-arm", as_written=kind.startswith("int8-trt"))
+    session = ort_session.open_for_target(file, kind)
     step = known.batch or len(inputs)
     found = [ort_session.logits(session, inputs[first : first + step]) for first in range(0, len(inputs), step)]
     rows: list[list[float]] = np.concatenate(found).reshape(len(inputs), -1).tolist()

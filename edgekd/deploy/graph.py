@@ -78,6 +78,15 @@ def metadata(source: Path | ModelProto) -> dict[str, str]:
     return {entry.key: entry.value for entry in read_model(source).metadata_props}
 
 
+def properties_of_file(path: Path) -> dict[str, str]:
+    """Return the metadata properties of an ONNX file that may be valid or not; none where it cannot be read."""
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except (OSError, DecodeError):
+        return {}
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
 def initializers(model: ModelProto) -> dict[str, TensorProto]:
     """Return the constants of the graph by name."""
     return {tensor.name: tensor for tensor in model.graph.initializer}
@@ -121,6 +130,17 @@ def weight_axis(node: NodeProto, rank: int) -> int:
     if node.op_type == "Gemm":
         return 0 if attribute(node, "transB", 0) else 1
     return {"Conv": 0, "ConvTranspose": 1, "MatMul": rank - 1}[node.op_type]
+
+
+def weighted_depth(model: ModelProto) -> dict[str, int]:
+    """Return the largest number of Conv, Gemm and the like on the way from an input to each tensor but constants."""
+    depth = {info.name: 0 for info in model.graph.input}
+    copy = read_model(model)
+    sort_topologically(copy)
+    for node in copy.graph.node:
+        deepest = max((depth.get(name, 0) for name in node.input), default=0)
+        depth.update(dict.fromkeys(node.output, deepest + (node.op_type in WEIGHTED_OPS)))
+    return depth
 
 
 def shapes(model: ModelProto) -> dict[str, tuple[int | None, ...]]:

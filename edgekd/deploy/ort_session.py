@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 from onnxruntime.capi import onnxruntime_pybind11_state as states
 
+from edgekd.deploy.agent.environment import this_machine
 from edgekd.errors import InputFileError, MachineError
 from edgekd.text import first_line
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 QUANTISED_SHARE = 0.9
+PRECISION = "session.x64quantprecision"
+"""The session option that makes U8×S8 products exact on every x86 CPU, and slower on one without VNNI."""
 
 # ONNX Runtime's exceptions have no common base but Exception.
 _LOAD_ERRORS = (
@@ -56,8 +60,9 @@ def open_session(
     optimised_path: Path | None = None,
     arm_rules: bool = False,
     as_written: bool = False,
+    default_kernels: bool = False,
 ) -> onnxruntime.InferenceSession:
-    """Open a session that runs on `provider` and on nothing else.
+    """Open a session that runs on `provider` and on nothing else, and adds integers without saturating.
 
     Args:
         source: the model.
@@ -68,6 +73,7 @@ def open_session(
         as_written: run Q/DQ pairs one by one instead of fusing them, for files meant for TensorRT. Fusion is
             slower there, and wrong with float16 scales: ONNX Runtime 1.31 quantises the bias itself and
             takes a float16 scale for another.
+        default_kernels: multiply as ONNX Runtime does unless asked otherwise; see `saturates`.
 
     Raises:
         MachineError: the provider is not installed or not the one that became active.
@@ -87,6 +93,8 @@ def open_session(
         options.optimized_model_filepath = str(optimised_path)
     if arm_rules:
         options.add_session_config_entry("session.qdqisint8allowed", "1")
+    elif not default_kernels:  # with int8 activations it would make pairs of types that have no kernel
+        options.add_session_config_entry(PRECISION, "1")
     if as_written:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if provider != CPU:
@@ -110,11 +118,39 @@ def logits(session: onnxruntime.InferenceSession, batch: NDArray[Any]) -> NDArra
     return np.asarray(output, dtype=np.float32)
 
 
+def open_for_target(
+    source: Path | ModelProto, kind: str, *, threads: int = 1, default_kernels: bool = False
+) -> onnxruntime.InferenceSession:
+    """Open a CPU session by the rules of what a kind of file is for: int8-cpu-arm, int8-trt, …; others have none."""
+    arm, tensorrt = kind == "int8-cpu-arm", kind.startswith("int8-trt")
+    return open_session(source, threads=threads, arm_rules=arm, as_written=tensorrt, default_kernels=default_kernels)
+
+
+@cache
+def saturates() -> bool:
+    """Return whether ONNX Runtime's default kernels saturate here: on an x86 without VNNI they add U8×S8 in 16 bits."""
+    here = this_machine()
+    return here.x86 and not here.int8_instructions
+
+
+def saturation_note(file: str, what: str, exact: float, default: float) -> str:
+    """Return the sentence about a file on a CPU that `saturates`, from its share of something in either mode."""
+    return (
+        f"note     {file}: a CPU without VNNI, as here, must set {PRECISION}=1 for these {exact:.2%} {what}; "
+        f"ONNX Runtime's default gives {default:.2%} on it"
+    )
+
+
 def all_logits(
-    source: Path | ModelProto, batches: Iterable[NDArray[Any]], *, threads: int = 1, as_written: bool = False
+    source: Path | ModelProto,
+    batches: Iterable[NDArray[Any]],
+    *,
+    threads: int = 1,
+    kind: str = "",
+    default_kernels: bool = False,
 ) -> NDArray[np.float32]:
-    """Return the logits of all batches, one under the other, from a CPU session (see `open_session`)."""
-    session = open_session(source, threads=threads, as_written=as_written)
+    """Return the logits of all batches, one under the other, from a CPU session (see `open_for_target`)."""
+    session = open_for_target(source, kind, threads=threads, default_kernels=default_kernels)
     return np.concatenate([logits(session, batch) for batch in batches])
 
 

@@ -29,6 +29,7 @@ from edgekd.deploy.graph import (
     read_model,
     shapes,
     weight_axis,
+    weighted_depth,
     with_shapes,
 )
 
@@ -55,7 +56,7 @@ class TensorRTRules:
 VERSIONS: Mapping[str, TensorRTRules] = {
     "8.6": TensorRTRules((7, 17), False, True, True, False),
     "10.3": TensorRTRules((9, 20), True, False, False, False),
-    "11": TensorRTRules((9, 25), True, False, False, True),
+    "11": TensorRTRules((9, 20), True, False, False, True),  # opsets assumed: those of 10.3, its own table is unread
 }
 
 
@@ -83,6 +84,7 @@ class _View:
         self.nodes = list(model.graph.node)
         self.constants, self.shapes, self.types = constants(model), shapes(model), element_types(model)
         self.makers, self.readers = producers(model), consumers(model)
+        self.depth = weighted_depth(model)
         self.pairs = [node for node in self.nodes if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
 
     def maker(self, tensor: str) -> str:
@@ -248,15 +250,18 @@ def _residual_add(view: _View) -> Findings:
         if node.op_type != "Add" or any(view.is_constant(name) for name in node.input):
             continue
         sides = [view.dequantised(name) for name in node.input]
-        weighted = [
-            view.makers[source]
-            for source in (view.quantised_source(name) or name for name in node.input)
-            if view.maker(source) in WEIGHTED_OPS
+        sources = [view.quantised_source(name) or name for name in node.input]
+        fusible = [
+            view.maker(source) in WEIGHTED_OPS and view.dequantised(view.makers[source].input[0]) for source in sources
         ]
+        depths = [view.depth.get(name, 0) for name in sources]
         if all(sides):
             yield node.name, "both of its inputs are quantised, so that it cannot fuse with the Conv before it"
-        elif not any(sides) and any(view.dequantised(maker.input[0]) for maker in weighted):
-            yield node.name, "its skip input is not quantised, so that the quantised Conv before it ends in float"
+        elif not any(sides):
+            if any(fusible):
+                yield node.name, "its skip input is not quantised, so that the quantised Conv before it ends in float"
+        elif fusible[sides.index(True)] and depths[sides.index(True)] > depths[sides.index(False)]:
+            yield node.name, "quantised is the Conv before it instead of its skip input, so that they cannot fuse"
 
 
 def _float32_rest(view: _View) -> Findings:

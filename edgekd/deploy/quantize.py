@@ -31,6 +31,7 @@ from edgekd.deploy.graph import (
     sort_topologically,
     strip_traces,
     weight_axis,
+    weighted_depth,
     with_shapes,
     write_model,
 )
@@ -55,9 +56,14 @@ class Flavour:
         return bool(self.tensorrt_versions)
 
     @property
+    def kind(self) -> str:
+        """Return the kind of the file, as in its name."""
+        return f"int8-{self.name}"
+
+    @property
     def file_name(self) -> str:
         """Return the name of the published file."""
-        return f"student.int8-{self.name}.onnx"
+        return f"student.{self.kind}.onnx"
 
 
 FLAVOURS = {
@@ -215,21 +221,28 @@ def _feed_float_nodes(model: ModelProto) -> None:
 def _quantise_one_residual_side(model: ModelProto, limits: Mapping[str, tuple[float, float]]) -> None:
     """Leave exactly one side of each residual Add quantised: the skip, so that Conv and Add fuse."""
     makers = producers(model)
-    depth = _weighted_depth(model)
+    depth = weighted_depth(model)
     pairs: dict[str, str] = {}
     for node in [node for node in model.graph.node if node.op_type == "Add"]:
-        if not all(name in makers for name in node.input):
+        if not all(name in depth for name in node.input):
             continue
         quantised = [_is_dequantised(name, makers) for name in node.input]
-        behind = [makers[name] for name in node.input if makers[name].op_type in WEIGHTED_OPS]
+        sources = [_before_pair(name, makers) if _is_dequantised(name, makers) else name for name in node.input]
+        fusible = [_is_quantised_conv(name, makers) for name in sources]
         deeper = 0 if depth[node.input[0]] > depth[node.input[1]] else 1
-        if all(quantised):
-            node.input[deeper] = _before_pair(node.input[deeper], makers)
-        elif not any(quantised) and any(_is_dequantised(maker.input[0], makers) for maker in behind):
-            skip = node.input[1 - deeper]
+        skip = sources[1 - deeper]
+        misplaced = quantised[deeper] and fusible[deeper] and depth[sources[deeper]] > depth[skip]
+        if all(quantised) or misplaced:
+            node.input[deeper] = sources[deeper]
+        if not quantised[1 - deeper] and (misplaced or (any(fusible) and not any(quantised))):
             if skip not in pairs:  # a skip may feed several Adds
                 pairs[skip] = _add_pair(model, skip, limits[skip][1] / 127)
             node.input[1 - deeper] = pairs[skip]
+
+
+def _is_quantised_conv(tensor: str, makers: Mapping[str, NodeProto]) -> bool:
+    maker = makers.get(tensor)
+    return maker is not None and maker.op_type in WEIGHTED_OPS and _is_dequantised(maker.input[0], makers)
 
 
 def _is_dequantised(tensor: str, makers: Mapping[str, NodeProto]) -> bool:
@@ -238,18 +251,6 @@ def _is_dequantised(tensor: str, makers: Mapping[str, NodeProto]) -> bool:
 
 def _before_pair(tensor: str, makers: Mapping[str, NodeProto]) -> str:
     return str(makers[makers[tensor].input[0]].input[0])
-
-
-def _weighted_depth(model: ModelProto) -> dict[str, int]:
-    """Return the largest number of weighted nodes on the way from the input to each tensor."""
-    depth: dict[str, int] = {}
-    copy = read_model(model)
-    sort_topologically(copy)
-    for node in copy.graph.node:
-        own = int(node.op_type in WEIGHTED_OPS)
-        deepest = max((depth.get(name, 0) for name in node.input), default=0) + own
-        depth.update(dict.fromkeys(node.output, deepest))
-    return depth
 
 
 def _add_pair(model: ModelProto, tensor: str, scale: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgekd.deploy import rows as tables
 from edgekd.deploy.agent.measurement import Comparison, Settings
-from edgekd.deploy.ort_session import integer_node_share
+from edgekd.deploy.ort_session import PRECISION, integer_node_share
 from edgekd.deploy.rows import Row, SkippedRow
 from edgekd.deploy.verdict import verdict
 from edgekd.recipe import BenchTable
@@ -31,11 +31,24 @@ def results_of(comparisons: Sequence[Comparison], folder: Path, run: RunDir | No
     warnings: list[str] = []
     for comparison in comparisons:
         results += [_by_its_own_rules(row, folder) for row in tables.rows(comparison)]
-        warnings += [warning for warning in comparison.warnings if warning not in warnings]
+        found_here = [*comparison.warnings, *_saturation(comparison)]
+        warnings += [warning for warning in found_here if warning not in warnings]
     written = [row.to_json() for row in results]
     target = comparisons[0].target if comparisons else None
     found = {"target": target, "results": written, "verdicts": verdicts(written, run), "warnings": warnings}
     return found if run is None else {"data_free": run.data_free(), **found}
+
+
+def _saturation(comparison: Comparison) -> list[str]:
+    """Say that the default mode, which is timed, saturates on an x86 without VNNI; no other measurement runs in it."""
+    machine, jobs = comparison.environment, [one.job for one in comparison.measurements]
+    files = [job.artefact for job in jobs if (job.kind, job.runtime) == ("int8-cpu-x86", "ort-cpu")]
+    if not files or machine.int8_instructions or not machine.x86:
+        return []
+    return [
+        f"{files[0]} was timed in ONNX Runtime's default mode, which saturates on a CPU without VNNI; its agreement "
+        f"and accuracy are those of {PRECISION}=1, which takes longer there (docs/export.md)."
+    ]
 
 
 def _by_its_own_rules(row: Row | SkippedRow, folder: Path) -> Row | SkippedRow:

@@ -9,6 +9,7 @@ import torch
 
 from edgekd import console, machine
 from edgekd.deploy import ort_session
+from edgekd.deploy.agent.kernels import kind_of
 from edgekd.deploy.onnx_export import Normalization
 from edgekd.realdata import RealImages, describe_transform, open_folder
 from edgekd.recipe import Recipe
@@ -27,11 +28,15 @@ def load_images(run_dir: RunDir, data: Path, *, purpose: str = "eval") -> RealIm
 
 
 def run(run_dir: RunDir, recipe: Recipe, data: Path, stop: Stop) -> dict[str, Any]:
-    """Write eval/<name>.json and return it: images, accuracy (fractions) and hash by artefact."""
+    """Write eval/<name>.json and return it: images, accuracy (fractions) and hash by artefact.
+
+    `accuracy_default_mode` is that of files in which ONNX Runtime saturates on this CPU unless asked not to.
+    """
     threads = machine.use_threads(recipe.machine.threads)
     images = load_images(run_dir, data)
     description = artefacts.describe(run_dir)
     accuracy: dict[str, float] = {}
+    default_mode: dict[str, float] = {}
     hashes: dict[str, str] = {}
     teacher_file = run_dir.stage("teacher") / "teacher.safetensors"
     student_file = run_dir.stage("select") / "student.safetensors"
@@ -49,8 +54,13 @@ def run(run_dir: RunDir, recipe: Recipe, data: Path, stop: Stop) -> dict[str, An
             elif file == student_file:
                 accuracy[name] = images.network_accuracy(artefacts.student_network(run_dir))
             else:
-                accuracy[name] = _onnx_accuracy(file, images, artefacts.read_pixels(run_dir), threads)
+                pixels = artefacts.read_pixels(run_dir)
+                accuracy[name] = _onnx_accuracy(file, images, pixels, threads)
+                if kind_of(name) == "int8-cpu-x86" and ort_session.saturates():
+                    default_mode[name] = _onnx_accuracy(file, images, pixels, threads, default_kernels=True)
             progress.update(done, f"{name} {accuracy[name]:.2%}")
+    for name, share in default_mode.items():
+        console.say(ort_session.saturation_note(name, "top-1", accuracy[name], share))
     folder = {
         "folder": str(data),
         "folder_id": digest(str(data.resolve()))[:8],
@@ -66,6 +76,7 @@ def run(run_dir: RunDir, recipe: Recipe, data: Path, stop: Stop) -> dict[str, An
         "images": len(images),
         "transform": describe_transform(description.input_shape),
         "accuracy": accuracy,
+        "accuracy_default_mode": default_mode,
         "artefacts_sha256": hashes,
     }
     write_json(run_dir.stage("eval") / f"{name}.json", result)
@@ -84,9 +95,11 @@ def _free_name(eval_folder: Path, name: str, folder: dict[str, str]) -> str:
     return name if same else longer
 
 
-def _onnx_accuracy(file: Path, images: RealImages, pixels: artefacts.Pixels, threads: int) -> float:
-    # ONNX Runtime's own fusions are for its own files: those for TensorRT are run as written.
-    session = ort_session.open_session(file, threads=threads, as_written=".int8-trt" in file.name)
+def _onnx_accuracy(
+    file: Path, images: RealImages, pixels: artefacts.Pixels, threads: int, *, default_kernels: bool = False
+) -> float:
+    kind = kind_of(file.name)
+    session = ort_session.open_for_target(file, kind, threads=threads, default_kernels=default_kernels)
     if session.get_inputs()[0].type == "tensor(uint8)":
         assert pixels.mean is not None
         assert pixels.std is not None

@@ -17,6 +17,7 @@ from torch import nn
 
 from edgekd import console
 from edgekd.deploy import int8, onnx_export, ort_session, parity, qdq_check, quantize
+from edgekd.deploy.agent.environment import this_machine
 from edgekd.deploy.agreement import agreement
 from edgekd.deploy.clipping import clipping
 from edgekd.deploy.fp16 import convert_to_fp16
@@ -97,7 +98,8 @@ def write_all(job: Job, folder: Path) -> Numbers:
     if job.table.int8 and fp32.is_file():
         _write_int8(job, fp32, held_out, numbers)
     kept_numbers = {"synthetic_samples": len(answers), "chain": numbers.chain, "int8": numbers.int8}
-    write_json(folder / "agreement.json", {"data_free": job.data_free, **kept_numbers})
+    facts = {"data_free": job.data_free, "int8_instructions": this_machine().int8_instructions}
+    write_json(folder / "agreement.json", {**facts, **kept_numbers})
     return numbers
 
 
@@ -177,7 +179,8 @@ def _write_int8(job: Job, fp32: Path, held_out: Batches, numbers: Numbers) -> No
             continue
         problem = _publish(result, fp32.with_name(flavour.file_name))
         numbers.chain[f"{fp32.name} -> {flavour.file_name}"] = result.quality.agreement.to_json()
-        verdict = {"passed": problem is None, "reason": problem}
+        verdict: dict[str, Any] = {"passed": problem is None, "reason": problem}
+        verdict |= {"default_mode": _default_mode(result, judge, published=problem is None)}
         numbers.int8[flavour.file_name] = {**result.to_json(), **_properties(result, held_out), **verdict}
         numbers.failures += [problem] if problem else []
         if result.plan.ranges is not ranges:
@@ -201,6 +204,17 @@ def _publish(result: Int8Result, path: Path) -> str | None:
         )
     write_model(model, path)
     return None
+
+
+def _default_mode(result: Int8Result, judge: int8.HeldOut, *, published: bool) -> dict[str, Any] | None:
+    """Return how a file for x86 agrees in ONNX Runtime's default mode, where that saturates on this CPU; say so."""
+    flavour, kept_answers = result.plan.flavour, result.quality.agreement.share
+    if flavour.kind != "int8-cpu-x86" or not ort_session.saturates():
+        return None
+    found = judge.measure(result.plan.build(), flavour, default_kernels=True).agreement
+    if published:
+        console.say(ort_session.saturation_note(flavour.file_name, "kept answers", kept_answers, found.share))
+    return found.to_json()
 
 
 def _properties(result: Int8Result, held_out: Batches) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 from command import Result
 from sshd import Device, device, sshd_device  # noqa: F401 - fixtures
@@ -16,6 +17,8 @@ from sshd import Device, device, sshd_device  # noqa: F401 - fixtures
 import toy
 from edgekd import recipe
 from edgekd.deploy.agent.measurement import Settings
+from edgekd.deploy.graph import set_metadata
+from edgekd.rundir import RunDir
 from edgekd.stages import comparing, students
 from tiny_onnx import conv_net
 
@@ -70,6 +73,37 @@ def test_any_onnx_classifier_is_measured_without_a_run() -> None:
     assert [row["batch"] for row in result.json()["results"]] == [1, 2]
     assert Result("bench", "absent.onnx").exit_code == 4
     assert list(Path().iterdir()) == [Path("open.onnx")]
+
+
+@pytest.mark.parametrize(
+    ("properties", "data_free", "words"),
+    [
+        ({}, "absent", ""),
+        ({"edgekd.run": "toy", "edgekd.data_free": "true"}, True, ""),
+        ({"edgekd.run": "toy", "edgekd.data_free": "false"}, False, "NOT data-free"),
+        ({"edgekd.run": "toy", "edgekd.student": '"elsewhere"'}, None, "not known to be data-free"),
+    ],
+)
+def test_a_file_says_itself_what_it_was_made_of(
+    properties: dict[str, str], data_free: bool | str | None, words: str
+) -> None:
+    model = onnx.load(conv_net(Path("net.onnx")))
+    set_metadata(model, properties)
+    onnx.save(model, "net.onnx")
+    result = Result("bench", "net.onnx", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert result.json().get("data_free", "absent") == data_free
+    line = result.line("result")
+    assert words in line
+    assert words or "data-free" not in line
+
+
+def test_a_bundle_of_files_that_real_images_shaped_says_so(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for data_free in (True, False):
+        monkeypatch.setattr(RunDir, "data_free", lambda self, answer=data_free: answer)
+        made = Result("bundle", "toy", "--json")
+        assert (made.exit_code, made.json()["data_free"]) == (0, data_free)
+        assert ("NOT data-free" in made.line("result")) == (not data_free)
 
 
 def test_a_run_there(device: Device, run: Path) -> None:  # noqa: F811

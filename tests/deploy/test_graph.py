@@ -14,6 +14,7 @@ from edgekd.deploy.graph import (
     consumers,
     metadata,
     producers,
+    properties_of_file,
     read_model,
     replace_nodes,
     set_metadata,
@@ -82,6 +83,12 @@ def test_metadata_replaces_what_was_there_in_key_order(student: Student) -> None
     set_metadata(model, {"b": "2", "a": "1"})
     assert [(entry.key, entry.value) for entry in model.metadata_props] == [("a", "1"), ("b", "2")]
     assert metadata(student.path) == {"run": "test"}
+
+
+def test_properties_are_read_of_files_that_may_be_anything(student: Student, tmp_path: Path) -> None:
+    (tmp_path / "text.onnx").write_text("no model")
+    found = [properties_of_file(path) for path in (student.path, tmp_path / "text.onnx", tmp_path / "absent.onnx")]
+    assert found == [{"run": "test"}, {}, {}]
 
 
 def test_reading_a_model_in_memory_gives_a_copy(student: Student) -> None:

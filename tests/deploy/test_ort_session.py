@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,19 @@ import onnxruntime
 import pytest
 from small_nets import Student, batches, samples
 
-from edgekd.deploy.ort_session import CPU, CUDA, all_logits, integer_node_share, logits, open_session
+from edgekd.deploy import ort_session
+from edgekd.deploy.agent.environment import this_machine
+from edgekd.deploy.ort_session import (
+    CPU,
+    CUDA,
+    PRECISION,
+    all_logits,
+    integer_node_share,
+    logits,
+    open_for_target,
+    open_session,
+    saturates,
+)
 from edgekd.deploy.quantize import FLAVOURS, compute_nodes, quantize
 from edgekd.errors import InputFileError, MachineError
 
@@ -57,6 +70,37 @@ def test_integer_share_counts_what_really_runs_as_integers(student: Student) -> 
     assert share("cpu-arm") == 1
     assert share("cpu-x86", float_nodes=compute_nodes(student.path)[:1]) == pytest.approx(0.8)
     assert share("trt") < 0.9
+
+
+@pytest.mark.parametrize("name", ["cpu-x86", "cpu-arm"])
+def test_integers_are_added_without_saturating_whatever_the_cpu(name: str, student: Student) -> None:
+    model, held_out = quantize(student.path, FLAVOURS[name], student.ranges, "absmax"), student.held_out.batches
+    kind = FLAVOURS[name].kind
+    exact = np.concatenate([logits(open_session(model, as_written=True), batch) for batch in held_out()])
+    extent = np.ptp(exact)
+    found = all_logits(model, held_out(), kind=kind)
+    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-4 * extent)
+    if name == "cpu-x86":
+        entries = [
+            open_for_target(model, kind, default_kernels=default).get_session_options() for default in (False, True)
+        ]
+        assert entries[0].get_session_config_entry(PRECISION) == "1"
+        with pytest.raises(RuntimeError, match=PRECISION):
+            entries[1].get_session_config_entry(PRECISION)
+        default = all_logits(model, held_out(), kind=kind, default_kernels=True)
+        assert (np.abs(default - exact).max() > 1e-3 * extent) == saturates()
+
+
+def test_only_an_x86_without_vnni_saturates(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = replace(this_machine(), architecture="x86_64", cpu_flags=("avx2", "avx512f"))
+    machines = (
+        (here, True),
+        (replace(here, cpu_flags=("avx2", "avx_vnni")), False),
+        (replace(here, architecture="aarch64", cpu_flags=("asimd",)), False),
+    )
+    for machine, expected in machines:
+        monkeypatch.setattr(ort_session, "this_machine", lambda machine=machine: machine)
+        assert ort_session.saturates.__wrapped__() == expected
 
 
 def test_as_written_runs_the_pairs_of_the_file_instead_of_fusing_them(student: Student, tmp_path: Path) -> None:

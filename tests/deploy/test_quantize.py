@@ -11,7 +11,7 @@ from small_nets import SHAPE, Student, Tiny, batches, compute_ops, live, samples
 from torch import Tensor, nn
 
 from edgekd.deploy.fp16 import SMALLEST_NORMAL
-from edgekd.deploy.graph import constants, metadata, producers, read_model
+from edgekd.deploy.graph import constants, metadata, producers, read_model, weighted_depth
 from edgekd.deploy.int8 import HeldOut
 from edgekd.deploy.onnx_export import Normalization, export_fp32
 from edgekd.deploy.ort_session import integer_node_share
@@ -125,6 +125,48 @@ def test_two_residuals_may_share_a_skip(tmp_path: Path) -> None:
     assert [set(side) for side in sides] == [{"Conv", "DequantizeLinear"}] * 2
     assert sides[0]["DequantizeLinear"] == sides[1]["DequantizeLinear"]
     assert check(model, "8.6") == []
+
+
+class ReadTwice(nn.Module):
+    """A residual Add whose deeper Conv is read by another Conv as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.project, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Linear(8, 5)
+        self.first, self.deep, self.side = (nn.Conv2d(8, 8, 3, 1, 1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        deep = self.deep(torch.relu(self.first(x)))
+        x = torch.relu(deep + self.project(x)) + torch.relu(self.side(deep))
+        return self.head(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
+
+
+class AddsItsInput(nn.Module):
+    """A residual Add whose skip is the network's own input, which no Conv reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep, self.head = nn.Conv2d(3, 3, 3, 1, 1), nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.deep(torch.relu(x)) + x)
+        return self.head(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
+
+
+@pytest.mark.parametrize("make", [ReadTwice, AddsItsInput])
+@pytest.mark.parametrize("name", ["trt", "trt-fp16"])
+def test_the_skip_is_quantised_wherever_it_comes_from(name: str, make: type, tmp_path: Path) -> None:
+    path = export_fp32(live(make), SHAPE, tmp_path / "fp32.onnx").path
+    held_out = HeldOut.of(path, batches(samples(32)))
+    model = quantize(path, FLAVOURS[name], collect_ranges(path, held_out.batches), "absmax")
+    onnx.checker.check_model(model, full_check=True)
+    makers, depth = producers(model), weighted_depth(model)
+    add = next(node for node in model.graph.node if node.op_type == "Add")
+    deep, skip = sorted(add.input, key=lambda side: -depth[side])
+    assert (makers[deep].op_type, makers[skip].op_type) == ("Conv", "DequantizeLinear")
+    assert [check(model, version) for version in FLAVOURS[name].tensorrt_versions] == [[], []]
+    assert held_out.measure(model, FLAVOURS[name]).loss < 0.01
 
 
 def test_nodes_can_be_left_in_float_or_chosen_alone(student: Student) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -62,6 +63,23 @@ def test_each_batch_and_thread_count_is_measured(finished: Any) -> None:
     assert [(row["batch"], row["threads"]) for row in results["results"]] == [(1, 1), (4, 1)]
     assert list(results["verdicts"]) == ["batch 1, threads 1", "batch 4, threads 1"]
     assert len(comparisons) == 2
+
+
+def test_times_of_a_mode_that_saturates_are_not_those_of_the_accuracy_beside_them(finished: Any) -> None:
+    names = ("student.fp32.onnx", "student.int8-cpu-x86.onnx")
+    table = BenchTable(batch=(1,), threads=(1,), rounds=2, min_runs=10, min_seconds=0.01)
+    files = [finished.run.stage("export") / name for name in names]
+    _, (comparison,) = bench.compare(bench.jobs_of(files, table.runtime), table, Stop())
+    if len(comparison.measurements) < 2:
+        pytest.skip("this is no x86 machine: the file for x86 is not timed")
+    for flags, expected in ((("avx2",), 1), (("avx2", "avx_vnni"), 0)):
+        here = replace(comparison, environment=replace(comparison.environment, cpu_flags=flags))
+        said = comparing.results_of([here, here], files[0].parent, None)["warnings"]
+        assert sum("session.x64quantprecision=1" in warning for warning in said) == expected
+        alone = replace(here, results=here.results[:1])
+        assert not any(
+            "VNNI" in warning for warning in comparing.results_of([alone], files[0].parent, None)["warnings"]
+        )
 
 
 def test_a_stop_is_heard_before_measuring(finished: Any) -> None:

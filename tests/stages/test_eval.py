@@ -11,6 +11,7 @@ import torch
 
 import toy
 from edgekd import pipeline
+from edgekd.deploy import ort_session
 from edgekd.errors import InputFileError, UsageError
 from edgekd.rundir import RunDir, read_json, sha256_file
 from edgekd.stages import artefacts
@@ -54,6 +55,24 @@ def test_every_artefact_is_measured(finished: Any, photos: Path, teacher_file: P
     assert ledger["data_free"] is True
     for name in ("ingest", "distill", "select"):
         assert pipeline.reason_to_run(pipeline.STAGES[name], run, recipe) is None
+
+
+@pytest.mark.parametrize("saturates", [True, False])
+def test_what_a_cpu_without_vnni_makes_of_the_x86_file_by_default_is_said(
+    saturates: bool,
+    finished: Any,
+    photos: Path,
+    teacher_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(ort_session, "saturates", lambda: saturates)
+    run = copied(finished, teacher_file, tmp_path / "toy", "select", "export")
+    found = evaluation.run(run, pipeline.open_recipe(run), photos, Stop())
+    file = "student.int8-cpu-x86.onnx"
+    assert set(found["accuracy_default_mode"]) == ({file} if saturates else set())
+    assert capfd.readouterr().err.count(f"{file}: a CPU without VNNI") == saturates
 
 
 def test_after_ingest_alone_the_teacher_is_measured(

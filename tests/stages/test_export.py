@@ -21,13 +21,14 @@ import toy
 from edgekd import pipeline
 from edgekd.commands.common import caveat
 from edgekd.deploy import ort_session, qdq_check
+from edgekd.deploy.agent.environment import this_machine
 from edgekd.deploy.int8_chain import FINE_TUNING
 from edgekd.deploy.onnx_export import Normalization
 from edgekd.deploy.quantize import FLAVOURS
 from edgekd.deploy.ranges import Range, Ranges
 from edgekd.errors import GateError, InputFileError, StoppedEarly, UsageError
 from edgekd.models import registry
-from edgekd.recipe import with_changes
+from edgekd.recipe import ExportTable, with_changes
 from edgekd.rundir import Record, RunDir, sha256_file
 from edgekd.stages import artefacts, clipping, comparing, export, onnx_files, report
 from edgekd.stages.samples import Samples, kept, real_images
@@ -78,6 +79,51 @@ def test_all_files_are_written_with_their_numbers(exported: RunDir) -> None:
     assert calibration["ranges"]["samples"] == 32
     assert calibration["seed"] == pipeline.open_recipe(exported).seed
     assert numbers(exported, "agreement")["data_free"] is True
+
+
+def test_what_a_cpu_without_vnni_makes_of_the_x86_file_by_default_is_measured_and_said(
+    exported: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+    real = ort_session.open_session
+
+    def seen(*arguments: Any, **options: Any) -> Any:
+        asked.append(options.get("default_kernels", False))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(ort_session, "open_session", seen)
+    recipe = with_changes(pipeline.open_recipe(exported), {"export": {"target": "cpu"}})
+    for saturates in (True, False):
+        asked.clear()
+        monkeypatch.setattr(ort_session, "saturates", lambda here=saturates: here)
+        run = RunDir(Path(shutil.copytree(exported.path, tmp_path / str(saturates) / "toy")))
+        shutil.rmtree(run.stage("export"))
+        toy.advance(run.path, recipe, ("export",))
+        found = numbers(run, "agreement")
+        assert found["int8_instructions"] == this_machine().int8_instructions
+        measured = {name: file["default_mode"] for name, file in found["int8"].items()}
+        assert measured["student.int8-cpu-arm.onnx"] is None
+        default = measured["student.int8-cpu-x86.onnx"]
+        assert (default is not None and 0 <= default["share"] <= 1) == saturates
+        assert asked.count(True) == saturates, "everything else is judged by exact kernels"
+        said = capfd.readouterr().err
+        assert said.count("must set session.x64quantprecision=1") == saturates
+    results = [
+        RunDir(tmp_path / name / "toy").stage("export") / "student.int8-cpu-x86.onnx" for name in ("True", "False")
+    ]
+    assert results[0].read_bytes() == results[1].read_bytes()
+
+
+def test_int8_without_a_target_writes_every_file(
+    selected: RunDir, teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = toy.toy_recipe(teacher_file, export={"target": ExportTable().target})
+    run = toy.advance(Path(shutil.copytree(selected.path, tmp_path / "runs" / "toy")), wanted, ("select",))
+    monkeypatch.chdir(tmp_path)
+    shown = Result("export", "toy", "--int8", "--json")
+    assert shown.exit_code == 0, shown.stderr
+    int8 = {f"student.int8-{name}.onnx" for name in ("cpu-x86", "cpu-arm", "trt", "trt-fp16")}
+    assert files(run) == set(shown.json()["size_bytes"]) == {"student.fp32.onnx", "student.fp16.onnx", *int8}
 
 
 def test_the_fp32_file_is_the_student(exported: RunDir) -> None:
