@@ -21,6 +21,7 @@ from torch import Tensor
 
 from edgekd import imports, pickles
 from edgekd.errors import InputFileError
+from edgekd.rundir import sha256_file
 from edgekd.text import first_line, listed
 
 EXPANSION_LIMIT = 4
@@ -28,6 +29,8 @@ EXPANSION_LIMIT = 4
 EXPANSION_SLACK_BYTES = 16 * 2**20
 HEADER_LIMIT_BYTES = 32 * 2**20
 """The longest header accepted of a .safetensors file."""
+LARGEST_BYTES = 64 * 2**30
+"""No file larger than this is read or hashed: no classifier's checkpoint is, but a file of holes can be."""
 _ZIP = b"PK\x03\x04"
 
 _MAGIC = {
@@ -85,8 +88,14 @@ def _read(path: Path, *, trust_pickle: bool | None) -> object:
     return loaded
 
 
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file from outside; raise InputFileError as `require_file` does."""
+    require_file(path)
+    return sha256_file(path)
+
+
 def require_file(path: Path) -> None:
-    """Raise InputFileError unless `path` is a regular file that is not empty and can be read."""
+    """Raise InputFileError unless `path` is a regular file that is not empty, not absurdly large and can be read."""
     _open_head(path)
 
 
@@ -122,6 +131,8 @@ def _open_head(path: Path) -> tuple[bytes, int]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InputFileError(f"{path} cannot be read: {reason}.") from error
+    if size > LARGEST_BYTES:
+        raise InputFileError(f"{path} has {size / 2**30:.0f} GiB; no checkpoint of a classifier is as large.")
     if size == 0:
         raise InputFileError(f"{path} is empty; the program that wrote it may have been interrupted.")
     return head, size

@@ -15,11 +15,11 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from edgekd import console, machine, realdata
+from edgekd import console, foreign, machine, realdata
 from edgekd import recipe as recipes
 from edgekd.errors import RecipeError, UsageError
 from edgekd.recipe import Recipe
-from edgekd.rundir import Record, RunDir, digest, sha256_file, write_text
+from edgekd.rundir import Record, RunDir, digest, write_text
 from edgekd.stopping import Stop
 
 
@@ -133,7 +133,7 @@ def inputs(stage: Stage, run: RunDir, recipe: Recipe) -> dict[str, str]:
     if stage.file_key:
         record, path = Record.read(run.stage(stage.folder)), Path(stage.file(recipe))
         kept = "" if record is None else record.inputs.get("file", "")
-        hashes["file"] = sha256_file(path) if path.is_file() else kept  # a file that moved away changes nothing
+        hashes["file"] = foreign.sha256_of(path) if path.is_file() else kept  # a file that moved away changes nothing
     for upstream, names in stage.reads.items():
         record = Record.read(run.stage(STAGES[upstream].folder))
         if record is not None and STAGES[upstream].wanted(recipe):

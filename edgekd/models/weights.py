@@ -23,6 +23,8 @@ ITSELF = "the file itself"
 _COPIES = 16
 """How many float32 copies of its own bytes a file may ask for: room for tied weights and numbers of 8 bits."""
 _SLACK_BYTES = 2**20
+_MOST_TENSORS = 20_000
+"""Ten times what the deepest networks of the zoo and of timm have; comparing more with them would take minutes."""
 _COUNTERS = ("num_batches_tracked", "total_ops", "total_params", "n_averaged")
 _DEPTH = 8
 _FLOATING_ROLES = ("weight", "bias", "running_mean", "running_var")
@@ -62,6 +64,10 @@ def weights_of(obj: object) -> Weights:
         raise InputFileError(f"The checkpoint holds no weights: {_summary(obj)}. Save model.state_dict().")
     first, *others = found
     found_tensors = {name: tensor for name, tensor in first.named.items() if isinstance(tensor, Tensor)}
+    if len(found_tensors) > _MOST_TENSORS:
+        raise InputFileError(
+            f"The checkpoint holds {len(found_tensors):,} tensors; a classifier has {_MOST_TENSORS:,} at most."
+        )
     _hold_to_file(found_tensors)
     named = {without_transparent(name): tensor for name, tensor in found_tensors.items()}
     if len(named) < len(found_tensors):

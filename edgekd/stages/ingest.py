@@ -158,7 +158,10 @@ def pixel_moments(table: PixelsTable, *, channels: int, classes: int) -> dict[st
 def class_names(path: Path, classes: int) -> list[str]:
     """Read one class name a line; another number than the teacher has is an `InputFileError`."""
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise InputFileError(f"class names {path} cannot be read: it is not a regular file.")
+        # "-sig": editors on Windows begin a file with a mark.
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputFileError(f"class names {path} cannot be read ({error}).") from error
     if len(names) != classes or len(set(names)) != classes:

@@ -321,6 +321,20 @@ def test_pipe(here, capsys):
     assert "not a regular file" in refuse(here / "pipe", capsys)
 
 
+def test_a_terabyte_of_holes_is_not_hashed(here, capsys):
+    for head in (b"", b"\x80\x02", b"PK\x03\x04", struct.pack("<Q", 2) + b"{}"):
+        with (here / "teacher.pt").open("wb") as stream:
+            stream.write(head)
+            stream.truncate(2**40)
+        assert "1024 GiB" in refuse(here / "teacher.pt", capsys)
+
+
+def test_more_tensors_than_any_classifier_has(here, capsys):
+    path = here / "teacher.pt"
+    path.write_bytes(zip_bytes({"state_dict": {f"a.{i}.weight": torch.ones(1) for i in range(20_001)}}))
+    assert "20,001 tensors" in refuse(path, capsys)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_no_permission(here, capsys):
     path = here / "teacher.pt"

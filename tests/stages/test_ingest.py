@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,14 @@ def test_another_number_of_names_than_classes_is_refused(text: str, tmp_path: Pa
         ingest.class_names(tmp_path / "names.txt", 3)
     with pytest.raises(InputFileError, match="cannot be read"):
         ingest.class_names(tmp_path / "nowhere.txt", 3)
+
+
+def test_names_with_a_byte_order_mark_are_read_and_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\n")
+    assert ingest.class_names(tmp_path / "names.txt", 2) == ["cat", "dog"]
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputFileError, match="not a regular file"):
+        ingest.class_names(tmp_path / "pipe", 2)
 
 
 def test_assumptions_are_kept_with_the_flag_that_changes_them(teacher_file: Path, tmp_path: Path) -> None:
