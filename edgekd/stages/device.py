@@ -16,10 +16,11 @@ from edgekd.deploy import golden, pack, remote
 from edgekd.deploy.agent import tensorrt_rules as rules
 from edgekd.deploy.agent.bundle import FORMAT
 from edgekd.deploy.agent.environment import Environment
-from edgekd.deploy.agent.kernels import Runtime
+from edgekd.deploy.agent.kernels import Runtime, kind_of
 from edgekd.deploy.agent.measure import measure, require_some
 from edgekd.deploy.agent.measurement import Comparison, Job, Settings, from_json, job_to_json
 from edgekd.deploy.agent.tensorrt import MISSING
+from edgekd.deploy.ort_session import PRECISION
 from edgekd.errors import GateError, InputFileError, MachineError
 from edgekd.recipe import BenchTable
 from edgekd.rundir import Record, RunDir, digest, read_json, sha256_file, write_json
@@ -122,9 +123,11 @@ def _measured_files(raw: dict[str, Any], comparisons: Sequence[Comparison]) -> s
 
 def _sentence(one: dict[str, Any]) -> str:
     difference = "are not finite" if one["max_difference"] is None else f"differ by {one['max_difference']:.2g}"
+    saturates = kind_of(one["artefact"]) == "int8-cpu-x86"
     return (
         f"{one['artefact']} does not compute there what it computes here: its logits {difference} of the range "
         f"({one['precision']}: {one['tolerance']:g} allowed), {one['wrong_answers']} of {one['clear']} clear answers."
+        + (f" A CPU without VNNI needs {PRECISION}=1 for this file (docs/export.md)." if saturates else "")
     )
 
 

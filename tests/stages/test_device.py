@@ -13,14 +13,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from sshd import Device, device, sshd_device  # noqa: F401 - fixtures
 from standins import write_trtexec, write_unknown_trtexec
 
-from edgekd.deploy import pack
+from edgekd.deploy import golden, ort_session, pack
 from edgekd.deploy.agent.kernels import Runtime
 from edgekd.deploy.agent.measurement import Job, Settings
 from edgekd.deploy.remote import Host
@@ -34,6 +36,15 @@ from tiny_onnx import conv_net
 
 QUICK = Settings(rounds=2, min_runs=10, min_seconds=0.05, warm_up_seconds=0.2)
 TABLE = BenchTable(rounds=2, min_runs=10, min_seconds=0.02)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def host_in_default_mode() -> Iterator[None]:
+    """Let golden logits saturate where this CPU does: it is the device as well, which uses the default mode."""
+    default = partial(ort_session.open_for_target, default_kernels=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(golden, "ort_session", SimpleNamespace(open_for_target=default, logits=ort_session.logits))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -247,6 +258,14 @@ def test_check_fails_where_the_device_computes_something_else(bundle: Path, publ
     assert results["results"] == []
     with pytest.raises(GateError, match=r"student\.fp32\.onnx does not compute there what it computes here"):
         devices.refuse_wrong_numbers(results)
+
+
+def test_what_saturates_on_a_device_is_told_with_its_cure() -> None:
+    found = {"precision": "int8", "tolerance": 0.1, "max_difference": 0.3, "wrong_answers": 0, "clear": 2}
+    for name, told in (("student.int8-cpu-x86.onnx", True), ("student.int8-cpu-arm.onnx", False)):
+        with pytest.raises(GateError, match="does not compute there") as error:
+            devices.refuse_wrong_numbers({"numerics": [{**found, "artefact": name, "passed": False}]})
+        assert ("session.x64quantprecision=1" in str(error.value)) == told
 
 
 def test_a_bundle_checks_something_or_says_why_not(bundle: Path, tmp_path: Path) -> None:
