@@ -18,7 +18,7 @@ from edgekd.deploy.agent.measure import Progress
 from edgekd.deploy.agent.measurement import Comparison, Job, Settings
 from edgekd.deploy.agent.protocol import AgentProcess
 from edgekd.deploy.remote import Host
-from edgekd.errors import MachineError, RunBusyError, UsageError
+from edgekd.errors import EdgekdError, GateError, InputFileError, MachineError, RunBusyError, UsageError
 from tiny_onnx import conv_net
 
 QUICK = Settings(rounds=2, min_runs=20, min_seconds=0.05, warm_up_seconds=0.4)
@@ -93,6 +93,15 @@ def test_what_was_copied_and_measured_survives_a_cut(device: Device, job: Job, t
     assert again == first, "measured once"
     assert [line.split()[2] for line in said if line.startswith("copy")] == ["net.onnx"], "what was not whole"
     assert any("measured before the connection was cut" in line for line in said)
+    assert device.work == []
+
+
+@pytest.mark.parametrize("kind", [MachineError, UsageError, InputFileError, GateError])
+def test_a_refusal_leaves_nothing_there(kind: type[EdgekdError], device: Device, job: Job) -> None:  # noqa: F811
+    with pytest.raises(kind, match="no"), HOST.session("key", quiet) as session:
+        session.put([job.model])
+        assert len(device.work) == 1
+        raise kind("no")
     assert device.work == []
 
 
