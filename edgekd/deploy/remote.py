@@ -124,8 +124,8 @@ class Host:
 
         `while_waiting` is called twice a second while the device works, and may raise: an engine may take minutes.
         On leaving without an error nothing is removed yet: see `Session.complete`. What a cut connection or a stop
-        leaves behind is taken up by the next session of the same key; an answer, such as that nothing runs there, a flag
-        does not fit or no student keeps the budget, leaves nothing.
+        leaves behind is taken up by the next session of the same key; an answer, such as that nothing runs, a flag
+        does not fit or no student is fast enough, leaves nothing.
 
         Raises:
             MachineError: it cannot be reached, lacks Python 3.8 or space, or the connection was cut.

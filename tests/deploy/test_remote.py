@@ -98,10 +98,14 @@ def test_what_was_copied_and_measured_survives_a_cut(device: Device, job: Job, t
 
 @pytest.mark.parametrize("kind", [MachineError, UsageError, InputFileError, GateError])
 def test_a_refusal_leaves_nothing_there(kind: type[EdgekdError], device: Device, job: Job) -> None:  # noqa: F811
-    with pytest.raises(kind, match="no"), HOST.session("key", quiet) as session:
-        session.put([job.model])
-        assert len(device.work) == 1
-        raise kind("no")
+    def work() -> None:
+        with HOST.session("key", quiet) as session:
+            session.put([job.model])
+            assert len(device.work) == 1
+            raise kind("no")
+
+    with pytest.raises(kind, match="no"):
+        work()
     assert device.work == []
 
 
