@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sshd import Device, device, sshd_device  # noqa: F401 - fixtures
+from sshd import Device, device, lacking, sshd_device  # noqa: F401 - fixtures
 
 from edgekd.deploy import golden
 from edgekd.deploy.agent.measure import Progress
@@ -94,6 +94,13 @@ def test_what_was_copied_and_measured_survives_a_cut(device: Device, job: Job, t
     assert [line.split()[2] for line in said if line.startswith("copy")] == ["net.onnx"], "what was not whole"
     assert any("measured before the connection was cut" in line for line in said)
     assert device.work == []
+
+
+def test_what_a_required_machine_lacks_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, outcome in (("1", pytest.fail.Exception), ("0", pytest.skip.Exception)):
+        monkeypatch.setenv("EDGEKD_REQUIRE_SSHD", value)
+        with pytest.raises(outcome, match="no disk"):
+            lacking("no disk")
 
 
 @pytest.mark.parametrize("kind", [MachineError, UsageError, InputFileError, GateError])
@@ -196,7 +203,7 @@ def small_disk(tmp_path: Path) -> Any:
     home.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(home)]
     if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("a small file system cannot be mounted here (needs root)")
+        lacking("a small file system cannot be mounted here (needs root)")
     yield home
     subprocess.run(["umount", "-l", str(home)], check=True)
 
