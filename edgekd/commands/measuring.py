@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from edgekd import console, pipeline
 from edgekd import recipe as recipe_module
 from edgekd.commands.common import Options, at_work, caveat, find_run, typed
 from edgekd.commands.flags import Changes
+from edgekd.deploy import golden
 from edgekd.deploy.graph import properties_of_file
 from edgekd.deploy.remote import Host
 from edgekd.errors import InputFileError, UsageError
@@ -47,8 +49,13 @@ class Elsewhere:
 def bench(name: str, flags: Changes, options: Options, elsewhere: Elsewhere, image: str = "") -> None:
     """Measure latency, of a run's files or of one ONNX file; here, there, or as a bundle found it."""
     host = elsewhere.host()
+    if host is not None and "torch" in flags.get("bench", {}).get("runtime", ()):
+        raise UsageError(
+            "--runtime torch measures the student of a run on this machine; a device runs ONNX files, in ort-cpu, "
+            "ort-cuda or tensorrt."
+        )
     if elsewhere.results is not None:
-        if host is not None or name.endswith(".onnx"):
+        if host is not None or _is_file(name):
             raise UsageError("--import brings a bundle's results into a run: it goes with a run's name, not with --on.")
         _import(name, elsewhere.results, options)
     elif host is not None and elsewhere.clean:
@@ -58,7 +65,7 @@ def bench(name: str, flags: Changes, options: Options, elsewhere: Elsewhere, ima
         console.closing(
             f"nothing; ~/.cache/edgekd on {host.address} is empty", f"{freed / 1e6:.1f} MB freed", "edgekd bench"
         )
-    elif name.endswith(".onnx"):
+    elif _is_file(name):
         _file(Path(name), flags, options, host, image, elsewhere)
     else:
         if image:
@@ -71,6 +78,12 @@ def _file(file: Path, flags: Changes, options: Options, host: Host | None, image
         raise InputFileError(f"{file} is not a file; nothing was measured.")
     table = recipe_module.with_changes(recipe_module.parse({}, origin="flags"), flags).bench
     shape = parse_shape(image) if image else None
+    asked = flags.get("bench", {})
+    batch = golden.signature(file, shape).batch
+    if batch is not None and "batch" not in asked:
+        table = table.model_copy(update={"batch": (batch,)})
+    if batch is not None and set(table.batch) != {batch}:
+        raise UsageError(f"{file} was exported with a fixed batch of {batch}; give --batch {batch}.")
     with graceful(options.max_seconds) as stop:
         if host is None:
             results, _ = benching.compare(benching.jobs_of([file], table.runtime, image_shape=shape), table, stop)
@@ -80,12 +93,15 @@ def _file(file: Path, flags: Changes, options: Options, host: Host | None, image
                 [file],
                 table,
                 stop,
-                runtimes=flags.get("bench", {}).get("runtime", ()),
+                runtimes=asked.get("runtime", ()),
                 image_shape=shape,
                 energy=elsewhere.energy,
             )
-    following = f"edgekd bench {shlex.quote(str(file))} --batch 1,8"
-    _show(_origin(file), results, options, "nothing (a file without a run)", following)
+    more = (
+        "--batch 1,8" if batch is None and "batch" not in asked else "--threads 1,2" if "threads" not in asked else ""
+    )
+    following = ["edgekd bench", shlex.quote(str(file)), *_given(asked, image, elsewhere), *([more] if more else [])]
+    _show(_origin(file), results, options, "nothing (a file without a run)", " ".join(following))
 
 
 def _origin(file: Path) -> dict[str, Any]:
@@ -97,6 +113,27 @@ def _origin(file: Path) -> dict[str, Any]:
 
 def _facts(run: RunDir) -> dict[str, Any]:
     return {"run": run.name, "data_free": run.data_free()}
+
+
+def _is_file(name: str) -> bool:
+    return name.lower().endswith(".onnx")
+
+
+def _given(asked: Mapping[str, Any], image: str, elsewhere: Elsewhere) -> list[str]:
+    """Return the flags of a command again, as they are typed."""
+    typed_as = {"runtime": "--runtime", "batch": "--batch", "threads": "--threads", "min_seconds": "--seconds"}
+    given = []
+    for key, value in asked.items():
+        many = isinstance(value, (list, tuple))
+        if key in typed_as:
+            given += [typed_as[key], ",".join(map(str, value)) if many else str(value)]
+        else:
+            given += ["--set", f"bench.{key}={value}"]
+    for flag, text in (("--input", image), ("--on", elsewhere.on), ("--trtexec", elsewhere.trtexec)):
+        given += [flag, text] if text else []
+    given += ["--python", elsewhere.python] if elsewhere.python != "python3" else []
+    given += [] if elsewhere.energy else ["--no-energy"]
+    return [shlex.quote(part) for part in given]
 
 
 def _run(name: str, flags: Changes, options: Options, host: Host | None, elsewhere: Elsewhere) -> None:

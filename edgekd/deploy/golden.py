@@ -23,7 +23,7 @@ from edgekd.deploy.agent.ort_model import INTEGER_OPS
 from edgekd.errors import InputFileError, UsageError
 
 IMAGES, SEED = 8, 20250115
-_TYPES = {TensorProto.FLOAT: "float32", TensorProto.UINT8: "uint8"}
+_TYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.UINT8: "uint8"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Signature:
     dtype: str
     image_shape: tuple[int, ...]
     declared: tuple[int | None, ...]
-    """The whole shape as the file has it, None where it is open."""
+    """The whole shape as the file has it, None where it is open: no number, or one below 1."""
     arithmetic: Arithmetic
 
     @property
@@ -56,14 +56,14 @@ def signature(file: Path, image_shape: tuple[int, ...] | None = None) -> Signatu
         raise InputFileError(f"{file} is not a readable ONNX file ({type(error).__name__}: {error}).") from error
     if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
         raise InputFileError(
-            f"{file} keeps its weights in a second file, which does not travel; save it as one file "
-            "(onnx.save of onnx.load without external data)."
+            f"{file} keeps its weights in a second file, which neither its size nor its hash would cover; save it "
+            "as one file (onnx.save of onnx.load without external data)."
         )
     known = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in known]
     if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type not in _TYPES:
-        raise InputFileError(f"{file} must have one float32 or uint8 image input to be measured on a device.")
-    sizes = tuple(d.dim_value if d.HasField("dim_value") else None for d in inputs[0].type.tensor_type.shape.dim)
+        raise InputFileError(f"{file} must have one float or uint8 image input to be measured.")
+    sizes = tuple(d.dim_value if d.dim_value > 0 else None for d in inputs[0].type.tensor_type.shape.dim)
     if not sizes:
         raise InputFileError(f"{file} must have an image input with a batch, not a single number.")
     rest = sizes[1:] if image_shape is None else image_shape

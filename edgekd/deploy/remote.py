@@ -25,7 +25,7 @@ from edgekd.deploy.agent.machine import sha256_of
 from edgekd.deploy.agent.measure import LOAD_TIMEOUT_S, Progress
 from edgekd.deploy.agent.measurement import Comparison, Job, Settings, from_json, job_to_json
 from edgekd.deploy.agent.protocol import AgentDiedError, AgentProcess, arriving
-from edgekd.errors import EdgekdError, MachineError, RunBusyError, UsageError
+from edgekd.errors import EdgekdError, GateError, InputFileError, MachineError, RunBusyError, UsageError
 
 if TYPE_CHECKING:
     from edgekd.deploy.agent.measure import OnProgress
@@ -124,8 +124,8 @@ class Host:
 
         `while_waiting` is called twice a second while the device works, and may raise: an engine may take minutes.
         On leaving without an error nothing is removed yet: see `Session.complete`. What a cut connection or a stop
-        leaves behind is taken up by the next session of the same key; an answer, such as that nothing runs there or no
-        student keeps the budget, leaves nothing.
+        leaves behind is taken up by the next session of the same key; an answer, such as that nothing runs, a flag
+        does not fit or no student is fast enough, leaves nothing.
 
         Raises:
             MachineError: it cannot be reached, lacks Python 3.8 or space, or the connection was cut.
@@ -152,7 +152,7 @@ class Host:
                 raise self._cut(error) from error
             except _ConnectionCutError:
                 raise
-            except MachineError:
+            except (MachineError, UsageError, InputFileError, GateError):
                 with suppress(EdgekdError):  # no connection, no removal: the answer itself is what matters
                     session.complete()
                 raise

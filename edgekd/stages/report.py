@@ -199,7 +199,7 @@ def print_device(results: dict[str, Any]) -> None:
         console.print_table(NUMERICS, numerics_rows(results))
     if results.get("energy"):
         console.print_table(ENERGY, energy_rows(results))
-    elif results.get("energy_note"):
+    if results.get("energy_note"):
         console.say(f"energy   {results['energy_note']}")
 
 

@@ -19,7 +19,8 @@ from edgekd import recipe
 from edgekd.deploy.agent.measurement import Settings
 from edgekd.deploy.graph import set_metadata
 from edgekd.rundir import RunDir
-from edgekd.stages import comparing, students
+from edgekd.stages import bench, comparing, students
+from edgekd.stages import device as stages_device
 from tiny_onnx import conv_net
 
 
@@ -55,6 +56,7 @@ def run(exported: Path, tmp_path: Path) -> Path:
         (("--on", "-oProxyCommand=x"), "--on takes user@host"),
         (("--on", "device", "--import", "x.json"), "not with --on"),
         (("net.onnx", "--runtime", "torch"), "an ONNX file has no PyTorch network"),
+        (("toy", "--on", "nowhere", "--runtime", "torch"), "a device runs ONNX files"),
         (("toy", "--input", "3x8x8"), "--input belongs to an ONNX file"),
     ],
 )
@@ -104,6 +106,56 @@ def test_a_bundle_of_files_that_real_images_shaped_says_so(run: Path, monkeypatc
         made = Result("bundle", "toy", "--json")
         assert (made.exit_code, made.json()["data_free"]) == (0, data_free)
         assert ("NOT data-free" in made.line("result")) == (not data_free)
+
+
+def test_a_fixed_batch_is_the_default_and_all_are_checked_before_any_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    conv_net(Path("fixed.onnx"), shape=(8, 3, 8, 8))
+    result = Result("bench", "fixed.onnx", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert [row["batch"] for row in result.json()["results"]] == [8]
+    monkeypatch.setattr(bench, "measure", lambda *_, **__: pytest.fail("measured"))
+    for batches in ("1", "8,1"):
+        refused = Result("bench", "fixed.onnx", "--batch", batches)
+        assert (refused.exit_code, "give --batch 8" in refused.stderr) == (2, True), refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("shape", "flags", "following"),
+    [
+        (("N", 3, "H", "W"), ("--input", "3x9x7"), "--input 3x9x7 --batch 1,8"),
+        (("N", 3, 8, 8), ("--batch", "2", "--seconds", "0.5"), "--batch 2 --seconds 0.5 --threads 1,2"),
+        ((8, 3, 8, 8), (), "--threads 1,2"),
+        ((8, 3, 8, 8), ("--threads", "1", "--set", "bench.rounds=3"), "--threads 1 --set bench.rounds=3"),
+        (
+            ("N", 3, 8, 8),
+            ("--on", "x", "--python", "p y", "--no-energy"),
+            "--on x --python 'p y' --no-energy --batch 1,8",
+        ),
+    ],
+)
+def test_the_next_command_keeps_the_flags_and_fits_the_file(
+    shape: tuple[int | str, ...], flags: tuple[str, ...], following: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conv_net(Path("net.onnx"), shape=shape)
+    found = {"results": [], "warnings": [], "verdicts": {}}
+    monkeypatch.setattr(bench, "compare", lambda *_, **__: (found, []))
+    monkeypatch.setattr(stages_device, "on_device", lambda *_, **__: found)
+    result = Result("bench", "net.onnx", *flags)
+    assert result.exit_code == 0, result.stderr
+    assert f"edgekd bench net.onnx {following}\n" in result.stderr.replace("\n         ", " ")
+
+
+def test_weights_in_a_second_file_are_refused_here_as_there() -> None:
+    conv_net(Path("net.onnx"))
+    onnx.save(onnx.load("net.onnx"), "two.onnx", save_as_external_data=True, size_threshold=0, location="two.data")
+    result = Result("bench", "two.onnx")
+    assert (result.exit_code, "keeps its weights in a second file" in result.stderr) == (4, True), result.stderr
+
+
+def test_a_name_in_capitals_is_a_file() -> None:
+    assert "NET.ONNX is not a file" in Result("bench", "NET.ONNX").stderr
 
 
 def test_a_run_there(device: Device, run: Path) -> None:  # noqa: F811

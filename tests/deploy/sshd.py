@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -34,14 +35,18 @@ def program(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
+def lacking(reason: str) -> NoReturn:
+    """Skip for what this machine lacks, or fail where EDGEKD_REQUIRE_SSHD=1 says that it must be there."""
+    if os.environ.get("EDGEKD_REQUIRE_SSHD") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
 def required() -> tuple[str, str]:
     """Return sshd and sftp-server; without them skip, or fail where EDGEKD_REQUIRE_SSHD=1 says they must be there."""
     sshd, sftp = program("sshd"), next(filter(os.path.exists, SFTP), None)
     if sshd is None or sftp is None or program("ssh") is None:
-        reason = "no sshd on this machine (Debian: apt-get install openssh-server)"
-        if os.environ.get("EDGEKD_REQUIRE_SSHD") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        lacking("no sshd on this machine (Debian: apt-get install openssh-server)")
     return sshd, sftp
 
 

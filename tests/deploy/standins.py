@@ -33,7 +33,7 @@ FLAGS = {
     "10.16": _EVERYWHERE | _PRECISION | {"--skipInference", "--stronglyTyped"},
     "11.1": _EVERYWHERE
     | {"--skipInference", "--stronglyTyped", "--noCudaGraph", "--noSpinWait", "--includeDataTransfers"}
-    | {"--loadRefOutputs", "--accuracyAlgorithm", "--accuracyThreshold"},
+    | {"--noTF32", "--loadRefOutputs", "--accuracyAlgorithm", "--accuracyThreshold"},
 }
 """trtexec's flags by release, from the table of the project's deployment notes (samples/common/sampleOptions.cpp)."""
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sshd import Device, device, sshd_device  # noqa: F401 - fixtures
+from sshd import Device, device, lacking, sshd_device  # noqa: F401 - fixtures
 
 from edgekd.deploy import golden
 from edgekd.deploy.agent.measure import Progress
 from edgekd.deploy.agent.measurement import Comparison, Job, Settings
 from edgekd.deploy.agent.protocol import AgentProcess
 from edgekd.deploy.remote import Host
-from edgekd.errors import MachineError, RunBusyError, UsageError
+from edgekd.errors import EdgekdError, GateError, InputFileError, MachineError, RunBusyError, UsageError
 from tiny_onnx import conv_net
 
 QUICK = Settings(rounds=2, min_runs=20, min_seconds=0.05, warm_up_seconds=0.4)
@@ -93,6 +93,26 @@ def test_what_was_copied_and_measured_survives_a_cut(device: Device, job: Job, t
     assert again == first, "measured once"
     assert [line.split()[2] for line in said if line.startswith("copy")] == ["net.onnx"], "what was not whole"
     assert any("measured before the connection was cut" in line for line in said)
+    assert device.work == []
+
+
+def test_what_a_required_machine_lacks_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, outcome in (("1", pytest.fail.Exception), ("0", pytest.skip.Exception)):
+        monkeypatch.setenv("EDGEKD_REQUIRE_SSHD", value)
+        with pytest.raises(outcome, match="no disk"):
+            lacking("no disk")
+
+
+@pytest.mark.parametrize("kind", [MachineError, UsageError, InputFileError, GateError])
+def test_a_refusal_leaves_nothing_there(kind: type[EdgekdError], device: Device, job: Job) -> None:  # noqa: F811
+    def work() -> None:
+        with HOST.session("key", quiet) as session:
+            session.put([job.model])
+            assert len(device.work) == 1
+            raise kind("no")
+
+    with pytest.raises(kind, match="no"):
+        work()
     assert device.work == []
 
 
@@ -183,7 +203,7 @@ def small_disk(tmp_path: Path) -> Any:
     home.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(home)]
     if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("a small file system cannot be mounted here (needs root)")
+        lacking("a small file system cannot be mounted here (needs root)")
     yield home
     subprocess.run(["umount", "-l", str(home)], check=True)
 

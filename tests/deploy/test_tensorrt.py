@@ -42,7 +42,7 @@ EXPECTED = {
         "int8-trt-fp16": [("--stronglyTyped",)],
         "any": [()],
     },
-    "11.1": {"fp32": [()], "fp16": [()], "int8-trt-fp16": [()], "any": [()]},
+    "11.1": {"fp32": [("--noTF32",)], "fp16": [()], "int8-trt-fp16": [()], "any": [()]},
 }
 EXPECTED["8.6.1"], EXPECTED["10.16"] = EXPECTED["8.5.2"], EXPECTED["10.3.0"]
 QUICK = Settings(rounds=2, min_runs=10, min_seconds=0.05, warm_up_seconds=0.05, warm_up_window=3)

@@ -7,6 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.figure import Figure
 
 from edgekd.rundir import RunDir
 from edgekd.stages import plots
@@ -63,6 +64,18 @@ def test_three_pictures_name_their_files_and_carry_their_legends(run: RunDir) ->
 def test_equal_numbers_make_equal_pictures(run: RunDir) -> None:
     fill(run)
     assert list(plots.pictures(run)) == list(plots.pictures(run))
+
+
+def test_the_latency_curve_has_every_run_and_ends_at_p99_5() -> None:
+    axes = Figure().add_subplot()
+    quick, slow = [[1.0] * 150, [0.5] * 49 + [400.0]], [[3.0, 2.0]]
+    plots._latency(axes, {"quick": quick, "slow": slow})
+    first, second = (line.get_xydata() for line in axes.get_lines())
+    assert (len(first), first[0].tolist(), first[-1].tolist()) == (200, [0.5, 0.5], [400.0, 100.0])
+    assert first[48].tolist() == [0.5, 24.5]
+    assert second.tolist() == [[2.0, 50.0], [3.0, 100.0]]
+    assert axes.get_xlim() == (0, 3.0)
+    assert "p99.5" in axes.get_xlabel()
 
 
 def test_runs_that_were_all_skipped_draw_no_latency(run: RunDir) -> None:

@@ -104,3 +104,12 @@ def test_tables_are_printed_whole(run: RunDir, capsys: pytest.CaptureFixture[str
         assert printed.count(name) == 2
     assert "n/a: no kernels" in printed
     assert toy.CLASSES == 4
+
+
+def test_some_energy_does_not_hide_why_the_rest_has_none(capsys: pytest.CaptureFixture[str]) -> None:
+    known = {"gross_w": 5.0, "idle_w": 3.0, "net_w": 2.0, "gross_mj_per_run": 50.0, "net_mj_per_run": 20.0}
+    one = {"artefact": "a.onnx", "runtime": "ort-cpu", **known, "rails": "VDD_IN", "source": "hwmon", "period_s": 0.1}
+    report.print_device({"energy": [one], "energy_note": "n/a: too few readings"})
+    said = "".join(capsys.readouterr())
+    assert "VDD_IN" in said
+    assert "energy   n/a: too few readings" in said

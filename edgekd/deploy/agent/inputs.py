@@ -12,10 +12,13 @@ from edgekd.deploy.agent.refusal import RefusedError
 
 def input_shape(path: Path, declared: list[Any], batch: int, image: list[int] | None) -> list[int]:
     """Return the declared shape with its open dimensions filled: the batch first, then those of `image`."""
-    if not declared or (isinstance(declared[0], int) and declared[0] != batch):
-        fixed = declared[0] if declared else "none"
+    if not declared:
+        raise RefusedError("usage", f"the input of {path.name} is a single number; it must have a batch")
+    declared = [size if isinstance(size, int) and size > 0 else None for size in declared]
+    if declared[0] not in (None, batch):
+        fixed = declared[0]
         message = f"{path.name} was exported with a fixed batch of {fixed}; batch {batch} cannot be measured"
-        raise RefusedError("usage", message)
+        raise RefusedError("usage", f"{message}, give --batch {fixed}")
     rest = image if image is not None and len(image) == len(declared) - 1 else declared[1:]
     clash = any(isinstance(want, int) and want != have for want, have in zip(declared[1:], rest))  # noqa: B905
     if clash or (image is not None and rest is not image):

@@ -13,7 +13,7 @@ from edgekd.deploy.agent.refusal import RefusedError
 
 MISSING = (
     "there is neither trtexec nor TensorRT's Python module on this device; on a Jetson: sudo apt-get install tensorrt "
-    "(or name another place with --trtexec PATH)"
+    "(one in another place: --trtexec PATH, with --on or to student.pyz)"
 )
 
 

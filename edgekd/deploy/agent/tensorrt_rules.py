@@ -57,7 +57,7 @@ def uses_of(kind: Kind, version: str) -> list[Use] | str:
     if family == "11":
         if kind == "int8-trt":
             return f"n/a: TensorRT {version} would run the rest in FP32; student.int8-trt-fp16.onnx is for it"
-        return [Use(kind)]
+        return [Use(kind, ("--noTF32",) if kind == "fp32" else ())]
     if kind == "fp16":
         return f"n/a: TensorRT {version} makes FP16 of student.fp32.onnx (--fp16)"
     if kind == "int8-trt-fp16":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from edgekd.deploy.agent.refusal import RefusedError
 
 SPARE_BYTES = 4 * 2**20
 """For results, and for a file system's own needs."""
+FORGOTTEN_S = 24 * 3600.0
+"""After so long nobody takes up the work that a cut connection left."""
 
 
 class Workplace:
@@ -41,6 +44,9 @@ class Workplace:
         self._lock = descriptor
         for torn in self.engines.glob(".tmp-*"):
             torn.unlink()
+        for left in self.root.glob("work-*"):
+            if left.is_dir() and time.time() - left.stat().st_mtime > FORGOTTEN_S:
+                shutil.rmtree(str(left), ignore_errors=True)
 
     def release(self) -> None:
         """Let others measure."""
