@@ -122,7 +122,9 @@ def distill(
 @app.command(epilog=examples("edgekd ingest teacher.pt", "edgekd ingest --run teacher-mobilenetv2 --normalize cifar10"))
 @verb
 def ingest(
-    teacher: Annotated[Path | None, typer.Argument(metavar="[TEACHER]", help="The teacher's checkpoint.")] = None,
+    teacher: Annotated[
+        Path | None, typer.Argument(metavar="[TEACHER]", readable=False, help="The teacher's checkpoint.")
+    ] = None,
     run: RunOption = "",
     arch: Arch = "",
     input_shape: Input = "",

@@ -208,6 +208,12 @@ def _check_zip(path: Path, size: int) -> int:
 
 
 def _read_pickle(path: Path, *, trust_pickle: bool | None) -> object:
+    zipped = _open_head(path)[0].startswith(_ZIP)
+    if not trust_pickle and pickles.names_bytearray(path, zipped=zipped):
+        raise InputFileError(
+            f"{path} names bytearray, which may ask for any amount of memory and is no weight. Save a state_dict "
+            "instead (torch.save(model.state_dict(), 'weights.pt'))."
+        )
     here = imports.from_here() if trust_pickle else nullcontext()  # where the code it was written with may lie
     try:
         with here, torch.serialization.safe_globals(pickles.stand_ins()), path.open("rb") as stream:
@@ -219,7 +225,7 @@ def _read_pickle(path: Path, *, trust_pickle: bool | None) -> object:
                 f"{path} cannot be unpickled: {type(error).__name__}: {first_line(error)}. "
                 "The code it was written with must be importable here."
             ) from error
-        foreign = pickles.code_named(path, zipped=_open_head(path)[0].startswith(_ZIP))
+        foreign = pickles.code_named(path, zipped=zipped)
         if foreign:
             trust = "" if trust_pickle is None else ", or load it with --trust-pickle if you trust its author"
             raise InputFileError(

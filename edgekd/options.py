@@ -14,7 +14,10 @@ from edgekd.errors import Interrupted
 RunArgument = Annotated[
     str, typer.Argument(metavar="[RUN]", help="Run to work on; the newest fitting one if left out.")
 ]
-Teacher = Annotated[Path, typer.Argument(metavar="TEACHER", help="The teacher's checkpoint (.pt, .pth, .safetensors).")]
+Teacher = Annotated[  # whether it can be read is said once, by what reads it, as of every other file that is unusable
+    Path,
+    typer.Argument(metavar="TEACHER", readable=False, help="The teacher's checkpoint (.pt, .pth, .safetensors)."),
+]
 RunOption = Annotated[
     str, typer.Option("--run", metavar="NAME", help="Name of the run; runs/<teacher>-<student> by default.")
 ]

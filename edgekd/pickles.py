@@ -22,7 +22,7 @@ _ORDINARY = {
     "collections.OrderedDict", "collections.Counter", "_codecs.encode",
     "torch.Size", "torch.device", "torch.dtype", "torch.Tensor", "torch.nn.parameter.Parameter",
     "torch.storage.UntypedStorage", "torch.storage.TypedStorage",
-    "builtins.set", "builtins.bytearray", "builtins.complex", "argparse.Namespace",
+    "builtins.set", "builtins.complex", "argparse.Namespace",
     "numpy.dtype", "numpy.ndarray", "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar", "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
 }  # fmt: skip
@@ -77,6 +77,11 @@ def _numpy_scalar(kind: _NumpyType, data: object = b"") -> object:
     raw = data if isinstance(data, bytes) else str(data).encode("latin1")
     (value,) = np.frombuffer(raw, np.dtype(kind.code))
     return value
+
+
+def names_bytearray(path: Path, *, zipped: bool) -> bool:
+    """Return whether a checkpoint's pickle names `bytearray`, with which a few bytes ask for any amount of memory."""
+    return "builtins.bytearray" in _names(path, zipped=zipped)
 
 
 def code_named(path: Path, *, zipped: bool) -> list[str]:

@@ -7,6 +7,7 @@ version, its slice of the recipe and the hashes of what it reads; nothing that o
 from __future__ import annotations
 
 import importlib
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -133,7 +134,7 @@ def inputs(stage: Stage, run: RunDir, recipe: Recipe) -> dict[str, str]:
     if stage.file_key:
         record, path = Record.read(run.stage(stage.folder)), Path(stage.file(recipe))
         kept = "" if record is None else record.inputs.get("file", "")
-        hashes["file"] = foreign.sha256_of(path) if path.is_file() else kept  # a file that moved away changes nothing
+        hashes["file"] = foreign.sha256_of(path) if path.name and os.access(path, os.F_OK) else kept  # moved: no change
     for upstream, names in stage.reads.items():
         record = Record.read(run.stage(STAGES[upstream].folder))
         if record is not None and STAGES[upstream].wanted(recipe):

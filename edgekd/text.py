@@ -17,7 +17,7 @@ def sizes(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape)) or "a single number"
 
 
-def first_line(error: Exception, at_most: int = 200) -> str:
+def first_line(error: BaseException, at_most: int = 200) -> str:
     """Return the first line of an error's message, shortened, without its full stop; its type if it has none."""
     line = (str(error).strip().splitlines() or [""])[0].strip() or type(error).__name__
     return line.rstrip(".") if len(line) <= at_most else f"{line[:at_most]}…"

@@ -33,12 +33,12 @@ def students(
     for name in names:
         registry.ArchSpec.parse(name)
     shape, measure = parse_shape(input_shape), measure or budget_ms is not None
+    if host is not None and not measure:
+        raise UsageError("--on says where to measure: give it with --measure or --budget-ms.")
     found = zoo.size_up(names or registry.student_names(), shape, classes)
     if measure:
         with graceful() as stop, devices.measurer_on(host, stop) as (measurer, runtime):
             found = zoo.time_each(found, shape, classes, stop=stop, threads=threads, measurer=measurer, runtime=runtime)
-    elif host is not None:
-        raise UsageError("--on says where to measure: give it with --measure or --budget-ms.")
     if options.json:
         rows = [one.to_json(budget_ms) for one in found]
         facts: dict[str, object] = {"threads": threads, "budget_ms": budget_ms} if measure else {}
@@ -54,6 +54,8 @@ def students(
     if doubtful:
         console.warn(f"{len(doubtful)} of {len(found)} measurements are in doubt: {doubtful[0].warnings[0]}")
     usable = [one for one in found if one.reason is None]
+    if not usable:
+        raise UsageError(f"none of these students can be built for {input_shape} and {classes} classes.")
     headline, following = f"{len(usable)} students for {input_shape}", "NAME"
     if budget_ms is not None:
         fitting = [one for one in usable if one.fits(budget_ms)]

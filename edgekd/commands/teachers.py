@@ -49,6 +49,10 @@ def run_of(teacher: Path, name: str, label: str = "") -> RunDir:
     Raises InputFileError where there is no such file, unless it moved away from a run that has it already.
     """
     try:
+        str(teacher).encode()
+    except UnicodeEncodeError:
+        raise InputFileError(f"the name of {str(teacher)!r} is not in UTF-8; rename the file.") from None
+    try:
         foreign.require_file(teacher)
     except InputFileError:
         there = os.access(teacher, os.F_OK)

@@ -20,10 +20,9 @@ from edgekd.errors import InputFileError, UsageError
 from edgekd.models import lenet, registry, stems
 from edgekd.models import torchvision_zoo as zoo
 from edgekd.models.registry import ArchSpec
+from edgekd.models.renaming import Shapes, rename
 from edgekd.models.stems import Shape
 from edgekd.text import listed, sizes
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 MARKER_CLASSES = 1009
 """A prime no layer is wide, so that the head of a reference network is found by its rows."""
@@ -264,32 +263,6 @@ def _unusualness(width: float) -> tuple[bool, ...]:
 
 def _size(shapes: Shapes) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
-
-
-def rename(theirs: Shapes, reference: Shapes) -> dict[str, str] | None:
-    """Pair modules of equal names, the rest by order, each with the same roles of the same rank; None if that fails."""
-    left, right = _by_module(theirs), _by_module(reference)
-    for module in left.keys() & right.keys():
-        if left[module] == right[module]:
-            del left[module], right[module]
-    if len(left) != len(right):
-        return None
-    mapping: dict[str, str] = {}
-    for (their_module, their_roles), (our_module, our_roles) in zip(left.items(), right.items(), strict=True):
-        if their_roles != our_roles:
-            return None
-        for role in their_roles:
-            mapping[f"{their_module}.{role}".lstrip(".")] = f"{our_module}.{role}".lstrip(".")
-    return {theirs: ours for theirs, ours in mapping.items() if theirs != ours}
-
-
-def _by_module(shapes: Shapes) -> dict[str, dict[str, int]]:
-    """Return module name -> role (weight, bias, running_mean ...) -> rank of the tensor, in order."""
-    modules: dict[str, dict[str, int]] = {}
-    for name, shape in shapes.items():
-        module, _, role = name.rpartition(".")
-        modules.setdefault(module, {})[role] = len(shape)
-    return modules
 
 
 def head_of(reference: Shapes) -> str | None:

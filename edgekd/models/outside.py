@@ -21,17 +21,16 @@ from edgekd.models import probe, registry
 from edgekd.models.matching import (
     MARKER_CLASSES,
     Miss,
-    Shapes,
     Structure,
     WeightsOnMeta,
     head_of,
     miss,
-    rename,
     shapes_in,
     stem_of,
     unlike,
 )
 from edgekd.models.registry import ArchSpec
+from edgekd.models.renaming import Shapes, rename
 from edgekd.models.stems import Shape
 from edgekd.models.views import common_prefix
 

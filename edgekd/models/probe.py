@@ -137,7 +137,7 @@ def answer(model: nn.Module, images: Tensor) -> Any:
     """Return whatever a model answers; what it raises becomes an InputFileError that names the size of the images."""
     try:
         return model(images)
-    except Exception as error:  # foreign networks may raise anything
+    except (Exception, SystemExit) as error:  # foreign networks may raise anything
         raise InputFileError(
             f"The network does not take {'single ' if len(images) == 1 else ''}{sizes(images.shape[1:])} images: "
             f"{first_line(error)}. Set the right channels and size with --input CxHxW."

@@ -267,7 +267,7 @@ def _make_custom(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
             takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
             wanted = {*accepted, "num_classes"} if takes_any else set(accepted)  # torchvision's take **kwargs
             net = factory(**{key: value for key, value in offered.items() if key in wanted})
-        except Exception as error:  # the user's own code may raise anything
+        except (Exception, SystemExit) as error:  # the user's own code may raise anything, or parse arguments
             raise UsageError(f"{spec} cannot be built: {type(error).__name__}: {first_line(error)}.") from error
     if not isinstance(net, nn.Module):
         raise UsageError(f"{spec} returned a {type(net).__name__}; it must return a torch.nn.Module.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], st
     else:
         found, description, notes = _examined(run_dir, recipe)
         tensors = dict(found.state_dict)
-    if recipe.pixels.classes and Path(recipe.pixels.classes).is_file():
+    if recipe.pixels.classes and os.access(recipe.pixels.classes, os.R_OK):
         run_dir.note_file(Path(recipe.pixels.classes), sha256_file(Path(recipe.pixels.classes)))
     pixels = pixel_moments(recipe.pixels, channels=description["input_shape"][0], classes=description["classes"])
     with run_dir.publish("teacher") as (folder, record):
@@ -77,7 +78,7 @@ def _examined(run_dir: RunDir, recipe: Recipe) -> tuple[teacher.Inferred, dict[s
                 f"{path} is not the pickle that this run was told to trust (sha256 {', '.join(trusted.values())}); "
                 "read it into another run with --run NAME."
             )
-        console.warn(f"--trust-pickle: the code that {path} names is run, sha256 {sha256}")
+        console.warn(f"--trust-pickle: any code that {path} names is run, sha256 {sha256}")
         notes = {"trusted_pickle": sha256}
         run_dir.note("trusted_pickles", {**trusted, str(path): sha256})
     weights = teacher.weights_of(foreign.read_checkpoint(path, trust_pickle=table.trust_pickle))
@@ -114,7 +115,8 @@ def _identified(weights: teacher.Weights, table: TeacherTable) -> teacher.Inferr
 def _hold_to_module(module: nn.Module, network: nn.Module, found: teacher.Inferred, seed: int) -> None:
     """Refuse a pickled module that answers otherwise than the network of the zoo with its weights."""
     if not probe.same_answers(module.float(), network, found.input_shape, seed=seed):
-        flags = ", ".join(assumption.flag for assumption in found.assumptions) or "another --arch"
+        shown = [assumption.flag for assumption in found.assumptions if not assumption.flag.startswith("--input")]
+        flags = ", ".join(shown) or "another --arch"
         raise InputFileError(
             f"the pickled module answers otherwise than {found.arch} with its weights: what weights do not show "
             f"differs. Try {flags}, or give its code with --arch package.module:factory."
@@ -149,6 +151,8 @@ def pixel_moments(table: PixelsTable, *, channels: int, classes: int) -> dict[st
             f"mean {list(mean)} and std {list(std)} do not fit a teacher of {channels} channels: give one positive "
             "value per channel to both --mean and --std, or --normalize none."
         )
+    if max((*mean, *std), default=0) > 1:
+        raise UsageError(f"mean {list(mean)} and std {list(std)} are of pixels in [0, 1]; divide them by 255.")
     names = None
     if table.classes:
         names = class_names(Path(table.classes), classes)

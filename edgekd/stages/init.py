@@ -20,9 +20,14 @@ def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], st
     """Publish init/: the tensors to start from, and which layers stay random."""
     stop.raise_if_requested("reading the student's weights")
     path = Path(recipe.student.weights)
-    if path.is_file():
-        run_dir.note_file(path, sha256_file(path))
-    loaded = weights.weights_of(foreign.read_checkpoint(path, trust_pickle=None))
+    foreign.require_file(path)
+    run_dir.note_file(path, sha256_file(path))
+    try:
+        loaded = weights.weights_of(foreign.read_checkpoint(path, trust_pickle=None))
+    except InputFileError as error:
+        if str(path) in str(error):
+            raise
+        raise InputFileError(f"the student's weights {path}: {error}") from error
     found = fit(loaded, path, recipe, artefacts.describe(run_dir))
     if loaded.others:
         console.say(f"init     weights = {loaded.entry}, not {', '.join(loaded.others)}")

@@ -83,6 +83,8 @@ def test_named_students_are_measured_and_marked() -> None:
         (("--input", "32"), "3x32x32"),
         (("--threads", "0"), "threads"),
         (("--budget-ms", "0"), "budget"),
+        (("alexnet", "--input", "1x8x8"), "none of these students"),
+        (("--on", "nowhere"), "--measure or --budget-ms"),
     ],
 )
 def test_wrong_usage_is_told(arguments: tuple[str, ...], word: str) -> None:
@@ -195,6 +197,9 @@ def test_unusable_weights_exit_4_and_a_student_that_takes_no_such_image_2(here: 
     flags = ("distill", teacher_file, *SMALL, "--student")
     broken = Result(*flags, toy.STUDENT, "--student-weights", "text.pth")
     assert (broken.exit_code, "text.pth is no checkpoint" in broken.stderr) == (4, True)
+    torch.save({"linear.weight": torch.full((4, 16), torch.nan)}, here / "sick.pth")
+    sick = Result(*flags, toy.STUDENT, "--student-weights", "sick.pth")
+    assert (sick.exit_code, "the student's weights sick.pth: " in " ".join(sick.stderr.split())) == (4, True)
     assert Result(*flags, toy.STUDENT, "--set", "student.weights=").exit_code == 0, "and the way back works"
     large = Result(*flags, "alexnet")
     assert (large.exit_code, "alexnet does not take 1x8x8 images" in large.stderr) == (2, True)

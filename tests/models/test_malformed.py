@@ -7,6 +7,7 @@ import pickle
 import random
 import shutil
 import struct
+import subprocess
 import sys
 import time
 import warnings
@@ -44,6 +45,13 @@ def ingest(path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
 
 def good() -> dict[str, torch.Tensor]:
     return dict(registry.build("resnet8", input_shape=(3, 32, 32), classes=10, seed=0).state_dict())
+
+
+class Greedy:
+    """Pickled as a call that would take ten terabytes."""
+
+    def __reduce__(self):
+        return bytearray, (10**13,)
 
 
 def zip_bytes(obj: object) -> bytes:
@@ -335,12 +343,40 @@ def test_more_tensors_than_any_classifier_has(here, capsys):
     assert "20,001 tensors" in refuse(path, capsys)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_no_permission(here, capsys):
-    path = here / "teacher.pt"
+@pytest.mark.parametrize("locked", ["file", "folder"])
+def test_no_permission(here, locked):
+    """Root may read everything, unless it gives that up."""
+    path = here / "locked" / "teacher.pt"
+    path.parent.mkdir()
     path.write_bytes(zip_bytes(good()))
-    path.chmod(0)
-    assert "Permission denied" in refuse(path, capsys)
+    script = "import sys; from edgekd.cli import main; sys.argv = ['edgekd', 'ingest', 'locked/teacher.pt']; main()"
+    command = [sys.executable, "-c", script]
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("root cannot give up its rights without setpriv")
+        command = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", *command]
+    (path if locked == "file" else path.parent).chmod(0)
+    try:
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    finally:
+        path.parent.chmod(0o700)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "locked/teacher.pt cannot be read: Permission denied" in " ".join(done.stderr.split())
+    assert "Usage" not in done.stderr
+    assert not (here / "runs").exists()
+
+
+def test_a_name_that_is_no_text(here, capsys):
+    path = Path(os.fsdecode(os.fsencode(here) + b"/bad\xff.pt"))
+    path.write_bytes(zip_bytes(good()))
+    assert "not in UTF-8" in refuse(path, capsys)
+
+
+@pytest.mark.parametrize("pack", [zip_bytes, legacy_bytes])
+def test_a_few_bytes_that_ask_for_memory(here, capsys, pack):
+    path = here / "teacher.pt"
+    path.write_bytes(pack({"state_dict": good(), "rest": Greedy()}))
+    assert "bytearray" in refuse(path, capsys)
 
 
 def test_unreadable_file(here, capsys, monkeypatch):

@@ -243,6 +243,15 @@ def test_custom_factory_gets_what_it_takes(tmp_path, monkeypatch):
         registry.build("no_such_package:net", input_shape=(1, 4, 4), classes=3, seed=0)
 
 
+@pytest.mark.parametrize("code", ["import sys; sys.exit(3)", "def net():\n    raise SystemExit(0)"])
+def test_own_code_that_ends_the_program_is_told_and_ends_nothing(code, tmp_path, monkeypatch):
+    (tmp_path / "script_that_exits.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "script_that_exits", raising=False)
+    with pytest.raises(UsageError, match="script_that_exits:net cannot be built: SystemExit"):
+        registry.build("script_that_exits:net", input_shape=(3, 32, 32), classes=10, seed=0)
+
+
 def test_a_factory_of_any_arguments_gets_the_number_of_classes():
     net = registry.build("torchvision.models:shufflenet_v2_x0_5", input_shape=(3, 32, 32), classes=7, seed=0)
     assert net.fc.out_features == 7

@@ -131,6 +131,21 @@ def test_one_renamed_module_needs_no_order(plain):
     assert infer(renamed, accept_mapping=True).arch == infer(plain).arch
 
 
+def test_modules_of_equal_shapes_are_paired_by_order_whatever_their_names():
+    """Two modules without weights came before the fifth convolution: later names are taken by their neighbours."""
+    plain = registry.build("vgg16", input_shape=(3, 64, 64), classes=10, seed=0).state_dict()
+    moved = {"19": "21", "21": "23", "24": "26", "26": "28", "28": "30"}
+    later = {f"features.{before}": f"features.{after}" for before, after in moved.items()}
+    renamed = {}
+    for name, tensor in plain.items():
+        module, _, role = name.rpartition(".")
+        renamed[f"{later.get(module, module)}.{role}"] = tensor
+    found = infer(renamed, input_shape=(3, 64, 64), accept_mapping=True)
+    assert all(torch.equal(found.state_dict[name], plain[name]) for name in plain)
+    with pytest.raises(InputFileError):  # sorted, nothing tells neighbours of equal shapes apart
+        infer({name: renamed[name] for name in sorted(renamed)}, input_shape=(3, 64, 64), accept_mapping=True)
+
+
 def test_a_requested_width_is_held_to():
     weights = registry.build("wrn-10-2", input_shape=(3, 32, 32), classes=10, seed=0).state_dict()
     with pytest.raises(InputFileError, match=r"are those of wrn-10-2, not of wrn-10-3"):

@@ -110,6 +110,12 @@ def test_every_known_normalisation_of_the_recipe_has_moments() -> None:
         assert all(0 < m < 1 and 0 < s < 1 for m, s in zip(mean, std, strict=True))
 
 
+def test_moments_of_pixels_up_to_255_are_refused() -> None:
+    table = PixelsTable(mean=(123.7, 116.3, 103.5), std=(58.4, 57.1, 57.4))
+    with pytest.raises(UsageError, match="divide them by 255"):
+        ingest.pixel_moments(table, channels=3, classes=4)
+
+
 def test_class_names_are_read_one_a_line(tmp_path: Path) -> None:
     file = tmp_path / "names.txt"
     file.write_text("cat\n\n  dog \nbird\n")
