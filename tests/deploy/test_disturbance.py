@@ -61,6 +61,10 @@ def test_quiet_machine_gives_no_warning() -> None:
             {"during": [QUIET] * 5 + [replace(QUIET, clock_mhz=1500.0)]},
             "The CPU clock went between 1500 and 3000 MHz",
         ),
+        (
+            {"during": [replace(QUIET, gpu_clock_mhz=mhz) for mhz in (918.0, 918.0, 918.0, 624.0, 624.0, 624.0)]},
+            "The GPU clock went between 624 and 918 MHz",
+        ),
         ({"times_ms": (1.0, 1.0, 1.0, 1.05, 1.1, 1.1)}, "net took 10% longer in its last rounds"),
         ({"times_ms": (1.0, 1.0, 1.0, 0.95, 0.9, 0.9)}, "net took 10% less in its last rounds"),
         ({"stable": False}, "net had not settled after 10 s of warm-up"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgekd.deploy.agent import jetson, power, session
+from edgekd.deploy.agent import jetson, power, session, worker
 from edgekd.deploy.agent.measure import Tools
 from edgekd.deploy.agent.measurement import Job, Settings
 from edgekd.deploy.agent.protocol import AgentProcess
@@ -72,6 +72,41 @@ def test_facts_of_a_board(board: Path) -> None:
     assert found["clocks"]["17000000.gpu"] == {"min_mhz": 306, "max_mhz": 624.75, "now_mhz": 306, "locked": False}
     assert found["clocks"]["cpu policy0"]["locked"] is True
     assert found["clocks"]["locked"].startswith("no: `sudo jetson_clocks`")
+
+
+def test_the_gpu_clock_is_the_highest_of_a_round(board: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    clock = board / "sys/class/devfreq/17000000.gpu/cur_freq"
+    watch = jetson.GpuClockWatch(board)
+    assert watch.highest_mhz is None
+    for reading, highest in (("306000000", 306.0), ("624750000", 624.75), ("306000000", 624.75), ("", 624.75)):
+        clock.write_text(reading)
+        watch.look()
+        assert watch.highest_mhz == highest
+    elsewhere = jetson.GpuClockWatch(tmp_path_factory.mktemp("none"))
+    elsewhere.look()
+    assert elsewhere.highest_mhz is None
+
+
+@pytest.mark.parametrize(("provider", "reading"), [("trtexec, GPU compute", 918.0), ("CPUExecutionProvider", None)])
+def test_a_round_on_the_gpu_says_its_clock(
+    provider: str, reading: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Model:
+        def settle(self, _runs: int) -> None:
+            """Do nothing."""
+
+        def samples(self, *_limits: float) -> list[float]:
+            time.sleep(0.5)
+            return [1.0]
+
+    def look(watch: jetson.GpuClockWatch) -> None:
+        watch.highest_mhz = 918.0
+
+    monkeypatch.setattr(jetson.GpuClockWatch, "look", look)
+    one = worker.Worker()
+    one.loaded = Model()
+    one.loaded.provider = provider
+    assert one.round({"runs": 1, "seconds": 0.1, "settle_runs": 0})["gpu_clock_mhz"] == reading
 
 
 def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:

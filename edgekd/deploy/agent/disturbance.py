@@ -54,12 +54,14 @@ def _load(environment: Environment, before: Activity, during: Sequence[Activity]
 
 
 def _clock(during: Sequence[Activity]) -> Iterable[str]:
-    clocks = [one.clock_mhz for one in during if one.clock_mhz is not None]
-    if clocks and min(clocks) < CLOCK_DROP * max(clocks):
-        yield (
-            f"The CPU clock went between {min(clocks):.0f} and {max(clocks):.0f} MHz during the measurement; "
-            "fix the governor or cool the machine."
-        )
+    seen = (("CPU", [one.clock_mhz for one in during]), ("GPU", [one.gpu_clock_mhz for one in during]))
+    for name, readings in seen:
+        clocks = [one for one in readings if one is not None]
+        if clocks and min(clocks) < CLOCK_DROP * max(clocks):
+            yield (
+                f"The {name} clock went between {min(clocks):.0f} and {max(clocks):.0f} MHz during the measurement; "
+                "fix the governor or cool the machine."
+            )
     throttled = sum(one.throttle_events for one in during)
     if throttled:
         yield f"The CPU was throttled by heat {throttled} times during the measurement."

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from edgekd.deploy.agent.machine import read_text
+from edgekd.deploy.agent.machine import Watch, read_text
 
 JETPACKS = {
     "35.1": "5.0.2",
@@ -84,9 +84,9 @@ def power_mode(tool: str | None = None) -> str:
 def clocks(root: Path) -> dict[str, Any]:
     """Return the range the GPU's and the CPUs' clocks may move in; locked where it is a point."""
     found: dict[str, Any] = {}
-    for folder in sorted((root / "sys/class/devfreq").glob("*")):
+    for folder in _gpus(root):
         low, high, now = (read_text(folder / name) for name in ("min_freq", "max_freq", "cur_freq"))
-        if ("gpu" in folder.name or "gv11b" in folder.name or "ga10b" in folder.name) and low.isdigit():
+        if low.isdigit():
             found[folder.name] = _clock(int(low) / 1e6, int(high) / 1e6, int(now or 0) / 1e6)
     for folder in sorted((root / "sys/devices/system/cpu/cpufreq").glob("policy*")):
         low, high, now = (read_text(folder / f"scaling_{name}_freq") for name in ("min", "max", "cur"))
@@ -97,6 +97,29 @@ def clocks(root: Path) -> dict[str, Any]:
         return {"locked": "n/a: no clock can be read without sudo"}
     hint = "yes" if all(locked) else "no: `sudo jetson_clocks` locks them until the next boot"
     return {"locked": hint, **found}
+
+
+def _gpus(root: Path) -> list[Path]:
+    folders = sorted((root / "sys/class/devfreq").glob("*"))
+    return [one for one in folders if "gpu" in one.name or "gv11b" in one.name or "ga10b" in one.name]
+
+
+class GpuClockWatch(Watch):
+    """The highest clock of the GPU while the context was open; None where it cannot be read.
+
+    Highest, because it rests between runs and while trtexec starts: one that is capped under load has no high one.
+    """
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        super().__init__(0.2)
+        self._files = [folder / "cur_freq" for folder in _gpus(root)]
+        self.highest_mhz: float | None = None
+
+    def look(self) -> None:
+        """Raise the highest clock if it is higher now."""
+        for text in map(read_text, self._files):
+            if text.isdigit():
+                self.highest_mhz = max(self.highest_mhz or 0.0, int(text) / 1e6)
 
 
 def _clock(low_mhz: float, high_mhz: float, now_mhz: float) -> dict[str, Any]:

@@ -250,4 +250,5 @@ def _activity(reply: dict[str, Any]) -> Activity:
         stolen_cpus=reply["stolen_cpus"],
         clock_mhz=reply["clock_mhz"],
         throttle_events=reply["throttle_events"],
+        gpu_clock_mhz=reply.get("gpu_clock_mhz"),
     )

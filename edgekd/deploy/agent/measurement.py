@@ -68,6 +68,7 @@ class Activity:
     stolen_cpus: float | None  # CPUs that a hypervisor gave to others
     clock_mhz: float | None  # of the fastest core, at the end
     throttle_events: int
+    gpu_clock_mhz: float | None = None  # a Jetson's, the highest meanwhile
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from statistics import median
 from typing import Any
 
@@ -105,8 +106,10 @@ class Worker:
         model = self.model()
         model.settle(request["settle_runs"])
         meter = Meter()
-        samples = model.samples(request["runs"], request["seconds"], math.inf)
-        return {**meter.read(), "samples_ms": samples}
+        gpu = jetson.GpuClockWatch()
+        with nullcontext() if "CPU" in model.provider else gpu:  # a thread that looks would disturb a CPU
+            samples = model.samples(request["runs"], request["seconds"], math.inf)
+        return {**meter.read(), "gpu_clock_mhz": gpu.highest_mhz, "samples_ms": samples}
 
     def sustain(self, request: dict[str, Any]) -> dict[str, Any]:
         """Run for `seconds` without spin wait where the runtime has one; return how often, and how long it took."""
