@@ -23,7 +23,7 @@ from edgekd.models import footprint, registry
 from edgekd.models.footprint import Footprint
 from edgekd.models.stems import Shape
 from edgekd.stopping import Stop
-from edgekd.text import first_line
+from edgekd.text import first_line, listed
 
 Measurer = Callable[[Sequence[Job], Settings, Callable[[Progress], None] | None], Comparison]
 """A way to measure jobs: `measure` here, or a device that is held."""
@@ -131,6 +131,9 @@ def largest_within(
     smaller = [one for macs, one in sorted(known, key=lambda pair: -pair[0]) if macs < below_macs]
     if not smaller:
         raise UsageError(f"no student of the zoo has fewer MACs than the teacher's {below_macs:,}; name a --student.")
+    if len(smaller) < len(known):
+        left_out = [one.name for macs, one in known if macs >= below_macs]
+        console.say(f"auto     left out, having no fewer MACs than the teacher: {listed(left_out)}")
     timed = time_each(
         smaller,
         shape,

@@ -188,8 +188,9 @@ def test_the_most_macs_within_the_budget_are_taken(zoo: list[str], timed: tuple[
     assert choose(slow / 3) == (MIDDLE, [SLOW])
 
 
-def test_a_student_is_smaller_than_its_teacher(zoo: list[str]) -> None:
+def test_a_student_is_smaller_than_its_teacher(zoo: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert choose(1e6, below_macs=macs(SLOW)) == (MIDDLE, [])
+    assert f"left out, having no fewer MACs than the teacher: {SLOW}\n" in capsys.readouterr().err
     with pytest.raises(UsageError, match="no student of the zoo has fewer MACs than the teacher's 10"):
         choose(1e6, below_macs=10)
 
