@@ -67,8 +67,7 @@ def _examined(run_dir: RunDir, recipe: Recipe) -> tuple[teacher.Inferred, dict[s
     """Read, identify and probe the teacher; return it, its description, and notes for the record."""
     table = recipe.teacher
     path = Path(table.file)
-    foreign.require_file(path)
-    sha256 = sha256_file(path)
+    sha256 = foreign.sha256_of(path)
     run_dir.note_file(path, sha256)
     notes: dict[str, Any] = {}
     if table.trust_pickle:

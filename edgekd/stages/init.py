@@ -11,7 +11,7 @@ from edgekd import checkpoint, console, foreign
 from edgekd.errors import InputFileError
 from edgekd.models import initial, weights
 from edgekd.recipe import Recipe
-from edgekd.rundir import RunDir, sha256_file, write_json
+from edgekd.rundir import RunDir, write_json
 from edgekd.stages import artefacts
 from edgekd.stopping import Stop
 
@@ -20,8 +20,7 @@ def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], st
     """Publish init/: the tensors to start from, and which layers stay random."""
     stop.raise_if_requested("reading the student's weights")
     path = Path(recipe.student.weights)
-    foreign.require_file(path)
-    run_dir.note_file(path, sha256_file(path))
+    run_dir.note_file(path, foreign.sha256_of(path))
     try:
         loaded = weights.weights_of(foreign.read_checkpoint(path, trust_pickle=None))
     except InputFileError as error:
