@@ -230,7 +230,8 @@ def test_dry_run_prints_a_plan_and_trains_nothing(here: Path, teacher_file: Path
 
 
 def test_large_images_need_consent(here: Path, teacher_file: Path) -> None:
-    sets = ("--set=method.student.batch_size=4", "--set=method.vae.novel=2", "--set=method.generator.width=4")
+    sets = [f"--set=method.{table}=4" for table in ("student.batch_size", "replay.batch_size", "generator.width")]
+    sets += ["--set=method.vae.novel=2", "--set=method.vae.rehearsed=2", "--set=method.vae.width=4"]
     flags = (
         "distill",
         teacher_file,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,13 @@ FAST_POINTS = (
     *("checkpoint.after_delete@3", "distill.before_record", "write.record.json@1", "write.recipe.toml@1"),
     *(f"select.{point}" for point in PUBLISHING),
 )
-EXPORT_POINTS = tuple(f"export.{point}" for point in PUBLISHING)
+EXPORT_POINTS = tuple(f"export.{point}" for point in (*PUBLISHING, "between_renames"))
+BENCH_POINTS = tuple(f"bench/local.{point}" for point in PUBLISHING)
+
+
+def quick(points: tuple[str, ...], one: str) -> list[Any]:
+    """Leave a single point to the fast tests: these stages take ten seconds."""
+    return [pytest.param(point, marks=() if point == one else pytest.mark.slow) for point in points]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +53,7 @@ def test_a_kill_before_the_export_changes_nothing(
     assert leftovers == []
 
 
-@pytest.mark.parametrize("failpoint", [*EXPORT_POINTS, "export.between_renames"])
+@pytest.mark.parametrize("failpoint", quick(EXPORT_POINTS, "export.before_rename"))
 def test_a_kill_in_the_export_changes_nothing(
     failpoint: str, untouched: dict[str, str], teacher_file: Path, tmp_path: Path
 ) -> None:
@@ -57,7 +64,7 @@ def test_a_kill_in_the_export_changes_nothing(
     assert toy.fingerprint(toy.advance(tmp_path / "toy", wanted)) == untouched
 
 
-@pytest.mark.parametrize("failpoint", [f"bench/local.{point}" for point in PUBLISHING])
+@pytest.mark.parametrize("failpoint", quick(BENCH_POINTS, "bench/local.before_rename"))
 def test_a_kill_in_the_bench_leaves_the_rest_and_is_made_good(
     failpoint: str, untouched: dict[str, str], teacher_file: Path, tmp_path: Path
 ) -> None:
@@ -77,6 +84,7 @@ def test_a_kill_between_the_two_renames_keeps_the_old_folder(teacher_file: Path,
         assert Record.read(run.stage("teacher")) == before
 
 
+@pytest.mark.slow
 def test_the_same_run_in_another_directory_and_hash_seed_is_identical(
     untouched: dict[str, str], teacher_file: Path, tmp_path: Path
 ) -> None:

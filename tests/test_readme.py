@@ -67,6 +67,7 @@ def without_steps(arguments: list[str]) -> list[str]:
     return arguments
 
 
+@pytest.mark.slow
 def test_the_tour_of_the_readme_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     write_digits(tmp_path / "runs" / "digits")

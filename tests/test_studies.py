@@ -65,6 +65,7 @@ def run(teacher_file: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
     return folder
 
 
+@pytest.mark.slow
 def test_collected_runs_have_curves_figures_and_no_path_of_this_machine(run: Path, tmp_path: Path) -> None:
     script("collect.py", tmp_path / "out.json", tmp_path / "out.svg", f"a={run}", "--note", "how")
     found = content(tmp_path / "out.json")
@@ -76,6 +77,7 @@ def test_collected_runs_have_curves_figures_and_no_path_of_this_machine(run: Pat
     assert (tmp_path / "out.svg").read_text().startswith("<?xml")
 
 
+@pytest.mark.slow
 def test_selection_shows_agreement_beside_accuracy_for_every_candidate(run: Path, data: Path, tmp_path: Path) -> None:
     script("selection.py", tmp_path / "out.json", f"a={run}={data}")
     found = content(tmp_path / "out.json")

@@ -146,6 +146,7 @@ def test_a_budget_that_nothing_keeps_exits_6_and_may_be_raised(here: Path, teach
     assert kept("mine").student.name == "lenet5-half"
 
 
+@pytest.mark.slow
 def test_a_recipe_may_ask_for_auto(here: Path, teacher_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = toy.toy_recipe(teacher_file, student={"name": "auto", "auto_budget_ms": 5000.0}, method={"steps": 2})
     (here / "wish.toml").write_text(recipe.to_toml(wanted))
@@ -175,6 +176,7 @@ def test_a_recipe_with_half_a_request_is_refused(table: str, word: str, here: Pa
 # --student-weights
 
 
+@pytest.mark.slow
 def test_a_student_starts_from_weights_on_the_command_line_and_in_a_recipe(here: Path, teacher_file: Path) -> None:
     network = registry.build(toy.STUDENT, input_shape=toy.SHAPE, classes=9, seed=7)
     (here / "recipes").mkdir()

@@ -156,6 +156,7 @@ def _write_all(folder: Path) -> dict[str, str]:
     return {file.path.name: file.sha256 for file in files}
 
 
+@pytest.mark.slow
 def test_every_file_has_the_same_bytes_from_another_process_and_folder(tmp_path: Path) -> None:
     here = _write_all(tmp_path)
     other = tmp_path / "elsewhere"

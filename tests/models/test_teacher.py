@@ -1,5 +1,6 @@
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -85,13 +86,17 @@ def test_every_torchvision_classifier_is_told_apart(name):
     assert_told_apart(name)
 
 
+def slow(*arguments: str) -> Any:
+    return pytest.param(*arguments, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("name", "tensor"),
     [
         *(("lenet5", tensor) for tensor in ("conv1.weight", "conv3.weight", "fc1.weight", "fc2.weight")),
-        *(("wrn-10-1", tensor) for tensor in ("conv1.weight", "block1.layer.0.conv1.weight", "fc.weight")),
         *(("vit_b_32", tensor) for tensor in ("conv_proj.weight", "encoder.pos_embedding", "heads.head.weight")),
-        *(("shufflenetv2@0.5", tensor) for tensor in ("conv1.0.weight", "fc.weight", "fc.bias")),
+        *(slow("wrn-10-1", tensor) for tensor in ("conv1.weight", "block1.layer.0.conv1.weight", "fc.weight")),
+        *(slow("shufflenetv2@0.5", tensor) for tensor in ("conv1.0.weight", "fc.weight", "fc.bias")),
     ],
 )
 def test_tensors_of_any_shape_are_only_another_network(name, tensor):
