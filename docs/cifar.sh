@@ -6,7 +6,7 @@
 # TEACHER is cifar10-resnet20.th or -resnet32.th of akamaster/pytorch_resnet_cifar10, DATA holds cifar10/test as class
 # folders, RUNS is a folder for runs; edgekd gets MINUTES (45) and its steps go to the others. Every command goes on
 # where it was cut off. The machine should do nothing else meanwhile. No choice depends on the test images: they are read
-# for the curves, 200 of each class at each of 101 points, and at the end all of them.
+# for the curves, 200 of each class at each of 101 points, and at the end all of them. THREADS=1 leaves a core to others.
 set -euo pipefail
 teacher=$1 data=$2 runs=$3 minutes=${4:-45}
 python=${PYTHON:-.venv/bin/python}
@@ -19,11 +19,14 @@ for class in "$data"/cifar10/test/*/; do
   find "$class" -type f | sort | sed -n 1,200p | xargs cp -n -t "$folder"
 done
 
+# Half the usual batches for every preset: on a CPU, twice the steps in the same time.
+batches=(--set method.student.batch_size=64 --set method.replay.batch_size=64
+  --set method.vae.novel=32 --set method.vae.rehearsed=16)
 distil() { # NAME FLAGS...
   local name=$1
   shift
   "$python" -m edgekd distill "$teacher" --student resnet8 --normalize imagenet --data "$curve" \
-    --run "$runs/$name" "$@"
+    --run "$runs/$name" ${THREADS:+--threads "$THREADS"} "$@" "${batches[@]}"
   "$python" -m edgekd eval "$runs/$name" --data "$data/cifar10/test"
 }
 

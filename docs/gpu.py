@@ -32,6 +32,10 @@ SIZES = (
 BATCHES = {"student.batch_size": 256, "replay.batch_size": 128, "vae.novel": 128, "vae.rehearsed": 64}
 TRAINING = {"batch": 512, "lr": 0.4, "epochs": 80, "hold-out": 5000}
 TOY_TRAINING = {"batch": 8, "lr": 0.01, "epochs": 1, "hold-out": 0}
+TOY_SIZES = (
+    *("method.generator.latent=8", "method.generator.width=8", "method.vae.latent=8", "method.vae.width=8"),
+    *("method.vae.released_encoder=false", "select.samples=64", "select.reestimate_batches=1"),
+)
 
 
 @dataclass(frozen=True)
@@ -112,8 +116,7 @@ class Bench:
     def flags(self, pair: Pair, preset: str, batches: dict[str, int]) -> list[str]:
         """Return the flags of a distillation."""
         sizes = dict.fromkeys(batches, 8) if self.toy else batches
-        sets = [*SIZES, *(f"method.{name}={size}" for name, size in sizes.items())]
-        sets += ["select.samples=64", "select.reestimate_batches=1"] if self.toy else []
+        sets = [*(TOY_SIZES if self.toy else SIZES), *(f"method.{name}={size}" for name, size in sizes.items())]
         steps = 4 if self.toy else pair.steps
         flags = [*PIXELS, "--student", pair.student, "--method", preset, "--steps", str(steps)]
         return [*flags, *(word for value in sets for word in ("--set", value))]

@@ -41,6 +41,8 @@ def teacher_flags(arch: str, input_shape: str, accept_mapping: bool, trust_pickl
 def pixel_flags(normalize: str, mean: str, std: str, classes: str) -> Changes:
     """Return the recipe changes of the normalisation's flags."""
     values = _given(normalize=normalize, mean=_numbers("--mean", mean), std=_numbers("--std", std), classes=classes)
+    if normalize and (mean or std):
+        raise UsageError("--normalize and --mean with --std both name the teacher's normalisation: give one of them.")
     if normalize:  # what earlier commands gave has had its day
         values = {"mean": (), "std": (), **values}
     return _table("pixels", values)
