@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,10 @@ def facts(run: RunDir) -> dict[str, Any]:
         "shipped": shipped,
         "sd_second_half": curve.statistics([p[shipped] for p in points[len(points) // 2 :]])["sd"],
         "after_minutes": {str(minutes): _after(points, train, shipped, 60 * minutes) for minutes in (3, 10, 30)},
+        "forgotten": {
+            name: forgotten([p[name] for p in points], [p["step"] for p in points]) for name in ("raw", "ema")
+        },
+        "agreement_by_tenths": _agreement(run, summary["steps"]),
         "points": {
             "step": [p["step"] for p in points],
             "seconds": [round(_at(train, p["step"]), 1) for p in points],
@@ -48,6 +52,25 @@ def facts(run: RunDir) -> dict[str, Any]:
             "ema": [p["ema"] for p in points],
         },
     }
+
+
+def forgotten(curve: list[float], steps: list[int]) -> dict[str, Any]:
+    """Return the deepest fall below the best so far, the step it ended at, and the share of points 2 points below."""
+    falls = [best - value for best, value in zip(accumulate(curve, max), curve, strict=True)]
+    deepest = max(falls)
+    below = sum(fall > 0.02 for fall in falls) / len(falls)
+    return {"deepest_fall": deepest, "at_step": steps[falls.index(deepest)], "share_below_by_2_points": below}
+
+
+def _agreement(run: RunDir, steps: int) -> dict[str, list[float | None]]:
+    """Return the mean agreement of student and teacher on novel and on replayed images, over tenths of the steps."""
+    events = run.events("train")
+    found: dict[str, list[float | None]] = {}
+    for kind in ("novel", "replay"):
+        name = f"agreement_{kind}"
+        values = [[e[name] for e in events if name in e and 10 * (e["step"] - 1) // steps == i] for i in range(10)]
+        found[kind] = [sum(tenth) / len(tenth) if tenth else None for tenth in values]
+    return found
 
 
 def _without_folder(evaluation: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -73,8 +74,17 @@ def test_collected_runs_have_curves_figures_and_no_path_of_this_machine(run: Pat
     facts = found["runs"]["a"]
     assert {"mean", "sd", "variance", "max", "final", "regret"} <= set(facts["curve"])
     assert facts["steps"] == 8
+    assert {len(tenths) for tenths in facts["agreement_by_tenths"].values()} == {10}
+    assert 0 <= facts["forgotten"]["ema"]["deepest_fall"] <= facts["curve"]["max"]
     assert str(tmp_path.parent) not in json.dumps(found)
     assert (tmp_path / "out.svg").read_text().startswith("<?xml")
+
+
+def test_what_a_student_forgot_is_measured_from_its_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    collect = importlib.import_module("collect")
+    found = collect.forgotten([0.1, 0.5, 0.2, 0.6, 0.57], [0, 10, 20, 30, 40])
+    assert found == {"deepest_fall": pytest.approx(0.3), "at_step": 20, "share_below_by_2_points": 0.4}
 
 
 @pytest.mark.slow
