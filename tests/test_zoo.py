@@ -43,7 +43,7 @@ SMALLEST = {
     "resnet50": "resnet50",
 }
 """The smallest network of each kind; the other students of the zoo are longer or wider."""
-QUICK = ("lenet5-half", "resnet8", "wrn-16-1", "mobilenetv2", "shufflenetv2", "squeezenet", "mnasnet")
+QUICK = ("lenet5-half", "resnet8", "wrn-16-1", "mobilenetv2", "squeezenet", "mnasnet")
 """Kinds whose smallest takes less than ten seconds or is a default: the fast tests."""
 
 SHAPES = ((1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 224, 224))

@@ -134,6 +134,7 @@ def test_a_student_is_chosen_by_latency_once(here: Path, teacher_file: Path, mon
     assert kept("teacher-auto-5000ms").student.auto_budget_ms == 0.0, "the choice is the user's now"
 
 
+@pytest.mark.slow
 def test_a_budget_that_nothing_keeps_exits_6_and_may_be_raised(here: Path, teacher_file: Path) -> None:
     asked = ("distill", teacher_file, *SMALL, "--student", "auto", "--run", "mine")
     result = Result(*asked, "--budget-ms", "0.001")

@@ -109,6 +109,7 @@ def test_an_assumption_is_changed_by_the_flag_it_names(here: Path) -> None:
     assert facts["probe"]["macs"] < read_json(Path("runs/teacher/teacher/teacher.json"))["probe"]["macs"]
 
 
+@pytest.mark.slow
 def test_other_names_are_shown_accepted_and_recorded(here: Path) -> None:
     file = saved({"net": {f"module.{k.replace('linear', 'fc')}": v for k, v in weights("resnet8").items()}})
     refused = Result("ingest", file)

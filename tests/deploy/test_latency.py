@@ -36,6 +36,7 @@ def test_rounds_of_different_length_weigh_by_their_samples() -> None:
     assert median_estimate([[1.0], [3.0, 3.0, 3.0]], seed=0).value == 3.0
 
 
+@pytest.mark.slow
 def test_interval_holds_the_true_median_about_95_times_in_100() -> None:
     held = 0
     for key in range(60):

@@ -343,7 +343,7 @@ def test_more_tensors_than_any_classifier_has(here, capsys):
     assert "20,001 tensors" in refuse(path, capsys)
 
 
-@pytest.mark.parametrize("locked", ["file", "folder"])
+@pytest.mark.parametrize("locked", ["file", pytest.param("folder", marks=pytest.mark.slow)])
 def test_no_permission(here, locked):
     """Root may read everything, unless it gives that up."""
     path = here / "locked" / "teacher.pt"

@@ -108,6 +108,7 @@ def test_tensorrt_comes_first_where_it_is(device: Device, published: Any, tmp_pa
     assert device.work == []
 
 
+@pytest.mark.slow
 def test_a_broken_trtexec_is_in_the_way_of_tensorrt_only(device: Device, published: Any) -> None:  # noqa: F811
     device.tool("trtexec", "echo broken")
     try:

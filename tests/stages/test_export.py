@@ -214,6 +214,7 @@ def test_poisoned_calibration_trips_the_gate_and_the_rest_is_published(trained: 
     assert len(kept["steps"]) == 3, "range choice, float layers and bias correction are all tried"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("poisoned")
 def test_fine_tuning_saves_the_files_that_nothing_else_does(
     trained: RunDir, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

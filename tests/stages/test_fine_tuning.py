@@ -73,6 +73,7 @@ class Own:
         self.logits = network
 
 
+@pytest.mark.slow
 def test_fine_tuning_reaches_what_the_other_remedies_miss(tmp_path: Path) -> None:
     student, path = unbalanced(), tmp_path / "student.fp32.onnx"
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}

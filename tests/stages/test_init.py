@@ -131,6 +131,7 @@ def test_a_file_that_moved_away_undoes_nothing(run: RunDir, teacher_file: Path, 
     assert {pipeline.reason_to_run(stage, run, moved) for stage in pipeline.stages(moved)[:4]} == {None}
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_without_the_file_as_if_untouched(
     done: RunDir, file: Path, teacher_file: Path, tmp_path: Path
 ) -> None:

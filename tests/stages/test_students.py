@@ -195,6 +195,7 @@ def test_a_student_is_smaller_than_its_teacher(zoo: list[str], capsys: pytest.Ca
         choose(1e6, below_macs=10)
 
 
+@pytest.mark.slow
 def test_a_budget_that_nothing_keeps_names_the_fastest(zoo: list[str]) -> None:
     with pytest.raises(
         MachineError, match=rf"no student keeps 1e-06 ms here in FP32; the fastest, ({FAST}|{MIDDLE}), takes 0\.\d+"
