@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Make docs/results/ablation.json: what each ingredient is worth, on MNIST at 16x16 pixels with a teacher that has BatchNorm.
+# Make docs/results/ablation.json: what each ingredient is worth, on MNIST at 16x16 pixels.
 #
 #   docs/ablation.sh DATA RUNS [STEPS]     DATA holds mnist/train as class folders; RUNS is a folder for runs
 #
-# The teacher is resnet8@0.5, the student lenet5-half; both are small, so that forty-four runs fit into an hour. Accuracies
-# are those of 2,000 of the 10,000 training images that the teacher did not see: they may choose the default. Two runs at
-# a time, one thread each. Every command goes on where it was cut off.
+# The teacher is resnet8@0.5, which has BatchNorm, the student lenet5-half; both are small, so that forty-four runs fit
+# into an hour. Accuracies are those of 2,000 of the 10,000 training images that the teacher did not see: they may choose
+# the default. Two runs at a time, one thread each. Every command goes on where it was cut off.
 set -euo pipefail
 data=$1 runs=$2 steps=${3:-400}
 python=${PYTHON:-.venv/bin/python}
@@ -17,11 +17,8 @@ if ! test -f "$runs/resnet8.pt"; then
   "$python" recipes/train_teacher.py "$data/mnist/train" "$runs/resnet8.pt" --arch resnet8@0.5 "${pixels[@]}" \
     --epochs 10 --shift 1 --hold-out 10000 --development "$runs/development"
 fi
-for class in "$runs"/development/*/; do
-  folder=$runs/images/$(basename "$class")
-  mkdir -p "$folder"
-  find -L "$class" -type f | sort | sed -n 1,200p | xargs cp -n -t "$folder"
-done
+source docs/few.sh
+few "$runs/development" "$runs/images"
 
 study() { # SEEDS OUT
   "$python" docs/ablation.py "$2" "$runs/resnet8.pt" "$runs/images" "$runs" --steps "$steps" --seeds "$1" \

@@ -13,11 +13,8 @@ python=${PYTHON:-.venv/bin/python}
 mkdir -p "$runs"
 
 curve=$runs/curve # all 10,000 at every point would take as long as a third of the training
-for class in "$data"/cifar10/test/*/; do
-  folder=$curve/$(basename "$class")
-  mkdir -p "$folder"
-  find "$class" -type f | sort | sed -n 1,200p | xargs cp -n -t "$folder"
-done
+source docs/few.sh
+few "$data/cifar10/test" "$curve"
 
 # Half the usual batches for every preset: on a CPU, twice the steps in the same time.
 batches=(--set method.student.batch_size=64 --set method.replay.batch_size=64
