@@ -4,36 +4,53 @@
 #   docs/cifar.sh TEACHER DATA RUNS [MINUTES]
 #
 # TEACHER is cifar10-resnet20.th or -resnet32.th of akamaster/pytorch_resnet_cifar10, DATA holds cifar10/test as class
-# folders, RUNS is a folder for runs; edgekd gets MINUTES (45) and its steps go to the others. Every command goes on
-# where it was cut off. The machine should do nothing else meanwhile. No choice depends on the test images: they are read
-# for the curves, 200 of each class at each of 101 points, and at the end all of them. THREADS=1 leaves a core to others.
+# folders, RUNS is a folder for runs; edgekd gets MINUTES (45) and its steps go to the others. Two runs at a time, one
+# thread each: the machine should have two cores and do nothing else. Every command goes on where it was cut off. No
+# choice depends on the test images: they are read for the curves, 200 of each class at each of 101 points, and at the
+# end all of them.
 set -euo pipefail
 teacher=$1 data=$2 runs=$3 minutes=${4:-45}
 python=${PYTHON:-.venv/bin/python}
 mkdir -p "$runs"
+export OMP_NUM_THREADS=1
 
 curve=$runs/curve # all 10,000 at every point would take as long as a third of the training
 source docs/few.sh
 few "$data/cifar10/test" "$curve"
 
-# Half the usual batches for every preset: on a CPU, twice the steps in the same time.
-batches=(--set method.student.batch_size=64 --set method.replay.batch_size=64
-  --set method.vae.novel=32 --set method.vae.rehearsed=16)
+# Half the usual batches for every preset: on a CPU, twice the steps in the same time. Mirrored and shifted images for
+# every preset, as the teacher was trained.
+common=(--set method.student.batch_size=64 --set method.replay.batch_size=64 --set method.vae.novel=32
+  --set method.vae.rehearsed=16 --set method.student.flip=true --set method.student.shift=4)
 distil() { # NAME FLAGS...
   local name=$1
   shift
-  "$python" -m edgekd distill "$teacher" --student resnet8 --normalize imagenet --data "$curve" \
-    --run "$runs/$name" ${THREADS:+--threads "$THREADS"} "$@" "${batches[@]}"
+  "$python" -m edgekd distill "$teacher" --student resnet8 --normalize imagenet --data "$curve" --threads 1 \
+    --run "$runs/$name" "$@" "${common[@]}"
   "$python" -m edgekd eval "$runs/$name" --data "$data/cifar10/test"
 }
+head_start=(--set method.student.inherit=true --set method.student.hint=5)
+random_start=(--set method.student.inherit=false --set method.student.hint=0)
 
-distil edgekd --minutes "$minutes"
+{
+  distil edgekd --minutes "$minutes"
+  distil edgekd-random-start --steps "$(sed -n 's/^steps = //p' "$runs/edgekd/recipe.toml")" "${random_start[@]}"
+} &
+until test -f "$runs/edgekd/recipe.toml"; do # the steps are in it before the first one is taken
+  kill -0 $!
+  sleep 1
+done
 steps=$(sed -n 's/^steps = //p' "$runs/edgekd/recipe.toml")
 source docs/lean.sh
 for preset in pre-dfkd dfad; do
   distil "$preset" --method "$preset" --steps "$steps" "${lean[@]}"
 done
+distil pre-dfkd-head-start --method pre-dfkd --steps "$steps" "${lean[@]}" "${head_start[@]}"
+wait $!
 
-"$python" docs/collect.py docs/results/cifar10.json docs/results/cifar10.svg \
-  "edgekd=$runs/edgekd" "pre-dfkd=$runs/pre-dfkd" "dfad=$runs/dfad" \
-  --note "docs/cifar.sh TEACHER DATA RUNS $minutes; curves on 2,000 of CIFAR-10's test images, evals on all 10,000, opened for this table alone"
+labelled=()
+for run in edgekd pre-dfkd dfad edgekd-random-start pre-dfkd-head-start; do
+  labelled+=("$run=$runs/$run")
+done
+"$python" docs/collect.py docs/results/cifar10.json docs/results/cifar10.svg "${labelled[@]}" \
+  --note "docs/cifar.sh TEACHER DATA RUNS $minutes; curves on 2,000 of CIFAR-10's test images, evals on all 10,000"

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -113,6 +114,25 @@ def head_name(model: nn.Module, input_shape: Shape) -> str:
     if not ran:
         raise InputFileError("The network has no linear or convolutional layer, so it has no classification head.")
     return ran[-1]
+
+
+def stage_sizes(model: nn.Module, input_shape: Shape) -> dict[str, tuple[int, ...]]:
+    """Return the size (C, H, W) of the feature map each stage sends on; a stage is a child with modules of its own."""
+    found: dict[str, tuple[int, ...]] = {}
+
+    def see(_stage: nn.Module, _inputs: Any, output: Any, *, name: str) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4:
+            found[name] = tuple(output.shape[1:])
+
+    stages = [(name, child) for name, child in model.named_children() if next(child.children(), None) is not None]
+    handles = [child.register_forward_hook(partial(see, name=name)) for name, child in stages]
+    try:
+        with _evaluating(model):
+            model(torch.zeros(1, *input_shape, device=_device_of(model)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 @contextmanager

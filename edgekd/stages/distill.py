@@ -21,18 +21,21 @@ from torch import Tensor
 
 from edgekd import console, machine
 from edgekd.errors import MachineError
+from edgekd.models import inheritance
 from edgekd.recipe import Recipe
 from edgekd.rng import Draws, forked_global
 from edgekd.rundir import RunDir, failpoint
 from edgekd.stages import artefacts
 from edgekd.stages.logbook import Accuracy, Logbook
 from edgekd.stopping import Stop
-from edgekd.synthesis import health, losses, replay, revival, schedules
+from edgekd.synthesis import health, hints, losses, replay, revival, schedules
 from edgekd.synthesis.augmentation import augment
 from edgekd.synthesis.generator import Generator
+from edgekd.synthesis.hints import StageOutputs
 from edgekd.synthesis.revival import ReluInputs
 from edgekd.synthesis.state import State, average_into, generator_optimizer, student_optimizer
 from edgekd.synthesis.teacher import Teacher
+from edgekd.synthesis.watching import watched
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,10 @@ def run(
         )
         console.warn(f"the teacher has no BatchNorm: no statistics of its training images guide the generator{held}")
     context = Context(recipe, steps, teacher, description, Draws(recipe.seed, "distill", device))
-    state = build(recipe, teacher, description, device, artefacts.initial_weights(run_dir, recipe))
+    initial = artefacts.initial_weights(run_dir, recipe, teacher, description)
+    state = build(recipe, teacher, description, device, initial)
+    if initial and not recipe.student.weights:
+        console.say(f"student  starts from {len(initial)} of the teacher's tensors: it has the same layers")
     book = Logbook(
         run_dir,
         steps=steps,
@@ -155,6 +161,10 @@ def build(
     )
     if method.student.revive > 0:  # after the averages were copied, which must not be watched
         state.relu_inputs = ReluInputs(student)
+    stages = inheritance.shared_stages(student, teacher.network, shape) if method.student.hint > 0 else []
+    if stages:
+        state.student_stages = StageOutputs(student, stages)
+        state.teacher_stages = StageOutputs(teacher.network, stages)
     if method.replay.source == "bank":
         state.replay = replay.BankReplay(method.replay, shape, device)
     elif method.replay.source == "ema-generator":
@@ -224,23 +234,27 @@ def student_step(state: State, context: Context) -> dict[str, Tensor]:
     if state.replay.ready and method.replay.batch_size and step >= method.replay.start * context.steps:
         x = torch.cat([x, state.replay.sample(step, method.replay.batch_size, context.draws)])
     x = augment(x, table, step, context.draws)
-    with torch.no_grad():
+    with torch.no_grad(), watched(state.teacher_stages) as wanted:
         seen = context.teacher.observe(x)
 
     state.student.train()
-    with state.student_precision(), revival.watched(state.relu_inputs) as highest:
+    with state.student_precision(), watched(state.relu_inputs) as highest, watched(state.student_stages) as given:
         answers = state.student(x).float()
     lesson = schedules.lesson(method, step, context.steps)
-    loss = losses.distance(answers, seen.logits, lesson.loss, lesson.temperature)
+    parts = {"student": losses.distance(answers, seen.logits, lesson.loss, lesson.temperature)}
+    if given:
+        parts["hint"] = table.hint * hints.distance(given, wanted)
+    if highest:
+        parts["revival"] = table.revive * revival.pull(highest)
     state.student_optimizer.zero_grad()
-    (loss + table.revive * revival.pull(highest) if highest else loss).backward()
+    torch.stack(list(parts.values())).sum().backward()
     for group in state.student_optimizer.param_groups:
         group["lr"] = lesson.lr
     state.student_optimizer.step()
     average_into(state.student_ema, state.student, schedules.ema_decay(table.ema_decay, step))
 
     agree = (answers.argmax(1) == seen.logits.argmax(1)).float()
-    logged = {"student": loss.detach(), "agreement_novel": agree[:novel].mean()}
+    logged = {name: value.detach() for name, value in parts.items()} | {"agreement_novel": agree[:novel].mean()}
     if highest:
         logged["dead_relus"] = revival.dead_share(highest)
     if len(x) > novel:

@@ -6,43 +6,28 @@ without BatchNorm lose many of their channels that way (in reinforcement learnin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from edgekd.synthesis.watching import Watcher
 
-class ReluInputs:
-    """Sees the highest input of each ReLU channel over a batch, in the forward passes within `watched`."""
+
+class ReluInputs(Watcher):
+    """Sees the highest input of each ReLU channel over a batch: one vector a ReLU, channel by channel."""
 
     def __init__(self, network: nn.Module) -> None:
-        self.highest: list[Tensor] | None = None
-        """One vector a ReLU, channel by channel; None while nobody watches."""
+        super().__init__()
         for module in network.modules():
             if isinstance(module, nn.ReLU | nn.ReLU6):
                 module.inplace = False  # the backward pass needs the inputs
-                module.register_forward_pre_hook(self._see)
+                module.register_forward_pre_hook(self._hook)
 
-    def _see(self, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if self.highest is not None:
+    def _hook(self, _relu: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if self.listens:
             x = inputs[0]
-            self.highest.append(x.amax(dim=[0, *range(2, x.ndim)]).float())
-
-
-@contextmanager
-def watched(inputs: ReluInputs | None) -> Iterator[list[Tensor]]:
-    """Collect the highest input of each channel; nothing without `inputs`."""
-    highest: list[Tensor] = []
-    if inputs is None:
-        yield highest
-        return
-    inputs.highest = highest
-    try:
-        yield highest
-    finally:
-        inputs.highest = None
+            self.see(x.amax(dim=[0, *range(2, x.ndim)]).float())
 
 
 def pull(highest: list[Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ from edgekd.machine import Precision
 from edgekd.method import GeneratorTable, UpdateTable
 from edgekd.synthesis.generator import Generator
 from edgekd.synthesis.replay import Replay
-from edgekd.synthesis.revival import ReluInputs
+from edgekd.synthesis.watching import Watcher
 
 
 @torch.no_grad()
@@ -44,8 +44,11 @@ class State:
     generator_optimizer: torch.optim.Optimizer
     student_precision: Precision
     generator_precision: Precision
-    relu_inputs: ReluInputs | None = None
+    relu_inputs: Watcher | None = None
     """Watches the student where its dead channels are to be revived."""
+    student_stages: Watcher | None = None
+    teacher_stages: Watcher | None = None
+    """These two watch the stages that both networks have, where the teacher's are hints."""
     student_ema: nn.Module = field(init=False)
     generator_ema: nn.Module = field(init=False)
     step: int = 0

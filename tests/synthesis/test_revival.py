@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from edgekd.synthesis import revival
 from edgekd.synthesis.revival import ReluInputs
+from edgekd.synthesis.watching import watched
 
 
 def network() -> nn.Sequential:
@@ -34,7 +35,7 @@ def images() -> Tensor:
 def test_the_highest_input_of_each_channel_is_seen() -> None:
     net, x = network(), images()
     before = net[0](x)
-    with revival.watched(ReluInputs(net)) as highest:
+    with watched(ReluInputs(net)) as highest:
         net(x)
     assert [len(part) for part in highest] == [3, 2]
     assert torch.allclose(highest[0], before.amax(dim=(0, 2, 3)))
@@ -47,8 +48,8 @@ def test_nothing_is_seen_outside_or_without_a_watch() -> None:
     net = network()
     inputs = ReluInputs(net)
     net(images())
-    assert inputs.highest is None
-    with revival.watched(None) as highest:
+    assert not inputs.listens
+    with watched(None) as highest:
         net(images())
     assert highest == []
 
@@ -60,7 +61,7 @@ def test_the_pull_moves_dead_channels_alone_and_brings_them_back() -> None:
     old = {name: value.clone() for name, value in net.state_dict().items()}
     shares = []
     for _ in range(20):
-        with revival.watched(inputs) as highest:
+        with watched(inputs) as highest:
             net(x)
         shares.append(float(revival.dead_share(highest)))
         optimizer.zero_grad()
