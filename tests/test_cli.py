@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shlex
 import shutil
@@ -246,7 +247,12 @@ def test_large_images_need_consent(here: Path, teacher_file: Path) -> None:
         *sets,
     )
     assert Result(*flags, "--dry-run").exit_code == 2
-    assert Result(*flags, "--dry-run", "--yes").exit_code == 0
+    agreed = Result(*flags, "--dry-run", "--yes")
+    assert agreed.exit_code == 0
+    names = {words[0] for words in map(str.split, agreed.stdout.splitlines()) if len(words) == 2}
+    assert {"student", "generator", "encoder", "decoder", "all"} <= names, "parameters of networks, GFLOP by part"
+    for pattern in (r"utilisation \d+%: of \d+ GFLOP/s", r"\d+ ms a step, about \d+ s, [\d.]+ \w+ memory"):
+        assert re.search(pattern, agreed.stderr), pattern
 
 
 def test_run_prints_every_artefact_and_eval_counts_images(finished: tuple[Path, Result]) -> None:

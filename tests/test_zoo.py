@@ -1,12 +1,13 @@
 """Every student of the zoo is distilled for a step, selected and exported; its file keeps its answers.
 
-The default tests work on 16x16 pixels and take the smallest network of six kinds of the registry; the slow tests take
-the other kinds' and every student, from digits to 224 pixels.
+The default tests work on 16x16 pixels and take the smallest network of each kind of the registry; the slow tests take
+every student, from digits to 224 pixels.
 """
 
 from __future__ import annotations
 
 import shutil
+import textwrap
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,6 @@ SMALLEST = {
     "resnet50": "resnet50",
 }
 """The smallest network of each kind; the other students of the zoo are longer or wider."""
-QUICK = ("lenet5-half", "resnet8", "wrn-16-1", "mobilenetv2", "squeezenet", "mnasnet")
-"""Kinds whose smallest takes less than ten seconds or is a default: the fast tests."""
 
 SHAPES = ((1, 16, 16), (1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 224, 224))
 Shape = tuple[int, int, int]
@@ -123,10 +122,7 @@ def test_each_kind_of_student_has_its_smallest() -> None:
     assert all(kind(text) == kind(name) for name, text in SMALLEST.items())
 
 
-@pytest.mark.parametrize(
-    "student",
-    [pytest.param(text, marks=() if name in QUICK else pytest.mark.slow, id=name) for name, text in SMALLEST.items()],
-)
+@pytest.mark.parametrize("student", SMALLEST.values(), ids=SMALLEST.keys())
 def test_each_kind_of_student_is_distilled_and_exported(student: str, ingested: Any, tmp_path: Path) -> None:
     run = distilled(student, (1, 16, 16), ingested, tmp_path, ("distill", "select"))
     check_export(run, tmp_path / "student.onnx")
@@ -137,4 +133,22 @@ def test_each_kind_of_student_is_distilled_and_exported(student: str, ingested: 
 @pytest.mark.parametrize("student", registry.student_names())
 def test_every_student_is_distilled_and_exported(student: str, shape: Shape, ingested: Any, tmp_path: Path) -> None:
     run = distilled(student, shape, ingested, tmp_path, ("distill", "select"))
+    check_export(run, tmp_path / "student.onnx")
+
+
+def test_a_student_of_your_own_is_distilled_and_exported(
+    ingested: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "our_students.py").write_text(
+        textwrap.dedent("""
+            from torch import nn
+
+            def narrow(input_shape, classes, width=6):
+                convolution = nn.Conv2d(input_shape[0], width, 3, stride=2, padding=1)
+                head = nn.Linear(width, classes)
+                return nn.Sequential(convolution, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+        """)
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = distilled("our_students:narrow", (1, 16, 16), ingested, tmp_path, ("distill", "select"))
     check_export(run, tmp_path / "student.onnx")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import ctypes.util
 import json
 import os
+import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +18,7 @@ import numpy as np
 import pytest
 import standins
 
-from edgekd.deploy.agent import engines, numerics, tensorrt, trtexec
+from edgekd.deploy.agent import cuda, engines, numerics, tensorrt, trtexec
 from edgekd.deploy.agent import tensorrt_rules as rules
 from edgekd.deploy.agent.cuda import Cuda
 from edgekd.deploy.agent.environment import this_machine
@@ -325,6 +328,87 @@ def test_without_any_tensorrt_it_says_what_to_install(model: Path, monkeypatch: 
     here = replace(this_machine(), tensorrt=None)
     with pytest.raises(MachineError, match=r"neither trtexec nor TensorRT's Python module.*apt-get install tensorrt"):
         plan([Job("net", model, "fp32", "tensorrt")], here)
+
+
+def test_trtexec_is_the_given_one_then_jetpacks_then_the_one_on_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = {}
+    for place in ("given", "jetpack", "path"):
+        (tmp_path / place).mkdir()
+        tools[place] = standins.write_trtexec(tmp_path / place, "8.6.1")
+    monkeypatch.setattr(trtexec, "JETPACK", str(tools["jetpack"]))
+    monkeypatch.setenv("PATH", str(tools["path"].parent))
+    assert trtexec.find(str(tools["given"])) == str(tools["given"])
+    assert trtexec.find(None) == str(tools["jetpack"])
+    tools["jetpack"].unlink()
+    assert trtexec.find(None) == str(tools["path"])
+    tools["path"].unlink()
+    assert trtexec.find(None) is None
+    with pytest.raises(RefusedError, match="there is no program nowhere"):
+        trtexec.find("nowhere")
+
+
+@pytest.fixture
+def no_trtexec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No trtexec anywhere, and no memory of an imported `tensorrt`."""
+    monkeypatch.setattr(trtexec, "JETPACK", str(tmp_path / "nowhere" / "trtexec"))
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    yield
+    sys.modules.pop("tensorrt", None)
+
+
+@pytest.mark.usefixtures("no_trtexec")
+def test_without_trtexec_the_python_module_is_used(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "packages" / "tensorrt"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("import standins\nglobals().update(vars(standins.tensorrt('10.3.0')))\n")
+    monkeypatch.syspath_prepend(str(package.parent))
+    spins = []
+    monkeypatch.setattr(cuda, "Cuda", lambda *, spin_wait: spins.append(spin_wait) or standins.Memory())
+    assert tensorrt.find() == {"through": "python", "version": "10.3.0"}
+    known = images(signature(model))
+    (tmp_path / "golden.npy").write_bytes(to_npy(known))
+    for spin_wait in (True, False):
+        found = tensorrt.load(request(model, tmp_path, spin_wait=spin_wait))
+        assert isinstance(found, TensorRTModel)
+        assert np.allclose(logits_in(found.logits(str(tmp_path / "golden.npy"))), logits(model, known), atol=1e-6)
+    assert spins == [True, False]
+
+
+@pytest.mark.usefixtures("no_trtexec")
+def test_a_python_module_that_cannot_be_imported_is_no_tensorrt(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.10: cannot open shared object file')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert tensorrt.find() is None
+    with pytest.raises(RefusedError, match="neither trtexec nor TensorRT's Python module"):
+        tensorrt.load(request(model, tmp_path))
+
+
+def test_the_cuda_runtime_is_looked_for_by_name_and_its_absence_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def only(wanted: str) -> Callable[[str], str]:
+        def load(name: str) -> str:
+            tried.append(name)
+            if name != wanted:
+                raise OSError(name)
+            return name
+
+        return load
+
+    monkeypatch.setattr(ctypes.util, "find_library", lambda name: f"lib{name}.so.12")
+    monkeypatch.setattr(ctypes, "CDLL", only("libcudart.so"))
+    assert cuda._library() == "libcudart.so"
+    assert tried == ["libcudart.so.12", "libcudart.so"]
+    monkeypatch.setattr(ctypes, "CDLL", only("nothing"))
+    with pytest.raises(RefusedError, match=r"libcudart\.so is not on this device"):
+        cuda._library()
 
 
 def test_the_oldest_engines_make_room(tmp_path: Path) -> None:
