@@ -1,7 +1,7 @@
 """Choose the final student among the last weights, their average, and re-estimated BatchNorm, without data.
 
 Nothing but the end of the training is a candidate, so no snapshot can be lucky. The judge is the agreement with the
-teacher on samples drawn for this purpose alone. Ties within two standard errors go to the average.
+teacher on samples drawn for this purpose alone.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], st
                 "candidates": [asdict(candidate) for candidate in judged],
             },
         )
-        record |= {"stage": "select", "version": 1, "key": key, "inputs": inputs}
+        record |= {"stage": "select", "version": 2, "key": key, "inputs": inputs}
         record["recipe_slice"] = recipe.select.model_dump(mode="json")
 
 
@@ -186,16 +186,15 @@ def judge(name: str, student: nn.Module, pool: Tensor, teacher: Teacher) -> Cand
 
 
 def choose(candidates: list[Candidate], *, ships_average: bool) -> tuple[Candidate, str]:
-    """Return the candidate with the best agreement; within two standard errors of it the average is preferred."""
-    if not ships_average:
-        candidates = [c for c in candidates if not c.name.startswith("ema")]
-    best = max(candidates, key=lambda c: c.agreement)
-    for preferred in ("ema", "raw"):
-        for candidate in candidates:
-            if candidate.name == preferred and candidate is not best:
-                margin = 2 * math.hypot(best.standard_error, candidate.standard_error)
-                if best.agreement - candidate.agreement <= margin:
-                    return candidate, f"within two standard errors of {best.name} ({best.agreement:.2%})"
-        if best.name == preferred:
-            break
-    return best, "highest agreement"
+    """Return the better of last weights and average; what has re-estimated BatchNorm only where it clearly beats both.
+
+    Clearly is by more than two standard errors of the difference: its statistics are those of synthetic images.
+    """
+    allowed = [c for c in candidates if ships_average or not c.name.startswith("ema")]
+    plain = max((c for c in allowed if "+" not in c.name), key=lambda c: (c.agreement, c.name == "ema"))
+    best = max(allowed, key=lambda c: c.agreement)
+    if best.agreement <= plain.agreement:
+        return plain, "highest agreement"
+    if best.agreement - plain.agreement > 2 * math.hypot(best.standard_error, plain.standard_error):
+        return best, f"more than two standard errors above {plain.name} ({plain.agreement:.2%})"
+    return plain, f"within two standard errors of {best.name} ({best.agreement:.2%})"
