@@ -1,13 +1,15 @@
 """Ask of finished runs whether the synthetic choice was right: selection.py OUT.json LABEL=RUN=DATA...
 
-For each run: the synthetic agreement that chose its final student, beside the accuracy of every candidate on the real
-images in DATA. The choice was right if no candidate it could have taken has more right answers; what a wrong one cost
-is the difference. Nothing is written but OUT.json.
+For each run: the synthetic agreement of every candidate, beside its accuracy on the real images in DATA, and what the
+rule of today chooses by the agreement (a run may have been made under an earlier rule). The choice was right if no
+candidate it could have taken has more right answers; what a wrong one cost is the difference. Nothing is written but
+OUT.json.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,20 +31,19 @@ def judged(run: RunDir, data: Path) -> dict[str, Any]:
     images = RealImages(folder, description.input_shape, mean=pixels.mean, std=pixels.std)
     students = select.candidates(recipe, description, state, networks, Stop())
     accuracy = {name: images.network_accuracy(student) for name, student in students.items()}
-    selection = read_json(run.stage("select") / "selection.json")
-    allowed = [name for name in accuracy if recipe.method.student.ship_average or not name.startswith("ema")]
+    found = [select.Candidate(**row) for row in read_json(run.stage("select") / "selection.json")["candidates"]]
+    ships_average = recipe.method.student.ship_average
+    chosen = select.choose(found, ships_average=ships_average)[0].name
+    allowed = [name for name in accuracy if ships_average or not name.startswith("ema")]
     best = max(accuracy[name] for name in allowed)
     return {
         "preset": recipe.method.preset,
         "seed": recipe.seed,
         "images": len(images),
-        "chosen": selection["chosen"],
-        "candidates": {
-            row["name"]: {"agreement": row["agreement"], "accuracy": accuracy[row["name"]]}
-            for row in selection["candidates"]
-        },
-        "right": accuracy[selection["chosen"]] == best,
-        "cost": best - accuracy[selection["chosen"]],
+        "chosen": chosen,
+        "candidates": {c.name: {"agreement": c.agreement, "accuracy": accuracy[c.name]} for c in found},
+        "right": accuracy[chosen] == best,
+        "cost": best - accuracy[chosen],
     }
 
 
@@ -53,8 +54,16 @@ def main(arguments: list[str]) -> None:
     for item in named:
         label, run, data = item.split("=")
         runs[label] = judged(RunDir(Path(run)), Path(data))
-    right = sum(row["right"] for row in runs.values())
-    summary = {"runs": len(runs), "right": right, "largest_cost": max(row["cost"] for row in runs.values())}
+    summary = {}
+    for preset in sorted({row["preset"] for row in runs.values()}):
+        rows = [row for row in runs.values() if row["preset"] == preset]
+        costs = [row["cost"] for row in rows]
+        summary[preset] = {
+            "runs": len(rows),
+            "right": sum(row["right"] for row in rows),
+            "mean_cost": statistics.mean(costs),
+            "largest_cost": max(costs),
+        }
     Path(out).write_text(json.dumps({"summary": summary, "runs": runs}, indent=1) + "\n", encoding="utf-8")
 
 

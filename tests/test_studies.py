@@ -96,7 +96,7 @@ def test_selection_shows_agreement_beside_accuracy_for_every_candidate(run: Path
     best = max(candidate["accuracy"] for candidate in row["candidates"].values())
     assert row["cost"] == best - row["candidates"][row["chosen"]]["accuracy"]
     assert row["right"] == (row["cost"] == 0)
-    assert found["summary"]["runs"] == 1
+    assert found["summary"]["edgekd"]["runs"] == 1
 
 
 @pytest.mark.slow

@@ -3,7 +3,8 @@
 build networks, restore the newest checkpoint
 while steps are left:
     every `period` steps: the generator learns to show what the teacher is sure of, or what the student does not know
-    the student learns the teacher's answers on novel images and on replayed ones
+    the student learns the teacher's answers, and its feature maps where it has the same stages, on novel images and on
+    replayed ones
     the first steps of a period: the VAE learns the novel images and rehearses its own
     now and then: checkpoint, metrics, accuracy points
 in the last of these steps, the consolidation, generator and VAE rest and the student alone learns

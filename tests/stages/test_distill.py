@@ -392,6 +392,41 @@ def test_every_replay_resumes_bit_for_bit_from_the_middle(name: str, teacher_fil
     assert toy.fingerprint(run) == toy.fingerprint(untouched)
 
 
+def started(run: RunDir) -> dict[str, torch.Tensor]:
+    """Return the student's weights at step 0."""
+    first = run.stage("distill") / "checkpoints" / "step-00000000" / "state.safetensors"
+    return checkpoint.unflatten(checkpoint.load_tensors(first), {})["student"]
+
+
+def test_a_student_of_the_teachers_family_starts_as_it_and_learns_its_feature_maps(
+    teacher_file: Path, tmp_path: Path
+) -> None:
+    wanted = toy.toy_recipe(teacher_file, student={"name": toy.ARCH}, checkpoint_period=12)
+    untouched = toy.advance(tmp_path / "untouched" / "toy", wanted, ENDED)
+    teacher = checkpoint.load_tensors(untouched.stage("teacher") / "teacher.safetensors")
+    first = started(untouched)
+    assert all(torch.equal(first[name], value) for name, value in teacher.items())
+    hints = [event["hint"] for event in untouched.events("train")]
+    assert len(hints) > 1
+    assert all(hint > 0 for hint in hints), "batch statistics in the student, the running ones in the teacher"
+    run = interrupted(tmp_path / "toy", wanted, 6)
+    toy.advance(run.path, wanted, ENDED)
+    assert toy.fingerprint(run) == toy.fingerprint(untouched)
+
+
+def test_a_student_of_other_widths_and_one_that_is_not_to_inherit_start_at_random(
+    teacher_file: Path, tmp_path: Path
+) -> None:
+    other = toy.advance(tmp_path / "other", toy.toy_recipe(teacher_file, checkpoint_period=12), ENDED)
+    assert not any("hint" in event for event in other.events("train"))
+    method = {"student": {"inherit": False, "hint": 0.0}}
+    wanted = toy.toy_recipe(teacher_file, student={"name": toy.ARCH}, checkpoint_period=12, method=method)
+    random = toy.advance(tmp_path / "random", wanted, ENDED)
+    teacher = checkpoint.load_tensors(random.stage("teacher") / "teacher.safetensors")
+    assert not torch.equal(started(random)["linear.weight"], teacher["linear.weight"])
+    assert not any("hint" in event for event in random.events("train"))
+
+
 @pytest.mark.parametrize("asked", [0, 1])
 def test_a_stop_before_or_right_after_the_first_step_changes_nothing(
     asked: int, teacher_file: Path, tmp_path: Path
