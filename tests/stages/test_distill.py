@@ -411,7 +411,10 @@ def test_a_student_of_the_teachers_family_starts_as_it_and_learns_its_feature_ma
     assert all(hint > 0 for hint in hints), "batch statistics in the student, the running ones in the teacher"
     run = interrupted(tmp_path / "toy", wanted, 6)
     toy.advance(run.path, wanted, ENDED)
-    assert toy.fingerprint(run) == toy.fingerprint(untouched)
+    ended, same = (Record.read(one.stage("distill")) for one in (run, untouched))
+    assert ended is not None
+    assert same is not None
+    assert ended.outputs == same.outputs, "the hashes of the last checkpoint"
 
 
 def test_a_student_of_other_widths_and_one_that_is_not_to_inherit_start_at_random(
