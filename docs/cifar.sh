@@ -34,7 +34,9 @@ random_start=(--set method.student.inherit=false --set method.student.hint=0)
 
 {
   distil edgekd --minutes "$minutes"
-  distil edgekd-random-start --steps "$(sed -n 's/^steps = //p' "$runs/edgekd/recipe.toml")" "${random_start[@]}"
+  steps=$(sed -n 's/^steps = //p' "$runs/edgekd/recipe.toml")
+  distil edgekd-early-replay --steps "$steps" --set method.vae.gate=0.3
+  distil edgekd-random-start --steps "$steps" "${random_start[@]}"
 } &
 until test -f "$runs/edgekd/recipe.toml"; do # the steps are in it before the first one is taken
   kill -0 $!
@@ -49,7 +51,7 @@ distil pre-dfkd-head-start --method pre-dfkd --steps "$steps" "${lean[@]}" "${he
 wait $!
 
 labelled=()
-for run in edgekd pre-dfkd dfad edgekd-random-start pre-dfkd-head-start; do
+for run in edgekd pre-dfkd dfad edgekd-early-replay edgekd-random-start pre-dfkd-head-start; do
   labelled+=("$run=$runs/$run")
 done
 "$python" docs/collect.py docs/results/cifar10.json docs/results/cifar10.svg "${labelled[@]}" \

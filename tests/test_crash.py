@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,11 +25,6 @@ FAST_POINTS = (
 )
 EXPORT_POINTS = tuple(f"export.{point}" for point in (*PUBLISHING, "between_renames"))
 BENCH_POINTS = tuple(f"bench/local.{point}" for point in PUBLISHING)
-
-
-def quick(points: tuple[str, ...], one: str) -> list[Any]:
-    """Leave a single point to the fast tests: these stages take ten seconds."""
-    return [pytest.param(point, marks=() if point == one else pytest.mark.slow) for point in points]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +47,10 @@ def test_a_kill_before_the_export_changes_nothing(
     assert leftovers == []
 
 
-@pytest.mark.parametrize("failpoint", quick(EXPORT_POINTS, "export.before_rename"))
+@pytest.mark.parametrize(
+    "failpoint",
+    [pytest.param(p, marks=() if p == "export.before_rename" else pytest.mark.slow) for p in EXPORT_POINTS],
+)
 def test_a_kill_in_the_export_changes_nothing(
     failpoint: str, untouched: dict[str, str], teacher_file: Path, tmp_path: Path
 ) -> None:
@@ -64,7 +61,8 @@ def test_a_kill_in_the_export_changes_nothing(
     assert toy.fingerprint(toy.advance(tmp_path / "toy", wanted)) == untouched
 
 
-@pytest.mark.parametrize("failpoint", quick(BENCH_POINTS, "bench/local.before_rename"))
+@pytest.mark.slow
+@pytest.mark.parametrize("failpoint", BENCH_POINTS)
 def test_a_kill_in_the_bench_leaves_the_rest_and_is_made_good(
     failpoint: str, untouched: dict[str, str], teacher_file: Path, tmp_path: Path
 ) -> None:

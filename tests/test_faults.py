@@ -178,9 +178,8 @@ def test_unknown_keys_students_and_stages_are_refused(teacher_file: Path, tmp_pa
         pipeline.require(RunDir(tmp_path / "toy"), toy.toy_recipe(teacher_file), "export")
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_exits_resumably(
     number: signal.Signals, code: int, teacher_file: Path, tmp_path: Path
 ) -> None:

@@ -58,6 +58,7 @@ def test_threads_are_set_and_zero_means_all_cores() -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked to keep memory")
+@pytest.mark.slow
 def test_freed_memory_stays_with_the_process() -> None:
     code = """
 import resource, torch

@@ -337,13 +337,15 @@ def test_a_terabyte_of_holes_is_not_hashed(here, capsys):
         assert "1024 GiB" in refuse(here / "teacher.pt", capsys)
 
 
+@pytest.mark.slow
 def test_more_tensors_than_any_classifier_has(here, capsys):
     path = here / "teacher.pt"
     path.write_bytes(zip_bytes({"state_dict": {f"a.{i}.weight": torch.ones(1) for i in range(20_001)}}))
     assert "20,001 tensors" in refuse(path, capsys)
 
 
-@pytest.mark.parametrize("locked", ["file", pytest.param("folder", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("locked", ["file", "folder"])
 def test_no_permission(here, locked):
     """Root may read everything, unless it gives that up."""
     path = here / "locked" / "teacher.pt"

@@ -90,8 +90,11 @@ def test_losses_and_normalisations_beside_the_network_are_left_out_and_named(net
     [
         {"loss.weight": torch.ones(20, 10)},  # metric learning: a last layer behind the embedding
         {"metric_fc.weight": torch.ones(20, 10)},
-        {"features.mean": torch.ones(512), "features.std": torch.ones(512)},
-        {"head.bn1.weight": torch.ones(10), "head.fc.weight": torch.ones(5, 10), "head.fc.bias": torch.ones(5)},
+        pytest.param({"features.mean": torch.ones(512), "features.std": torch.ones(512)}, marks=pytest.mark.slow),
+        pytest.param(
+            {"head.bn1.weight": torch.ones(10), "head.fc.weight": torch.ones(5, 10), "head.fc.bias": torch.ones(5)},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_half_a_network_is_no_teacher(plain, beside):

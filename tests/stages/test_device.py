@@ -120,6 +120,7 @@ def test_a_broken_trtexec_is_in_the_way_of_tensorrt_only(device: Device, publish
     assert all(one["passed"] for one in cpu["numerics"])
 
 
+@pytest.mark.slow
 def test_a_tensorrt_of_unknown_flags_is_passed_over(device: Device, published: Any, tmp_path: Path) -> None:  # noqa: F811
     host = Host("device", trtexec=str(write_unknown_trtexec(tmp_path, 8401)))
     files = [file for file in files_of(published) if "fp32" in file.name]
@@ -162,6 +163,7 @@ def test_a_device_with_nothing_says_what_to_install(device: Device, published: A
         device.tool("python3", f'exec {sys.executable} "$@"')
 
 
+@pytest.mark.slow
 def test_another_student_of_the_same_name_is_measured_anew(device: Device, tmp_path: Path) -> None:  # noqa: F811
     def measured(there: tuple[Any, Runtime], width: int) -> str:
         measurer, runtime = there

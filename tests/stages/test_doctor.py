@@ -54,6 +54,7 @@ def test_a_right_table_is_none(speedup: float, bf16: bool, monkeypatch: pytest.M
     assert examine(monkeypatch, speedup=speedup, bf16=bf16) == []
 
 
+@pytest.mark.slow
 def test_two_runtimes_over_each_other_are_told_even_where_neither_can_be_imported(tmp_path: Path) -> None:
     for name, version in {"onnxruntime": "1.2.0", "onnxruntime-gpu": "1.3.0"}.items():
         folder = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info"

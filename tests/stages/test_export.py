@@ -81,6 +81,7 @@ def test_all_files_are_written_with_their_numbers(exported: RunDir) -> None:
     assert numbers(exported, "agreement")["data_free"] is True
 
 
+@pytest.mark.slow
 def test_what_a_cpu_without_vnni_makes_of_the_x86_file_by_default_is_measured_and_said(
     exported: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
