@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Make docs/results/cifar10.json: CIFAR-10 on a CPU, a public ResNet-20 or -32 -> ResNet-8, three presets at equal steps.
+# Make docs/results/cifar10.json: CIFAR-10 on a CPU, a public ResNet-20 or -32 -> ResNet-8, three presets at equal steps,
+# and edgekd and pre-dfkd with and without a start from the teacher's layers and hints, which only edgekd has by itself.
 #
 #   docs/cifar.sh TEACHER DATA RUNS [MINUTES]
 #
@@ -38,11 +39,12 @@ random_start=(--set method.student.inherit=false --set method.student.hint=0)
   distil edgekd-early-replay --steps "$steps" --set method.vae.gate=0.3
   distil edgekd-random-start --steps "$steps" "${random_start[@]}"
 } &
-until test -f "$runs/edgekd/recipe.toml"; do # the steps are in it before the first one is taken
+steps=0
+until test "${steps:-0}" -gt 0; do # known once a step has been timed
   kill -0 $!
   sleep 1
+  steps=$(sed -n 's/^steps = //p' "$runs/edgekd/recipe.toml" 2>/dev/null || true)
 done
-steps=$(sed -n 's/^steps = //p' "$runs/edgekd/recipe.toml")
 source docs/lean.sh
 for preset in pre-dfkd dfad; do
   distil "$preset" --method "$preset" --steps "$steps" "${lean[@]}"
@@ -54,5 +56,6 @@ labelled=()
 for run in edgekd pre-dfkd dfad edgekd-early-replay edgekd-random-start pre-dfkd-head-start; do
   labelled+=("$run=$runs/$run")
 done
-"$python" docs/collect.py docs/results/cifar10.json docs/results/cifar10.svg "${labelled[@]}" \
+out=${OUT:-docs/results/cifar10}
+"$python" docs/collect.py "$out.json" "$out.svg" "${labelled[@]}" \
   --note "docs/cifar.sh TEACHER DATA RUNS $minutes; curves on 2,000 of CIFAR-10's test images, evals on all 10,000"

@@ -6,17 +6,15 @@ Three kinds of the same distillation, in turn, in every round:
     safe      checkpoints as by default
     stopped   as by default, stopped by --max-seconds half-way and continued
 
-FLAGS go to every `edgekd distill`. `saving_share` is the part of the training (`seconds` of events.jsonl) in which the
-run saved (`saving_seconds`). `safe_over_bare` is the ratio of the processor seconds of both commands within a round,
-which other programs disturb less than the clock; give `--threads 1`, since threads that wait are counted as work. What
-a stop costs is the time of both commands less that of one `safe` command.
+FLAGS go to every `edgekd distill`. Of `bare` and `safe` the training alone is timed (`seconds` of events.jsonl; of them
+`saving_seconds`), their ratio taken within a round; what a stop costs is the time of both commands less that of one
+`safe` command.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import statistics
 import subprocess
@@ -28,18 +26,13 @@ from edgekd.errors import StoppedEarly
 from edgekd.rundir import RunDir
 
 
-def timed(command: list[str], expected: int = 0) -> tuple[float, float]:
-    """Run a command; return its wall-clock and its processor seconds."""
-    start, before = time.perf_counter(), _children_cpu_s()
+def timed(command: list[str], expected: int = 0) -> float:
+    """Run a command; return its wall-clock seconds."""
+    start = time.perf_counter()
     done = subprocess.run(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)  # noqa: S603
     if done.returncode != expected:
         sys.exit(f"{' '.join(command)} ended with exit code {done.returncode}, not {expected}")
-    return time.perf_counter() - start, _children_cpu_s() - before
-
-
-def _children_cpu_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    return time.perf_counter() - start
 
 
 def clocks_s(run: Path) -> tuple[float, float]:
@@ -64,20 +57,18 @@ def main() -> None:
         shutil.rmtree(options.runs, ignore_errors=True)
         row: dict[str, float] = {}
         for kind in sorted(kinds, reverse=number % 2 == 1):  # in turn the first, for what a machine does with time
-            command = [*distil, "--run", str(options.runs / kind), *kinds[kind]]
-            row[f"{kind}_command_s"], row[f"{kind}_cpu_s"] = timed(command)
+            row[f"{kind}_command_s"] = timed([*distil, "--run", str(options.runs / kind), *kinds[kind]])
             row[f"{kind}_training_s"], row[f"{kind}_saving_s"] = clocks_s(options.runs / kind)
         half = str(round(row["safe_command_s"] / 2))
         stopped = [*distil, "--run", str(options.runs / "stopped")]
-        first, _ = timed([*stopped, "--max-seconds", half], StoppedEarly.exit_code)
-        row["stopped_commands_s"] = first + timed(stopped)[0]
+        row["stopped_commands_s"] = timed([*stopped, "--max-seconds", half], StoppedEarly.exit_code) + timed(stopped)
         rounds.append(row)
     result = {
         "steps": options.steps,
         "flags": flags,
         "rounds": rounds,
         "saving_share": statistics.median(row["safe_saving_s"] / row["safe_training_s"] for row in rounds),
-        "safe_over_bare": statistics.median(row["safe_cpu_s"] / row["bare_cpu_s"] for row in rounds),
+        "safe_over_bare": statistics.median(row["safe_training_s"] / row["bare_training_s"] for row in rounds),
         "stop_and_resume_s": statistics.median(row["stopped_commands_s"] - row["safe_command_s"] for row in rounds),
     }
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

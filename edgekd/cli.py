@@ -68,7 +68,8 @@ def distill(
     ] = "",
     budget_ms: BudgetMs = None,
     student_weights: Annotated[
-        str, typer.Option(metavar="FILE", help="Weights it starts from; random by default.")
+        str,
+        typer.Option(metavar="FILE", help="Weights it starts from, in place of others."),
     ] = "",
     run: RunOption = "",
     steps: Annotated[

@@ -94,11 +94,10 @@ class UpdateTable(Table):
     shift: int = Field(0, ge=0)
     """Move these images by up to so many pixels in both directions, likewise."""
     inherit: bool = False
-    """Begin with the teacher's weights in the layers that both have by name and shape, if first layer and head are
-    among them (a ResNet of fewer blocks); `student.weights` comes before."""
+    """Begin as the teacher, if one of both has every tensor of the other by name and shape (a ResNet of fewer blocks);
+    `student.weights` comes before."""
     hint: float = Field(0.0, ge=0)
-    """Weight of the relative squared error of feature maps at the end of each stage that student and teacher have in
-    common by name and size; idle where they have none."""
+    """Weight of the relative squared error of feature maps at the end of each stage, for a student of that family."""
     revive: float = Field(0.0, ge=0)
     """Weight of the pull on ReLU channels that answer 0 to the whole batch; 0 leaves them dead."""
     ema_decay: float = Field(0.998, ge=0, lt=1)

@@ -61,7 +61,7 @@ class StudentTable(Table):
     auto_on: str = ""
     """The device, as in `edgekd bench --on`, on which `auto` measures; empty for this machine."""
     weights: str = ""
-    """Checkpoint the student starts from, relative to the recipe; empty draws its weights at random."""
+    """Checkpoint the student starts from, relative to the recipe; empty leaves it to `method.student.inherit`."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

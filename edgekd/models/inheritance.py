@@ -1,4 +1,4 @@
-"""What a student and its teacher have in common: layers by the same name of the same shapes, stages that answer alike.
+"""What a student of its teacher's family has in common with it: tensors to start from, stages whose maps compare.
 
 A ResNet-8 is a ResNet-20 without two of three blocks; what is left of the teacher is a better start than random weights
 (DistilBERT begins with every other layer of its teacher, arXiv 1910.01108, section 3).
@@ -12,36 +12,25 @@ from edgekd.models import probe
 from edgekd.models.stems import Shape
 
 
-def shared_layers(student: nn.Module, teacher: nn.Module, input_shape: Shape) -> dict[str, Tensor]:
-    """Return the teacher's tensors of the layers it shares with the student, by name.
+def shared_tensors(student: nn.Module, teacher: nn.Module) -> dict[str, Tensor]:
+    """Return the teacher's tensors that the student has too, by name; none where the two are no family.
 
-    None unless first layer and head are among them: of a network of other widths, few layers would fit by chance, and
-    they would get input they were never trained for.
+    A family are two networks of which one has every tensor of the other by name and shape: the same widths, more or
+    fewer blocks. Of any other pair few would fit, by chance, and get input they were never trained for.
     """
-    ours, theirs = _layers(student), _layers(teacher)
-    shared = [name for name, layer in ours.items() if name in theirs and _sizes(layer) == _sizes(theirs[name])]
-    if not {next(iter(ours)), probe.head_name(student, input_shape)} <= set(shared):
+    ours, theirs = _tensors(student), _tensors(teacher)
+    smaller, larger = sorted((ours, theirs), key=len)
+    if any(name not in larger or larger[name].shape != tensor.shape for name, tensor in smaller.items()):
         return {}
-    return {f"{name}.{role}": tensor.detach() for name in shared for role, tensor in theirs[name].items()}
+    return {name: theirs[name] for name in smaller}
 
 
 def shared_stages(student: nn.Module, teacher: nn.Module, input_shape: Shape) -> list[str]:
-    """Return the names of the stages that send on feature maps of the same size in both, in the student's order.
-
-    Networks whose stages are called otherwise have none in common.
-    """
+    """Return the names of the stages that send on feature maps of the same size in both, in the student's order."""
     theirs = probe.stage_sizes(teacher, input_shape)
     return [name for name, size in probe.stage_sizes(student, input_shape).items() if theirs.get(name) == size]
 
 
-def _layers(network: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of each module that has some of its own, by role, in the order of definition."""
-    own = {
-        name: dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
-        for name, module in network.named_modules()
-    }
-    return {name: tensors for name, tensors in own.items() if tensors}
-
-
-def _sizes(layer: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {role: tuple(tensor.shape) for role, tensor in layer.items()}
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and persistent buffers but BatchNorm's counters, by name."""
+    return {n: tensor for n, tensor in network.state_dict().items() if not n.endswith("num_batches_tracked")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -99,18 +99,8 @@ def batchnorm_names(model: nn.Module) -> list[str]:
 
 def head_name(model: nn.Module, input_shape: Shape) -> str:
     """Return the dotted name of the last Linear or Conv2d that runs: its input is the penultimate feature."""
-    ran: list[str] = []
-    handles = [
-        module.register_forward_hook(lambda *_, name=name: ran.append(name))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
-    ]
-    try:
-        with _evaluating(model):
-            model(torch.zeros(1, *input_shape, device=_device_of(model)))
-    finally:
-        for handle in handles:
-            handle.remove()
+    layers = {n: module for n, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    ran = [name for name, _ in _answers_of(layers, model, input_shape)]
     if not ran:
         raise InputFileError("The network has no linear or convolutional layer, so it has no classification head.")
     return ran[-1]
@@ -118,21 +108,27 @@ def head_name(model: nn.Module, input_shape: Shape) -> str:
 
 def stage_sizes(model: nn.Module, input_shape: Shape) -> dict[str, tuple[int, ...]]:
     """Return the size (C, H, W) of the feature map each stage sends on; a stage is a child with modules of its own."""
-    found: dict[str, tuple[int, ...]] = {}
+    stages = {name: child for name, child in model.named_children() if next(child.children(), None) is not None}
+    answers = _answers_of(stages, model, input_shape)
+    maps = {name: tuple(map_.shape[1:]) for name, map_ in answers if isinstance(map_, Tensor) and map_.ndim == 4}
+    return {name: size for name, size in maps.items() if size[1:] != (1, 1)}
 
-    def see(_stage: nn.Module, _inputs: Any, output: Any, *, name: str) -> None:
-        if isinstance(output, Tensor) and output.ndim == 4:
-            found[name] = tuple(output.shape[1:])
 
-    stages = [(name, child) for name, child in model.named_children() if next(child.children(), None) is not None]
-    handles = [child.register_forward_hook(partial(see, name=name)) for name, child in stages]
+def _answers_of(modules: Mapping[str, nn.Module], model: nn.Module, input_shape: Shape) -> list[tuple[str, Any]]:
+    """Return what some of a model's modules answer when it sees one black image, in the order in which they ran."""
+    answers: list[tuple[str, Any]] = []
+
+    def see(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        answers.append((name, output))
+
+    handles = [module.register_forward_hook(partial(see, name)) for name, module in modules.items()]
     try:
         with _evaluating(model):
             model(torch.zeros(1, *input_shape, device=_device_of(model)))
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return answers
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from edgekd import checkpoint, machine
 from edgekd.errors import InputFileError
 from edgekd.method import GeneratorTable, VaeTable
-from edgekd.models import footprint, inheritance, probe, registry
+from edgekd.models import footprint, probe, registry
 from edgekd.models.footprint import Footprint
 from edgekd.recipe import Recipe, load_resolved
 from edgekd.rng import Draws, forked_global
@@ -91,13 +91,9 @@ def load_teacher(run: RunDir, precision: str, device: torch.device) -> tuple[Tea
     return Teacher(network, head=description.head, undo=description.undo, precision=arithmetic), description
 
 
-def initial_weights(run: RunDir, recipe: Recipe, teacher: Teacher, description: Description) -> dict[str, Tensor]:
-    """Return the tensors the student starts from in place of random ones: of `student.weights`, else the teacher's."""
-    if recipe.student.weights:
-        return checkpoint.load_tensors(run.stage("init") / "student.safetensors")
-    if not recipe.method.student.inherit:
-        return {}
-    return inheritance.shared_layers(build_student(recipe, description), teacher.network, description.input_shape)
+def initial_weights(run: RunDir, recipe: Recipe) -> dict[str, Tensor]:
+    """Return the tensors the student starts from in place of random ones; none without `student.weights`."""
+    return checkpoint.load_tensors(run.stage("init") / "student.safetensors") if recipe.student.weights else {}
 
 
 def build_student(recipe: Recipe, description: Description, initial: Mapping[str, Tensor] | None = None) -> nn.Module:

@@ -79,10 +79,7 @@ def run(
         )
         console.warn(f"the teacher has no BatchNorm: no statistics of its training images guide the generator{held}")
     context = Context(recipe, steps, teacher, description, Draws(recipe.seed, "distill", device))
-    initial = artefacts.initial_weights(run_dir, recipe, teacher, description)
-    state = build(recipe, teacher, description, device, initial)
-    if initial and not recipe.student.weights:
-        console.say(f"student  starts from {len(initial)} of the teacher's tensors: it has the same layers")
+    state = build(recipe, teacher, description, device, artefacts.initial_weights(run_dir, recipe))
     book = Logbook(
         run_dir,
         steps=steps,
@@ -93,6 +90,8 @@ def run(
         accuracy=accuracy,
     )
     book.restore(state)
+    if state.inherited and state.step == 0:
+        console.say(f"student  of the teacher's family: starts from {len(state.inherited)} of its tensors")
     try:
         learn(state, context, book, stop)
     except torch.OutOfMemoryError as error:
@@ -147,6 +146,10 @@ def build(
     method, shape = recipe.method, description.input_shape
     student = artefacts.build_student(recipe, description, initial)
     machine.float32_head(student, artefacts.student_head(student, shape))
+    family = inheritance.shared_tensors(student, teacher.network)
+    inherited = family if method.student.inherit and not initial else {}
+    if inherited:
+        student.load_state_dict(inherited, strict=False)
     student = student.to(device).to(memory_format=torch.channels_last)
     generator = build_generator(recipe, description, generation=0).to(device)
     student_precision = machine.precision_for(student, device, recipe.precision)
@@ -159,11 +162,12 @@ def build(
         generator_optimizer=generator_optimizer(generator, method.generator, fused=True),
         student_precision=student_precision,
         generator_precision=generator_precision,
+        inherited=tuple(inherited),
     )
     if method.student.revive > 0:  # after the averages were copied, which must not be watched
         state.relu_inputs = ReluInputs(student)
-    stages = inheritance.shared_stages(student, teacher.network, shape) if method.student.hint > 0 else []
-    if stages:
+    if family and method.student.hint > 0:
+        stages = inheritance.shared_stages(student, teacher.network, shape)
         state.student_stages = StageOutputs(student, stages)
         state.teacher_stages = StageOutputs(teacher.network, stages)
     if method.replay.source == "bank":
@@ -249,6 +253,7 @@ def student_step(state: State, context: Context) -> dict[str, Tensor]:
         parts["revival"] = table.revive * revival.pull(highest)
     state.student_optimizer.zero_grad()
     torch.stack(list(parts.values())).sum().backward()
+    del given, wanted  # feature maps, which the VAE's step has no memory for
     for group in state.student_optimizer.param_groups:
         group["lr"] = lesson.lr
     state.student_optimizer.step()
@@ -294,6 +299,8 @@ def notes(state: State, recipe: Recipe) -> dict[str, Any]:
     return {
         "reinits": state.reinits,
         "rescues": state.rescues,
+        "inherited_tensors": len(state.inherited),
+        "hinted_stages": list(state.student_stages.names) if state.student_stages else [],
         "replay": recipe.method.replay.source,
         "replay_ready": state.replay.ready,
         "replay_bytes": size,

@@ -6,30 +6,45 @@ The logits of an image are ten numbers, its feature maps tens of thousands: a sh
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from edgekd.synthesis.watching import Watcher
 
+Map = tuple[str, Tensor]
+"""A stage's name and the feature map (N, C, H, W) it sent on."""
 
-class StageOutputs(Watcher):
+
+class StageOutputs(Watcher[Map]):
     """Sees what the named stages of a network send on."""
 
     def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
-        super().__init__()
+        self.names = tuple(names)
         for name in names:
-            network.get_submodule(name).register_forward_hook(self._hook)
+            network.get_submodule(name).register_forward_hook(partial(self._hook, name))
+        for module in network.modules():
+            if hasattr(module, "inplace"):  # else it would change what the stage before it has sent on
+                module.inplace = False  # type: ignore[assignment]
 
-    def _hook(self, _stage: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> None:
-        self.see(output)
+    def _hook(self, name: str, _stage: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
+        if self.seen is not None and isinstance(output, Tensor):
+            self.seen.append((name, output))
 
 
-def distance(given: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
-    """Return the squared error of each stage relative to the teacher's mean square, averaged over stages."""
-    errors = [
-        (ours.float() - theirs.float()).square().mean() / theirs.float().square().mean().clamp_min(1e-12)
-        for ours, theirs in zip(given, wanted, strict=True)
-    ]
-    return torch.stack(errors).mean()
+def distance(given: Sequence[Map], wanted: Sequence[Map]) -> Tensor:
+    """Return the squared error of each stage relative to the teacher's mean square, averaged over stages.
+
+    A stage that one of both has not run, or that sends on nothing but zeros in the teacher, teaches nothing.
+    """
+    theirs = dict(wanted)
+    errors = []
+    for name, ours in given:
+        if name in theirs:
+            target = theirs[name].float()
+            power = target.square().mean()
+            errors.append(torch.where(power > 0, F.mse_loss(ours.float(), target) / power.clamp_min(1e-12), power))
+    return torch.stack(errors).mean() if errors else torch.zeros(())

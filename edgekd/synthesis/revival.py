@@ -14,20 +14,19 @@ from torch import Tensor, nn
 from edgekd.synthesis.watching import Watcher
 
 
-class ReluInputs(Watcher):
+class ReluInputs(Watcher[Tensor]):
     """Sees the highest input of each ReLU channel over a batch: one vector a ReLU, channel by channel."""
 
     def __init__(self, network: nn.Module) -> None:
-        super().__init__()
         for module in network.modules():
             if isinstance(module, nn.ReLU | nn.ReLU6):
                 module.inplace = False  # the backward pass needs the inputs
                 module.register_forward_pre_hook(self._hook)
 
     def _hook(self, _relu: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if self.listens:
+        if self.seen is not None:
             x = inputs[0]
-            self.see(x.amax(dim=[0, *range(2, x.ndim)]).float())
+            self.seen.append(x.amax(dim=[0, *range(2, x.ndim)]).float())
 
 
 def pull(highest: list[Tensor]) -> Tensor:

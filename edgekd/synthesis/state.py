@@ -14,8 +14,9 @@ from edgekd.checkpoint import flatten, optimizer_state, restore_optimizer
 from edgekd.machine import Precision
 from edgekd.method import GeneratorTable, UpdateTable
 from edgekd.synthesis.generator import Generator
+from edgekd.synthesis.hints import StageOutputs
 from edgekd.synthesis.replay import Replay
-from edgekd.synthesis.watching import Watcher
+from edgekd.synthesis.revival import ReluInputs
 
 
 @torch.no_grad()
@@ -44,11 +45,13 @@ class State:
     generator_optimizer: torch.optim.Optimizer
     student_precision: Precision
     generator_precision: Precision
-    relu_inputs: Watcher | None = None
+    relu_inputs: ReluInputs | None = None
     """Watches the student where its dead channels are to be revived."""
-    student_stages: Watcher | None = None
-    teacher_stages: Watcher | None = None
+    student_stages: StageOutputs | None = None
+    teacher_stages: StageOutputs | None = None
     """These two watch the stages that both networks have, where the teacher's are hints."""
+    inherited: tuple[str, ...] = ()
+    """Names of the student's tensors that began as the teacher's."""
     student_ema: nn.Module = field(init=False)
     generator_ema: nn.Module = field(init=False)
     step: int = 0

@@ -1,44 +1,30 @@
-"""Looking into a network's forward passes: hooks hand in tensors, and are heard only within `watched`."""
+"""Looking into a network's forward passes: hooks hand in what they see, and it is kept only within `watched`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
-from torch import Tensor
+Seen = TypeVar("Seen")
 
 
-class Watcher:
-    """Collects the tensors its hooks see while somebody watches."""
+class Watcher(Generic[Seen]):
+    """Where hooks hand in what they see."""
 
-    def __init__(self) -> None:
-        self._seen: list[Tensor] | None = None
-
-    @property
-    def listens(self) -> bool:
-        """Whether a tensor handed in now is kept."""
-        return self._seen is not None
-
-    def see(self, tensor: Tensor) -> None:
-        """Keep a tensor, if somebody watches."""
-        if self._seen is not None:
-            self._seen.append(tensor)
-
-    @contextmanager
-    def collecting(self) -> Iterator[list[Tensor]]:
-        """Collect into the list that is given out."""
-        self._seen = []
-        try:
-            yield self._seen
-        finally:
-            self._seen = None
+    seen: list[Seen] | None = None
+    """None while nobody watches."""
 
 
 @contextmanager
-def watched(watcher: Watcher | None) -> Iterator[list[Tensor]]:
+def watched(watcher: Watcher[Seen] | None) -> Iterator[list[Seen]]:
     """Collect what a watcher sees; nothing without one."""
+    seen: list[Seen] = []
     if watcher is None:
-        yield []
-    else:
-        with watcher.collecting() as seen:
-            yield seen
+        yield seen
+        return
+    watcher.seen = seen
+    try:
+        yield seen
+    finally:
+        watcher.seen = None

@@ -15,28 +15,61 @@ def network(name: str, seed: int = 0, classes: int = 5) -> nn.Module:
     return registry.build(name, input_shape=SHAPE, classes=classes, seed=seed)
 
 
+def named(network: nn.Module) -> set[str]:
+    return {name for name in network.state_dict() if not name.endswith("num_batches_tracked")}
+
+
 @pytest.mark.parametrize(
     ("student", "teacher"), [("resnet8", "resnet20"), ("wrn-16-1", "wrn-22-1"), ("resnet18", "resnet34")]
 )
-def test_a_network_of_fewer_blocks_takes_over_all_of_its_layers(student: str, teacher: str) -> None:
+def test_a_network_of_fewer_blocks_takes_over_all_of_its_tensors(student: str, teacher: str) -> None:
     ours, theirs = network(student, seed=1), network(teacher, seed=2)
-    shared = inheritance.shared_layers(ours, theirs, SHAPE)
-    assert shared.keys() == ours.state_dict().keys()
+    shared = inheritance.shared_tensors(ours, theirs)
+    assert set(shared) == named(ours)
     assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in shared.items())
 
 
 def test_a_deeper_student_draws_the_other_blocks_at_random() -> None:
-    shared = inheritance.shared_layers(network("resnet20"), network("resnet8"), SHAPE)
-    assert {name.split(".")[1] for name in shared if name.startswith("layer")} == {"0"}
-    assert "linear.weight" in shared
+    teacher = network("resnet8")
+    assert set(inheritance.shared_tensors(network("resnet20"), teacher)) == named(teacher)
 
 
 @pytest.mark.parametrize(
-    ("student", "teacher"), [("resnet8@0.5", "resnet20"), ("wrn-16-2", "wrn-16-1"), ("mobilenetv2", "resnet18")]
+    ("student", "teacher"),
+    [
+        ("resnet8@0.5", "resnet20"),
+        ("wrn-16-2", "wrn-16-1"),
+        ("mobilenetv2", "resnet18"),
+        ("mobilenetv2@0.9", "mobilenetv2"),  # equal first and last layers, by rounding
+        ("shufflenetv2@0.5", "shufflenetv2"),  # the same, by design
+        ("resnet18", "resnet50"),
+    ],
 )
-def test_of_a_network_of_other_widths_nothing_is_taken(student: str, teacher: str) -> None:
-    assert inheritance.shared_layers(network(student), network(teacher), SHAPE) == {}
+def test_of_a_network_of_other_widths_or_another_family_nothing_is_taken(student: str, teacher: str) -> None:
+    assert inheritance.shared_tensors(network(student), network(teacher)) == {}
 
 
 def test_of_a_network_of_other_classes_nothing_is_taken() -> None:
-    assert inheritance.shared_layers(network("resnet8"), network("resnet20", classes=6), SHAPE) == {}
+    assert inheritance.shared_tensors(network("resnet8"), network("resnet20", classes=6)) == {}
+
+
+def test_parameters_of_the_network_itself_are_taken_too() -> None:
+    class WithToken(nn.Module):
+        def __init__(self, value: float, blocks: int) -> None:
+            super().__init__()
+            self.token = nn.Parameter(torch.full((1, 4), value))
+            self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(blocks))
+
+    student = WithToken(0.0, 1)
+    student.load_state_dict(inheritance.shared_tensors(student, WithToken(7.0, 3)), strict=False)
+    assert float(student.token.detach().sum()) == 28
+
+
+def test_stages_are_those_that_send_on_maps_of_the_same_size() -> None:
+    stages = ["layer1", "layer2", "layer3"]
+    assert inheritance.shared_stages(network("resnet8"), network("resnet20"), SHAPE) == stages
+    assert inheritance.shared_stages(network("resnet8@0.5"), network("resnet20"), SHAPE) == []
+    assert inheritance.shared_stages(network("wrn-16-1"), network("wrn-22-1"), SHAPE) == ["block1", "block2", "block3"]
+    assert inheritance.shared_stages(network("squeezenet"), network("squeezenet"), SHAPE) == ["features"], (
+        "its classifier answers K numbers, no map"
+    )

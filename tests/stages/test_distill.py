@@ -399,35 +399,47 @@ def started(run: RunDir) -> dict[str, torch.Tensor]:
 
 
 def test_a_student_of_the_teachers_family_starts_as_it_and_learns_its_feature_maps(
-    teacher_file: Path, tmp_path: Path
+    teacher_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wanted = toy.toy_recipe(teacher_file, student={"name": toy.ARCH}, checkpoint_period=12)
     untouched = toy.advance(tmp_path / "untouched" / "toy", wanted, ENDED)
     teacher = checkpoint.load_tensors(untouched.stage("teacher") / "teacher.safetensors")
-    first = started(untouched)
+    first, ended = started(untouched), Record.read(untouched.stage("distill"))
     assert all(torch.equal(first[name], value) for name, value in teacher.items())
+    assert ended is not None
+    assert ended.notes["inherited_tensors"] == len(teacher)
+    assert ended.notes["hinted_stages"] == ["layer1", "layer2", "layer3"]
+    assert f"of the teacher's family: starts from {len(teacher)} of its tensors" in capsys.readouterr().err
     hints = [event["hint"] for event in untouched.events("train")]
     assert len(hints) > 1
     assert all(hint > 0 for hint in hints), "batch statistics in the student, the running ones in the teacher"
+
     run = interrupted(tmp_path / "toy", wanted, 6)
+    capsys.readouterr()
     toy.advance(run.path, wanted, ENDED)
-    ended, same = (Record.read(one.stage("distill")) for one in (run, untouched))
-    assert ended is not None
-    assert same is not None
-    assert ended.outputs == same.outputs, "the hashes of the last checkpoint"
+    assert "of the teacher's family" not in capsys.readouterr().err, "no longer true of a run that goes on"
+    resumed = Record.read(run.stage("distill"))
+    assert resumed is not None
+    assert resumed.outputs == ended.outputs, "the hashes of the last checkpoint"
+
+    plain = recipe.with_changes(wanted, {"method": {"student": {"hint": 0.0}}})
+    unhinted = toy.advance(tmp_path / "unhinted", plain, ENDED)
+    other = Record.read(unhinted.stage("distill"))
+    assert other is not None
+    assert other.outputs != ended.outputs, "a hint changes what is learnt"
+    assert not any("hint" in event for event in unhinted.events("train"))
 
 
-def test_a_student_of_other_widths_and_one_that_is_not_to_inherit_start_at_random(
-    teacher_file: Path, tmp_path: Path
-) -> None:
-    other = toy.advance(tmp_path / "other", toy.toy_recipe(teacher_file, checkpoint_period=12), ENDED)
-    assert not any("hint" in event for event in other.events("train"))
-    method = {"student": {"inherit": False, "hint": 0.0}}
-    wanted = toy.toy_recipe(teacher_file, student={"name": toy.ARCH}, checkpoint_period=12, method=method)
-    random = toy.advance(tmp_path / "random", wanted, ENDED)
-    teacher = checkpoint.load_tensors(random.stage("teacher") / "teacher.safetensors")
-    assert not torch.equal(started(random)["linear.weight"], teacher["linear.weight"])
-    assert not any("hint" in event for event in random.events("train"))
+@pytest.mark.parametrize(
+    ("student", "inherit"), [(toy.STUDENT, True), (toy.ARCH, False)], ids=["other widths", "not to inherit"]
+)
+def test_any_other_student_starts_at_random(student: str, inherit: bool, teacher_file: Path, tmp_path: Path) -> None:
+    method = {"student": {"inherit": inherit}}
+    wanted = toy.toy_recipe(teacher_file, student={"name": student}, checkpoint_period=12, method=method)
+    run = toy.advance(tmp_path / "toy", wanted, ENDED)
+    drawn = artefacts.build_student(wanted, artefacts.describe(run)).state_dict()
+    assert all(torch.equal(started(run)[name], value) for name, value in drawn.items())
+    assert any("hint" in event for event in run.events("train")) is (student == toy.ARCH), "of one family, hints remain"
 
 
 @pytest.mark.parametrize("asked", [0, 1])

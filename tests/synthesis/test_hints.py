@@ -16,7 +16,7 @@ def network(seed: int) -> nn.Sequential:
     return nn.Sequential(nn.Sequential(nn.Conv2d(1, 2, 3)), nn.Sequential(nn.ReLU(), nn.Conv2d(2, 3, 3)))
 
 
-def test_stages_are_seen_in_order_while_somebody_watches() -> None:
+def test_stages_are_seen_by_name_while_somebody_watches() -> None:
     net = network(0)
     stages = StageOutputs(net, ["0", "1"])
     x = torch.randn(4, 1, 8, 8)
@@ -24,19 +24,38 @@ def test_stages_are_seen_in_order_while_somebody_watches() -> None:
     with watched(stages) as seen:
         output = net(x)
     net(x)
-    assert [tuple(s.shape) for s in seen] == [(4, 2, 6, 6), (4, 3, 4, 4)]
-    assert seen[1] is output
+    assert [(name, tuple(s.shape)) for name, s in seen] == [("0", (4, 2, 6, 6)), ("1", (4, 3, 4, 4))]
+    assert seen[1][1] is output
 
 
-def test_the_distance_is_the_relative_squared_error_of_each_stage() -> None:
-    wanted = [torch.randn(2, 3, 4, 4), 100 * torch.randn(2, 5, 2, 2)]
-    given = [1.1 * wanted[0], 1.3 * wanted[1]]
+def test_a_relu_that_works_in_place_leaves_what_a_stage_sent_on() -> None:
+    net = nn.Sequential(nn.Sequential(nn.Conv2d(1, 2, 3)), nn.ReLU(inplace=True))
+    with watched(StageOutputs(net, ["0"])) as seen:
+        net(torch.randn(4, 1, 8, 8))
+    assert float(seen[0][1].detach().min()) < 0
+
+
+def test_the_distance_is_the_relative_squared_error_of_each_stage_by_name() -> None:
+    first, second = torch.randn(2, 3, 4, 4), 100 * torch.randn(2, 5, 2, 2)
+    wanted = [("a", first), ("b", second)]
+    given = [("b", 1.3 * second), ("a", 1.1 * first), ("teacher skips it", first)]
     assert float(hints.distance(given, wanted)) == pytest.approx((0.1**2 + 0.3**2) / 2, rel=1e-4)
     assert float(hints.distance(wanted, wanted)) == 0
+    assert float(hints.distance(given[:1], wanted[:1])) == 0, "no stage in common"
 
 
-def test_stages_of_a_dead_teacher_give_a_finite_distance() -> None:
-    assert torch.isfinite(hints.distance([torch.zeros(2, 3, 4, 4)], [torch.zeros(2, 3, 4, 4)]))
+def test_a_dead_stage_of_the_teacher_teaches_nothing() -> None:
+    ours = torch.randn(2, 3, 4, 4, requires_grad=True)
+    error = hints.distance([("a", ours)], [("a", torch.zeros(2, 3, 4, 4))])
+    error.backward()
+    assert float(error.detach()) == 0
+    assert ours.grad is not None
+    assert not ours.grad.any()
+
+
+def test_the_error_of_bfloat16_maps_is_computed_in_float32() -> None:
+    map_ = torch.randn(2, 3, 4, 4).bfloat16()
+    assert hints.distance([("a", map_)], [("a", 2 * map_)]).dtype == torch.float32
 
 
 def test_a_student_that_learns_from_hints_alone_comes_to_answer_like_the_teacher() -> None:

@@ -48,7 +48,7 @@ def test_nothing_is_seen_outside_or_without_a_watch() -> None:
     net = network()
     inputs = ReluInputs(net)
     net(images())
-    assert not inputs.listens
+    assert inputs.seen is None
     with watched(None) as highest:
         net(images())
     assert highest == []
