@@ -29,7 +29,7 @@ def on_cpu(make: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def main(checkout: Path, steps: int) -> float:
-    """Take two periods to warm up, then time whole periods until `steps` are done; return seconds a step."""
+    """Take a period to warm up, then time whole periods until `steps` are done; return seconds a step."""
     sys.path.insert(0, str(checkout))
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     for kind in (torch.Tensor, nn.Module):
@@ -49,25 +49,24 @@ def main(checkout: Path, steps: int) -> float:
         for network, rate in ((novel, opt.lr_G), (memory, opt.lr_G / 40), (encoder, opt.lr_G / 40), (student, 0.1))
     )
 
-    def period(number: int) -> None:
+    def period() -> None:
         code.train_novel_generator(opt, novel, of_novel, teacher, student)
         for update in range(PERIOD):
             images = novel(torch.randn(opt.batch_size, opt.latent_dim))
             code.distill_knowledge(opt, 1, student, teacher, memory, of_student, images)
             if update < MEMORY_UPDATES:
                 rest = (memory, encoder, of_memory, of_encoder, teacher, images)
-                code.train_memory_generator(opt, 1, number, *rest)
+                code.train_memory_generator(opt, 1, 1, *rest)  # of any iteration but the very first
 
-    for number in range(2):
-        period(number)
+    period()
     periods = -(-steps // PERIOD)
     started = time.perf_counter()
-    for number in range(periods):
-        period(number)
+    for _ in range(periods):
+        period()
     return (time.perf_counter() - started) / (PERIOD * periods)
 
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    sys.stdout.write(f"{main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 20):.4f}\n")
+    sys.stdout.write(f"{main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 10):.4f}\n")

@@ -28,7 +28,7 @@ from edgekd.text import first_line, listed
 Measurer = Callable[[Sequence[Job], Settings, Callable[[Progress], None] | None], Comparison]
 """A way to measure jobs: `measure` here, or a device that is held."""
 SETTINGS = Settings(rounds=3, min_runs=30, min_seconds=0.6, warm_up_seconds=3.0)
-"""About two seconds a student: enough to tell 2 ms from 3 ms, not 2.0 ms from 2.1 ms."""
+"""At least two seconds of timing a student: enough to tell 2 ms from 3 ms, not 2.0 ms from 2.1 ms."""
 
 
 @dataclass(frozen=True)
