@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from edgekd.models import probe
+from edgekd.models.matching import shapes_in
 from edgekd.models.stems import Shape
 
 
@@ -18,19 +19,14 @@ def shared_tensors(student: nn.Module, teacher: nn.Module) -> dict[str, Tensor]:
     A family are two networks of which one has every tensor of the other by name and shape: the same widths, more or
     fewer blocks. Of any other pair few would fit, by chance, and get input they were never trained for.
     """
-    ours, theirs = _tensors(student), _tensors(teacher)
-    smaller, larger = sorted((ours, theirs), key=len)
-    if any(name not in larger or larger[name].shape != tensor.shape for name, tensor in smaller.items()):
+    smaller, larger = sorted((shapes_in(student), shapes_in(teacher)), key=len)
+    if not smaller.items() <= larger.items():
         return {}
-    return {name: theirs[name] for name in smaller}
+    tensors = teacher.state_dict()
+    return {name: tensors[name] for name in smaller}
 
 
 def shared_stages(student: nn.Module, teacher: nn.Module, input_shape: Shape) -> list[str]:
     """Return the names of the stages that send on feature maps of the same size in both, in the student's order."""
     theirs = probe.stage_sizes(teacher, input_shape)
     return [name for name, size in probe.stage_sizes(student, input_shape).items() if theirs.get(name) == size]
-
-
-def _tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and persistent buffers but BatchNorm's counters, by name."""
-    return {n: tensor for n, tensor in network.state_dict().items() if not n.endswith("num_batches_tracked")}

@@ -47,4 +47,4 @@ def distance(given: Sequence[Map], wanted: Sequence[Map]) -> Tensor:
             target = theirs[name].float()
             power = target.square().mean()
             errors.append(torch.where(power > 0, F.mse_loss(ours.float(), target) / power.clamp_min(1e-12), power))
-    return torch.stack(errors).mean() if errors else torch.zeros(())
+    return torch.stack(errors).mean() if errors else torch.zeros((), device=given[0][1].device)
