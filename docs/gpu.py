@@ -1,8 +1,10 @@
-"""Measure on a GPU what a CPU cannot: gpu.py DATA RUNS OUT [--max-seconds S] [--toy].
+"""Measure on a GPU what a CPU cannot: gpu.py DATA RUNS OUT [--max-seconds S] [--jobs N] [--steps N] [--toy] ...
 
 DATA holds cifar10/train and cifar10/test as class folders; RUNS is a folder for teachers and runs; OUT gets a file
-for each pair. Teachers are trained on the spot by recipes/train_teacher.py. Every part that is there
-already is kept, so the same command goes on where its time ran out. `--toy` runs each part at toy length, on any
+for each pair. Teachers are trained on the spot by recipes/train_teacher.py, the rows distilled, `--jobs` of them at
+once, and at last steps are timed with the GPU to themselves: seconds a step are those of the plans, not of the runs.
+Every part that is there already is kept, so the same command goes on where its time ran out. No choice depends on the
+test images: 200 of each class draw the curves, all are read at the end. `--toy` runs each part at toy length, on any
 machine, to see that it works; its numbers mean nothing and say so.
 """
 
@@ -10,27 +12,40 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import collect
 
 from edgekd.errors import StoppedEarly
-from edgekd.rundir import RunDir, write_json
+from edgekd.rundir import RunDir, read_json, write_json
 
 PIXELS = ("--input", "3x32x32", "--mean", "0.4914,0.4822,0.4465", "--std", "0.2470,0.2435,0.2616")
-PRESETS = ("edgekd", "pre-dfkd")
+MOVED = ("method.student.flip=true", "method.student.shift=4")
+"""Mirrored and shifted images for every row, as the teachers were trained."""
+ROWS = {"edgekd": ("edgekd", MOVED), "pre-dfkd": ("pre-dfkd", MOVED)}
+"""Preset and values of each row."""
+FAMILY_ROWS = ROWS | {
+    "edgekd-random-start": ("edgekd", (*MOVED, "method.student.inherit=false", "method.student.hint=0")),
+    "pre-dfkd-head-start": ("pre-dfkd", (*MOVED, "method.student.inherit=true", "method.student.hint=5")),
+}
+"""The rows of a student of its teacher's family: what the start from the teacher's layers is worth by itself."""
 SIZES = (
     *("method.generator.latent=256", "method.generator.width=64", "method.generator.norm_eps=1e-5"),
     *("method.vae.latent=128", "method.vae.width=64", "method.vae.norm_eps=1e-5", "method.vae.released_encoder=false"),
 )
 """Generator and VAE of both presets: a table compares methods at equal sizes; spectral norm is each one's own."""
+PLANNED_BATCHES = (256, 1024)
 BATCHES = {"student.batch_size": 256, "replay.batch_size": 128, "vae.novel": 128, "vae.rehearsed": 64}
-TRAINING = {"batch": 512, "lr": 0.4, "epochs": 80, "hold-out": 5000}
+EPOCHS = {"wrn-40-2": 25, "resnet34": 18}
+TRAINING = {"batch": 512, "lr": 0.4, "hold-out": 5000}
 TOY_TRAINING = {"batch": 8, "lr": 0.01, "epochs": 1, "hold-out": 0}
 TOY_SIZES = (
     *("method.generator.latent=8", "method.generator.width=8", "method.vae.latent=8", "method.vae.width=8"),
@@ -45,14 +60,24 @@ class Pair:
     teacher: str
     student: str
     steps: int
+    family: bool = False
 
     @property
     def name(self) -> str:
         """Return the pair as file names spell it."""
         return f"{self.teacher}-{self.student}"
 
+    @property
+    def rows(self) -> dict[str, tuple[str, tuple[str, ...]]]:
+        """Return preset and values of each row of the pair's table."""
+        return FAMILY_ROWS if self.family else ROWS
 
-PAIRS = (Pair("wrn-40-2", "wrn-16-1", 8000), Pair("wrn-40-2", "wrn-16-2", 8000), Pair("resnet34", "resnet18", 8000))
+
+PAIRS = (
+    Pair("wrn-40-2", "wrn-16-1", 2500),
+    Pair("wrn-40-2", "wrn-16-2", 1000, family=True),
+    Pair("resnet34", "resnet18", 500, family=True),
+)
 
 
 class OutOfTimeError(Exception):
@@ -67,6 +92,9 @@ class Bench:
         self.runs: Path = options.runs
         self.out: Path = options.out
         self.toy: bool = options.toy
+        self.jobs: int = options.jobs
+        self.steps: int = options.steps
+        self.pairs = [pair for pair in PAIRS if options.only in (None, pair.name)]
         self.end_s = time.monotonic() + options.max_seconds
         self.runs.mkdir(parents=True, exist_ok=True)
         self.out.mkdir(parents=True, exist_ok=True)
@@ -89,57 +117,100 @@ class Bench:
             sys.exit(f"{' '.join(command)} ended with exit code {done.returncode}")
         return done.stdout
 
-    def teacher(self, name: str) -> Path:
-        """Return the teacher's file, trained if it is not there; in half precision, so that it travels."""
-        file = self.runs / f"{name}.pt"
+    def teacher_file(self, name: str) -> Path:
+        """Return where a teacher's state dict is kept; in half precision, so that it travels."""
+        return self.runs / f"{name}.pt"
+
+    def train(self, name: str) -> None:
+        """Train a teacher if it is not there."""
+        file = self.teacher_file(name)
+        if file.is_file():
+            return
+        unfinished = file.with_suffix(".partial")
+        command = [sys.executable, "recipes/train_teacher.py", str(self.data / "train"), str(unfinished)]
+        command += ["--arch", name, *PIXELS, "--shift", "4", "--flip", "--half"]
+        length = TOY_TRAINING if self.toy else {**TRAINING, "epochs": EPOCHS[name]}
+        command += [word for flag, value in length.items() for word in (f"--{flag}", str(value))]
+        try:
+            subprocess.run(command, check=True, timeout=self.left_s())  # noqa: S603
+        except subprocess.TimeoutExpired:
+            raise OutOfTimeError from None
+        unfinished.rename(file)
+
+    def plan(self, pair: Pair, row: str, batch: int) -> None:
+        """Measure the cost of a step at a batch size, utilisation and memory included."""
+        file = self.runs / f"{pair.name}-{row}-plan-{batch}.json"
         if not file.is_file():
-            partial = file.with_suffix(".partial")
-            command = [sys.executable, "recipes/train_teacher.py", str(self.data / "train"), str(partial)]
-            command += ["--arch", name, *PIXELS, "--shift", "4", "--flip", "--half"]
-            length = TOY_TRAINING if self.toy else TRAINING
-            command += [word for flag, value in length.items() for word in (f"--{flag}", str(value))]
-            try:
-                subprocess.run(command, check=True, timeout=self.left_s())  # noqa: S603
-            except subprocess.TimeoutExpired:
-                raise OutOfTimeError from None
-            partial.rename(file)
-        return file
+            flags = self.flags(pair, row, {**BATCHES, "student.batch_size": batch})
+            folder = file.with_suffix("")
+            printed = self.edgekd(
+                *("distill", self.teacher_file(pair.teacher), *flags, "--dry-run", "--json", "--run", folder)
+            )
+            write_json(file, {"row": row, "batch_size": batch, **json.loads(printed)})
 
-    def plan(self, pair: Pair, batch: int) -> dict[str, Any]:
-        """Return the measured cost of a step at a batch size, utilisation and memory included."""
-        flags = self.flags(pair, "edgekd", {**BATCHES, "student.batch_size": batch})
-        folder = self.runs / f"{pair.name}-plan-{batch}"
-        printed = self.edgekd("distill", self.teacher(pair.teacher), *flags, "--dry-run", "--json", "--run", folder)
-        plan: dict[str, Any] = json.loads(printed)
-        return {"batch_size": batch, **plan}
-
-    def flags(self, pair: Pair, preset: str, batches: dict[str, int]) -> list[str]:
+    def flags(self, pair: Pair, row: str, batches: dict[str, int]) -> list[str]:
         """Return the flags of a distillation."""
+        preset, values = pair.rows[row]
         sizes = dict.fromkeys(batches, 8) if self.toy else batches
         sets = [*(TOY_SIZES if self.toy else SIZES), *(f"method.{name}={size}" for name, size in sizes.items())]
-        steps = 4 if self.toy else pair.steps
+        steps = 4 if self.toy else self.steps or pair.steps
         flags = [*PIXELS, "--student", pair.student, "--method", preset, "--steps", str(steps)]
-        return [*flags, *(word for value in sets for word in ("--set", value))]
+        return [*flags, *(word for value in [*sets, *values] for word in ("--set", value))]
 
-    def distil(self, pair: Pair, preset: str) -> RunDir:
+    def run_dir(self, pair: Pair, row: str) -> RunDir:
+        """Return the run of a row."""
+        return RunDir(self.runs / f"{pair.name}-{row}")
+
+    def distil(self, pair: Pair, row: str) -> None:
         """Distil, going on where an earlier call stopped, and count right answers on the test images."""
-        run = RunDir(self.runs / f"{pair.name}-{preset}")
-        teacher, test = self.teacher(pair.teacher), self.data / "test"
-        limit = ("--max-seconds", int(self.left_s()))
-        self.edgekd("distill", teacher, *self.flags(pair, preset, BATCHES), "--data", test, "--run", run.path, *limit)
+        run, teacher = self.run_dir(pair, row), self.teacher_file(pair.teacher)
+        # Nobody needs many cores to launch kernels, and all of them for each of several runs are in each other's way.
+        limit = ("--max-seconds", int(self.left_s()), "--threads", max(1, (os.cpu_count() or 1) // self.jobs))
+        flags = self.flags(pair, row, BATCHES)
+        self.edgekd("distill", teacher, *flags, "--data", self.curve(), "--run", run.path, *limit)
         if not list((run.path / "eval").glob("*.json")):
-            self.edgekd("eval", run.path, "--data", test)
-        return run
+            self.edgekd("eval", run.path, "--data", self.data / "test")
+
+    def curve(self) -> Path:
+        """Return a folder of links to 200 test images of each class."""
+        folder = self.runs / "curve"
+        for label in sorted((self.data / "test").iterdir()):
+            (folder / label.name).mkdir(parents=True, exist_ok=True)
+            for file in sorted(label.iterdir())[:200]:
+                link = folder / label.name / file.name
+                if not link.is_symlink():
+                    link.symlink_to(file.resolve())
+        return folder
+
+    def side_by_side(self, work: Sequence[Callable[[], None]]) -> None:
+        """Do pieces of work, `jobs` at once; what one of them is stopped by stops the others only where they end."""
+        with ThreadPoolExecutor(self.jobs) as pool:
+            for future in [pool.submit(piece) for piece in work]:
+                future.result()
+
+    def write(self, pair: Pair) -> None:
+        """Write a pair's file if all its rows are finished, with the plans that are."""
+        runs = {row: self.run_dir(pair, row) for row in pair.rows}
+        if all(list((run.path / "eval").glob("*.json")) for run in runs.values()):
+            plans = [read_json(file) for file in sorted(self.runs.glob(f"{pair.name}-*-plan-*.json"))]
+            out = self.out / f"{pair.name}.json"
+            found = {row: collect.facts(run) for row, run in runs.items()}
+            write_json(out, {"toy": self.toy, "jobs": self.jobs, "plans": plans, "runs": found})
+            print(f"wrote {out}")  # noqa: T201
 
     def run(self) -> None:
         """Do what is missing."""
-        for pair in PAIRS:
-            out = self.out / f"{pair.name}.json"
-            if not out.is_file():
-                runs = {preset: collect.facts(self.distil(pair, preset)) for preset in PRESETS}
-                plans = [self.plan(pair, batch) for batch in (256, 1024)]
-                write_json(out, {"toy": self.toy, "plans": plans, "runs": runs})
-                print(f"wrote {out}")  # noqa: T201
+        self.curve()
+        self.side_by_side([partial(self.train, name) for name in dict.fromkeys(pair.teacher for pair in self.pairs)])
+        try:
+            self.side_by_side([partial(self.distil, pair, row) for pair in self.pairs for row in pair.rows])
+            for pair in self.pairs:
+                for row in ROWS:
+                    for batch in PLANNED_BATCHES:
+                        self.plan(pair, row, batch)
+        finally:
+            for pair in self.pairs:
+                self.write(pair)
 
 
 def main() -> None:
@@ -149,6 +220,9 @@ def main() -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--max-seconds", type=float, default=540)
+    parser.add_argument("--jobs", type=int, default=1, help="distillations at once, sharing the GPU")
+    parser.add_argument("--steps", type=int, default=0, help="student steps of every row instead of a pair's own")
+    parser.add_argument("--only", choices=[pair.name for pair in PAIRS], help="this pair alone")
     parser.add_argument("--toy", action="store_true")
     try:
         Bench(parser.parse_args()).run()

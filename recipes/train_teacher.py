@@ -100,6 +100,7 @@ def train(options: argparse.Namespace) -> tuple[nn.Module, float, int]:
     x, y, x_held, y_held, classes = load(options, shape)
     network = registry.build(options.arch, input_shape=shape, classes=classes, seed=options.seed)
     network = network.to(device).to(memory_format=torch.channels_last).train()
+    x, y = x.to(device), y.to(device)
     precision = machine.precision_for(network, device, "auto")
     optimizer = torch.optim.SGD(
         network.parameters(), lr=options.lr, momentum=0.9, weight_decay=options.weight_decay, nesterov=True, fused=True
@@ -108,15 +109,15 @@ def train(options: argparse.Namespace) -> tuple[nn.Module, float, int]:
     batches = len(x) // options.batch
     total, warm = options.epochs * batches, max(1, batches)
     for epoch in range(options.epochs):
-        order = torch.randperm(len(x), generator=source)[: batches * options.batch]
+        order = torch.randperm(len(x), generator=source)[: batches * options.batch].to(device)
         for number, chosen in enumerate(order.split(options.batch)):
             step = epoch * batches + number
             cosine = 0.5 * (1 + math.cos(math.pi * step / total))
             optimizer.param_groups[0]["lr"] = options.lr * min(1.0, (step + 1) / warm) * cosine
-            images = augment(x[chosen].to(device), options, source).contiguous(memory_format=torch.channels_last)
+            images = augment(x[chosen], options, source).contiguous(memory_format=torch.channels_last)
             with precision():
                 logits = network(images)
-            loss = F.cross_entropy(logits.float(), y[chosen].to(device))
+            loss = F.cross_entropy(logits.float(), y[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

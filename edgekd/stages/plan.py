@@ -104,10 +104,12 @@ def measure(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: int = 1
         exploring = _exploring(context)
         # The first call of each kernel is slow, and the VAE rehearses from its second update on.
         _period(state, exploring, stop)
-        parts = {name: _scaled(flops, share) for name, flops in _flops(state, exploring).items()}
+        with teacher.operation_by_operation():
+            parts = {name: _scaled(flops, share) for name, flops in _flops(state, exploring).items()}
         seconds = share * _seconds_per_step(_period, state, exploring, stop, least_steps)
         if share < 1:
-            parts["consolidation"] = _scaled(_consolidation_flops(state, context, stop), 1 - share)
+            with teacher.operation_by_operation():
+                parts["consolidation"] = _scaled(_consolidation_flops(state, context, stop), 1 - share)
             seconds += (1 - share) * _seconds_per_step(_consolidation, state, context, stop, least_steps)
     except torch.OutOfMemoryError as error:
         raise MachineError(

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edgekd.machine import Precision
+from edgekd.synthesis.batchnorm import statistics_distance
+from edgekd.synthesis.cuda_graphs import CudaGraphs
+from edgekd.synthesis.hints import Map, StageOutputs
+from edgekd.synthesis.watching import watched
 
 
 @dataclass(frozen=True)
@@ -21,10 +28,12 @@ class Observation:
     """(N, F), input of the layer that makes the logits."""
     batchnorm: Tensor
     """Distance of batch statistics to BatchNorm statistics; 0 without BatchNorm."""
+    maps: tuple[Map, ...] = ()
+    """What the stages that were asked for sent on."""
 
     def first(self, count: int) -> Observation:
-        """Return what was seen of the first images of the batch."""
-        return replace(self, logits=self.logits[:count], features=self.features[:count])
+        """Return logits and features of the first images of the batch."""
+        return replace(self, logits=self.logits[:count], features=self.features[:count], maps=())
 
 
 class Teacher:
@@ -37,6 +46,8 @@ class Teacher:
         self._distances: list[Tensor] | None = None
         self._features: Tensor | None = None
         self._watch_batchnorm = False
+        self._graphs = CudaGraphs()
+        self._map_names: tuple[str, ...] = ()
         self.batchnorms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
         for norm in self.batchnorms:
             norm.register_forward_pre_hook(self._see_batchnorm)
@@ -49,8 +60,7 @@ class Teacher:
         assert isinstance(norm, nn.BatchNorm2d)
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        variance, mean = torch.var_mean(inputs[0].float(), dim=(0, 2, 3), unbiased=False)
-        self._distances.append((mean - norm.running_mean).norm() + (variance - norm.running_var).norm())
+        self._distances.append(statistics_distance(inputs[0], norm.running_mean, norm.running_var))
 
     def _see_features(self, _head: nn.Module, inputs: tuple[Any, ...]) -> None:
         if self._distances is not None:
@@ -67,14 +77,34 @@ class Teacher:
         """Return logits (N, K) without a graph."""
         return self._logits(x)
 
-    def observe(self, x: Tensor, *, batchnorm: bool = False) -> Observation:
-        """Return logits, features and, when asked for, the BatchNorm distance, differentiable where grad is on."""
+    def observe(self, x: Tensor, *, batchnorm: bool = False, stages: StageOutputs | None = None) -> Observation:
+        """Return logits, features and, when asked for, the BatchNorm distance and what the watched stages sent on.
+
+        Differentiable where grad is on. On a GPU it is replayed as a CUDA graph.
+        """
+        look = partial(self._look, batchnorm=batchnorm, stages=stages)
+        logits, features, distance, *maps = self._graphs.call((batchnorm, stages), look, x)
+        return Observation(logits, features, distance, tuple(zip(self._map_names, maps, strict=False)))
+
+    def _look(self, x: Tensor, *, batchnorm: bool, stages: StageOutputs | None) -> tuple[Tensor, ...]:
         self._distances = []
         self._watch_batchnorm = batchnorm
         try:
-            logits = self._logits(x)
+            with watched(stages) as maps:
+                logits = self._logits(x)
             assert self._features is not None
             distance = torch.stack(self._distances).sum() if self._distances else logits.new_zeros(())
-            return Observation(logits, self._features, distance)
+            if stages is not None:
+                self._map_names = tuple(name for name, _ in maps)
+            return (logits, self._features, distance, *(map for _, map in maps))
         finally:
             self._distances = self._features = None
+
+    @contextmanager
+    def operation_by_operation(self) -> Iterator[None]:
+        """Replay no CUDA graph within, so that each operation can be counted."""
+        self._graphs.off = True
+        try:
+            yield
+        finally:
+            self._graphs.off = False
