@@ -189,9 +189,9 @@ class Bench:
                 future.result()
 
     def write(self, pair: Pair) -> None:
-        """Write a pair's file if all its rows are finished, with the plans that are."""
+        """Write a pair's file if all its rows have been distilled, with the evaluations and plans that there are."""
         runs = {row: self.run_dir(pair, row) for row in pair.rows}
-        if all(list((run.path / "eval").glob("*.json")) for run in runs.values()):
+        if all((run.stage("distill") / "record.json").is_file() for run in runs.values()):
             plans = [read_json(file) for file in sorted(self.runs.glob(f"{pair.name}-*-plan-*.json"))]
             out = self.out / f"{pair.name}.json"
             found = {row: collect.facts(run) for row, run in runs.items()}

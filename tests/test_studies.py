@@ -211,12 +211,15 @@ def test_int8_speed_names_the_machine_and_no_path_of_it(tmp_path: Path) -> None:
 def test_the_gpu_check_goes_through_at_toy_length_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     for part in ("train", "test"):
         images(tmp_path / "cifar10" / part, 10, 32, "RGB")
-    arguments = (tmp_path, tmp_path / "runs", tmp_path / "out", "--toy")
+    pair = "wrn-40-2-wrn-16-2"
+    arguments = (tmp_path, tmp_path / "runs", tmp_path / "out", "--toy", "--only", pair)
     assert "time is up" in script("gpu.py", *arguments, "--max-seconds", 1)
-    script("gpu.py", *arguments, "--max-seconds", 900)
-    written = sorted(path.stem for path in (tmp_path / "out").iterdir())
-    assert written == ["resnet34-resnet18", "wrn-40-2-wrn-16-1", "wrn-40-2-wrn-16-2"]
-    found = content(tmp_path / "out" / "wrn-40-2-wrn-16-1.json")
-    assert found["toy"] is True
-    assert set(found["runs"]) == {"edgekd", "pre-dfkd"}
-    assert {"seconds_per_step", "utilisation", "peak_memory_bytes"} <= set(found["plans"][1])
+    script("gpu.py", *arguments, "--max-seconds", 1500, "--jobs", 2)
+    found = content(tmp_path / "out" / f"{pair}.json")
+    assert (found["toy"], found["jobs"]) == (True, 2)
+    assert set(found["runs"]) == {"edgekd", "pre-dfkd", "edgekd-random-start", "pre-dfkd-head-start"}
+    assert all(set(row["evals"]) == {"test"} for row in found["runs"].values())
+    assert [(plan["row"], plan["batch_size"]) for plan in found["plans"]] == [
+        (row, batch) for row in ("edgekd", "pre-dfkd") for batch in (1024, 256)
+    ]
+    assert all({"seconds_per_step", "utilisation", "peak_memory_bytes"} <= set(plan) for plan in found["plans"])

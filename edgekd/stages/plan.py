@@ -95,6 +95,7 @@ def measure(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: int = 1
     threads = machine.use_threads(recipe.machine.threads)
     machine.keep_freed_memory()
     teacher, description = artefacts.load_teacher(run_dir, recipe.precision, device)
+    teacher.graphs.on = recipe.machine.cuda_graphs
     steps = recipe.method.steps_for(description.pixels, description.classes)
     context = distill.Context(recipe, steps, teacher, description, Draws(recipe.seed, "plan", device))
     share = context.exploration_steps / steps

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _TINY = 1e-30
+_TINY_VARIANCE = 1e-12
 
 
 def statistics_distance(x: Tensor, running_mean: Tensor, running_var: Tensor) -> Tensor:
@@ -23,8 +24,8 @@ def statistics_distance(x: Tensor, running_mean: Tensor, running_var: Tensor) ->
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and biased variance per channel of `x` (N, C, H, W), float32 also of a bfloat16 feature map."""
     if x.is_cuda:
-        mean, inverse_std = torch.batch_norm_stats(x, 0.0)
-        return mean, inverse_std.pow(-2)
+        mean, inverse_std = torch.batch_norm_stats(x, _TINY_VARIANCE)  # which says 1 / 0 = 0 without it
+        return mean, (inverse_std.pow(-2) - _TINY_VARIANCE).clamp_min(0)
     variance, mean = torch.var_mean(x.float(), dim=(0, 2, 3), unbiased=False)
     return mean, variance
 

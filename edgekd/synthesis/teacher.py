@@ -46,7 +46,7 @@ class Teacher:
         self._distances: list[Tensor] | None = None
         self._features: Tensor | None = None
         self._watch_batchnorm = False
-        self._graphs = CudaGraphs()
+        self.graphs = CudaGraphs()
         self._map_names: tuple[str, ...] = ()
         self.batchnorms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
         for norm in self.batchnorms:
@@ -80,10 +80,10 @@ class Teacher:
     def observe(self, x: Tensor, *, batchnorm: bool = False, stages: StageOutputs | None = None) -> Observation:
         """Return logits, features and, when asked for, the BatchNorm distance and what the watched stages sent on.
 
-        Differentiable where grad is on. On a GPU it is replayed as a CUDA graph.
+        Differentiable where grad is on; replayed as a CUDA graph where `graphs` are on.
         """
         look = partial(self._look, batchnorm=batchnorm, stages=stages)
-        logits, features, distance, *maps = self._graphs.call((batchnorm, stages), look, x)
+        logits, features, distance, *maps = self.graphs.call((batchnorm, stages), look, x)
         return Observation(logits, features, distance, tuple(zip(self._map_names, maps, strict=False)))
 
     def _look(self, x: Tensor, *, batchnorm: bool, stages: StageOutputs | None) -> tuple[Tensor, ...]:
@@ -103,8 +103,8 @@ class Teacher:
     @contextmanager
     def operation_by_operation(self) -> Iterator[None]:
         """Replay no CUDA graph within, so that each operation can be counted."""
-        self._graphs.off = True
+        before, self.graphs.on = self.graphs.on, False
         try:
             yield
         finally:
-            self._graphs.off = False
+            self.graphs.on = before

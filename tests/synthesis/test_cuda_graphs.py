@@ -27,7 +27,7 @@ class Counted:
 
 
 def test_on_a_cpu_functions_are_simply_called() -> None:
-    graphs, function = CudaGraphs(), Counted()
+    graphs, function = switched_on(), Counted()
     x = torch.ones(2, requires_grad=True)
     for _ in range(3):
         values, total = graphs.call("name", function, x)
@@ -42,7 +42,15 @@ def draw(seed: int, count: int = 8) -> Tensor:
 
 def teacher() -> Teacher:
     network = registry.build("resnet20", input_shape=(3, 16, 16), classes=10, seed=1).to(GPU)
-    return Teacher(network, head="linear", undo="none", precision=Precision(GPU, bf16=True))
+    made = Teacher(network, head="linear", undo="none", precision=Precision(GPU, bf16=True))
+    made.graphs.on = True
+    return made
+
+
+def switched_on() -> CudaGraphs:
+    graphs = CudaGraphs()
+    graphs.on = True
+    return graphs
 
 
 def pull(seen: Observation, x: Tensor) -> Tensor:
@@ -61,7 +69,7 @@ def test_a_recorded_teacher_shows_what_it_shows_operation_by_operation() -> None
             assert torch.allclose(getattr(seen, name), getattr(exact, name), rtol=1e-3, atol=1e-3), name
         mine, theirs = pull(seen, x), pull(exact, x)
         assert float((mine - theirs).norm() / theirs.norm()) < 1e-2
-    assert len(graphed._graphs._recorded) == 1
+    assert len(graphed.graphs._recorded) == 1
 
 
 @pytest.mark.gpu
@@ -81,7 +89,7 @@ def test_stages_are_seen_in_a_replay_too() -> None:
 
 @pytest.mark.gpu
 def test_python_runs_at_the_recording_alone_and_each_shape_has_its_own() -> None:
-    graphs, function = CudaGraphs(), Counted()
+    graphs, function = switched_on(), Counted()
     with torch.no_grad():
         first, _ = graphs.call("name", function, torch.full((2,), 2.0, device=GPU))
         calls = function.calls
@@ -90,7 +98,7 @@ def test_python_runs_at_the_recording_alone_and_each_shape_has_its_own() -> None
         assert (first.tolist(), second.tolist()) == ([12.0, 12.0], [27.0, 27.0]), "what was returned is kept"
         graphs.call("name", function, torch.ones(3, device=GPU))
         assert function.calls > calls
-        graphs.off = True
+        graphs.on = False
         calls = function.calls
         graphs.call("name", function, torch.ones(3, device=GPU))
     assert function.calls == calls + 1
@@ -98,7 +106,7 @@ def test_python_runs_at_the_recording_alone_and_each_shape_has_its_own() -> None
 
 @pytest.mark.gpu
 def test_a_call_before_the_gradient_of_the_last_leaves_it_right() -> None:
-    graphs, function = CudaGraphs(), Counted()
+    graphs, function = switched_on(), Counted()
     for value in (1.0, 2.0):
         x = torch.full((4,), value, device=GPU).requires_grad_()
         outputs, _ = graphs.call("name", function, x)
@@ -110,7 +118,7 @@ def test_a_call_before_the_gradient_of_the_last_leaves_it_right() -> None:
 
 @pytest.mark.gpu
 def test_what_cannot_be_recorded_is_called_as_it_is_with_one_warning(capsys: pytest.CaptureFixture[str]) -> None:
-    graphs, layer = CudaGraphs(), nn.Linear(2, 2).to(GPU).requires_grad_(False)
+    graphs, layer = switched_on(), nn.Linear(2, 2).to(GPU).requires_grad_(False)
 
     def branching(x: Tensor) -> tuple[Tensor, ...]:
         return (layer(x) if float(x.sum()) > 0 else -layer(x),)
