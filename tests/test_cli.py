@@ -191,7 +191,7 @@ def test_max_seconds_stops_resumably(here: Path, teacher_file: Path) -> None:
     )
     steps = []
     for _ in range(2):
-        stopped = Result(*flags, "--max-seconds", "8")
+        stopped = Result(*flags, "--max-seconds", "6")
         assert stopped.exit_code == 8
         assert "the same command continues" in stopped.stderr
         run = RunDir(next((here / "runs").iterdir()))
@@ -453,6 +453,7 @@ def test_copying_a_recipe_overwrites_neither_it_nor_its_teacher(here: Path) -> N
     assert not (here / "quickstart.toml").exists()
 
 
+@pytest.mark.slow
 def test_export_measures_clipping_and_calibrates_on_real_images_only_when_asked(
     finished: tuple[Path, Result], monkeypatch: Any
 ) -> None:

@@ -292,7 +292,9 @@ def test_a_file_name_is_no_command(device: Device, tmp_path: Path) -> None:  # n
     assert list(device.home.rglob("stolen")) == []
 
 
-@pytest.mark.parametrize("name", ["my python$(mkdir stolen);x", "'; mkdir stolen; '"])
+@pytest.mark.parametrize(
+    "name", ["my python$(mkdir stolen);x", pytest.param("'; mkdir stolen; '", marks=pytest.mark.slow)]
+)
 def test_the_name_of_a_program_there_is_no_command(name: str, device: Device) -> None:  # noqa: F811
     device.tool("with space $(mkdir stolen)", f'exec {sys.executable} "$@"')
     with Host("device", "with space $(mkdir stolen)").session("key", quiet) as session:

@@ -171,7 +171,7 @@ def test_a_network_beside_parts_of_unknown_meaning_is_refused_with_the_way_on(pl
 
 @pytest.mark.parametrize(
     ("kept", "beside"),
-    [("model.", "decoder."), ("", "ema."), ("it's.", "decoder.")],
+    [pytest.param("model.", "decoder.", marks=pytest.mark.slow), ("", "ema."), ("it's.", "decoder.")],
 )
 def test_the_line_that_saves_the_part_saves_that_part(plain, kept, beside):
     state_dict = {**under(kept, plain), f"{beside}up.weight": torch.ones(3, 3), f"{beside}up.bias": torch.ones(3)}
