@@ -218,7 +218,7 @@ def test_the_gpu_check_goes_through_at_toy_length_and_goes_on_where_it_stopped(t
     found = content(tmp_path / "out" / f"{pair}.json")
     assert (found["toy"], found["jobs"]) == (True, 2)
     assert set(found["runs"]) == {"edgekd", "pre-dfkd", "edgekd-random-start", "pre-dfkd-head-start"}
-    assert all(set(row["evals"]) == {"test"} for row in found["runs"].values())
+    assert all(set(row["evals"]) == {"curve", "test"} for row in found["runs"].values())
     assert [(plan["row"], plan["batch_size"]) for plan in found["plans"]] == [
         (row, batch) for row in ("edgekd", "pre-dfkd") for batch in (1024, 256)
     ]
