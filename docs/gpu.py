@@ -36,7 +36,7 @@ FAMILY_ROWS = ROWS | {
     "edgekd-random-start": ("edgekd", (*MOVED, "method.student.inherit=false", "method.student.hint=0")),
     "pre-dfkd-head-start": ("pre-dfkd", (*MOVED, "method.student.inherit=true", "method.student.hint=5")),
 }
-"""The rows of a student of its teacher's family: what the start from the teacher's layers is worth by itself."""
+"""The rows of a student of its teacher's family: what start and hints are worth by themselves."""
 SIZES = (
     *("method.generator.latent=256", "method.generator.width=64", "method.generator.norm_eps=1e-5"),
     *("method.vae.latent=128", "method.vae.width=64", "method.vae.norm_eps=1e-5", "method.vae.released_encoder=false"),
@@ -183,7 +183,7 @@ class Bench:
         return folder
 
     def side_by_side(self, work: Sequence[Callable[[], None]]) -> None:
-        """Do pieces of work, `jobs` at once; what one of them is stopped by stops the others only where they end."""
+        """Do pieces of work, `jobs` at once; an error is raised only after the others have ended."""
         with ThreadPoolExecutor(self.jobs) as pool:
             for future in [pool.submit(piece) for piece in work]:
                 future.result()

@@ -143,9 +143,6 @@ class MachineTable(Table):
     """auto, cpu, cuda or cuda:i."""
     threads: int = Field(0, ge=0)
     """CPU threads; 0 takes all cores."""
-    cuda_graphs: bool = False
-    """On a GPU, replay the teacher as CUDA graphs: a launch in place of hundreds, for memory it keeps. Off until
-    it has been timed (docs/method.md, "on a GPU")."""
 
 
 class Recipe(Table):

@@ -67,7 +67,6 @@ def run(
     machine.keep_freed_memory()
     environment = machine.environment(device, machine.use_threads(recipe.machine.threads))
     teacher, description = artefacts.load_teacher(run_dir, recipe.precision, device)
-    teacher.graphs.on = recipe.machine.cuda_graphs
     method, steps = recipe.method, recipe.method.steps_for(description.pixels, description.classes)
     if method.student.batch_size < 2 * description.classes and method.generator.balance:
         console.warn(

@@ -95,7 +95,6 @@ def measure(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: int = 1
     threads = machine.use_threads(recipe.machine.threads)
     machine.keep_freed_memory()
     teacher, description = artefacts.load_teacher(run_dir, recipe.precision, device)
-    teacher.graphs.on = recipe.machine.cuda_graphs
     steps = recipe.method.steps_for(description.pixels, description.classes)
     context = distill.Context(recipe, steps, teacher, description, Draws(recipe.seed, "plan", device))
     share = context.exploration_steps / steps
@@ -105,12 +104,10 @@ def measure(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: int = 1
         exploring = _exploring(context)
         # The first call of each kernel is slow, and the VAE rehearses from its second update on.
         _period(state, exploring, stop)
-        with teacher.operation_by_operation():
-            parts = {name: _scaled(flops, share) for name, flops in _flops(state, exploring).items()}
+        parts = {name: _scaled(flops, share) for name, flops in _flops(state, exploring).items()}
         seconds = share * _seconds_per_step(_period, state, exploring, stop, least_steps)
         if share < 1:
-            with teacher.operation_by_operation():
-                parts["consolidation"] = _scaled(_consolidation_flops(state, context, stop), 1 - share)
+            parts["consolidation"] = _scaled(_consolidation_flops(state, context, stop), 1 - share)
             seconds += (1 - share) * _seconds_per_step(_consolidation, state, context, stop, least_steps)
     except torch.OutOfMemoryError as error:
         raise MachineError(

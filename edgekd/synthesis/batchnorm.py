@@ -54,7 +54,7 @@ class _Distance(torch.autograd.Function):
         count = x.numel() // x.shape[1]
         scale = 2 * gradient / count * towards_variance
         shift = gradient / count * towards_mean - scale * mean
-        per_channel = (1, -1, *[1] * (x.dim() - 2))
+        per_channel = (1, -1, 1, 1)
         towards = torch.empty_like(x)
         torch.addcmul(shift.view(per_channel), x, scale.view(per_channel), out=towards)
         return towards, None, None

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +10,6 @@ from torch import Tensor, nn
 
 from edgekd.machine import Precision
 from edgekd.synthesis.batchnorm import statistics_distance
-from edgekd.synthesis.cuda_graphs import CudaGraphs
 from edgekd.synthesis.hints import Map, StageOutputs
 from edgekd.synthesis.watching import watched
 
@@ -46,8 +42,6 @@ class Teacher:
         self._distances: list[Tensor] | None = None
         self._features: Tensor | None = None
         self._watch_batchnorm = False
-        self.graphs = CudaGraphs()
-        self._map_names: tuple[str, ...] = ()
         self.batchnorms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
         for norm in self.batchnorms:
             norm.register_forward_pre_hook(self._see_batchnorm)
@@ -80,13 +74,8 @@ class Teacher:
     def observe(self, x: Tensor, *, batchnorm: bool = False, stages: StageOutputs | None = None) -> Observation:
         """Return logits, features and, when asked for, the BatchNorm distance and what the watched stages sent on.
 
-        Differentiable where grad is on; replayed as a CUDA graph where `graphs` are on.
+        Differentiable where grad is on.
         """
-        look = partial(self._look, batchnorm=batchnorm, stages=stages)
-        logits, features, distance, *maps = self.graphs.call((batchnorm, stages), look, x)
-        return Observation(logits, features, distance, tuple(zip(self._map_names, maps, strict=False)))
-
-    def _look(self, x: Tensor, *, batchnorm: bool, stages: StageOutputs | None) -> tuple[Tensor, ...]:
         self._distances = []
         self._watch_batchnorm = batchnorm
         try:
@@ -94,17 +83,6 @@ class Teacher:
                 logits = self._logits(x)
             assert self._features is not None
             distance = torch.stack(self._distances).sum() if self._distances else logits.new_zeros(())
-            if stages is not None:
-                self._map_names = tuple(name for name, _ in maps)
-            return (logits, self._features, distance, *(map for _, map in maps))
+            return Observation(logits, self._features, distance, tuple(maps))
         finally:
             self._distances = self._features = None
-
-    @contextmanager
-    def operation_by_operation(self) -> Iterator[None]:
-        """Replay no CUDA graph within, so that each operation can be counted."""
-        before, self.graphs.on = self.graphs.on, False
-        try:
-            yield
-        finally:
-            self.graphs.on = before
