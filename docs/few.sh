@@ -1,4 +1,4 @@
-# Sourced by ablation.sh and cifar.sh: a small part of a set of images, for curves of a hundred points.
+# Sourced by ablation.sh, cifar.sh and gpu.py: a small part of a set of images, for curves of a hundred points.
 # shellcheck shell=bash
 
 few() { # FROM TO: copy 200 images of each class, the first by name; links are followed

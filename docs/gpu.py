@@ -30,11 +30,11 @@ from edgekd.rundir import RunDir, read_json, write_json
 PIXELS = ("--input", "3x32x32", "--mean", "0.4914,0.4822,0.4465", "--std", "0.2470,0.2435,0.2616")
 MOVED = ("method.student.flip=true", "method.student.shift=4")
 """Mirrored and shifted images for every row, as the teachers were trained."""
-ROWS = {"edgekd": ("edgekd", MOVED), "pre-dfkd": ("pre-dfkd", MOVED)}
-"""Preset and values of each row."""
+ROWS: dict[str, tuple[str, tuple[str, ...]]] = {"edgekd": ("edgekd", ()), "pre-dfkd": ("pre-dfkd", ())}
+"""Preset of each row and the values it changes."""
 FAMILY_ROWS = ROWS | {
-    "edgekd-random-start": ("edgekd", (*MOVED, "method.student.inherit=false", "method.student.hint=0")),
-    "pre-dfkd-head-start": ("pre-dfkd", (*MOVED, "method.student.inherit=true", "method.student.hint=5")),
+    "edgekd-random-start": ("edgekd", ("method.student.inherit=false", "method.student.hint=0")),
+    "pre-dfkd-head-start": ("pre-dfkd", ("method.student.inherit=true", "method.student.hint=5")),
 }
 """The rows of a student of its teacher's family: what start and hints are worth by themselves."""
 SIZES = (
@@ -95,6 +95,7 @@ class Bench:
         self.jobs: int = options.jobs
         self.steps: int = options.steps
         self.pairs = [pair for pair in PAIRS if options.only in (None, pair.name)]
+        self.curve = self.runs / "curve"
         self.end_s = time.monotonic() + options.max_seconds
         self.runs.mkdir(parents=True, exist_ok=True)
         self.out.mkdir(parents=True, exist_ok=True)
@@ -155,7 +156,7 @@ class Bench:
         sets = [*(TOY_SIZES if self.toy else SIZES), *(f"method.{name}={size}" for name, size in sizes.items())]
         steps = 4 if self.toy else self.steps or pair.steps
         flags = [*PIXELS, "--student", pair.student, "--method", preset, "--steps", str(steps)]
-        return [*flags, *(word for value in [*sets, *values] for word in ("--set", value))]
+        return [*flags, *(word for value in [*sets, *MOVED, *values] for word in ("--set", value))]
 
     def run_dir(self, pair: Pair, row: str) -> RunDir:
         """Return the run of a row."""
@@ -167,20 +168,14 @@ class Bench:
         # Nobody needs many cores to launch kernels, and all of them for each of several runs are in each other's way.
         limit = ("--max-seconds", int(self.left_s()), "--threads", max(1, (os.cpu_count() or 1) // self.jobs))
         flags = self.flags(pair, row, BATCHES)
-        self.edgekd("distill", teacher, *flags, "--data", self.curve(), "--run", run.path, *limit)
+        self.edgekd("distill", teacher, *flags, "--data", self.curve, "--run", run.path, *limit)
         if not (run.path / "eval" / "test.json").is_file():
             self.edgekd("eval", run.path, "--data", self.data / "test")
 
-    def curve(self) -> Path:
-        """Return a folder of links to 200 test images of each class."""
-        folder = self.runs / "curve"
-        for label in sorted((self.data / "test").iterdir()):
-            (folder / label.name).mkdir(parents=True, exist_ok=True)
-            for file in sorted(label.iterdir())[:200]:
-                link = folder / label.name / file.name
-                if not link.is_symlink():
-                    link.symlink_to(file.resolve())
-        return folder
+    def link_curve(self) -> None:
+        """Link 200 test images of each class, on which the curves are drawn."""
+        few = 'source docs/few.sh; few "$1" "$2"'
+        subprocess.run(["bash", "-c", few, "few", str(self.data / "test"), str(self.curve)], check=True)  # noqa: S603, S607
 
     def side_by_side(self, work: Sequence[Callable[[], None]]) -> None:
         """Do pieces of work, `jobs` at once; an error is raised only after the others have ended."""
@@ -200,7 +195,7 @@ class Bench:
 
     def run(self) -> None:
         """Do what is missing."""
-        self.curve()
+        self.link_curve()
         self.side_by_side([partial(self.train, name) for name in dict.fromkeys(pair.teacher for pair in self.pairs)])
         try:
             self.side_by_side([partial(self.distil, pair, row) for pair in self.pairs for row in pair.rows])

@@ -239,8 +239,8 @@ def student_step(state: State, context: Context) -> dict[str, Tensor]:
     if state.replay.ready and method.replay.batch_size and step >= method.replay.start * context.steps:
         x = torch.cat([x, state.replay.sample(step, method.replay.batch_size, context.draws)])
     x = augment(x, table, step, context.draws)
-    with torch.no_grad():
-        seen = context.teacher.observe(x, stages=state.teacher_stages)
+    with torch.no_grad(), watched(state.teacher_stages) as wanted:
+        seen = context.teacher.observe(x)
 
     state.student.train()
     with state.student_precision(), watched(state.relu_inputs) as highest, watched(state.student_stages) as given:
@@ -248,13 +248,12 @@ def student_step(state: State, context: Context) -> dict[str, Tensor]:
     lesson = schedules.lesson(method, step, context.steps)
     parts = {"student": losses.distance(answers, seen.logits, lesson.loss, lesson.temperature)}
     if given:
-        parts["hint"] = table.hint * hints.distance(given, seen.maps)
+        parts["hint"] = table.hint * hints.distance(given, wanted)
     if highest:
         parts["revival"] = table.revive * revival.pull(highest)
     state.student_optimizer.zero_grad()
     torch.stack(list(parts.values())).sum().backward()
-    del given  # feature maps, which the VAE's step has no memory for
-    seen = seen.first(len(x))
+    del given, wanted  # feature maps, which the VAE's step has no memory for
     for group in state.student_optimizer.param_groups:
         group["lr"] = lesson.lr
     state.student_optimizer.step()

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from edgekd.machine import Precision
 from edgekd.synthesis.batchnorm import statistics_distance
-from edgekd.synthesis.hints import Map, StageOutputs
-from edgekd.synthesis.watching import watched
 
 
 @dataclass(frozen=True)
@@ -24,12 +22,10 @@ class Observation:
     """(N, F), input of the layer that makes the logits."""
     batchnorm: Tensor
     """Distance of batch statistics to BatchNorm statistics; 0 without BatchNorm."""
-    maps: tuple[Map, ...] = ()
-    """What the stages that were asked for sent on."""
 
     def first(self, count: int) -> Observation:
-        """Return logits and features of the first images of the batch."""
-        return replace(self, logits=self.logits[:count], features=self.features[:count], maps=())
+        """Return what was seen of the first images of the batch."""
+        return replace(self, logits=self.logits[:count], features=self.features[:count])
 
 
 class Teacher:
@@ -71,18 +67,14 @@ class Teacher:
         """Return logits (N, K) without a graph."""
         return self._logits(x)
 
-    def observe(self, x: Tensor, *, batchnorm: bool = False, stages: StageOutputs | None = None) -> Observation:
-        """Return logits, features and, when asked for, the BatchNorm distance and what the watched stages sent on.
-
-        Differentiable where grad is on.
-        """
+    def observe(self, x: Tensor, *, batchnorm: bool = False) -> Observation:
+        """Return logits, features and, when asked for, the BatchNorm distance, differentiable where grad is on."""
         self._distances = []
         self._watch_batchnorm = batchnorm
         try:
-            with watched(stages) as maps:
-                logits = self._logits(x)
+            logits = self._logits(x)
             assert self._features is not None
             distance = torch.stack(self._distances).sum() if self._distances else logits.new_zeros(())
-            return Observation(logits, self._features, distance, tuple(maps))
+            return Observation(logits, self._features, distance)
         finally:
             self._distances = self._features = None
