@@ -1,9 +1,10 @@
-"""Measure what each ingredient is worth: ablation.py OUT.json TEACHER DATA RUNS --steps N [--seeds 1,2] FLAGS...
+"""Measure what each ingredient is worth: ablation.py OUT.json TEACHER DATA RUNS --steps N FLAGS...
 
 An ingredient is a group of recipe keys in which the presets `edgekd` and `pre-dfkd` differ. Each is taken out of
 `edgekd` (its keys get the values of `pre-dfkd`) and put into `pre-dfkd` (the other way round), everything else equal.
 DATA holds development images as class folders: accuracies choose the default, so no test image may be among them. FLAGS
-go to every `edgekd distill`. Finished runs under RUNS are kept: the same command goes on.
+go to every `edgekd distill`. `--only LABEL`, once or more, takes these rows of the table alone. Finished runs under
+RUNS are kept: the same command goes on.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +98,17 @@ def main() -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--seeds", default="1,2")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("--only", action="append", choices=list(variants()), metavar="LABEL")
     options, flags = parser.parse_known_args()
     options.runs.mkdir(parents=True, exist_ok=True)
     seeds = [int(text) for text in options.seeds.split(",")]
-    rows = {label: row([distil(options, flags, label, seed) for seed in seeds]) for label in variants()}
+    with ThreadPoolExecutor(options.jobs) as pool:
+        runs = {
+            label: [pool.submit(distil, options, flags, label, seed) for seed in seeds]
+            for label in options.only or variants()
+        }
+    rows = {label: row([run.result() for run in of_label]) for label, of_label in runs.items()}
     content = {"steps": options.steps, "seeds": seeds, "flags": flags, "rows": rows}
     options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

@@ -20,11 +20,5 @@ fi
 source docs/few.sh
 few "$runs/development" "$runs/images"
 
-study() { # SEEDS OUT
-  "$python" docs/ablation.py "$2" "$runs/resnet8.pt" "$runs/images" "$runs" --steps "$steps" --seeds "$1" \
-    --student lenet5-half "${pixels[@]}" --threads 1
-}
-study 2 "$runs/seed-2.json" &
-study 1 "$runs/seed-1.json"
-wait $!
-study 1,2 docs/results/ablation.json
+"$python" docs/ablation.py docs/results/ablation.json "$runs/resnet8.pt" "$runs/images" "$runs" --steps "$steps" --jobs 2 \
+  --student lenet5-half "${pixels[@]}" --threads 1
