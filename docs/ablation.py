@@ -79,11 +79,12 @@ def distil(options: argparse.Namespace, flags: list[str], label: str, seed: int)
 
 
 def row(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the figures of one variant over its seeds; `final` is the last point of the shipped weights."""
+    """Return the figures of one variant over its seeds: of the shipped weights, and of the others (raw or averaged)."""
     figures: dict[str, Any] = {}
-    for name in ("final", "mean", "sd", "regret"):
-        values = [run["curve"][name] for run in runs]
-        figures[name] = {"mean": statistics.fmean(values), "runs": values}
+    for curve, prefix in (("curve", ""), ("curve_other", "other_")):
+        for name in ("final", "mean", "sd", "regret"):
+            values = [run[curve][name] for run in runs]
+            figures[prefix + name] = {"mean": statistics.fmean(values), "runs": values}
     figures["seconds"] = statistics.fmean(run["seconds"] for run in runs)
     figures["changes"] = runs[0]["changes"]
     return figures

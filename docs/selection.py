@@ -3,12 +3,11 @@
 For each run: the synthetic agreement of every candidate, beside its accuracy on the real images in DATA, and what the
 rule of today chooses by the agreement (a run may have been made under an earlier rule). The choice was right if no
 candidate it could have taken has more right answers; what a wrong one cost is the difference. Nothing is written but
-OUT.json.
+OUT.json, after every run; what it says of other labels stays.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from edgekd import recipe as recipes
 from edgekd.realdata import RealImages, open_folder
-from edgekd.rundir import RunDir, read_json
+from edgekd.rundir import RunDir, read_json, write_json
 from edgekd.stages import artefacts, select
 from edgekd.stopping import Stop
 
@@ -47,27 +46,32 @@ def judged(run: RunDir, data: Path) -> dict[str, Any]:
     }
 
 
-def main(arguments: list[str]) -> None:
+def summary(runs: dict[str, Any]) -> dict[str, Any]:
+    """Return how often the choice was right by preset, and what a wrong one cost."""
+    by_preset: dict[str, list[dict[str, Any]]] = {}
+    for row in runs.values():
+        by_preset.setdefault(row["preset"], []).append(row)
+    return {
+        preset: {
+            "runs": len(rows),
+            "right": sum(row["right"] for row in rows),
+            "mean_cost": statistics.mean(row["cost"] for row in rows),
+            "largest_cost": max(row["cost"] for row in rows),
+        }
+        for preset, rows in sorted(by_preset.items())
+    }
+
+
+def main(out: Path, named: list[str]) -> None:
     """Write what the choices were worth."""
-    out, *named = arguments
-    runs = {}
+    runs: dict[str, Any] = read_json(out)["runs"] if out.is_file() else {}
     for item in named:
         label, run, data = item.split("=")
         runs[label] = judged(RunDir(Path(run)), Path(data))
-    summary = {}
-    for preset in sorted({row["preset"] for row in runs.values()}):
-        rows = [row for row in runs.values() if row["preset"] == preset]
-        costs = [row["cost"] for row in rows]
-        summary[preset] = {
-            "runs": len(rows),
-            "right": sum(row["right"] for row in rows),
-            "mean_cost": statistics.mean(costs),
-            "largest_cost": max(costs),
-        }
-    Path(out).write_text(json.dumps({"summary": summary, "runs": runs}, indent=1) + "\n", encoding="utf-8")
+        write_json(out, {"summary": summary(runs), "runs": runs})
 
 
 if __name__ == "__main__":
     if len(sys.argv) < 3:
         sys.exit(__doc__)
-    main(sys.argv[1:])
+    main(Path(sys.argv[1]), sys.argv[2:])
