@@ -27,6 +27,7 @@ from edgekd.synthesis.state import State
 
 Laboratory = Callable[..., tuple[State, distill.Context]]
 ENDED = ("ingest", "distill")
+GIVEN = ("ingest", "init", "distill")
 WEIGHTS = {"one_hot": 0.7, "balance": 3.0, "activation": 0.2, "batchnorm": 0.05, "adversary": 1.5}
 
 
@@ -440,6 +441,17 @@ def test_any_other_student_starts_at_random(student: str, inherit: bool, teacher
     drawn = artefacts.build_student(wanted, artefacts.describe(run)).state_dict()
     assert all(torch.equal(started(run)[name], value) for name, value in drawn.items())
     assert any("hint" in event for event in run.events("train")) is (student == toy.ARCH), "of one family, hints remain"
+
+
+def test_given_weights_come_before_the_teachers(teacher_file: Path, tmp_path: Path) -> None:
+    given = registry.build(toy.ARCH, input_shape=toy.SHAPE, classes=toy.CLASSES, seed=9).state_dict()
+    torch.save(given, tmp_path / "given.pt")
+    student = {"name": toy.ARCH, "weights": str(tmp_path / "given.pt")}
+    run = toy.advance(tmp_path / "toy", toy.toy_recipe(teacher_file, student=student, checkpoint_period=12), GIVEN)
+    assert all(torch.equal(started(run)[name], value) for name, value in given.items())
+    ended = Record.read(run.stage("distill"))
+    assert ended is not None
+    assert ended.notes["inherited_tensors"] == 0
 
 
 @pytest.mark.parametrize("asked", [0, 1])
