@@ -19,15 +19,12 @@ curve=$runs/curve # all 10,000 at every point would take as long as a third of t
 source docs/few.sh
 few "$data/cifar10/test" "$curve"
 
-# Half the usual batches for every preset: on a CPU, twice the steps in the same time. Mirrored and shifted images for
-# every preset, as the teacher was trained.
-common=(--set method.student.batch_size=64 --set method.replay.batch_size=64 --set method.vae.novel=32
-  --set method.vae.rehearsed=16 --set method.student.flip=true --set method.student.shift=4)
+source docs/lean.sh
 distil() { # NAME FLAGS...
   local name=$1
   shift
   "$python" -m edgekd distill "$teacher" --student resnet8 --normalize imagenet --data "$curve" --threads 1 \
-    --run "$runs/$name" "$@" "${common[@]}"
+    --run "$runs/$name" "$@" "${cifar[@]}"
   "$python" -m edgekd eval "$runs/$name" --data "$data/cifar10/test"
 }
 head_start=(--set method.student.inherit=true --set method.student.hint=5)
@@ -45,7 +42,6 @@ until test "${steps:-0}" -gt 0; do # known once a step has been timed
   sleep 1
   steps=$(sed -n 's/^steps = //p' "$runs/edgekd/recipe.toml" 2>/dev/null || true)
 done
-source docs/lean.sh
 for preset in pre-dfkd dfad; do
   distil "$preset" --method "$preset" --steps "$steps" "${lean[@]}"
 done

@@ -3,12 +3,12 @@
 #
 #   docs/int8.sh TEACHER DATA RUNS [LABEL=RUN=SET...]
 #
-# TEACHER is cifar10-resnet32.th of akamaster/pytorch_resnet_cifar10; DATA holds the sets, mnist and cifar10 among them,
-# each with train and test as class folders; RUNS is a folder for runs. Each RUN is a finished one whose images are SET,
-# such as one of docs/mnist.sh and one of docs/cifar.sh; it gets its INT8 files. Distilled here are the quickstart's
-# student and, in MINUTES (30), STUDENT (mobilenetv2@0.5) from TEACHER. A run, teacher or set that does not exist is left
-# out with a word, and with MINUTES=0 the latter student. FLAGS go to docs/int8.py, such as "--test-limit 2000". Every
-# command goes on where it was cut off.
+# TEACHER is cifar10-resnet20.th or -resnet32.th of akamaster/pytorch_resnet_cifar10; DATA holds the sets, mnist and
+# cifar10 among them, each with train and test as class folders; RUNS is a folder for runs. Each RUN is a finished one
+# whose images are SET, such as one of docs/mnist.sh and one of docs/cifar.sh; it gets its INT8 files. Distilled here
+# are the quickstart's student and, in MINUTES (30), STUDENT (mobilenetv2@0.5) from TEACHER. A run, teacher or set that
+# does not exist is left out with a word, and with MINUTES=0 the latter student. FLAGS go to docs/int8.py, such as
+# "--test-limit 2000". Every command goes on where it was cut off.
 set -euo pipefail
 teacher=$1 data=$2 runs=$3
 shift 3
@@ -33,8 +33,10 @@ studied=("quickstart=$runs/quickstart=$runs/digits")
 if test "$minutes" = 0 || ! test -f "$teacher" || ! test -d "$data/cifar10"; then
   echo "int8.sh: $student is left out: MINUTES is 0, or there is no $teacher or no $data/cifar10" >&2
 else
+  source docs/lean.sh
   run=$runs/cifar-${student//[^a-z0-9.-]/-}
-  "$python" -m edgekd distill "$teacher" --student "$student" --normalize imagenet --minutes "$minutes" --run "$run"
+  "$python" -m edgekd distill "$teacher" --student "$student" --normalize imagenet --minutes "$minutes" --run "$run" \
+    "${cifar[@]}"
   set -- "$@" "cifar-$student=$run=cifar10"
 fi
 
