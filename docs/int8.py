@@ -120,7 +120,7 @@ def fitted(subject: Subject, starts: tuple[Batches, Batches]) -> Source:
             distance.backward()
             optimizer.step()
             schedule.step()
-            seen.append(float(distance))
+            seen.append(float(distance.detach()))
         with torch.no_grad():
             seen.append(float(observer.observe(x, batchnorm=True).batchnorm))
         distances.append((seen[0], seen[-1]))
