@@ -1,105 +1,118 @@
 """Measure what safety costs a run: overhead.py OUT.json TEACHER RUNS --steps N [--rounds R] FLAGS...
 
-Three kinds of the same distillation:
+In each round two distillations run at once, one thread on a core each: one as it is, and one that --max-seconds stops
+half-way and the same command continues. FLAGS go to both.
 
-    bare      checkpoints at step 0 and at the end alone
-    safe      checkpoints as by default
-    stopped   as by default, stopped by --max-seconds half-way and continued
+    stop_and_resume_s   by how much longer the two commands of the latter were busy with other things than training
+    checkpoint_s        what the steps from a checkpoint to the second log line after it took, less what as many steps
+                        took in the lines around: also what saving leaves behind counts; mean and standard error
+    saving_share        `saving_seconds` of `seconds`, the time inside of saving alone
 
-Two run at a time, one thread on a core each, so that what the machine does meanwhile happens to both. A round is three
-such pairs: bare beside safe, the same with the cores exchanged, stopped beside safe. FLAGS go to every distillation.
-Of bare and safe the training alone is timed (`seconds` of events.jsonl; of them `saving_seconds`), and a round's ratio
-is the geometric mean of its two pairs, in which a faster core cancels; what a stop costs is the time of both commands
-less that of the one beside them. The machine should have two cores and do nothing else.
+Whole runs with and without checkpoints are not compared: side by side they differ by several per cent on a machine
+whose speed wanders, which is more than what is asked. The machine should have two cores and do nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import statistics
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from edgekd.errors import StoppedEarly
 from edgekd.rundir import RunDir
 
+NEAR = 5  # log lines on either side that tell what a step takes
 
-def pair(commands: list[list[list[str]]]) -> list[float]:
-    """Run each list of commands on a core of its own, both at once; return the wall-clock seconds of each."""
 
-    def timed(core: int) -> float:
-        start = time.perf_counter()
-        for number, command in enumerate(commands[core]):
-            pinned = ["taskset", "-c", str(core), *command]
-            done = subprocess.run(pinned, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)  # noqa: S603
-            is_last = number == len(commands[core]) - 1
-            if done.returncode != (0 if is_last else StoppedEarly.exit_code):
-                sys.exit(f"{' '.join(command)} ended with exit code {done.returncode}")
-        return time.perf_counter() - start
+def timed(commands: list[list[str]], core: int) -> float:
+    """Run commands, all but the last of which stop early, on one core; return their wall-clock seconds."""
+    start = time.perf_counter()
+    for number, command in enumerate(commands):
+        pinned = ["taskset", "-c", str(core), *command]
+        done = subprocess.run(pinned, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)  # noqa: S603
+        if done.returncode != (0 if number == len(commands) - 1 else StoppedEarly.exit_code):
+            sys.exit(f"{' '.join(command)} ended with exit code {done.returncode}")
+    return time.perf_counter() - start
 
+
+def side_by_side(*commands: list[list[str]]) -> list[float]:
+    """Run each list of commands on a core of its own, all at once; return the seconds of each."""
     with ThreadPoolExecutor(len(commands)) as pool:
-        return list(pool.map(timed, range(len(commands))))
+        return list(pool.map(timed, commands, range(len(commands))))
 
 
-def training_s(run: Path) -> tuple[float, float]:
-    """Return the seconds of training that a run has logged, and those in which it saved."""
-    last = RunDir(run).events("train")[-1]
-    return float(last["seconds"]), float(last["saving_seconds"])
+def checkpoint_costs_s(lines: list[dict[str, Any]]) -> list[float]:
+    """Return the seconds that each checkpoint of a run cost, by the lines that it logged of its training."""
+    pieces = [
+        (b["step"] - a["step"], b["seconds"] - a["seconds"], b["saving_seconds"] > a["saving_seconds"])
+        for a, b in pairwise(lines)
+    ]
+    saves = [index for index, (_, _, saved) in enumerate(pieces) if saved]
+    touched = {index + later for index in saves for later in (0, 1)}
+    costs = []
+    for index in saves:
+        around = range(max(0, index - NEAR), min(len(pieces), index + NEAR + 2))
+        step_s = [pieces[i][1] / pieces[i][0] for i in around if i not in touched]
+        if len(step_s) >= NEAR:
+            usual = statistics.median(step_s)
+            costs.append(sum(seconds - usual * steps for steps, seconds, _ in pieces[index : index + 2]))
+    return costs
+
+
+def idle_s(clock: dict[str, float]) -> float:
+    """Return the seconds of commands that were not training."""
+    return clock["commands_s"] - clock["training_s"]
 
 
 def main() -> None:
-    """Run every pair and write the medians."""
+    """Run every round and write what it showed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("teacher", type=Path)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--max-seconds", type=float, required=True, help="about half of what a command takes")
     options, flags = parser.parse_known_args()
     distil = [sys.executable, "-m", "edgekd", "distill", str(options.teacher), "--steps", str(options.steps)]
     distil += ["--threads", "1", *flags, "--run"]
-    bare = [*distil, str(options.runs / "bare"), "--set", f"checkpoint_period={options.steps}"]
-    safe = [*distil, str(options.runs / "safe")]
-    stopped = [*distil, str(options.runs / "stopped")]
+    whole, stopped = options.runs / "whole", options.runs / "stopped"
 
     rounds: list[dict[str, Any]] = []
     for _ in range(options.rounds):
-        row: dict[str, Any] = {"pairs": []}
-        for kinds in ({"bare": [bare], "safe": [safe]}, {"safe": [safe], "bare": [bare]}):
-            shutil.rmtree(options.runs, ignore_errors=True)
-            commands_s = dict(zip(kinds, pair(list(kinds.values())), strict=True))
-            clocks = {kind: training_s(options.runs / kind) for kind in kinds}
-            row["pairs"].append(
-                {
-                    **{f"{kind}_command_s": commands_s[kind] for kind in kinds},
-                    **{f"{kind}_training_s": clocks[kind][0] for kind in kinds},
-                    **{f"{kind}_saving_s": clocks[kind][1] for kind in kinds},
-                }
-            )
-        half = str(round(commands_s["safe"] / 2))
         shutil.rmtree(options.runs, ignore_errors=True)
-        both = pair([[[*stopped, "--max-seconds", half], stopped], [safe]])
-        row |= {"stopped_commands_s": both[0], "safe_command_beside_s": both[1]}
-        row["safe_over_bare"] = statistics.geometric_mean(
-            one["safe_training_s"] / one["bare_training_s"] for one in row["pairs"]
+        first = [*distil, str(stopped), "--max-seconds", str(options.max_seconds)]
+        whole_s, stopped_s = side_by_side([[*distil, str(whole)]], [first, [*distil, str(stopped)]])
+        lines, others = RunDir(whole).events("train"), RunDir(stopped).events("train")
+        rounds.append(
+            {
+                "whole": {"commands_s": whole_s, "training_s": lines[-1]["seconds"]},
+                "stopped": {"commands_s": stopped_s, "training_s": others[-1]["seconds"]},
+                "saving_s": lines[-1]["saving_seconds"],
+                "checkpoint_s": checkpoint_costs_s(lines),
+            }
         )
-        rounds.append(row)
-    pairs = [one for row in rounds for one in row["pairs"]]
+    costs = [cost for row in rounds for cost in row["checkpoint_s"]]
     result = {
         "steps": options.steps,
         "flags": flags,
+        "stop_and_resume_s": statistics.median(idle_s(row["stopped"]) - idle_s(row["whole"]) for row in rounds),
+        "checkpoint_s": {
+            "mean": statistics.fmean(costs),
+            "standard_error": statistics.stdev(costs) / math.sqrt(len(costs)),
+            "checkpoints": len(costs),
+        },
+        "saving_share": statistics.median(row["saving_s"] / row["whole"]["training_s"] for row in rounds),
         "rounds": rounds,
-        "saving_share": statistics.median(one["safe_saving_s"] / one["safe_training_s"] for one in pairs),
-        "safe_over_bare": statistics.median(row["safe_over_bare"] for row in rounds),
-        "stop_and_resume_s": statistics.median(
-            row["stopped_commands_s"] - row["safe_command_beside_s"] for row in rounds
-        ),
     }
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

@@ -110,6 +110,29 @@ def test_the_ablation_goes_through_every_ingredient_both_ways(teacher_file: Path
     assert all(rows[label]["changes"] != rows["edgekd"]["changes"] for label in rows if " without " in label)
 
 
+def test_the_cost_of_a_checkpoint_is_what_lines_around_it_cannot_explain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    overhead = importlib.import_module("overhead")
+    lines, seconds, saved = [], 0.0, 0.0
+    for step in range(0, 200, 2):
+        lines.append({"step": step, "seconds": seconds, "saving_seconds": saved})
+        seconds += 2 * 0.5
+        if step % 50 == 20:  # a tenth of a second to save, and two tenths more in the steps after
+            seconds, saved = seconds + 0.3, saved + 0.1
+    assert overhead.checkpoint_costs_s(lines) == pytest.approx([0.3] * 4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("taskset") is None or (os.cpu_count() or 1) < 2, reason="needs two cores")
+def test_what_safety_costs_is_told_from_log_lines_and_clocks(teacher_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    script("overhead.py", out, teacher_file, tmp_path / "runs", "--steps", 400, "--max-seconds", 1, *TINY)
+    found = content(out)
+    assert found["checkpoint_s"]["checkpoints"] == sum(len(row["checkpoint_s"]) for row in found["rounds"]) > 1
+    assert found["stop_and_resume_s"] > 1, "Python and torch are imported once more"
+    assert 0 < found["saving_share"] < 0.1
+
+
 @pytest.mark.slow
 def test_int8_files_are_compared_by_what_they_are_calibrated_on_and_the_rest_is_made_later(
     run: Path, tmp_path: Path
