@@ -56,6 +56,11 @@ class Flavour:
         return bool(self.tensorrt_versions)
 
     @property
+    def steps(self) -> int:
+        """Return the number of steps between the ends of an activation's range."""
+        return 254 if self.symmetric else 255
+
+    @property
     def kind(self) -> str:
         """Return the kind of the file, as in its name."""
         return f"int8-{self.name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from small_nets import Student
 
@@ -32,3 +33,16 @@ def test_moved_biases_do_not_move_what_is_counted(student: Student) -> None:
     remedy = correct_bias(plan, student.held_out, student.calibration)
     assert remedy.applied
     assert clipping(remedy.plan, student.calibration) == clipping(plan, student.calibration)
+
+
+@pytest.mark.parametrize("name", FLAVOURS)
+def test_what_is_less_than_half_a_step_outside_is_not_clipped(name: str, student: Student) -> None:
+    """A background that is one value lies a bin outside a percentile's range, which changes nothing."""
+    step = 2 / FLAVOURS[name].steps
+    methods = {"absmax": Range(-1.0, 1.0, 1.0)}
+    ranges = Ranges(1, dict.fromkeys(student.ranges.tensors, methods))
+    plan = Plan(read_model(student.path), FLAVOURS[name], ranges, "absmax")
+    shape = (1, *next(iter(student.calibration())).shape[1:])
+    for steps_outside, share in ((0.4, 0.0), (0.6, 1.0)):
+        batch = np.full(shape, -1 - steps_outside * step, np.float32)
+        assert clipping(plan, lambda batch=batch: [batch]).tensors["input"] == share
