@@ -3,7 +3,7 @@
 #
 #   docs/ablation.sh DATA RUNS [STEPS]     DATA holds mnist/train as class folders; RUNS is a folder for runs
 #
-# The teacher is resnet8@0.5, which has BatchNorm, the student lenet5-half; both are small, so that forty-four runs fit
+# The teacher is resnet8@0.5, which has BatchNorm, the student lenet5-half; both are small, so that forty runs fit
 # into an hour. Accuracies are those of 2,000 of the 10,000 training images that the teacher did not see: they may choose
 # the default. Two runs at a time, one thread each. Every command goes on where it was cut off.
 set -euo pipefail
