@@ -61,6 +61,7 @@ class Source:
     calibration: Batches
     held_out: Batches
     facts: dict[str, Any] = field(default_factory=dict)
+    headrooms: tuple[float, ...] = int8.HEADROOMS
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def split(images: RealImages, sizes: tuple[int, int]) -> Source:
         stack: Tensor = torch.stack([images.normalised(images.folder.files[index]) for index in chosen])
         return of_tensors(list(stack.split(BATCH)))
 
-    return Source(part(order[: sizes[0]]), part(order[sizes[0] : sum(sizes)]))
+    return Source(part(order[: sizes[0]]), part(order[sizes[0] : sum(sizes)]), headrooms=(1.0,))
 
 
 def of_tensors(batches: list[Tensor]) -> Batches:
@@ -230,7 +231,9 @@ class Study:
             if isinstance(ranges, GateError):
                 raise ranges
             result = quantize_keeping_answers(
-                self.subject.fp32, flavour, ranges, judge, source.calibration, target=target
+                *(self.subject.fp32, flavour, ranges, judge, source.calibration),
+                target=target,
+                headrooms=source.headrooms,
             )
             return self._measured(result, flavour)
         except GateError as error:
@@ -257,6 +260,7 @@ class Study:
             "held_out": result.quality.to_json(),
             "passed": result.passed,
             "method": result.plan.method,
+            "headroom": result.plan.headroom,
             "remedies": [step.name for step in result.steps if step.applied],
             "left_in_float": len(result.plan.float_nodes),
         }

@@ -32,7 +32,7 @@ class Clipping:
 
 def clipping(plan: Plan, batches: Batches) -> Clipping:
     """Measure how far the file of a plan clips its float32 model's activations on these batches."""
-    return clipping_of(plan.source, plan.build(), plan.flavour, plan.ranges, plan.method, batches)
+    return clipping_of(plan.source, plan.build(), plan.flavour, plan.used_ranges, plan.method, batches)
 
 
 def clipping_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -103,6 +104,21 @@ def constants(model: ModelProto) -> dict[str, NDArray[np.generic]]:
                 elif attribute.name in ("value_int", "value_ints", "value_float", "value_floats"):
                     values[node.output[0]] = np.asarray(onnx.helper.get_attribute_value(attribute))
     return values
+
+
+def clip_bounds(model: ModelProto) -> dict[str, tuple[float, float]]:
+    """Return the constant (low, high) of each Clip's output; a bound that is not given is infinite."""
+    values = constants(model)
+    found = {}
+    for node in model.graph.node:
+        if node.op_type == "Clip":
+            given = [*node.input[1:], "", ""][:2]
+            low, high = (
+                float(values[name]) if name in values else sign * math.inf
+                for name, sign in zip(given, (-1, 1), strict=True)
+            )
+            found[node.output[0]] = (low, high)
+    return found
 
 
 def producers(model: ModelProto) -> dict[str, NodeProto]:

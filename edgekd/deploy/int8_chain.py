@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class Int8Result:
         return {
             "flavour": self.plan.flavour.name,
             "method": self.plan.method,
+            "headroom": self.plan.headroom,
             "left_in_float": list(self.plan.float_nodes),
             "quality": self.quality.to_json(),
             "target": self.target,
@@ -66,6 +67,7 @@ def quantize_keeping_answers(
     calibration: Batches,
     *,
     target: float = 0.97,
+    headrooms: Sequence[float] = (1.0,),
     fine_tune: FineTune | None = None,
 ) -> Int8Result:
     """Find an INT8 plan whose file agrees with float32 on at least `target` of the clear held-out samples.
@@ -77,11 +79,17 @@ def quantize_keeping_answers(
         held_out: samples that decide, disjoint from `calibration`.
         calibration: the samples that `ranges` are of, for bias correction.
         target: share of agreement.
+        headrooms: what the ranges may be widened by, the best first.
         fine_tune: the last remedy, none if not given.
     """
-    steps = _without_training(source, flavour, ranges, held_out, calibration, target)
+
+    def untrained(source: Path | ModelProto, ranges: Ranges) -> list[Remedy]:
+        chosen = choose_ranges(source, flavour, ranges, held_out, headrooms=headrooms, target=target)
+        return _with_remedies(chosen, held_out, calibration, target)
+
+    steps = untrained(source, ranges)
     if _missed(steps, target) and fine_tune is not None:
-        steps.append(_fine_tuned(steps[-1], fine_tune, held_out, calibration, target))
+        steps.append(_fine_tuned(steps[-1], fine_tune, untrained))
     return Int8Result(steps[-1].plan, steps[-1].kept, target, tuple(steps))
 
 
@@ -89,11 +97,9 @@ def _missed(steps: list[Remedy], target: float) -> bool:
     return steps[-1].kept.agreement.share < target
 
 
-def _without_training(
-    source: Path | ModelProto, flavour: Flavour, ranges: Ranges, held_out: HeldOut, calibration: Batches, target: float
-) -> list[Remedy]:
+def _with_remedies(ranges: Remedy, held_out: HeldOut, calibration: Batches, target: float) -> list[Remedy]:
     """Return the choice of ranges and the remedies that change no weight but biases, as far as they are needed."""
-    steps = [choose_ranges(source, flavour, ranges, held_out)]
+    steps = [ranges]
     if _missed(steps, target):
         plan = steps[-1].plan
         sensitivity = layer_sensitivity(plan, held_out)
@@ -103,12 +109,12 @@ def _without_training(
     return steps
 
 
-def _fine_tuned(last: Remedy, fine_tune: FineTune, held_out: HeldOut, calibration: Batches, target: float) -> Remedy:
+def _fine_tuned(last: Remedy, fine_tune: FineTune, untrained: Callable[[ModelProto, Ranges], list[Remedy]]) -> Remedy:
     """Fine-tune, then go the whole way again with the new network; the answers to keep are still the old one's."""
     plan, before = last.plan, last.kept
     try:
         tuned = fine_tune(plan)
-        steps = _without_training(tuned.source, plan.flavour, tuned.ranges, held_out, calibration, target)
+        steps = untrained(tuned.source, tuned.ranges)
     except GateError as error:
         return Remedy(FINE_TUNING, plan, before, before, False, {"failed": str(error)})
     after = steps[-1].kept

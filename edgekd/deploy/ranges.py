@@ -6,6 +6,7 @@ come the candidates, of which the output loss later chooses one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,23 @@ class Ranges:
 
     samples: int
     tensors: Mapping[str, Mapping[str, Range]]
+
+    def widened(self, headroom: float, bounds: Mapping[str, tuple[float, float]]) -> Ranges:
+        """Return the ranges times `headroom`, but no further than the bounds that a tensor cannot leave."""
+
+        def wider(found: Range, low: float, high: float) -> Range:
+            reach = max(-low, high)
+            ends = (max(found.low * headroom, low), min(found.high * headroom, high))
+            return Range(*ends, min(found.magnitude * headroom, reach))
+
+        everywhere = (-math.inf, math.inf)
+        return Ranges(
+            self.samples,
+            {
+                name: {method: wider(found, *bounds.get(name, everywhere)) for method, found in methods.items()}
+                for name, methods in self.tensors.items()
+            },
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON; each range is [low, high, magnitude]."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from edgekd import console
 from edgekd.deploy.clipping import clipping_of
+from edgekd.deploy.graph import clip_bounds, read_model
 from edgekd.deploy.quantize import FLAVOURS
 from edgekd.deploy.ranges import Ranges
 from edgekd.realdata import RealImages
@@ -34,9 +35,9 @@ def run(run_dir: RunDir, recipe: Recipe, images: RealImages) -> dict[str, Any]:
         file, kept = folder / name, decided[name]
         measured = None
         if name not in calibration["fine_tuned"]:
-            ranges = Ranges.from_json(calibration["ranges"])
             flavour = FLAVOURS[kept["flavour"]]
             source = folder / "student.fp32.onnx"
+            ranges = Ranges.from_json(calibration["ranges"]).widened(kept["headroom"], clip_bounds(read_model(source)))
             measured = clipping_of(source, file, flavour, ranges, kept["method"], batches).to_json()
         found[name] = {"method": kept["method"], "held_out": kept["clipping"], "images": measured}
     return found

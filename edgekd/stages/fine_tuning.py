@@ -40,11 +40,11 @@ class FineTuning:
     calibration: Batches
     metadata: Mapping[str, str]
     stop: Stop
-    _done: dict[tuple[str, bool], FineTuned] = field(default_factory=dict)
+    _done: dict[tuple[str, float, bool], FineTuned] = field(default_factory=dict)
 
     def __call__(self, plan: Plan) -> FineTuned:
         """Return the network fine-tuned for the plan's ranges; see `qat.fine_tune` for errors."""
-        key = (plan.method, plan.flavour.symmetric)
+        key = (plan.method, plan.headroom, plan.flavour.symmetric)
         if key not in self._done:
             self._done[key] = self._tuned(plan)
         return self._done[key]
@@ -61,7 +61,7 @@ class FineTuning:
 
             tuned = qat.fine_tune(
                 self.student,
-                activation_limits(plan.flavour, ranges, plan.method),
+                activation_limits(plan.flavour, ranges.widened(plan.headroom, {}), plan.method),
                 self._floats(drawn),
                 self.teacher.logits,
                 steps=table.qat_steps,

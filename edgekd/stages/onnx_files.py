@@ -172,6 +172,7 @@ def _write_int8(job: Job, fp32: Path, held_out: Batches, numbers: Numbers) -> No
             result = quantize_keeping_answers(
                 *(fp32, flavour, ranges, judge, job.calibration),
                 target=job.table.min_int8_agreement,
+                headrooms=int8.HEADROOMS if job.real is None else (1.0,),
                 fine_tune=fine_tune,
             )
         except GateError as error:  # no sample that could judge it, or a weight that float16 cannot hold

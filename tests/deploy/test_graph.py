@@ -11,6 +11,7 @@ from onnx.numpy_helper import from_array
 from small_nets import Student
 
 from edgekd.deploy.graph import (
+    clip_bounds,
     consumers,
     metadata,
     producers,
@@ -116,3 +117,11 @@ def test_stripping_removes_every_note_of_the_exporter(student: Student) -> None:
     assert b"SECRET" in model.SerializeToString()
     strip_traces(model)
     assert b"SECRET" not in model.SerializeToString()
+
+
+def test_bounds_of_clips_are_read_and_a_missing_one_is_infinite() -> None:
+    bound = from_array(np.array(6, dtype=np.float32), "six")
+    nodes = [make_node("Clip", ["x", "", "six"], ["a"]), make_node("Clip", ["a", "six"], ["b"])]
+    model = _model([*nodes, make_node("Clip", ["b"], ["y"])])
+    model.graph.initializer.append(bound)
+    assert clip_bounds(model) == {"a": (-np.inf, 6.0), "b": (6.0, np.inf), "y": (-np.inf, np.inf)}

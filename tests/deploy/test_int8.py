@@ -8,8 +8,9 @@ from onnx import numpy_helper
 from small_nets import Student
 
 from edgekd.deploy import int8
+from edgekd.deploy.agreement import Agreement
 from edgekd.deploy.graph import read_model
-from edgekd.deploy.int8 import HeldOut, Plan, choose_ranges, layer_sensitivity, leave_worst_in_float
+from edgekd.deploy.int8 import HeldOut, Plan, Quality, Remedy, choose_ranges, layer_sensitivity, leave_worst_in_float
 from edgekd.deploy.ort_session import all_logits
 from edgekd.deploy.quantize import FLAVOURS, compute_nodes
 from edgekd.deploy.ranges import METHODS, Range, Ranges
@@ -51,6 +52,43 @@ def test_the_method_of_least_output_loss_is_chosen(student: Student) -> None:
         for name, methods in student.ranges.tensors.items()
     }
     assert choose_ranges(student.path, X86, Ranges(1, ruined), student.held_out).plan.method != best
+
+
+def test_the_widest_ranges_that_keep_the_target_are_taken(student: Student) -> None:
+    def chosen(target: float) -> Remedy:
+        headrooms = (60.0, 1.2, 1.0)
+        return choose_ranges(student.path, X86, student.ranges, student.held_out, headrooms=headrooms, target=target)
+
+    assert chosen(0.0).plan.headroom == 60  # any answer is good enough
+    found = chosen(0.95)
+    assert (found.plan.headroom, found.details["headroom"]) == (1.2, 1.2)
+    assert found.after.agreement.share >= 0.95
+    assert student.held_out.measure(found.plan.build(), X86) == found.after
+    assert found.before == chosen(0.0).before, "absmax as it was seen"
+    lost = chosen(1.1)
+    assert lost.plan.headroom == 1.0, "remedies start from the ranges that were seen"
+    assert lost.after.loss == min(lost.details["losses"].values())
+
+
+def test_among_methods_that_keep_the_target_the_least_loss_wins(
+    student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qualities = {  # of a plan's method: loss and share of kept answers
+        "absmax": (0.3, 0.99),
+        "p99.999": (0.2, 0.98),
+        "p99.99": (0.1, 0.90),
+        "p99.9": (0.4, 0.97),
+        "mse": (0.05, 0.96),
+    }
+    methods = iter(["absmax", *METHODS])
+
+    def measured(*_: object, **__: object) -> Quality:
+        loss, share = qualities[next(methods)]
+        return Quality(loss, Agreement(100, 100, round(100 * share), 0.0))
+
+    monkeypatch.setattr(HeldOut, "measure", measured)
+    found = choose_ranges(student.path, X86, student.ranges, student.held_out, headrooms=(1.3, 1.0), target=0.97)
+    assert (found.plan.method, found.plan.headroom) == ("p99.999", 1.3)
 
 
 @pytest.mark.parametrize("flavour", ["trt", "cpu-x86"])

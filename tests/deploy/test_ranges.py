@@ -12,7 +12,7 @@ from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_te
 from small_nets import SHAPE, Student, samples
 
 from edgekd.deploy.bias_correction import mean_output_errors
-from edgekd.deploy.graph import read_model
+from edgekd.deploy.graph import clip_bounds, read_model
 from edgekd.deploy.quantize import FLAVOURS, quantize
 from edgekd.deploy.ranges import (
     METHODS,
@@ -176,3 +176,13 @@ def test_clipped_values_are_those_outside(student: Student) -> None:
     data = samples(32)
     found = clipped_values(student.path, {"input": (-1.0, 0.5)}, lambda: np.array_split(data, 3))
     assert found == {"input": (int(((data < -1) | (data > 0.5)).sum()), data.size)}
+
+
+def test_ranges_are_widened_no_further_than_a_clip_lets_values_come(student: Student) -> None:
+    bounds = clip_bounds(read_model(student.path))
+    (clipped,) = [name for name, ends in bounds.items() if ends == (0.0, 6.0)]
+    wide = student.ranges.widened(100.0, bounds).tensors
+    assert wide[clipped]["absmax"] == Range(0.0, 6.0, 6.0)
+    seen = student.ranges.tensors["input"]["mse"]
+    assert wide["input"]["mse"] == Range(seen.low * 100, seen.high * 100, seen.magnitude * 100)
+    assert student.ranges.widened(1.0, bounds) == student.ranges

@@ -22,6 +22,7 @@ from edgekd import pipeline
 from edgekd.commands.common import caveat
 from edgekd.deploy import ort_session, qdq_check
 from edgekd.deploy.agent.environment import this_machine
+from edgekd.deploy.int8 import HEADROOMS
 from edgekd.deploy.int8_chain import FINE_TUNING
 from edgekd.deploy.onnx_export import Normalization
 from edgekd.deploy.quantize import FLAVOURS
@@ -73,6 +74,7 @@ def test_all_files_are_written_with_their_numbers(exported: RunDir) -> None:
         rates = [found["clipping"]["overall"], *found["clipping"]["tensors"].values()]
         assert all(0 <= rate < 0.1 for rate in rates)
         assert (found["integer_nodes"] is None) == ("trt" in name)
+        assert found["headroom"] in HEADROOMS
     calibration = json.loads((folder / "calibration.json").read_text())
     assert calibration["data_free"] is True
     assert calibration["sources"] == ["generator", "vae decoder"]
@@ -428,6 +430,9 @@ def test_calibrating_on_real_images_is_said_everywhere(
     calibration = json.loads((run.stage("export") / "calibration.json").read_text())
     assert (calibration["data_free"], calibration["sources"], calibration["samples"]) == (False, ["real images"], 20)
     assert numbers(run, "agreement")["data_free"] is False
+    assert {found["headroom"] for found in numbers(run, "agreement")["int8"].values()} == {1.0}, (
+        "these are as wide as real"
+    )
     for name in files(run):
         assert properties_of(run.stage("export") / name)["edgekd.data_free"] == "false"
     ledger = run.ledger()
