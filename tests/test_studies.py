@@ -175,6 +175,25 @@ def test_int8_files_are_compared_by_what_they_are_calibrated_on_and_the_rest_is_
 
 
 @pytest.mark.slow
+def test_wider_ranges_clip_less_of_real_images(run: Path, tmp_path: Path) -> None:
+    copy, out = Path(shutil.copytree(run, tmp_path / "toy")), tmp_path / "out.json"
+    data = images(tmp_path / "set", toy.CLASSES, 8, "L", each=4)
+    sets = ("calibration_samples=32", "holdout_samples=32")
+    export = [sys.executable, "-m", "edgekd", "export", str(copy), *(f"--set=export.{item}" for item in sets)]
+    subprocess.run(export, check=True, capture_output=True)
+    out.write_text('{"other": 1}')
+    script("headroom.py", out, f"toy={copy}={data}", "--limit", 10)
+    found = content(out)
+    assert (found["other"], found["toy"]["images"]) == (1, 10)
+    clipped: dict[str, list[float]] = {}
+    for row in found["toy"]["rows"]:
+        clipped.setdefault(row["flavour"], []).append(row["clipping"])
+    assert set(clipped) == {"cpu-x86", "cpu-arm", "trt", "trt-fp16"}
+    assert all(rates[-1] <= rates[0] for rates in clipped.values())
+    assert str(tmp_path) not in out.read_text()
+
+
+@pytest.mark.slow
 def test_a_calibration_that_no_file_can_be_made_of_is_a_row_with_its_reason(run: Path, tmp_path: Path) -> None:
     copy, data, out = Path(shutil.copytree(run, tmp_path / "toy")), tmp_path / "set", tmp_path / "out.json"
     images(data / "test", toy.CLASSES, 8, "L")
