@@ -139,9 +139,6 @@ def choose_ranges(
     """
     model = read_model(source)
     plain = Plan(model, flavour, ranges, "absmax")
-    found: dict[str, Quality] = {}
-    good: list[str] = []
-    headroom = 1.0
     for headroom in headrooms:
         found = {
             method: held_out.measure(replace(plain, method=method, headroom=headroom).build(), flavour)
@@ -159,11 +156,11 @@ def choose_ranges(
 
 def layer_sensitivity(plan: Plan, held_out: HeldOut) -> dict[str, float]:
     """Return the output loss of quantising each compute node alone, the most harmful first."""
-    losses = {}
+    losses, ranges = {}, plan.used_ranges
     for node in compute_nodes(plan.source):
         if node in plan.float_nodes:
             continue
-        alone = quantize(plan.source, plan.flavour, plan.used_ranges, plan.method, only_nodes=(node,))
+        alone = quantize(plan.source, plan.flavour, ranges, plan.method, only_nodes=(node,))
         losses[node] = held_out.measure(alone, plan.flavour).loss
     return dict(sorted(losses.items(), key=lambda pair: -pair[1]))
 

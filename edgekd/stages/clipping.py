@@ -30,14 +30,15 @@ def run(run_dir: RunDir, recipe: Recipe, images: RealImages) -> dict[str, Any]:
     calibration = read_json(folder / "calibration.json")
     batches = of_images(images, uint8_input(run_dir, recipe.export))
     run_dir.note_images(images.folder.path, len(images), images.folder.sha256(), purpose="clipping")
+    source = read_model(folder / "student.fp32.onnx")
+    seen, bounds = Ranges.from_json(calibration["ranges"]), clip_bounds(source)
     found: dict[str, Any] = {}
     for name in names:
         file, kept = folder / name, decided[name]
         measured = None
         if name not in calibration["fine_tuned"]:
             flavour = FLAVOURS[kept["flavour"]]
-            source = folder / "student.fp32.onnx"
-            ranges = Ranges.from_json(calibration["ranges"]).widened(kept["headroom"], clip_bounds(read_model(source)))
+            ranges = seen.widened(kept["headroom"], bounds)
             measured = clipping_of(source, file, flavour, ranges, kept["method"], batches).to_json()
         found[name] = {"method": kept["method"], "held_out": kept["clipping"], "images": measured}
     return found

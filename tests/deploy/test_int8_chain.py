@@ -7,17 +7,6 @@ from small_nets import Student
 
 from edgekd.deploy.int8_chain import quantize_keeping_answers
 from edgekd.deploy.quantize import FLAVOURS
-from edgekd.deploy.ranges import Range, Ranges
-
-
-def _stretched(ranges: Ranges, factor: float) -> Ranges:
-    return Ranges(
-        ranges.samples,
-        {
-            name: {method: Range(r.low * factor, r.high * factor, r.magnitude * factor) for method, r in found.items()}
-            for name, found in ranges.tensors.items()
-        },
-    )
 
 
 @pytest.mark.parametrize("name", FLAVOURS)
@@ -31,7 +20,7 @@ def test_good_ranges_need_no_remedy(name: str, student: Student) -> None:
 
 
 def test_every_remedy_is_tried_and_recorded_before_giving_up(student: Student) -> None:
-    flavour, coarse = FLAVOURS["trt"], _stretched(student.ranges, 30)
+    flavour, coarse = FLAVOURS["trt"], student.ranges.widened(30, {})
     result = quantize_keeping_answers(student.path, flavour, coarse, student.held_out, student.calibration, target=1.0)
     assert [step.name for step in result.steps] == ["ranges", "worst layers in float", "bias correction"]
     assert not result.passed
