@@ -21,7 +21,7 @@ from edgekd.deploy import int8
 from edgekd.deploy.clipping import clipping
 from edgekd.deploy.quantize import FLAVOURS
 from edgekd.deploy.ranges import collect_ranges
-from edgekd.realdata import RealImages, open_folder
+from edgekd.realdata import RealImages
 from edgekd.rundir import RunDir, read_json, write_json
 from edgekd.stages import artefacts
 from edgekd.stages.samples import Samples, kept, of_images
@@ -65,11 +65,8 @@ def main() -> None:
         label, folder, data = item.split("=")
         run = RunDir(Path(folder))
         machine.use_threads(pipeline.open_recipe(run).machine.threads)
-        description, pixels = artefacts.describe(run), artefacts.read_pixels(run)
-        opened = open_folder(Path(data).resolve(), classes=description.classes, names=pixels.class_names)
-        chosen = study.limited(opened, options.limit)
-        images = RealImages(chosen, description.input_shape, mean=pixels.mean, std=pixels.std, cache=True)
-        results[label] = {"images": len(images), "images_sha256": chosen.sha256(), "rows": rows(run, images)}
+        images = study.real_images(run, Path(data), options.limit)
+        results[label] = {"images": len(images), "images_sha256": images.folder.sha256(), "rows": rows(run, images)}
         write_json(options.out, results)
         for row in results[label]["rows"]:
             shares = [row[kind]["agreement"]["share"] for kind in ("synthetic", "images")]

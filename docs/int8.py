@@ -286,18 +286,20 @@ def limited(folder: ImageFolder, count: int) -> ImageFolder:
     return replace(folder, files=tuple(folder.files[index] for index in chosen), labels=folder.labels[chosen])
 
 
+def real_images(run: RunDir, folder: Path, limit: int = 0, *, cache: bool = True) -> RealImages:
+    """Return the images of a folder, or the first `limit` of them, as the run's student takes them."""
+    description, pixels = artefacts.describe(run), artefacts.read_pixels(run)
+    found = limited(open_folder(folder.resolve(), classes=description.classes, names=pixels.class_names), limit)
+    return RealImages(found, description.input_shape, mean=pixels.mean, std=pixels.std, cache=cache)
+
+
 def opened(label: str, run: RunDir, data: Path, options: argparse.Namespace) -> Subject:
     """Return a run with its images."""
-    recipe, description, pixels = pipeline.open_recipe(run), artefacts.describe(run), artefacts.read_pixels(run)
+    recipe = pipeline.open_recipe(run)
     threads = machine.use_threads(options.threads or recipe.machine.threads)
-
-    def images(folder: Path, limit: int, *, cache: bool) -> RealImages:
-        found = limited(open_folder(folder.resolve(), classes=description.classes, names=pixels.class_names), limit)
-        return RealImages(found, description.input_shape, mean=pixels.mean, std=pixels.std, cache=cache)
-
-    test = images(data / "test", options.test_limit, cache=True)
-    train = images(data / "train", 0, cache=False) if (data / "train").is_dir() else None
-    return Subject(label, run, recipe, description, artefacts.student_network(run), test, train, threads)
+    test = real_images(run, data / "test", options.test_limit)
+    train = real_images(run, data / "train", cache=False) if (data / "train").is_dir() else None
+    return Subject(label, run, recipe, artefacts.describe(run), artefacts.student_network(run), test, train, threads)
 
 
 def main() -> None:

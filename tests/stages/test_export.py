@@ -465,6 +465,22 @@ def test_an_export_on_real_images_that_was_stopped_leaves_the_one_before_it_data
     assert run.ledger()["data_free"] is True
 
 
+def test_clipping_of_real_images_is_of_the_ranges_that_the_file_was_made_with(
+    exported: RunDir, photos: Path, tmp_path: Path
+) -> None:
+    run = RunDir(Path(shutil.copytree(exported.path, tmp_path / "toy")))
+    decided = numbers(run, "agreement")
+
+    def rate(headroom: float) -> float:
+        for found in decided["int8"].values():
+            found["headroom"] = headroom
+        (run.stage("export") / "agreement.json").write_text(json.dumps(decided))
+        found = clipping.run(run, pipeline.open_recipe(run), real_images(run, photos))
+        return float(found["student.int8-cpu-x86.onnx"]["images"]["overall"])
+
+    assert rate(0.1) > rate(1.0) >= rate(10.0)
+
+
 def test_clipping_of_real_images_changes_no_file(exported: RunDir, photos: Path, tmp_path: Path) -> None:
     run = RunDir(Path(shutil.copytree(exported.path, tmp_path / "toy")))
     before = toy.fingerprint(run)
