@@ -44,6 +44,8 @@ SMALLEST = {
     "resnet50": "resnet50",
 }
 """The smallest network of each kind; the other students of the zoo are longer or wider."""
+HEAVY = {"mobilenetv3-large", "shufflenetv2", "mnasnet", "efficientnet-b0", "regnet-y-400mf", "resnet50"}
+"""Kinds whose smallest takes more than ten seconds, and that have a relative which is quicker."""
 
 SHAPES = ((1, 16, 16), (1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 224, 224))
 Shape = tuple[int, int, int]
@@ -122,7 +124,10 @@ def test_each_kind_of_student_has_its_smallest() -> None:
     assert all(kind(text) == kind(name) for name, text in SMALLEST.items())
 
 
-@pytest.mark.parametrize("student", SMALLEST.values(), ids=SMALLEST.keys())
+@pytest.mark.parametrize(
+    "student",
+    [pytest.param(text, id=kind, marks=pytest.mark.slow if kind in HEAVY else ()) for kind, text in SMALLEST.items()],
+)
 def test_each_kind_of_student_is_distilled_and_exported(student: str, ingested: Any, tmp_path: Path) -> None:
     run = distilled(student, (1, 16, 16), ingested, tmp_path, ("distill", "select"))
     check_export(run, tmp_path / "student.onnx")
