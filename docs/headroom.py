@@ -65,7 +65,7 @@ def main() -> None:
         label, folder, data = item.split("=")
         run = RunDir(Path(folder))
         machine.use_threads(pipeline.open_recipe(run).machine.threads)
-        images = study.real_images(run, Path(data), options.limit)
+        images = study.labelled_images(run, Path(data), options.limit)
         results[label] = {"images": len(images), "images_sha256": images.folder.sha256(), "rows": rows(run, images)}
         write_json(options.out, results)
         for row in results[label]["rows"]:

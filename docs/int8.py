@@ -286,7 +286,7 @@ def limited(folder: ImageFolder, count: int) -> ImageFolder:
     return replace(folder, files=tuple(folder.files[index] for index in chosen), labels=folder.labels[chosen])
 
 
-def real_images(run: RunDir, folder: Path, limit: int = 0, *, cache: bool = True) -> RealImages:
+def labelled_images(run: RunDir, folder: Path, limit: int = 0, *, cache: bool = True) -> RealImages:
     """Return the images of a folder, or the first `limit` of them, as the run's student takes them."""
     description, pixels = artefacts.describe(run), artefacts.read_pixels(run)
     found = limited(open_folder(folder.resolve(), classes=description.classes, names=pixels.class_names), limit)
@@ -297,8 +297,8 @@ def opened(label: str, run: RunDir, data: Path, options: argparse.Namespace) -> 
     """Return a run with its images."""
     recipe = pipeline.open_recipe(run)
     threads = machine.use_threads(options.threads or recipe.machine.threads)
-    test = real_images(run, data / "test", options.test_limit)
-    train = real_images(run, data / "train", cache=False) if (data / "train").is_dir() else None
+    test = labelled_images(run, data / "test", options.test_limit)
+    train = labelled_images(run, data / "train", cache=False) if (data / "train").is_dir() else None
     return Subject(label, run, recipe, artefacts.describe(run), artefacts.student_network(run), test, train, threads)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -153,16 +152,15 @@ def test_every_shipped_recipe_loads_and_its_teacher_is_there_or_said_how_to_make
 def test_the_recipe_of_a_data_set_runs_at_toy_length(
     name: str, arch: str, shape: tuple[int, int, int], classes: int, tmp_path: Path
 ) -> None:
-    path = recipe.recipes_folder() / f"{name}.toml"
+    command = [sys.executable, "-m", "edgekd", "recipes", "--copy", name]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+    path = tmp_path / f"{name}.toml"
+    teacher = tmp_path / recipe.load(path).teacher.file
     network = registry.build(arch, input_shape=shape, classes=classes, seed=1)
-    named = recipe.load(path).teacher.file
-    (tmp_path / named).parent.mkdir(exist_ok=True)
-    if (path.parent / named).is_file():
-        shutil.copyfile(path.parent / named, tmp_path / named)
-        network.load_state_dict(torch.load(tmp_path / named))
+    if teacher.is_file():  # it came along
+        network.load_state_dict(torch.load(teacher))
     else:
-        torch.save(network.state_dict(), tmp_path / named)
-    shutil.copyfile(path, tmp_path / path.name)
+        torch.save(network.state_dict(), teacher)
     sizes = ("method.steps=2", "method.student.batch_size=8", "method.replay.batch_size=4", "method.vae.novel=4")
     sizes = (*sizes, "method.vae.rehearsed=2", "select.samples=64", "select.reestimate_batches=1", "export.int8=false")
     command = [sys.executable, "-m", "edgekd", "run", path.name, *(f"--set={size}" for size in sizes)]

@@ -45,7 +45,7 @@ SMALLEST = {
 }
 """The smallest network of each kind; the other students of the zoo are longer or wider."""
 HEAVY = {"mobilenetv3-large", "shufflenetv2", "mnasnet", "efficientnet-b0", "regnet-y-400mf", "resnet50"}
-"""Kinds whose smallest takes more than ten seconds, and that have a relative which is quicker."""
+"""Kinds whose smallest takes more than ten seconds."""
 
 SHAPES = ((1, 16, 16), (1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 224, 224))
 Shape = tuple[int, int, int]
