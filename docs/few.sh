@@ -5,6 +5,6 @@ few() { # FROM TO: copy 200 images of each class, the first by name; links are f
   local class
   for class in "$1"/*/; do
     mkdir -p "$2/$(basename "$class")"
-    find -L "$class" -type f | sort | sed -n 1,200p | xargs cp -n -t "$2/$(basename "$class")"
+    find -L "$class" -type f | sort | sed -n 1,200p | xargs cp -t "$2/$(basename "$class")"
   done
 }

@@ -243,7 +243,9 @@ def test_int8_speed_names_the_machine_and_no_path_of_it(tmp_path: Path) -> None:
     assert [(row["input"], row["threads"], row["toy"]) for row in rows] == [("3x32x32", 1, True), ("3x32x32", 2, True)]
     has = this_machine().int8_instructions
     for row in rows:
-        assert set(row["latency_ms"]) == {"fp32", "int8-cpu-x86"}
+        assert set(row["latency_ms"]) == {"fp32", "int8-cpu-x86", "other-start"}
+        integers = {label: ran for label, (ran, _) in row["integer_nodes"].items()}
+        assert integers == {"fp32": 0, "int8-cpu-x86": integers["other-start"] + 1, "other-start": 4}
         assert row["int8_instructions"] == has
         assert any("no VNNI" in warning for warning in row["warnings"]) == (not has)
         assert not any("/bin/" in str(fact) for fact in row["environment"].values())

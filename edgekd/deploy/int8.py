@@ -20,7 +20,7 @@ from edgekd.deploy.agreement import Agreement, agreement
 from edgekd.deploy.graph import clip_bounds, read_model, with_moved_biases
 from edgekd.deploy.ort_session import all_logits
 from edgekd.deploy.parity import TOLERANCE_FP32
-from edgekd.deploy.quantize import Flavour, compute_nodes, quantize
+from edgekd.deploy.quantize import Flavour, compute_nodes, float_stem, quantize
 from edgekd.deploy.ranges import METHODS, Batches, Ranges
 
 HEADROOMS = (1.3, 1.0)
@@ -138,7 +138,7 @@ def choose_ranges(
     Where none does, the last headroom and the least loss are taken; `before` is plain absmax.
     """
     model = read_model(source)
-    plain = Plan(model, flavour, ranges, "absmax")
+    plain = Plan(model, flavour, ranges, "absmax", float_nodes=float_stem(model) if flavour.float_stem else ())
     for headroom in headrooms:
         found = {
             method: held_out.measure(replace(plain, method=method, headroom=headroom).build(), flavour)

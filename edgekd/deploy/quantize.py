@@ -22,6 +22,7 @@ from edgekd.deploy.fp16 import SMALLEST_NORMAL, to_fp16
 from edgekd.deploy.graph import (
     WEIGHTED_OPS,
     OnnxFile,
+    attribute,
     consumers,
     initializers,
     metadata,
@@ -49,6 +50,7 @@ class Flavour:
     symmetric: bool
     tensorrt_versions: tuple[str, ...] = ()  # whose rules the file keeps, see `qdq_check`
     fp16: bool = False
+    float_stem: bool = False  # leaves what `float_stem` names as it is
 
     @property
     def for_tensorrt(self) -> bool:
@@ -74,7 +76,7 @@ class Flavour:
 FLAVOURS = {
     flavour.name: flavour
     for flavour in (
-        Flavour("cpu-x86", unsigned_activations=True, symmetric=False),
+        Flavour("cpu-x86", unsigned_activations=True, symmetric=False, float_stem=True),
         Flavour("cpu-arm", unsigned_activations=False, symmetric=False),
         Flavour("trt", unsigned_activations=False, symmetric=True, tensorrt_versions=("8.6", "10.3")),
         Flavour("trt-fp16", unsigned_activations=False, symmetric=True, tensorrt_versions=("10.3", "11"), fp16=True),
@@ -183,6 +185,27 @@ def compute_nodes(source: Path | ModelProto) -> list[str]:
     model = read_model(source)
     weights = initializers(model)
     return [n.name for n in model.graph.node if n.op_type in WEIGHTED_OPS and n.input[1] in weights]
+
+
+def float_stem(model: ModelProto) -> tuple[str, ...]:
+    """Name the Conv that reads the image and the depthwise Conv right behind it; nothing of another start.
+
+    Both move much and multiply little, so ONNX Runtime on x86 takes longer for them in integers than in float. For
+    another start float does not pay (docs/export.md).
+    """
+    weights, readers = initializers(model), consumers(model)
+    first = next((n for n in model.graph.node if n.op_type in WEIGHTED_OPS), None)
+    if first is None or first.op_type != "Conv" or first.input[1] not in weights:
+        return ()
+    tensor = first.output[0]
+    while len(readers[tensor]) == 1 and readers[tensor][0].op_type in CLIPPING_OPS:
+        tensor = readers[tensor][0].output[0]
+    second = readers[tensor][0] if len(readers[tensor]) == 1 else None
+    if second is None or second.op_type != "Conv" or second.input[1] not in weights:
+        return ()
+    channels = weights[first.input[1]].dims[0]
+    depthwise = attribute(second, "group", 1) == channels == weights[second.input[1]].dims[0]
+    return (first.name, second.name) if depthwise and attribute(first, "group", 1) == 1 else ()
 
 
 def _outside(model: ModelProto) -> list[str]:

@@ -1,19 +1,21 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx import numpy_helper
-from small_nets import Student
+from small_nets import SHAPE, Student, batches, live, samples, small_mobilenet
 
 from edgekd.deploy import int8
 from edgekd.deploy.agreement import Agreement
 from edgekd.deploy.graph import read_model
 from edgekd.deploy.int8 import HeldOut, Plan, Quality, Remedy, choose_ranges, layer_sensitivity, leave_worst_in_float
+from edgekd.deploy.onnx_export import export_fp32
 from edgekd.deploy.ort_session import all_logits
 from edgekd.deploy.quantize import FLAVOURS, compute_nodes
-from edgekd.deploy.ranges import METHODS, Range, Ranges
+from edgekd.deploy.ranges import METHODS, Range, Ranges, collect_ranges
 
 X86 = FLAVOURS["cpu-x86"]
 
@@ -68,6 +70,19 @@ def test_the_widest_ranges_that_keep_the_target_are_taken(student: Student) -> N
     lost = chosen(1.1)
     assert lost.plan.headroom == 1.0, "remedies start from the ranges that were seen"
     assert lost.after.loss == min(lost.details["losses"].values())
+
+
+def test_only_the_x86_file_keeps_a_depthwise_stem_in_float(tmp_path: Path) -> None:
+    path = export_fp32(live(small_mobilenet), SHAPE, tmp_path / "fp32.onnx").path
+    ranges, held_out = collect_ranges(path, batches(samples(32))), HeldOut.of(path, batches(samples(32, key="held")))
+    for flavour in FLAVOURS.values():
+        plan = choose_ranges(path, flavour, ranges, held_out).plan
+        stem = compute_nodes(path)[: 2 if flavour is X86 else 0]
+        assert list(plan.float_nodes) == stem
+        model = plan.build()
+        floats = {node.name for node in model.graph.node if node.name in compute_nodes(model)}
+        assert floats == set(stem), flavour.name
+        assert not set(stem) & set(layer_sensitivity(plan, held_out))
 
 
 def test_among_methods_that_keep_the_target_the_least_loss_wins(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from edgekd.deploy.int8 import HeldOut
 from edgekd.deploy.onnx_export import Normalization, export_fp32
 from edgekd.deploy.ort_session import integer_node_share
 from edgekd.deploy.qdq_check import check
-from edgekd.deploy.quantize import FLAVOURS, activation_limits, compute_nodes, quantize, quantize_to
+from edgekd.deploy.quantize import FLAVOURS, activation_limits, compute_nodes, float_stem, quantize, quantize_to
 from edgekd.deploy.ranges import Ranges, collect_ranges
 from edgekd.errors import EdgekdError
 
@@ -181,6 +182,34 @@ def test_nodes_can_be_left_in_float_or_chosen_alone(student: Student) -> None:
     model = quantize(student.path, FLAVOURS["cpu-x86"], student.ranges, "absmax", only_nodes=nodes[2:3])
     weights = {node.name: node.input[1] for node in model.graph.node if node.name in nodes}
     assert [name for name, weight in weights.items() if weight not in constants(model)] == nodes[2:3]
+
+
+def _start(*layers: nn.Module) -> nn.Sequential:
+    rest = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(5))
+    return nn.Sequential(*layers, *rest)
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (small_mobilenet, 2),
+        (lambda: _start(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8)), 2),
+        (lambda: _start(nn.Conv2d(3, 8, 3), nn.Hardswish(), nn.Conv2d(8, 8, 3, groups=8)), 0),
+        (lambda: _start(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=4)), 0),
+        (lambda: _start(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)), 0),
+        (lambda: _start(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, groups=8)), 0),
+        (lambda: _start(nn.Conv2d(3, 3, 3, groups=3), nn.Conv2d(3, 8, 1)), 0),
+        (lambda: _start(nn.Conv2d(3, 8, 3), nn.ReLU()), 0),
+        (Tiny, 0),
+    ],
+)
+def test_the_float_stem_is_a_convolution_and_a_depthwise_one_behind_it(
+    make: Callable[[], nn.Module], named: int, tmp_path: Path
+) -> None:
+    with torch.no_grad():
+        (net := make().eval())(torch.zeros(2, *SHAPE))
+    path = export_fp32(net, SHAPE, tmp_path / "fp32.onnx").path
+    assert list(float_stem(read_model(path))) == compute_nodes(path)[:named]
 
 
 def test_logits_stay_float(student: Student) -> None:
