@@ -56,4 +56,4 @@ for run in edgekd-30min-seed1 edgekd-30min-seed2 edgekd-10min pre-dfkd-10min dfa
   labelled+=("$run=$runs/$run")
 done
 "$python" docs/collect.py docs/results/mnist.json docs/results/mnist.svg "${labelled[@]}" \
-  --note "docs/mnist.sh DATA RUNS; accuracies on MNIST's 10,000 test images, which were opened twice: for mnist-adam.json, then for this table"
+  --note "docs/mnist.sh DATA RUNS ${3:-}; accuracies on MNIST's 10,000 test images; how often they were opened: README.md"
