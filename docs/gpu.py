@@ -46,6 +46,7 @@ PLANNED_BATCHES = (256, 1024)
 BATCHES = {"student.batch_size": 256, "replay.batch_size": 128, "vae.novel": 128, "vae.rehearsed": 64}
 EPOCHS = {"wrn-40-2": 25, "resnet34": 18}
 TRAINING = {"batch": 512, "lr": 0.4, "hold-out": 5000}
+EDGEKD = ("-m", "edgekd")
 GRACE_S = 30
 """What a distillation gets beyond its time to write its checkpoint, before it is killed."""
 TOY_TRAINING = {"batch": 8, "lr": 0.01, "epochs": 1, "hold-out": 0}
@@ -109,9 +110,9 @@ class Bench:
             raise OutOfTimeError
         return left
 
-    def edgekd(self, *arguments: object, grace_s: float = 0) -> str:
-        """Run the command line, `grace_s` beyond the time allowed at most; return what it printed."""
-        command = [sys.executable, "-m", "edgekd", *map(str, arguments)]
+    def python(self, *arguments: object, grace_s: float = 0) -> str:
+        """Run a script or module, `grace_s` beyond the time allowed at most; return what it printed."""
+        command = [sys.executable, *map(str, arguments)]
         limit_s = self.left_s() + grace_s
         try:
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=limit_s)  # noqa: S603
@@ -149,8 +150,8 @@ class Bench:
         if not file.is_file():
             flags = self.flags(pair, row, {**BATCHES, "student.batch_size": batch})
             folder = file.with_suffix("")
-            printed = self.edgekd(
-                *("distill", self.teacher_file(pair.teacher), *flags, "--dry-run", "--json", "--run", folder)
+            printed = self.python(
+                *EDGEKD, *("distill", self.teacher_file(pair.teacher), *flags, "--dry-run", "--json", "--run", folder)
             )
             write_json(file, {"row": row, "batch_size": batch, **json.loads(printed)})
 
@@ -168,15 +169,21 @@ class Bench:
         return RunDir(self.runs / f"{pair.name}-{row}")
 
     def distil(self, pair: Pair, row: str) -> None:
-        """Distil, going on where an earlier call stopped, and count right answers on the test images."""
+        """Distil, going on where an earlier call stopped; count right answers, also those of the students not chosen."""
         run, teacher = self.run_dir(pair, row), self.teacher_file(pair.teacher)
         # Nobody needs many cores to launch kernels, and all of them for each of several runs are in each other's way.
         limit = ("--max-seconds", int(self.left_s()), "--threads", max(1, len(os.sched_getaffinity(0)) // self.jobs))
         flags = self.flags(pair, row, BATCHES)
         flags += ["--data", str(self.curve), "--run", str(run.path)]
-        self.edgekd("distill", teacher, *flags, *limit, grace_s=GRACE_S)
+        self.python(*EDGEKD, "distill", teacher, *flags, *limit, grace_s=GRACE_S)
         if not (run.path / "eval" / "test.json").is_file():
-            self.edgekd("eval", run.path, "--data", self.data / "test")
+            self.python(*EDGEKD, "eval", run.path, "--data", self.data / "test")
+        if not self.selection_file(pair, row).is_file():
+            self.python("docs/selection.py", self.selection_file(pair, row), f"{row}={run.path}={self.data / 'test'}")
+
+    def selection_file(self, pair: Pair, row: str) -> Path:
+        """Return where a row keeps what the choice of its student was worth."""
+        return self.runs / f"{pair.name}-{row}-selection.json"
 
     def link_curve(self) -> None:
         """Link 200 test images of each class, on which the curves are drawn."""
@@ -196,7 +203,9 @@ class Bench:
             plans = [read_json(file) for file in sorted(self.runs.glob(f"{pair.name}-*-plan-*.json"))]
             out = self.out / f"{pair.name}.json"
             found = {row: collect.facts(run) for row, run in runs.items()}
-            write_json(out, {"toy": self.toy, "jobs": self.jobs, "plans": plans, "runs": found})
+            files = [file for row in pair.rows if (file := self.selection_file(pair, row)).is_file()]
+            selection = {row: judged for file in files for row, judged in read_json(file)["runs"].items()}
+            write_json(out, {"toy": self.toy, "jobs": self.jobs, "plans": plans, "selection": selection, "runs": found})
             print(f"wrote {out}")  # noqa: T201
 
     def run(self) -> None:

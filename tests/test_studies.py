@@ -264,6 +264,8 @@ def test_the_gpu_check_goes_through_at_toy_length_and_goes_on_where_it_stopped(t
     assert (found["toy"], found["jobs"]) == (True, 2)
     assert set(found["runs"]) == {"edgekd", "pre-dfkd", "edgekd-random-start", "pre-dfkd-head-start"}
     assert all(set(row["evals"]) == {"curve", "test"} for row in found["runs"].values())
+    assert set(found["selection"]) == set(found["runs"])
+    assert all("ema+batchnorm" in row["candidates"] for row in found["selection"].values())
     assert [(plan["row"], plan["batch_size"]) for plan in found["plans"]] == [
         (row, batch) for row in ("edgekd", "pre-dfkd") for batch in (1024, 256)
     ]
