@@ -169,7 +169,7 @@ class Bench:
         return RunDir(self.runs / f"{pair.name}-{row}")
 
     def distil(self, pair: Pair, row: str) -> None:
-        """Distil, going on where an earlier call stopped; count right answers, also those of the students not chosen."""
+        """Distil, going on where an earlier call stopped; count right answers, also of the students not chosen."""
         run, teacher = self.run_dir(pair, row), self.teacher_file(pair.teacher)
         # Nobody needs many cores to launch kernels, and all of them for each of several runs are in each other's way.
         limit = ("--max-seconds", int(self.left_s()), "--threads", max(1, len(os.sched_getaffinity(0)) // self.jobs))
