@@ -18,6 +18,7 @@ import int8 as study
 
 from edgekd import machine, pipeline
 from edgekd.deploy import int8
+from edgekd.deploy.bias_correction import correct_bias
 from edgekd.deploy.clipping import clipping
 from edgekd.deploy.quantize import FLAVOURS
 from edgekd.deploy.ranges import collect_ranges
@@ -33,13 +34,15 @@ def rows(run: RunDir, images: RealImages) -> list[dict[str, Any]]:
     """Return what each file kind makes of each factor."""
     recipe, samples = pipeline.open_recipe(run), Samples(artefacts.ReplaySource(run), None)
     fp32 = run.stage("export") / "student.fp32.onnx"
-    ranges = collect_ranges(fp32, samples.stream("export/calibration", recipe.export.calibration_samples))
+    calibration = samples.stream("export/calibration", recipe.export.calibration_samples)
+    ranges = collect_ranges(fp32, calibration)
     synthetic = int8.HeldOut.of(fp32, kept(samples.stream("export/held-out", recipe.export.holdout_samples)))
     real = int8.HeldOut.of(fp32, kept(of_images(images, None)))
     found = []
     for flavour in FLAVOURS.values():
         for factor in FACTORS:
             chosen = int8.choose_ranges(fp32, flavour, ranges, synthetic, headrooms=(factor,))
+            corrected = correct_bias(chosen.plan, synthetic, calibration)
             found.append(
                 {
                     "flavour": flavour.name,
@@ -47,6 +50,9 @@ def rows(run: RunDir, images: RealImages) -> list[dict[str, Any]]:
                     "method": chosen.plan.method,
                     "synthetic": chosen.after.to_json(),
                     "images": real.measure(chosen.plan.build(), flavour).to_json(),
+                    "bias_corrected": corrected.applied,
+                    "synthetic_corrected": corrected.kept.to_json(),
+                    "images_corrected": real.measure(corrected.plan.build(), flavour).to_json(),
                     "clipping": clipping(chosen.plan, real.batches).overall,
                 }
             )

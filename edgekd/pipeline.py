@@ -104,7 +104,7 @@ STAGES = {
         Stage(
             "export",
             "export",
-            6,
+            7,
             _export_slice,
             {
                 "ingest": ("teacher.safetensors", "teacher.json", "pixels.json"),

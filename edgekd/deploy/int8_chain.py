@@ -1,4 +1,4 @@
-"""The whole way to one INT8 file: ranges by output loss, then remedies only as long as answers are lost."""
+"""The whole way to one INT8 file: ranges by output loss, float layers while answers are lost, bias correction."""
 
 from __future__ import annotations
 
@@ -98,14 +98,14 @@ def _missed(steps: list[Remedy], target: float) -> bool:
 
 
 def _with_remedies(ranges: Remedy, held_out: HeldOut, calibration: Batches, target: float) -> list[Remedy]:
-    """Return the choice of ranges and the remedies that change no weight but biases, as far as they are needed."""
+    """Return the choice of ranges, layers left in float as far as they are needed, and the correction of biases."""
     steps = [ranges]
     if _missed(steps, target):
         plan = steps[-1].plan
         sensitivity = layer_sensitivity(plan, held_out)
         steps.append(leave_worst_in_float(plan, held_out, sensitivity, target=target))
-    if _missed(steps, target):
-        steps.append(correct_bias(steps[-1].plan, held_out, calibration))
+    # Not only where answers are missing: it costs neither time nor bytes on the device, and the loss says if it pays.
+    steps.append(correct_bias(steps[-1].plan, held_out, calibration))
     return steps
 
 

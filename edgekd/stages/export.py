@@ -21,7 +21,7 @@ from edgekd.stages import artefacts, onnx_files
 from edgekd.stages.samples import Samples, of_images, real_images, uint8_input
 from edgekd.stopping import Stop
 
-VERSION = 6
+VERSION = 7
 ELSEWHERE = "export-elsewhere"
 """The stage in the record of a student that is not the run's own."""
 

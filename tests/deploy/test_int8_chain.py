@@ -10,12 +10,15 @@ from edgekd.deploy.quantize import FLAVOURS
 
 
 @pytest.mark.parametrize("name", FLAVOURS)
-def test_good_ranges_need_no_remedy(name: str, student: Student) -> None:
+def test_good_ranges_need_no_float_layers(name: str, student: Student) -> None:
     result = quantize_keeping_answers(
         student.path, FLAVOURS[name], student.ranges, student.held_out, student.calibration, target=0.95
     )
     assert result.passed
-    assert [step.name for step in result.steps] == ["ranges"]
+    assert [step.name for step in result.steps] == ["ranges", "bias correction"]
+    ranges, bias = result.steps
+    better = bias.after.loss < ranges.after.loss and bias.after.agreement.share >= ranges.after.agreement.share
+    assert (bias.before, bias.applied, bool(result.plan.bias_shifts)) == (ranges.after, better, better)
     assert student.held_out.measure(result.plan.build(), FLAVOURS[name]) == result.quality
 
 
