@@ -1,10 +1,11 @@
-"""Say what wider INT8 ranges lose and win: headroom.py OUT.json LABEL=RUN=IMAGES... [--limit N].
+"""Say what wider INT8 ranges and corrected biases win: headroom.py OUT.json LABEL=RUN=IMAGES... [--limit N].
 
 RUN is the folder of a run with an export, IMAGES a folder of development images with one folder per class: they chose
 `int8.HEADROOMS`, so no test image may be among them. Ranges of the run's replay samples are multiplied by each of
 FACTORS, as far as a Clip lets values come. For each, the range method is chosen by output loss on synthetic held-out
-samples, as in an export; then loss, agreement and clipping are measured on the images. No remedy follows. `--limit N`
-takes the first N images, classes in turn. OUT.json is written after every run and keeps what it has of other labels.
+samples, as in an export; then loss, agreement and clipping are measured on the images, the former two again with
+corrected biases where that correction is kept. No other remedy follows. `--limit N` takes the first N images, classes
+in turn. OUT.json is written after every run and keeps what it has of other labels.
 """
 
 from __future__ import annotations
