@@ -44,16 +44,18 @@ def rows(run: RunDir, images: RealImages) -> list[dict[str, Any]]:
         for factor in FACTORS:
             chosen = int8.choose_ranges(fp32, flavour, ranges, synthetic, headrooms=(factor,))
             corrected = correct_bias(chosen.plan, synthetic, calibration)
+            seen = real.measure(chosen.plan.build(), flavour)
+            better = real.measure(corrected.plan.build(), flavour) if corrected.applied else seen
             found.append(
                 {
                     "flavour": flavour.name,
                     "headroom": factor,
                     "method": chosen.plan.method,
                     "synthetic": chosen.after.to_json(),
-                    "images": real.measure(chosen.plan.build(), flavour).to_json(),
+                    "images": seen.to_json(),
                     "bias_corrected": corrected.applied,
                     "synthetic_corrected": corrected.kept.to_json(),
-                    "images_corrected": real.measure(corrected.plan.build(), flavour).to_json(),
+                    "images_corrected": better.to_json(),
                     "clipping": clipping(chosen.plan, real.batches).overall,
                 }
             )

@@ -35,7 +35,6 @@ from edgekd.deploy.ranges import collect_ranges
 from edgekd.stages.students import settled
 
 KINDS: dict[str, Kind] = {"fp32": "fp32", "int8-cpu-x86": "int8-cpu-x86", "other-start": "int8-cpu-x86"}
-INT8 = ("int8-cpu-x86", "other-start")
 SIDES, TOY_SIDES, THREADS = (224, 96), (32,), (1, 2)
 TOY = {"rounds": 2, "min_runs": 5, "min_seconds": 0.01, "warm_up_seconds": 0.2}
 NO_VNNI = "this CPU has no VNNI or its like: the speedup is not that of a CPU with it, and the answers saturate"
@@ -69,7 +68,11 @@ def timed(files: dict[str, Path], settings: Settings) -> dict[str, Any]:
         "int8_instructions": machine.int8_instructions,
         "latency_ms": {kind: asdict(summarise(samples, settings.batch)) for kind, samples in rounds.items()},
         "integer_nodes": {one.job.artefact: [one.integer_nodes, one.compute_nodes] for one in comparison.measurements},
-        "speedup": {label: asdict(speedup_estimate(rounds["fp32"], rounds[label], settings.seed)) for label in INT8},
+        "speedup": {
+            label: asdict(speedup_estimate(rounds["fp32"], rounds[label], settings.seed))
+            for label in KINDS
+            if label != "fp32"
+        },
         "warnings": [*comparison.warnings, *([] if machine.int8_instructions else [NO_VNNI])],
         "environment": {name: fact for name, fact in machine.to_json().items() if name != "executable"},
     }
