@@ -1,9 +1,9 @@
-"""Ask of finished runs whether the synthetic choice was right: selection.py OUT.json LABEL=RUN=DATA...
+"""Ask of finished runs whether the synthetic choice was right: selection.py OUT.json [LABEL=RUN=DATA]...
 
 For each run: the synthetic agreement of every candidate, beside its accuracy on the real images in DATA, and what the
 rule of today chooses by the agreement (a run may have been made under an earlier rule). The choice was right if no
 candidate it could have taken has more right answers; what a wrong one cost is the difference. Nothing is written but
-OUT.json, after every run; what it says of other labels stays.
+OUT.json, after every run; what it measured of other labels stays, and their choice is that of today's rule too.
 """
 
 from __future__ import annotations
@@ -30,20 +30,27 @@ def judged(run: RunDir, data: Path) -> dict[str, Any]:
     images = RealImages(folder, description.input_shape, mean=pixels.mean, std=pixels.std)
     students = select.candidates(recipe, description, state, networks, Stop())
     accuracy = {name: images.network_accuracy(student) for name, student in students.items()}
-    found = [select.Candidate(**row) for row in read_json(run.stage("select") / "selection.json")["candidates"]]
-    ships_average = recipe.method.student.ship_average
-    chosen = select.choose(found, ships_average=ships_average)[0].name
-    allowed = [name for name in accuracy if ships_average or not name.startswith("ema")]
-    best = max(accuracy[name] for name in allowed)
+    selection = read_json(run.stage("select") / "selection.json")
     return {
         "preset": recipe.method.preset,
         "seed": recipe.seed,
         "images": len(images),
-        "chosen": chosen,
-        "candidates": {c.name: {"agreement": c.agreement, "accuracy": accuracy[c.name]} for c in found},
-        "right": accuracy[chosen] == best,
-        "cost": best - accuracy[chosen],
+        "samples": selection["samples"],
+        "ships_average": recipe.method.student.ship_average,
+        "candidates": {
+            row["name"]: {"agreement": row["agreement"], "accuracy": accuracy[row["name"]]}
+            for row in selection["candidates"]
+        },
     }
+
+
+def with_choice(row: dict[str, Any]) -> dict[str, Any]:
+    """Return what is known of a run's candidates, with what the rule makes of it."""
+    found = [select.Candidate.of(name, c["agreement"], row["samples"]) for name, c in row["candidates"].items()]
+    chosen = select.choose(found, ships_average=row["ships_average"])[0].name
+    accuracy = {name: c["accuracy"] for name, c in row["candidates"].items()}
+    best = max(value for name, value in accuracy.items() if row["ships_average"] or not name.startswith("ema"))
+    return row | {"chosen": chosen, "right": accuracy[chosen] == best, "cost": best - accuracy[chosen]}
 
 
 def summary(runs: dict[str, Any]) -> dict[str, Any]:
@@ -64,14 +71,16 @@ def summary(runs: dict[str, Any]) -> dict[str, Any]:
 
 def main(out: Path, named: list[str]) -> None:
     """Write what the choices were worth."""
-    runs: dict[str, Any] = read_json(out)["runs"] if out.is_file() else {}
+    known: dict[str, Any] = read_json(out)["runs"] if out.is_file() else {}
+    runs = {label: with_choice(row) for label, row in known.items()}
+    write_json(out, {"summary": summary(runs), "runs": runs})
     for item in named:
         label, run, data = item.split("=")
-        runs[label] = judged(RunDir(Path(run)), Path(data))
+        runs[label] = with_choice(judged(RunDir(Path(run)), Path(data)))
         write_json(out, {"summary": summary(runs), "runs": runs})
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
+    if len(sys.argv) < 2:
         sys.exit(__doc__)
     main(Path(sys.argv[1]), sys.argv[2:])

@@ -96,7 +96,7 @@ STAGES = {
         Stage(
             "select",
             "select",
-            2,
+            3,
             lambda recipe: recipe.select.model_dump(mode="json"),
             {"ingest": ("teacher.safetensors", "teacher.json"), "distill": ()},
             "edgekd select",

@@ -97,6 +97,10 @@ def test_selection_shows_agreement_beside_accuracy_for_every_candidate(run: Path
     assert row["cost"] == best - row["candidates"][row["chosen"]]["accuracy"]
     assert row["right"] == (row["cost"] == 0)
     assert found["summary"]["edgekd"]["runs"] == 1
+    changed = {"summary": {}, "runs": {"a": row | {"chosen": "earlier", "right": False, "cost": 1.0}}}
+    (tmp_path / "out.json").write_text(json.dumps(changed))
+    script("selection.py", tmp_path / "out.json")
+    assert content(tmp_path / "out.json") == found, "today's rule chooses for runs measured before, too"
 
 
 @pytest.mark.slow

@@ -34,6 +34,11 @@ class Candidate:
     agreement: float
     standard_error: float
 
+    @classmethod
+    def of(cls, name: str, agreement: float, samples: int) -> Candidate:
+        """Return a candidate that agreed on a share of that many samples."""
+        return cls(name, agreement, math.sqrt(max(agreement * (1 - agreement), 1e-12) / samples))
+
 
 def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], stop: Stop) -> None:
     """Publish select/: the student, why it was chosen, and the networks that draw synthetic samples."""
@@ -61,7 +66,7 @@ def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], st
                 "candidates": [asdict(candidate) for candidate in judged],
             },
         )
-        record |= {"stage": "select", "version": 2, "key": key, "inputs": inputs}
+        record |= {"stage": "select", "version": 3, "key": key, "inputs": inputs}
         record["recipe_slice"] = recipe.select.model_dump(mode="json")
 
 
@@ -181,17 +186,17 @@ def judge(name: str, student: nn.Module, pool: Tensor, teacher: Teacher) -> Cand
     agreed = 0
     for x in pool.split(128):
         agreed += int((student(x).argmax(1) == teacher.logits(x).argmax(1)).sum())
-    share = agreed / len(pool)
-    return Candidate(name, share, math.sqrt(max(share * (1 - share), 1e-12) / len(pool)))
+    return Candidate.of(name, agreed / len(pool), len(pool))
 
 
 def choose(candidates: list[Candidate], *, ships_average: bool) -> tuple[Candidate, str]:
     """Return the better of last weights and average; what has re-estimated BatchNorm only where it clearly beats both.
 
-    Clearly is by more than two standard errors of the difference: its statistics are those of synthetic images.
+    Equal agreement is the last weights'. Clearly is by more than two standard errors of the difference: its statistics
+    are those of synthetic images.
     """
     allowed = [c for c in candidates if ships_average or not c.name.startswith("ema")]
-    plain = max((c for c in allowed if "+" not in c.name), key=lambda c: (c.agreement, c.name == "ema"))
+    plain = max((c for c in allowed if "+" not in c.name), key=lambda c: (c.agreement, c.name == "raw"))
     best = max(allowed, key=lambda c: c.agreement)
     if best.agreement <= plain.agreement:
         return plain, "highest agreement"

@@ -34,7 +34,7 @@ MARGIN = 2 * math.hypot(0.01, 0.01)
     ("raw", "raw_norm", "ema", "ema_norm", "chosen", "reason"),
     [
         (0.5, 0.5, 0.9, 0.5, "ema", "highest agreement"),
-        (0.5, 0.5, 0.5, 0.5, "ema", "highest agreement"),
+        (0.5, 0.5, 0.5, 0.5, "raw", "highest agreement"),
         (0.9, 0.5, 0.899, 0.5, "raw", "highest agreement"),
         (0.9, 0.9, 0.5, 0.9, "raw", "highest agreement"),
         (0.9, 0.9 + MARGIN - 0.001, 0.5, 0.5, "raw", "within two standard errors of raw+batchnorm (92.73%)"),
