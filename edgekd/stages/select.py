@@ -192,12 +192,12 @@ def judge(name: str, student: nn.Module, pool: Tensor, teacher: Teacher) -> Cand
 def choose(candidates: list[Candidate], *, ships_average: bool) -> tuple[Candidate, str]:
     """Return the better of last weights and average; what has re-estimated BatchNorm only where it clearly beats both.
 
-    Equal agreement is the last weights'. Clearly is by more than two standard errors of the difference: its statistics
-    are those of synthetic images.
+    Where agreement is equal, the last weights win. Clearly is by more than two standard errors of the difference: its
+    statistics are those of synthetic images.
     """
     allowed = [c for c in candidates if ships_average or not c.name.startswith("ema")]
     plain = max((c for c in allowed if "+" not in c.name), key=lambda c: (c.agreement, c.name == "raw"))
-    best = max(allowed, key=lambda c: c.agreement)
+    best = max(allowed, key=lambda c: (c.agreement, c.name.startswith("raw")))
     if best.agreement <= plain.agreement:
         return plain, "highest agreement"
     if best.agreement - plain.agreement > 2 * math.hypot(best.standard_error, plain.standard_error):

@@ -43,7 +43,7 @@ def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 class _Distance(torch.autograd.Function):
-    """Reads a feature map once each way; what autograd makes of `var_mean` moves it eight times, in float32."""
+    """Reads a feature map as seldom as can be; what autograd makes of `var_mean` moves it eight times, in float32."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, running_mean: Tensor, running_var: Tensor) -> Tensor:

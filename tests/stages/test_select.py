@@ -41,6 +41,7 @@ MARGIN = 2 * math.hypot(0.01, 0.01)
         (0.9, 0.9 + MARGIN + 0.001, 0.5, 0.5, "raw+batchnorm", "more than two standard errors above raw (90.00%)"),
         (0.5, 0.5, 0.89, 0.9, "ema", "within two standard errors of ema+batchnorm (90.00%)"),
         (0.5, 0.5, 0.6, 0.9, "ema+batchnorm", "more than two standard errors above ema (60.00%)"),
+        (0.5, 0.9, 0.5, 0.9, "raw+batchnorm", "more than two standard errors above raw (50.00%)"),
         (0.89, 0.5, 0.5, 0.9, "raw", "within two standard errors of ema+batchnorm (90.00%)"),
     ],
 )

@@ -58,3 +58,20 @@ def test_a_channel_that_is_everywhere_the_same_has_no_variance(device: torch.dev
     x = torch.full((4, 1, 2, 2), 3.0, device=device)
     mean, variance = moments(x)
     assert (float(mean), float(variance)) == (3.0, 0.0)
+
+
+LAYOUTS = {
+    "one pixel": lambda x: x[:, :, :1, :1].contiguous(),
+    "contiguous": lambda x: x.contiguous(),
+    "every other row": lambda x: x[:, :, ::2],
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_any_layout_has_the_value_and_gradient_of_autograd(name: str) -> None:
+    x = LAYOUTS[name](batch(CPU).detach()).requires_grad_()
+    mean, variance = torch.tensor([8.0, 0.5, -2.0]), torch.tensor([0.5, 1.0, 7.0])
+    got, wanted = statistics_distance(x, mean, variance), reference(x, mean.double(), variance.double())
+    assert torch.allclose(got.double(), wanted, rtol=1e-5)
+    mine, theirs = (torch.autograd.grad(value, x)[0] for value in (got, wanted))
+    assert float((mine - theirs).double().norm() / theirs.double().norm()) < 1e-5

@@ -73,3 +73,14 @@ def test_the_pull_moves_dead_channels_alone_and_brings_them_back() -> None:
         assert torch.equal(new["0.weight"][channel], old["0.weight"][channel])
     assert not torch.equal(new["0.bias"][1], old["0.bias"][1])
     assert torch.equal(new["3.weight"], old["3.weight"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_highest_input_and_its_gradient_are_those_of_amax(dtype: torch.dtype) -> None:
+    drawn = torch.randperm(256, generator=torch.Generator().manual_seed(2)).view(4, 4, 4, 4)  # exact, no two alike
+    x = drawn.to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+    mine, theirs = revival.highest_inputs(x), x.amax(dim=(0, 2, 3))
+    assert torch.equal(mine, theirs)
+    weights = torch.arange(1.0, 5.0).to(dtype)
+    gradients = [torch.autograd.grad((weights * found).sum(), x)[0] for found in (mine, theirs)]
+    assert torch.equal(*gradients)
