@@ -196,8 +196,8 @@ def choose(candidates: list[Candidate], *, ships_average: bool) -> tuple[Candida
     statistics are those of synthetic images.
     """
     allowed = [c for c in candidates if ships_average or not c.name.startswith("ema")]
-    plain = max((c for c in allowed if "+" not in c.name), key=lambda c: (c.agreement, c.name == "raw"))
-    best = max(allowed, key=lambda c: (c.agreement, c.name.startswith("raw")))
+    by_agreement = sorted(allowed, key=lambda c: (c.agreement, c.name.startswith("raw")), reverse=True)
+    best, plain = by_agreement[0], next(c for c in by_agreement if "+" not in c.name)
     if best.agreement <= plain.agreement:
         return plain, "highest agreement"
     if best.agreement - plain.agreement > 2 * math.hypot(best.standard_error, plain.standard_error):
