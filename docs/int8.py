@@ -24,11 +24,11 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -270,7 +270,7 @@ def host(threads: int) -> dict[str, Any]:
     """Return what a row may depend on."""
     here = this_machine()
     facts = {"cpu": here.cpu_model, "int8_instructions": here.int8_instructions, "threads": threads}
-    return {**facts, "onnxruntime": onnxruntime.__version__}
+    return {**facts, "onnxruntime": version("onnxruntime")}
 
 
 def limited(folder: ImageFolder, count: int) -> ImageFolder:

@@ -30,10 +30,9 @@ def travellers() -> dict[str, str]:
     root = Path(edgekd.__file__).parent
     folder = Path(agent.__file__).parent
     files = sorted(path for path in folder.glob("*.py") if path.name != "__main__.py")
-    sources = {f"edgekd/{path.relative_to(root).as_posix()}": path for path in (*files, Path(errors.__file__))}
-    texts = {name: path.read_text(encoding="utf-8") for name, path in sources.items()}
-    empty = {"edgekd/__init__.py": "", "edgekd/deploy/__init__.py": ""}
-    return {"__main__.py": MAIN, **empty, **texts}
+    files = [Path(edgekd.__file__), Path(errors.__file__), *files]  # the first keeps ONNX Runtime from reporting
+    texts = {f"edgekd/{path.relative_to(root).as_posix()}": path.read_text(encoding="utf-8") for path in files}
+    return {"__main__.py": MAIN, "edgekd/deploy/__init__.py": "", **texts}
 
 
 def agent_zip() -> bytes:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import io
 import math
+import os
+import tempfile
 from collections.abc import Iterator
-
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from edgekd.rundir import RunDir, read_json
 from edgekd.stages import comparing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def pictures(run: RunDir) -> Iterator[tuple[str, str, str]]:
@@ -32,7 +34,24 @@ def pictures(run: RunDir) -> Iterator[tuple[str, str, str]]:
                 yield title, _svg(functools.partial(_latency, samples=measured)), f"bench/{folder.name}/samples.json"
 
 
+@functools.cache
+def _import_matplotlib() -> None:
+    """Import matplotlib so that it leaves no list of fonts in the user's home and reads no settings from there."""
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+        before = dict(os.environ)
+        os.environ.update(MPLCONFIGDIR=folder, XDG_CACHE_HOME=folder)  # the second for fontconfig, which it asks
+        try:
+            import matplotlib.figure  # noqa: F401
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
 def _svg(draw) -> str:  # type: ignore[no-untyped-def]
+    _import_matplotlib()
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 3), layout="constrained")
     draw(figure.add_subplot())
     text = io.StringIO()

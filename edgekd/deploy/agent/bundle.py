@@ -99,11 +99,12 @@ class _Bundle:
     def run(self) -> dict[str, Any]:
         """Do what was asked; return the results."""
         place = Workplace()
-        place.hold()
         tools = Tools(self.asked.trtexec, str(place.engines), time.time())
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
             self._unpack(Path(folder))
             runtime: Runtime = self.asked.runtime or ("tensorrt" if known(find(self.asked.trtexec)) else "ort-cpu")
+            if self.asked.action == "bench" or runtime == "tensorrt":  # answers alone need no lock and no cache
+                place.hold()
             jobs = [replace(job_from_json(one, Path(folder)), runtime=runtime) for one in self.manifest["jobs"]]
             results: dict[str, Any] = {
                 "format": FORMAT,
