@@ -183,6 +183,9 @@ def test_a_file_there(device: Device) -> None:  # noqa: F811
     assert result.exit_code == 0, result.stderr
     assert (result.json()["target"], result.json()["run"]) == ("device", None)
     assert [one["passed"] for one in result.json()["numerics"]] == [True]
+    assert [path.name for path in (device.home / ".cache").iterdir()] == ["edgekd"], (
+        "nothing of ONNX Runtime's telemetry"
+    )
 
 
 def test_a_bundle_there_and_back(run: Path, tmp_path: Path) -> None:
@@ -193,6 +196,7 @@ def test_a_bundle_there_and_back(run: Path, tmp_path: Path) -> None:
     home.mkdir()
     env = {"HOME": str(home), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, str(tmp_path / "student.pyz"), "check"], cwd=home, env=env, check=True)
+    assert [path.name for path in home.iterdir()] == ["results.json"], "nothing of ONNX Runtime's telemetry"
     result = Result("bench", "toy", "--import", home / "results.json")
     assert result.exit_code == 0, result.stderr
     assert "1 of 1 artefacts compute there what they compute here" in result.stderr
