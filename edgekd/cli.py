@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from edgekd import __version__, cli_shipping, console
-from edgekd.errors import EdgekdError
+from edgekd.errors import EdgekdError, MachineError
 from edgekd.options import (
     AcceptMapping,
     Arch,
@@ -51,7 +51,7 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def _main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
-        sys.stdout.write(f"edgekd {__version__}\n")
+        console.print_text(f"edgekd {__version__}\n")
         raise typer.Exit
 
 
@@ -318,6 +318,12 @@ def main() -> None:
             raise
         console.error(str(error))
         sys.exit(error.exit_code)
+    except OSError as error:  # of a disk, a file system or a terminal; what edgekd foresaw has a message of its own
+        if os.environ.get("EDGEKD_DEBUG") == "1":
+            raise
+        what = f"{error.filename} cannot be read or written" if error.filename else "reading or writing failed"
+        console.error(f"{what}: {error.strerror or error}.")
+        sys.exit(MachineError.exit_code)
     except Exception as error:
         if os.environ.get("EDGEKD_DEBUG") == "1":
             raise

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.live import Live
@@ -14,7 +16,32 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-_stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+from edgekd.errors import MachineError
+
+
+class _Log:
+    """stderr without its failures: a log that cannot be written (a full disk, a closed terminal) ends no run."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @property
+    def _stream(self) -> TextIO:
+        # A live bar puts itself before stderr and would print through this.
+        stream: TextIO = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+        return stream
+
+
+_stderr = Console(file=cast("TextIO", _Log()), highlight=False, soft_wrap=True)
 _stdout = Console(highlight=False, soft_wrap=True)
 PIPE_WIDTH = 10_000
 """Characters a line may have where stdout is no terminal: all of them."""
@@ -54,9 +81,27 @@ def closing(written: str, headline: str, following: str) -> None:
         _stderr.print(f"[bold green]{word:<9}[/]{_plain(text)}")
 
 
+def print_text(text: str) -> None:
+    """Print a text on stdout as it is."""
+    with _whole_output():
+        sys.stdout.write(text)
+
+
+@contextmanager
+def _whole_output() -> Iterator[None]:
+    """Write results at once, so that a full disk behind stdout is an error now and not after the last line."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        with suppress(OSError):  # what is left in the buffer would fail once more when the interpreter ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise MachineError(f"the results could not be written to standard output: {error.strerror}.") from None
+
+
 def print_json(value: object) -> None:
     """Print one JSON object on stdout."""
-    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    print_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:
@@ -74,7 +119,8 @@ def _print_whole(table: Table) -> None:
     for column in table.columns[:1]:
         column.no_wrap = True
     whole = _stdout if _stdout.is_terminal else Console(highlight=False, soft_wrap=True, width=PIPE_WIDTH)
-    whole.print(table)
+    with _whole_output():
+        whole.print(table)
 
 
 def print_list(rows: Iterable[tuple[str, str]]) -> None:

@@ -7,7 +7,6 @@ flushed to disk, the record with their hashes comes last, and one rename publish
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -18,10 +17,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from edgekd import __version__
+from edgekd import __version__, console, locking
 from edgekd.errors import InputFileError, MachineError, RunBusyError, UsageError
 
 RECORD = "record.json"
@@ -80,11 +80,29 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _fsync(path: Path) -> None:
+    """Flush a file or a folder to disk; some network file systems cannot flush folders and say EINVAL."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        _warn_of_power_cuts()
     finally:
         os.close(descriptor)
+
+
+@cache
+def _warn_of_power_cuts() -> None:
+    console.warn("this file system cannot flush a folder to disk: after a power cut the newest files may be missing.")
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with what it holds, or a link but not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -92,7 +110,8 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".tmp-{path.name}")
     with disk_errors(path):
         try:
-            with temporary.open("w", encoding="utf-8") as stream:
+            remove(temporary)  # a link that lies there must not lead the text elsewhere
+            with temporary.open("x", encoding="utf-8") as stream:
                 stream.write(text)
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -183,19 +202,22 @@ class RunDir:
         """
         if self.path.is_file():
             raise UsageError(f"{self.path} is a file, not a run; choose another --run.")
-        with disk_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                pid = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
-                raise RunBusyError(
-                    f"run {self.path} is in use by process {pid}; wait for it or choose another --run."
-                ) from None
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            with disk_errors(self.path):
+                descriptor, unlocked = locking.take(self.path / ".lock")
+        except locking.HeldError as error:
+            raise RunBusyError(
+                f"run {self.path} is in use by process {error.pid}; wait for it or choose another --run."
+            ) from None
+        except locking.NotALockError:
+            raise InputFileError(
+                f"{self.path}/.lock is a link or a special file, which edgekd does not write to; remove it."
+            ) from None
+        try:
+            if unlocked:
+                console.warn(
+                    f"the file system of {self.path} has no locks ({unlocked}); do not start a second command in it."
+                )
             self._clean_leftovers()
             yield
         finally:
@@ -209,14 +231,11 @@ class RunDir:
             for aside in parent.glob(".old-*"):
                 place = parent / aside.name.removeprefix(".old-")
                 if place.exists():
-                    shutil.rmtree(aside)
+                    remove(aside)
                 else:
                     aside.rename(place)
             for temporary in parent.glob(".tmp-*"):
-                if temporary.is_dir():
-                    shutil.rmtree(temporary)
-                else:
-                    temporary.unlink()
+                remove(temporary)
 
     @contextmanager
     def publish(self, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -231,7 +250,7 @@ class RunDir:
         aside = place.with_name(f".old-{place.name}")
         with disk_errors(place):
             try:
-                shutil.rmtree(temporary, ignore_errors=True)
+                remove(temporary)
                 temporary.mkdir(parents=True)
                 fields: dict[str, Any] = {}
                 yield temporary, fields
@@ -242,7 +261,7 @@ class RunDir:
                 Record(outputs=hash_outputs(temporary), **fields).write(temporary)
                 failpoint(f"{point}.before_rename")
                 if place.exists():
-                    shutil.rmtree(aside, ignore_errors=True)
+                    remove(aside)
                     place.rename(aside)
                     failpoint(f"{point}.between_renames")
                 temporary.rename(place)
@@ -254,7 +273,7 @@ class RunDir:
 
     def append_event(self, event: Mapping[str, object]) -> None:
         """Append one metrics object to events.jsonl."""
-        with disk_errors(self.events_file), self.events_file.open("a", encoding="utf-8") as stream:
+        with disk_errors(self.events_file), self._open_events(os.O_APPEND | os.O_CREAT) as stream:
             stream.write(canonical_json(event) + "\n")
 
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
@@ -282,7 +301,18 @@ class RunDir:
     def truncate_events(self, size_bytes: int) -> None:
         """Forget what was logged after the checkpoint that recorded `size_bytes`."""
         if self.events_bytes() > size_bytes:
-            os.truncate(self.events_file, size_bytes)
+            with disk_errors(self.events_file), self._open_events(0) as stream:
+                stream.truncate(size_bytes)
+
+    def _open_events(self, flags: int) -> TextIO:
+        """Open events.jsonl for writing; through a link it would be somebody else's file."""
+        try:
+            descriptor = os.open(self.events_file, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o644)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise InputFileError(f"{self.events_file} is a link, which edgekd does not write to.") from None
+            raise
+        return os.fdopen(descriptor, "w", encoding="utf-8")
 
     def ledger(self) -> dict[str, Any]:
         """Return run.json, or a fresh ledger."""

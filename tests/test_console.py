@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from edgekd import console
+from edgekd import cli, console
 
 Streams = pytest.CaptureFixture[str]
 LONG = "student.int8-cpu-x86.onnx [bold]not markup[/] " + "word " * 60
@@ -137,3 +141,40 @@ def test_progress_on_a_terminal_is_a_live_bar(monkeypatch: pytest.MonkeyPatch) -
     assert "bench 4/4" in stream.getvalue()
     assert "fp32 [x]" in stream.getvalue()
     assert "━" * 24 in stream.getvalue()
+
+
+@pytest.mark.parametrize("verb", [("--version",), ("--help",), ("recipes", "--json"), ("recipes",)])
+def test_results_that_cannot_be_written_are_one_message_and_code_6(verb: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "edgekd", *verb]
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ran.returncode, ran.stderr.count("\n")) == (6, 1), ran.stderr
+    assert "No space left on device" in ran.stderr
+
+
+def test_a_log_that_cannot_be_written_ends_nothing() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", "from edgekd import console; console.warn('x'); console.print_text('done')"]
+        ran = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (0, "done")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ESTALE, "Stale file handle", "runs/x/run.json"), "runs/x/run.json cannot be read or written"),
+        (OSError(errno.EIO, "Input/output error"), "failed: Input/output error"),
+        (PermissionError(errno.EACCES, "Permission denied", "there"), "there cannot be read or written: Permission"),
+    ],
+)
+def test_an_error_of_the_system_that_nobody_foresaw_is_the_machines(
+    error: OSError, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 6
+    assert words in capsys.readouterr().err

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
+import resource
 import signal
+import stat
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -152,20 +157,81 @@ def test_text_is_replaced_whole(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
 
 
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Let every file grow by not one byte: the closest to a full disk that one process can have to itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_a_full_disk_keeps_the_old_text_and_says_so(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_text("old")
-    (tmp_path / ".tmp-x.txt").symlink_to("/dev/full")
-    with pytest.raises(MachineError, match=r"the disk is full: could not write .*x\.txt"):
+    with full_disk(), pytest.raises(MachineError, match=r"the disk is full: could not write .*x\.txt"):
         rundir.write_text(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
 
 
 def test_a_full_disk_while_logging_is_one_clear_error(run: RunDir) -> None:
-    run.events_file.symlink_to("/dev/full")
-    with pytest.raises(MachineError, match="the disk is full"):
+    with full_disk(), pytest.raises(MachineError, match="the disk is full"):
         run.append_event({"kind": "train"})
+
+
+UNFLUSHABLE = pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS], ids=errno.errorcode.get)
+
+
+@UNFLUSHABLE
+def test_a_file_system_that_cannot_flush_folders_is_warned_of_once(
+    code: int, run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flush = os.fsync
+
+    def refuse_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    rundir._warn_of_power_cuts.cache_clear()
+    rundir.write_text(run.path / "x.txt", "x")
+    publish(run, a="b")
+    assert capsys.readouterr().err.count("cannot flush") == 1
+    assert (run.path / "select" / "a").read_text() == "b"
+
+
+def test_a_disk_that_fails_while_flushing_is_no_success(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        rundir.write_text(run.path / "x.txt", "x")
+    assert hidden(run) == []
+
+
+def test_a_link_never_leads_a_write_out_of_the_run(run: RunDir, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    (run.path / ".tmp-run.json").symlink_to(mine)
+    rundir.write_json(run.ledger_file, {})
+    run.events_file.symlink_to(mine)
+    for change in (lambda: run.append_event({"kind": "train"}), lambda: run.truncate_events(0)):
+        with pytest.raises(InputFileError, match=r"events\.jsonl is a link"):
+            change()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "kept").touch()
+    for name in (".tmp-select", ".old-select", ".old-gone", ".tmp-file"):
+        (run.path / name).symlink_to(folder)
+    publish(run, a="b")
+    with run.lock():
+        pass
+    assert (mine.read_text(), [p.name for p in folder.iterdir()]) == ("mine", ["kept"])
 
 
 def test_a_full_disk_while_publishing_keeps_the_old_folder(run: RunDir) -> None:
@@ -251,6 +317,28 @@ def test_the_lock_is_freed_by_an_error_and_taken_by_one_at_a_time(run: RunDir) -
     for _ in range(2):
         with pytest.raises(KeyError, match="inside"):
             fail()
+
+
+def test_a_link_in_the_place_of_the_lock_is_not_written_to(run: RunDir, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    (run.path / ".lock").symlink_to(mine)
+    with pytest.raises(InputFileError, match=r"\.lock is a link or a special file"), run.lock():
+        pytest.fail("the lock was given")
+    assert mine.read_text() == "mine"
+
+
+def test_without_locks_the_run_goes_on_with_a_warning(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with run.lock():
+        publish(run, a="b")
+    assert "has no locks (No locks available)" in capsys.readouterr().err
+    assert (run.path / "select" / "a").is_file()
 
 
 def test_the_lock_makes_the_folder(tmp_path: Path) -> None:

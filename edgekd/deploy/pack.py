@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import edgekd
-from edgekd import errors
+from edgekd import errors, locking
 from edgekd.deploy import agent
 
 MAIN = """import sys
@@ -30,7 +30,7 @@ def travellers() -> dict[str, str]:
     root = Path(edgekd.__file__).parent
     folder = Path(agent.__file__).parent
     files = sorted(path for path in folder.glob("*.py") if path.name != "__main__.py")
-    files = [Path(edgekd.__file__), Path(errors.__file__), *files]  # the first keeps ONNX Runtime from reporting
+    files += [Path(str(module.__file__)) for module in (edgekd, errors, locking)]
     texts = {f"edgekd/{path.relative_to(root).as_posix()}": path.read_text(encoding="utf-8") for path in files}
     return {"__main__.py": MAIN, "edgekd/deploy/__init__.py": "", **texts}
 

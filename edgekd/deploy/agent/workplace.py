@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
+from edgekd import locking
 from edgekd.deploy.agent.machine import sha256_of
 from edgekd.deploy.agent.refusal import RefusedError
 
@@ -30,17 +30,13 @@ class Workplace:
         """Hold the device until this process ends; two measurements at once would disturb each other."""
         if self._lock is not None:
             return
-        self.root.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(str(self.root / "lock"), os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pid = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
-            os.close(descriptor)
-            message = f"another bench is under way on this device (process {pid}); wait until it ends"
+            descriptor, _ = locking.take(self.root / "lock")
+        except locking.HeldError as error:
+            message = f"another bench is under way on this device (process {error.pid}); wait until it ends"
             raise RefusedError("busy", message) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        except locking.NotALockError as error:
+            raise RefusedError("machine", f"{error} is a link or a special file; remove it") from None
         self._lock = descriptor
         for torn in self.engines.glob(".tmp-*"):
             torn.unlink()

@@ -1,0 +1,83 @@
+"""A lock file held by flock: the kernel frees it when its process dies, however it dies. Travels to devices."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import Optional, Tuple  # noqa: UP035 - a device may have Python 3.8
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""What file systems without flock answer (Lustre, some NFS and FUSE mounts)."""
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class HeldError(Exception):
+    """Another living process holds the lock; `pid` is its number, or `unknown`."""
+
+    def __init__(self, pid: str) -> None:
+        super().__init__(f"held by process {pid}")
+        self.pid = pid
+
+
+class NotALockError(Exception):
+    """What lies in the lock's place is a link or another thing that no lock may be written to."""
+
+
+def take(path: Path) -> Tuple[int, Optional[str]]:  # noqa: UP006, UP045
+    """Lock a file, made with its folder if need be; return its descriptor, which holds the lock until it is closed.
+
+    The second value says why nothing is locked where the file system cannot lock. Raises HeldError, NotALockError
+    and OSError. Who was refused may remove the folder that he had made, so a file that is no longer in its place
+    when it is locked was somebody else's, and the next one is taken.
+    """
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(str(path), _FLAGS, 0o644)
+        except FileNotFoundError:  # its folder was removed just now
+            continue
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+                raise NotALockError(str(path)) from None
+            raise
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise NotALockError(str(path))
+            unlocked = _lock(descriptor)
+            if _in_place(descriptor, path):
+                _sign(descriptor)
+                return descriptor, unlocked
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> Optional[str]:  # noqa: UP045
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise HeldError(os.read(descriptor, 32).decode(errors="replace").strip() or "unknown") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return error.strerror
+    return None
+
+
+def _in_place(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(str(path)))
+    except FileNotFoundError:
+        return False
+
+
+def _sign(descriptor: int) -> None:
+    """Leave this process's number for whoever finds the lock held; on a full disk the lock holds without it."""
+    os.ftruncate(descriptor, 0)
+    with suppress(OSError):
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)

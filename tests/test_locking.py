@@ -1,0 +1,96 @@
+"""One process at a time holds a lock, whatever happens to the file and its folder meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from edgekd import locking
+
+
+def test_the_lock_is_made_with_its_folder_and_signed(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "lock"
+    descriptor, unlocked = locking.take(path)
+    assert (unlocked, path.read_text()) == (None, str(os.getpid()))
+    with pytest.raises(locking.HeldError) as held:
+        locking.take(path)
+    assert held.value.pid == str(os.getpid())
+    os.close(descriptor)
+    os.close(locking.take(path)[0])
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_file_that_was_removed_while_it_was_opened_is_no_lock(
+    again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The holder removes his folder and another begins in its place, between this process's open and its flock."""
+    path = tmp_path / "run" / "lock"
+    flock, others = fcntl.flock, []
+
+    def race(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        shutil.rmtree(path.parent)
+        if again:
+            others.append(locking.take(path)[0])
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", race)
+    if again:
+        with pytest.raises(locking.HeldError):
+            locking.take(path)
+        os.close(others[0])
+    else:
+        descriptor, _ = locking.take(path)
+        assert os.path.samestat(os.fstat(descriptor), path.stat())
+        os.close(descriptor)
+
+
+def test_a_link_a_pipe_and_a_folder_are_no_locks_and_stay_as_they_are(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    (tmp_path / "link").symlink_to(mine)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("link", "dangling", "pipe", "folder"):
+        with pytest.raises(locking.NotALockError):
+            locking.take(tmp_path / name)
+    assert mine.read_text() == "mine"
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("code", locking.NO_LOCKS, ids=errno.errorcode.get)
+def test_a_file_system_without_locks_says_why(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    descriptor, unlocked = locking.take(tmp_path / "lock")
+    os.close(descriptor)
+    assert unlocked == os.strerror(code)
+
+
+def test_another_failure_of_flock_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(OSError, match="Input/output error"):
+        locking.take(tmp_path / "lock")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_full_disk_does_not_keep_anybody_from_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    descriptor, unlocked = locking.take(tmp_path / "lock")
+    os.close(descriptor)
+    assert unlocked is None
