@@ -555,22 +555,22 @@ def test_a_generator_that_is_ill_is_rescued_and_then_given_up(
     assert Record.read(run.stage("distill")) is None
 
 
-@pytest.mark.parametrize(("balance", "rescues"), [(0.0, 1), (5.0, 0)])
+@pytest.mark.parametrize(("balance", "collapses"), [(0.0, True), (5.0, False)])
 def test_a_generator_without_the_balance_loss_comes_to_show_one_class_and_is_rescued(
-    balance: float, rescues: int, teacher_file: Path, tmp_path: Path
+    balance: float, collapses: bool, teacher_file: Path, tmp_path: Path
 ) -> None:
     """Nothing is patched: confidence alone is highest where every image is of the class that is easiest to show."""
     only_confident = {"one_hot": 1.0, "balance": balance, "activation": 0.0, "batchnorm": 0.0, "adversary": 0.0}
     method = {
-        "steps": 40,
+        "steps": 60,
         "generator": {**only_confident, "lr": 0.02, "period": 1, "reinit_period": 0},
         "vae": {"updates": 1},
-        "health": {"grace": 20, "window": 5},
+        "health": {"grace": 20, "window": 5, "min_coverage": 0.5, "max_reinits": 9},  # on any CPU, with any seed
     }
     run = toy.advance(tmp_path / "toy", toy.toy_recipe(teacher_file, method=method, seed=2), ENDED)
     record = Record.read(run.stage("distill"))
     assert record is not None
-    assert record.notes["rescues"] == rescues
+    assert (record.notes["rescues"] > 0) == collapses
     assert all(re.match(r"the generator's images cover \d+% of the classes", e["reason"]) for e in run.events("reinit"))
 
 
