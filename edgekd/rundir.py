@@ -23,6 +23,7 @@ from typing import Any
 
 from edgekd import __version__
 from edgekd.errors import InputFileError, MachineError, RunBusyError, UsageError
+from edgekd.ownership import clean_leftovers
 
 RECORD = "record.json"
 
@@ -160,6 +161,11 @@ def hash_outputs(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): sha256_file(p) for p in files}
 
 
+def blank_ledger() -> dict[str, Any]:
+    """Return the ledger of a run that has only begun."""
+    return {"files_read": {}, "commands": [], "real_images_read": 0, "data_free": True}
+
+
 class RunDir:
     """One run on disk: `runs/<name>/` with its stages, events, ledger and lock."""
 
@@ -196,27 +202,10 @@ class RunDir:
                 ) from None
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-            self._clean_leftovers()
+            clean_leftovers(self.path)
             yield
         finally:
             os.close(descriptor)
-
-    def _clean_leftovers(self) -> None:
-        """Finish or undo what a killed process left between two renames."""
-        for parent in (self.path, self.path / "bench", self.path / "distill" / "checkpoints"):
-            if not parent.is_dir():
-                continue
-            for aside in parent.glob(".old-*"):
-                place = parent / aside.name.removeprefix(".old-")
-                if place.exists():
-                    shutil.rmtree(aside)
-                else:
-                    aside.rename(place)
-            for temporary in parent.glob(".tmp-*"):
-                if temporary.is_dir():
-                    shutil.rmtree(temporary)
-                else:
-                    temporary.unlink()
 
     @contextmanager
     def publish(self, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -289,7 +278,7 @@ class RunDir:
         if self.ledger_file.is_file():
             ledger: dict[str, Any] = read_json(self.ledger_file)
             return ledger
-        return {"files_read": {}, "commands": [], "real_images_read": 0, "data_free": True}
+        return blank_ledger()
 
     def data_free(self) -> bool:
         """Return whether real images had no part in what export/ holds, by its record."""
