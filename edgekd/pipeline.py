@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -16,11 +15,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from edgekd import console, foreign, machine, realdata
+from edgekd import afresh, console, foreign, machine, realdata
 from edgekd import recipe as recipes
-from edgekd.errors import RecipeError, UsageError
+from edgekd.errors import RecipeError, RunBusyError, UsageError
+from edgekd.ownership import is_run, remove
 from edgekd.recipe import Recipe
-from edgekd.rundir import Record, RunDir, digest, write_text
+from edgekd.rundir import RECORD, Record, RunDir, digest, write_text
 from edgekd.stopping import Stop
 
 
@@ -231,8 +231,10 @@ def refuse_pruned(stage: Stage, run: RunDir) -> None:
 
 def open_recipe(run: RunDir) -> Recipe:
     """Read a run's resolved recipe; exit 2 when there is no such run."""
-    if not run.recipe_file.is_file():
+    if not is_run(run.path):
         raise UsageError(f"there is no run {run.path}; `edgekd distill TEACHER` starts one.")
+    if not run.recipe_file.is_file():
+        raise UsageError(f"run {run.path} was stopped before it had a recipe; give its first command again.")
     return recipes.load_resolved(run.recipe_file)
 
 
@@ -286,65 +288,37 @@ def _other_files(run: RunDir, old: Recipe, wanted: Recipe) -> list[str]:
     return lines
 
 
-REPLACED = ".replaced"
-"""Where --fresh keeps what a run held until the new beginning has proved to be one."""
-
-
-def start_afresh(run: RunDir) -> None:
-    """Set aside what a run holds; `settle_afresh` deletes it or brings it back. The caller holds the lock."""
-    replaced = run.path / REPLACED
-    replaced.mkdir()
-    for path in _contents(run):
-        path.rename(replaced / path.name)
-
-
-def settle_afresh(run: RunDir, *, succeeded: bool = False) -> None:
-    """Delete what --fresh set aside once training has begun anew (or the verb succeeded); else bring it back."""
-    replaced = run.path / REPLACED
-    if not replaced.is_dir():
-        return
-    if not succeeded and not run.stage("distill").exists():
-        for path in _contents(run):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-        for path in replaced.iterdir():
-            path.rename(run.path / path.name)
-    shutil.rmtree(replaced)
-
-
-def _contents(run: RunDir) -> list[Path]:
-    return [path for path in run.path.iterdir() if path.name not in (".lock", REPLACED)]
-
-
 def prune(run: RunDir) -> list[str]:
     """Remove checkpoints and replay networks and mark them in their records; return what was removed."""
     removed = []
-    for stage, sensitive in (("distill", "checkpoints/"), ("select", "replay.safetensors")):
+    for stage, sensitive in (("distill", "checkpoints"), ("select", "replay.safetensors")):
         folder = run.stage(STAGES[stage].folder)
-        record = Record.read(folder)
-        if record is None:
-            continue
-        names = [name for name in record.outputs if name.startswith(sensitive) and name not in record.pruned]
-        if names:  # marked first: a crash in between leaves files, never an unexplained hole
-            replace(record, pruned=[*record.pruned, *names]).write(folder)
-        for name in names:
-            (folder / name).unlink(missing_ok=True)
-            removed.append(f"{stage}/{name}")
-    checkpoints = run.stage("distill") / "checkpoints"
-    if checkpoints.is_dir():
-        shutil.rmtree(checkpoints)
+        record, place = Record.read(folder), folder / sensitive
+        names = [] if record is None else [name for name in record.outputs if Path(name).parts[0] == sensitive]
+        if record is not None and not set(names) <= set(record.pruned):
+            # Marked first: a kill in between leaves files, which the next prune removes, never an unexplained hole.
+            replace(record, pruned=sorted({*record.pruned, *names})).write(folder)
+        files = sorted(path for path in [place, *place.rglob("*")] if path.is_file() and path.name != RECORD)
+        removed += [f"{stage}/{path.relative_to(folder)}" for path in files]
+        remove(place)
     return removed
 
 
 def newest_run(root: Path, stage: str) -> RunDir:
     """Return the run under `root` that most recently published what a verb needs."""
-    folder = STAGES[stage].folder
+    folder, busy = STAGES[stage].folder, []
+    for ledger in sorted(root.glob("*/run.json")):
+        try:
+            afresh.recover(RunDir(ledger.parent))
+        except RunBusyError as error:
+            busy.append(error)
     found = [
         (record.stat().st_mtime_ns, record.parents[len(Path(folder).parts)])
         for record in root.glob(f"*/{folder}/record.json")
+        if is_run(record.parents[len(Path(folder).parts)])
     ]
+    if busy and not found:
+        raise busy[0]
     if not found:
         raise UsageError(f"no run under {root}/ has a finished {stage}; `{STAGES[stage].command}` makes one.")
     return RunDir(max(found)[1])

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from edgekd.errors import RecipeError, UsageError, did_you_mean
 from edgekd.method import MethodTable, Table
+from edgekd.ownership import name_problem
 
 
 class TeacherTable(Table):
@@ -149,7 +150,7 @@ class Recipe(Table):
     """Everything a run depends on, with every default written out."""
 
     name: str = ""
-    """Name of the run; the recipe's file name when empty."""
+    """Name of the run, a folder under runs/ and never a path; the recipe's file name when empty."""
     seed: int = 1
     """Seed that every random draw is derived from."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -165,6 +166,14 @@ class Recipe(Table):
     bench: BenchTable = BenchTable()
     eval: EvalTable = EvalTable()
     machine: MachineTable = MachineTable()
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, name: str) -> str:
+        problem = name_problem(name)
+        if problem:
+            raise ValueError(problem)
+        return name
 
 
 def recipes_folder() -> Path:

@@ -23,6 +23,7 @@ from typing import Any, TextIO
 
 from edgekd import __version__, console, locking
 from edgekd.errors import InputFileError, MachineError, RunBusyError, UsageError
+from edgekd.ownership import clean_leftovers, remove
 
 RECORD = "record.json"
 
@@ -95,14 +96,6 @@ def _fsync(path: Path) -> None:
 @cache
 def _warn_of_power_cuts() -> None:
     console.warn("this file system cannot flush a folder to disk: after a power cut the newest files may be missing.")
-
-
-def remove(path: Path) -> None:
-    """Remove a file, a folder with what it holds, or a link but not what it leads to."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -179,6 +172,11 @@ def hash_outputs(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): sha256_file(p) for p in files}
 
 
+def blank_ledger() -> dict[str, Any]:
+    """Return the ledger of a run that has only begun."""
+    return {"files_read": {}, "commands": [], "real_images_read": 0, "data_free": True}
+
+
 class RunDir:
     """One run on disk: `runs/<name>/` with its stages, events, ledger and lock."""
 
@@ -218,24 +216,10 @@ class RunDir:
                 console.warn(
                     f"the file system of {self.path} has no locks ({unlocked}); do not start a second command in it."
                 )
-            self._clean_leftovers()
+            clean_leftovers(self.path)
             yield
         finally:
             os.close(descriptor)
-
-    def _clean_leftovers(self) -> None:
-        """Finish or undo what a killed process left between two renames."""
-        for parent in (self.path, self.path / "bench", self.path / "distill" / "checkpoints"):
-            if not parent.is_dir():
-                continue
-            for aside in parent.glob(".old-*"):
-                place = parent / aside.name.removeprefix(".old-")
-                if place.exists():
-                    remove(aside)
-                else:
-                    aside.rename(place)
-            for temporary in parent.glob(".tmp-*"):
-                remove(temporary)
 
     @contextmanager
     def publish(self, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -319,7 +303,7 @@ class RunDir:
         if self.ledger_file.is_file():
             ledger: dict[str, Any] = read_json(self.ledger_file)
             return ledger
-        return {"files_read": {}, "commands": [], "real_images_read": 0, "data_free": True}
+        return blank_ledger()
 
     def data_free(self) -> bool:
         """Return whether real images had no part in what export/ holds, by its record."""

@@ -12,11 +12,13 @@ import edgekd
 PACKAGE = Path(edgekd.__file__).parent
 LOWEST = {"errors", "console", "text", "locking"}
 BASE = {
+    "afresh",
     "rng",
     "flops",
     "machine",
     "method",
     "recipe",
+    "ownership",
     "recipe_reference",
     "rundir",
     "checkpoint",

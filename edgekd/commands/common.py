@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekd import console, pipeline
+from edgekd import afresh, console, pipeline
 from edgekd import recipe as recipe_module
+from edgekd.afresh import Afresh
 from edgekd.commands.flags import Changes
 from edgekd.errors import InputFileError, MachineError, RecipeError, UsageError
+from edgekd.ownership import CONTENT, LEDGER, LOCK, MOST_BYTES, is_run, name_problem, refuse_foreign, remove
 from edgekd.recipe import AUTO, Recipe
 from edgekd.rundir import RunDir, command_line, write_text
 from edgekd.stopping import Stop, graceful
@@ -40,27 +42,42 @@ def caveat(data_free: bool | None) -> str:
 
 
 def named_run(name: str) -> RunDir:
-    """Return the run of a name under runs/, or of a path."""
-    try:
-        is_path = "/" in name or name in (".", "..") or Path(name, "recipe.toml").is_file()
-    except OSError as error:
-        raise UsageError(f"{name[:80]!r} is no name for a run: {error.strerror}.") from error
+    """Return the run that the user typed: a path, a run in this folder, or a name under runs/."""
+    if any(len(os.fsencode(part)) > MOST_BYTES for part in Path(name).parts):
+        raise UsageError(f"{name[:80]!r} is no name for a run: it is too long.")
+    is_path = "/" in name or name in (".", "..") or is_run(Path(name))
     return RunDir(Path(name) if is_path else RUNS / name)
+
+
+def run_called(name: str) -> RunDir:
+    """Return the run under runs/ of a name that nobody typed as a path: a recipe's, or one made from a file's."""
+    problem = name_problem(name)
+    if problem:
+        raise UsageError(f"the run cannot be called {problem}; give it a name with --run NAME.")
+    return RunDir(RUNS / name)
 
 
 def typed(run: RunDir) -> str:
     """Return what to type for a run: its name below runs/, else its path."""
     name, path = run.path.name, str(run.path)
-    return shlex.quote(next(text for text in (name, path, f"./{path}") if named_run(text).path == run.path))
+    meant = (text for text in (name, path, f"./{path}") if named_run(text).path == run.path and text[:1] != "-")
+    return shlex.quote(next(meant))
+
+
+def open_run(name: str) -> RunDir:
+    """Return the run that the user typed, as a killed command would have left it had it ended."""
+    run = named_run(name)
+    afresh.recover(run)
+    pipeline.open_recipe(run)
+    return run
 
 
 def find_run(name: str, needed: str) -> RunDir:
     """Return the named run, or the newest one that has what the verb needs; say which in the first line."""
     if name:
-        run = named_run(name)
-    else:
-        run = pipeline.newest_run(RUNS, needed)
-        console.say(f"run      {run.path}")
+        return open_run(name)
+    run = pipeline.newest_run(RUNS, needed)
+    console.say(f"run      {run.path}")
     pipeline.open_recipe(run)
     return run
 
@@ -72,30 +89,25 @@ def at_work(run: RunDir, options: Options, *, teacher: Path | None = None) -> It
     What it held is deleted only when training has begun anew; whatever fails before brings it back. A command that
     is refused before it published anything leaves the run as it was, and no new folder.
     """
+    refuse_foreign(run.path)
     made = [path for path in (run.path, *run.path.parents) if not path.exists()]
+    beginning = Afresh(run)
     with run.lock(), graceful(options.max_seconds) as stop:
-        pipeline.settle_afresh(run)  # a --fresh that was killed
+        beginning.settle()  # one that was killed
         before = _Before.of(run)
         try:
             if options.fresh:
-                _start_afresh(run, teacher)
+                if teacher is None or not teacher.is_file():
+                    raise InputFileError(f"--fresh replaces nothing: the teacher {teacher or ''} is not there.")
+                beginning.begin(teacher)
             run.note_command(command_line())
             yield stop
         except BaseException as error:
-            pipeline.settle_afresh(run)
+            beginning.settle()
             if isinstance(error, UsageError | RecipeError | InputFileError | MachineError):
                 before.restore(run, made)
             raise
-        pipeline.settle_afresh(run, succeeded=True)
-
-
-def _start_afresh(run: RunDir, teacher: Path | None) -> None:
-    if teacher is None or not teacher.is_file():
-        raise InputFileError(f"--fresh replaces nothing: the teacher {teacher or ''} is not there to begin with.")
-    strange = [path.name for path in run.path.iterdir() if path.name not in (".lock", "run.json", "events.jsonl")]
-    if strange and not run.recipe_file.is_file():
-        raise UsageError(f"--fresh replaces runs; {run.path} is none, and holds {strange[0]}. Choose another --run.")
-    pipeline.start_afresh(run)
+        beginning.settle(succeeded=True)
 
 
 @dataclass(frozen=True)
@@ -112,7 +124,7 @@ class _Before:
         def content(path: Path) -> bytes | None:
             return path.read_bytes() if path.is_file() else None
 
-        published = {path: path.stat().st_mtime_ns for path in run.path.glob("*/record.json")}
+        published = {path: path.stat().st_mtime_ns for path in run.path.rglob("record.json")}
         images = run.ledger()["real_images_read"]
         return _Before(content(run.recipe_file), content(run.ledger_file), images, published)
 
@@ -122,9 +134,10 @@ class _Before:
         if now.published != self.published or now.images != self.images:
             return
         if run.path in made:
-            shutil.rmtree(run.path)
+            for name in (*CONTENT, LEDGER, LOCK):  # run.json after what it makes a run of
+                remove(run.path / name)
             with contextlib.suppress(OSError):  # somebody else put something there
-                for parent in made[1:]:
+                for parent in made:
                     parent.rmdir()
             return
         for path, content in ((run.recipe_file, self.recipe), (run.ledger_file, self.ledger)):

@@ -7,8 +7,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from edgekd import console, foreign, pipeline
-from edgekd.commands.common import Options, at_work, named_run, typed, wanted_recipe
+from edgekd import afresh, console, foreign, pipeline
+from edgekd.commands.common import Options, at_work, named_run, open_run, run_called, typed, wanted_recipe
 from edgekd.commands.flags import Changes, combine
 from edgekd.errors import InputFileError, UsageError
 from edgekd.models.teacher import mapping_in_short
@@ -25,8 +25,7 @@ def ingest(teacher: Path | None, name: str, flags: Changes, options: Options) ->
         run = run_of(teacher, name)
         flags = combine(flags, {"teacher": {"file": str(teacher)}})
     else:
-        run = named_run(name)
-        pipeline.open_recipe(run)
+        run = open_run(name)
     with at_work(run, options, teacher=teacher) as stop:
         recipe = pipeline.adopt(run, wanted_recipe(run, flags))
         pipeline.advance(run, recipe, ("ingest",), stop=stop)
@@ -52,13 +51,14 @@ def run_of(teacher: Path, name: str, label: str = "") -> RunDir:
         str(teacher).encode()
     except UnicodeEncodeError:
         raise InputFileError(f"the name of {str(teacher)!r} is not in UTF-8; rename the file.") from None
+    run = named_run(name) if name else run_called(f"{teacher.stem.strip('.- ') or 'teacher'}{label}")
     try:
         foreign.require_file(teacher)
     except InputFileError:
-        there = os.access(teacher, os.F_OK)
-        if there or len(teacher.name) > 200 or not named_run(name or f"{teacher.stem}{label}").recipe_file.is_file():
+        afresh.recover(run)
+        if os.access(teacher, os.F_OK) or not run.recipe_file.is_file():
             raise
-    return named_run(name or f"{teacher.stem.strip('.') or 'teacher'}{label}")
+    return run
 
 
 def probe_sentence(run: RunDir, description: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from edgekd.commands.common import (
     caveat,
     find_run,
     named_run,
+    run_called,
     typed,
     wanted_recipe,
     with_chosen_student,
@@ -91,7 +92,7 @@ def run_recipe(path: Path, name: str, flags: Changes, options: Options) -> None:
     loaded = recipe_module.load(file if file.is_file() else path)
     loaded = _beside(loaded, file.parent)
     wanted = recipe_module.with_changes(loaded, flags)
-    run = named_run(name or wanted.name or file.stem)
+    run = named_run(name) if name else run_called(wanted.name or file.stem)
     with at_work(run, options, teacher=Path(wanted.teacher.file)) as stop:
         if run.recipe_file.is_file():
             kept = recipe_module.load_resolved(run.recipe_file)

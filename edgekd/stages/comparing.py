@@ -85,7 +85,7 @@ def agreements(run: RunDir) -> dict[str, float] | None:
 
 def accuracies(run: RunDir) -> dict[str, float]:
     """Return the accuracy of each artefact by the newest evaluation, where it was of the present file."""
-    found = sorted(run.stage("eval").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    found = sorted(run.stage("eval").glob("[!.]*.json"), key=lambda path: path.stat().st_mtime_ns)
     if not found:
         return {}
     newest, hashes = read_json(found[-1]), _hashes(run)

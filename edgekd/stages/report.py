@@ -35,7 +35,7 @@ def collect(run_dir: RunDir) -> dict[str, Any]:
     agreement = _read(export / "agreement.json")
     files = sorted(export.glob("*.onnx"), key=lambda path: artefacts.precision_rank(path.name))
     sizes = {path.name: path.stat().st_size for path in files}
-    found = sorted(run_dir.stage("eval").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    found = sorted(run_dir.stage("eval").glob("[!.]*.json"), key=lambda path: path.stat().st_mtime_ns)
     evaluations = {path.stem: read_json(path) for path in found}
     latency = bench["results"] if bench is not None and _measured_these(run_dir) else None
     return {

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import toy
-from edgekd.commands.common import Options, at_work, named_run, typed
-from edgekd.errors import InputFileError, UsageError
+from edgekd.commands.common import Options, at_work, named_run, run_called, typed
+from edgekd.errors import InputFileError, MachineError, UsageError
 from edgekd.rundir import RunDir
 
 
@@ -29,7 +29,7 @@ def test_what_is_typed_names_the_same_run(here: Path, path: str) -> None:
 
 def test_a_run_in_the_current_folder_hides_its_namesake_below_runs(here: Path) -> None:
     (here / "one").mkdir()
-    (here / "one" / "recipe.toml").write_text("")
+    RunDir(Path("one")).note_command(["edgekd"])
     assert typed(RunDir(Path("runs/one"))) == "runs/one"
     assert typed(RunDir(Path("one"))) == "one"
     assert named_run("one").path == Path("one")
@@ -86,12 +86,85 @@ def test_what_was_published_or_read_before_the_refusal_stays(here: Path, teacher
     assert run.ledger()["real_images_read"] == 20
 
 
-def test_fresh_never_replaces_a_folder_that_is_no_run(here: Path, teacher_file: Path) -> None:
-    (here / "home" / "photos").mkdir(parents=True)
-    fresh = at_work(named_run("./home"), Options(fresh=True), teacher=teacher_file)
-    with pytest.raises(UsageError, match="home is none, and holds photos"), fresh:
+FOREIGN = {
+    "with notes": {"notes.md": "mine"},
+    "with a recipe": {"recipe.toml": "name = 'digits'", "digits.py": "code"},
+    "of another program": {"run.json": '{"id": 7}', "recipe.toml": ""},
+    "with a damaged ledger": {"run.json": "{", "teacher/record.json": "{}"},
+    "named like a stage": {"export/student.onnx": "mine"},
+    "hidden": {".git/HEAD": "main"},
+}
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+@pytest.mark.parametrize("files", FOREIGN.values(), ids=FOREIGN.keys())
+def test_a_folder_that_edgekd_did_not_make_is_refused_and_never_touched(
+    files: dict[str, str], fresh: bool, here: Path, teacher_file: Path
+) -> None:
+    for name, text in files.items():
+        (here / "digits" / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / "digits" / name).write_text(text)
+    before = {path: path.stat().st_mtime_ns for path in (here, *here.rglob("*"))}
+    with (
+        pytest.raises(UsageError, match="digits is left as it is"),
+        at_work(named_run("./digits"), Options(fresh=fresh), teacher=teacher_file),
+    ):
         pytest.fail("it began")
-    assert (here / "home" / "photos").is_dir()
-    (here / "home" / "photos").rmdir()
-    with at_work(named_run("./home"), Options(fresh=True), teacher=teacher_file):
-        pass
+    assert {path: path.stat().st_mtime_ns for path in (here, *here.rglob("*"))} == before
+
+
+@pytest.mark.parametrize("left", [(), (".lock",), (".lock", ".tmp-run.json")])
+def test_a_folder_that_a_killed_beginning_left_is_taken_over(left: tuple[str, ...], here: Path) -> None:
+    run = named_run("one")
+    run.path.mkdir(parents=True)
+    for name in left:
+        (run.path / name).touch()
+    with at_work(run, Options()):
+        assert run.ledger_file.is_file()
+    assert {path.name for path in run.path.iterdir()} == {".lock", "run.json"}
+
+
+def test_fresh_needs_a_teacher_that_it_does_not_replace(here: Path, teacher_file: Path) -> None:
+    run = toy.advance(Path("runs/one"), toy.toy_recipe(teacher_file), ("ingest",))
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file() and path.name != ".lock"}
+    inside = run.stage("teacher") / "teacher.safetensors"
+    cases = {inside: "would replace .*teacher.safetensors, the teacher", here / "gone.pt": "gone.pt is not there"}
+    for teacher, message in cases.items():
+        with (
+            pytest.raises((UsageError, InputFileError), match=message),
+            at_work(run, Options(fresh=True), teacher=teacher),
+        ):
+            pytest.fail("it began")
+        assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_refusal_after_a_checkpoint_keeps_the_recipe_that_it_was_made_with(here: Path, teacher_file: Path) -> None:
+    run = toy.advance(Path("runs/one"), toy.toy_recipe(teacher_file), ("ingest",))
+
+    def begin() -> None:
+        run.recipe_file.write_text("of the checkpoint")
+        with run.publish("distill/checkpoints/step-00000000") as (_, record):
+            record |= {"stage": "checkpoint", "version": 1, "key": "", "recipe_slice": {}, "inputs": {}}
+
+    with pytest.raises(MachineError):
+        refused(run, MachineError("the disk is full"), begin)
+    assert run.recipe_file.read_text() == "of the checkpoint"
+
+
+def test_a_refused_command_deletes_only_what_is_edgekds(here: Path) -> None:
+    run = named_run("one")
+    with pytest.raises(UsageError):
+        refused(run, UsageError("no"), lambda: (run.path / "notes.md").write_text("mine"))
+    assert [path.name for path in run.path.iterdir()] == ["notes.md"]
+
+
+@pytest.mark.parametrize("name", ["a/b", "../a", ".", "..", ".a", "-a", "~a", "a\\b", " a", "a\n", "x" * 256])
+def test_what_a_file_is_called_is_no_path_of_a_run(name: str, here: Path) -> None:
+    with pytest.raises(UsageError, match=r"the run cannot be called .* --run NAME"):
+        run_called(name)
+
+
+def test_a_name_that_nobody_typed_is_below_runs_whatever_lies_here(here: Path) -> None:
+    (here / "one").mkdir()
+    RunDir(Path("one")).note_command(["edgekd"])
+    assert run_called("one").path == Path("runs/one")

@@ -1,0 +1,185 @@
+"""`--fresh`: a new beginning in place of what a run holds, whole or not at all.
+
+What the run holds is moved into a folder of its own, and only what lies there is ever deleted. A marker, on disk before
+anything moves, decides what happens after a kill: "back" brings everything back, "forward" deletes it, and "open" goes
+forward once training has begun anew, else back. run.json is never away: the marker holds the old one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from edgekd import console
+from edgekd.errors import InputFileError, RunBusyError, UsageError
+from edgekd.ownership import CONTENT, exists, interrupted, is_run, remove
+from edgekd.rundir import RECORD, Record, RunDir, _fsync, blank_ledger, disk_errors, write_json
+
+ASIDE = ".edgekd-aside"
+
+
+@dataclass(frozen=True)
+class _Marker:
+    """Which way a new beginning goes, and what the run held before it."""
+
+    direction: Literal["back", "open", "forward"]
+    held: list[str]
+    ledger: dict[str, Any]
+
+
+class Afresh:
+    """The transaction of one `--fresh` on one run; the caller holds the run's lock."""
+
+    def __init__(self, run: RunDir) -> None:
+        self.run = run
+        self._aside = run.path / ASIDE
+        self._marker = self._aside / "marker.json"
+        self._old, self._new = self._aside / "old", self._aside / "new"
+
+    @property
+    def pending(self) -> bool:
+        """Whether something is, or may be, aside."""
+        return self._aside.is_dir()
+
+    @property
+    def away(self) -> bool:
+        """Whether what the run held before is aside and may come back: what stands in its place is no run yet."""
+        marker = self._read() if self.pending else None
+        return marker is not None and self._way(marker) == "back"
+
+    def begin(self, teacher: Path) -> None:
+        """Move what the run holds aside.
+
+        Raises `UsageError`, with nothing moved, when the teacher or anything that is not edgekd's would go with it.
+        """
+        if not is_run(self.run.path):
+            return
+        held = [name for name in CONTENT if exists(self.run.path / name)]
+        taken = [(self.run.path / name).resolve() for name in held]
+        if any(teacher.resolve().is_relative_to(place) for place in taken):
+            raise UsageError(f"--fresh would replace {teacher}, the teacher; move it out of {self.run.path} first.")
+        stranger = next(_strangers(self.run), None)
+        if stranger is not None:
+            raise UsageError(f"--fresh would replace {stranger}, which edgekd did not write; move it away first.")
+        with disk_errors(self.run.path):
+            self._aside.mkdir()
+            marker = self._write(_Marker("back", held, self.run.ledger()))
+            _fsync(self.run.path)
+            self._old.mkdir()
+            for name in held:
+                (self.run.path / name).rename(self._old / name)
+            _fsync(self._old)
+            write_json(self.run.ledger_file, blank_ledger())
+            self._write(replace(marker, direction="open"))
+
+    def settle(self, *, succeeded: bool = False) -> None:
+        """End it: delete what is aside once training has begun anew (or the verb succeeded), else bring it back."""
+        if not self.pending:
+            return
+        marker = self._read()
+        with disk_errors(self.run.path):
+            if marker is not None:
+                self._settle(marker, succeeded=succeeded)
+            # Without a marker nothing was moved yet, or everything is settled: the folder is empty.
+            remove(self._aside / f".tmp-{self._marker.name}")
+            self._aside.rmdir()
+
+    def _settle(self, marker: _Marker, *, succeeded: bool) -> None:
+        way = self._way(marker, succeeded=succeeded)
+        if marker.direction == "open":
+            if way == "back":
+                marker = replace(marker, ledger=_with_images(marker.ledger, self.run.ledger()))
+            for folder in filter(Path.is_dir, (self.run.stage("distill"), self.run.path)):
+                _fsync(folder)
+            marker = self._write(replace(marker, direction=way))
+        if way == "back":
+            self._bring_back(marker)
+        for folder in (self._old, self._new):
+            remove(folder)
+        self._marker.unlink()
+
+    def _bring_back(self, marker: _Marker) -> None:
+        """Put everything where it was; what the new beginning made goes aside in its place."""
+        self._new.mkdir(exist_ok=True)
+        write_json(self.run.ledger_file, marker.ledger)
+        for name in CONTENT:
+            place, kept, made = self.run.path / name, self._old / name, self._new / name
+            if exists(place) and (exists(kept) or name not in marker.held):
+                remove(made)
+                place.rename(made)
+            if exists(kept):
+                kept.rename(place)
+        _fsync(self.run.path)
+
+    def _way(self, marker: _Marker, *, succeeded: bool = False) -> Literal["back", "forward"]:
+        if marker.direction != "open":
+            return marker.direction
+        begun = any((self.run.stage("distill") / "checkpoints").glob("step-*"))
+        return "forward" if begun or succeeded else "back"
+
+    def _read(self) -> _Marker | None:
+        try:
+            return _Marker(**json.loads(self._marker.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise InputFileError(
+                f"{self._marker} is damaged ({error}). What --fresh set aside lies in {self._old}; move it back "
+                f"into {self.run.path} by hand, then delete {self._aside}."
+            ) from error
+
+    def _write(self, marker: _Marker) -> _Marker:
+        write_json(self._marker, asdict(marker))
+        return marker
+
+
+def recover(run: RunDir) -> None:
+    """Let a reader see a run as it is: finish what a killed process left undone, and leave a living one alone.
+
+    Raises `RunBusyError` when a living `--fresh` has moved everything aside and nothing stands in its place yet.
+    """
+    afresh = Afresh(run)
+    if not is_run(run.path) or not (afresh.pending or interrupted(run.path)):
+        return
+    try:
+        with run.lock():
+            afresh.settle()
+    except RunBusyError as error:
+        if not afresh.away:
+            return
+        state = "is being started anew with --fresh; what it held is aside until training has begun"
+        if not run.recipe_file.is_file():
+            raise RunBusyError(f"run {run.path} {state}. Ask again in a moment. ({error})") from error
+        console.warn(f"run {run.path} {state}")
+
+
+def _with_images(ledger: dict[str, Any], refused: dict[str, Any]) -> dict[str, Any]:
+    """Return the ledger with the real images that a refused beginning read: they were read all the same."""
+    count = refused["real_images_read"]
+    if not count:
+        return ledger
+    return {
+        **ledger,
+        "real_images_read": ledger["real_images_read"] + count,
+        "real_images": [*ledger.get("real_images", []), *refused.get("real_images", [])],
+        "files_read": {**refused["files_read"], **ledger["files_read"]},
+    }
+
+
+def _strangers(run: RunDir) -> Iterator[Path]:
+    """Yield what lies in the folders of a run and is not edgekd's, as far as their records tell."""
+    for folder in (*map(run.stage, ("teacher", "init", "select", "export", "report")), *run.stage("bench").glob("*")):
+        record = Record.read(folder)
+        if record is None and folder.parent == run.stage("bench"):
+            yield folder
+        elif record is not None:
+            known = {folder / name for name in (RECORD, *record.outputs)}
+            yield from (path for path in sorted(folder.rglob("*")) if not path.is_dir() and path not in known)
+    yield from (path for path in sorted(run.stage("eval").glob("*")) if path.suffix != ".json")
+    distill = run.stage("distill")
+    known = {distill / RECORD, distill / "checkpoints", *(distill / "checkpoints").glob("*step-*")}
+    found = [*distill.glob("*"), *(distill / "checkpoints").glob("*")]
+    yield from (path for path in sorted(found) if path not in known)
