@@ -10,7 +10,7 @@ import pytest
 import edgekd
 
 PACKAGE = Path(edgekd.__file__).parent
-LOWEST = {"errors", "console", "text"}
+LOWEST = {"errors", "console", "text", "cpus"}
 BASE = {
     "rng",
     "flops",
