@@ -16,7 +16,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from edgekd import console, foreign, machine, realdata
+from edgekd import console, foreign, ledger, machine, realdata
 from edgekd import recipe as recipes
 from edgekd.errors import RecipeError, UsageError
 from edgekd.recipe import Recipe
@@ -304,6 +304,7 @@ def settle_afresh(run: RunDir, *, succeeded: bool = False) -> None:
     if not replaced.is_dir():
         return
     if not succeeded and not run.stage("distill").exists():
+        ledger.keep_readings(RunDir(replaced), run)
         for path in _contents(run):
             if path.is_dir():
                 shutil.rmtree(path)
@@ -341,10 +342,8 @@ def prune(run: RunDir) -> list[str]:
 def newest_run(root: Path, stage: str) -> RunDir:
     """Return the run under `root` that most recently published what a verb needs."""
     folder = STAGES[stage].folder
-    found = [
-        (record.stat().st_mtime_ns, record.parents[len(Path(folder).parts)])
-        for record in root.glob(f"*/{folder}/record.json")
-    ]
+    records = root.glob(f"*/{folder}/record.json")
+    found = [(record.stat().st_mtime_ns, record.parents[len(Path(folder).parts)]) for record in records]
     if not found:
         raise UsageError(f"no run under {root}/ has a finished {stage}; `{STAGES[stage].command}` makes one.")
     return RunDir(max(found)[1])
