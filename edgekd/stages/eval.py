@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from edgekd import console, machine
+from edgekd import checkpoint, console, machine
 from edgekd.deploy import ort_session
 from edgekd.deploy.agent.kernels import kind_of
 from edgekd.deploy.onnx_export import Normalization
 from edgekd.realdata import RealImages, describe_transform
 from edgekd.recipe import Recipe
-from edgekd.rundir import RunDir, digest, read_json, sha256_file, write_json
+from edgekd.rundir import RunDir, digest, read_json, write_json
 from edgekd.stages import artefacts
 from edgekd.stages import images as images_of
 from edgekd.stopping import Stop
@@ -44,7 +44,7 @@ def _measured(run_dir: RunDir, data: Path, images: RealImages, threads: int, sto
         for done, file in enumerate(files, start=1):
             stop.raise_if_requested("eval")
             name = file.name if file in models else file.stem
-            hashes[name] = sha256_file(file)
+            hashes[name] = checkpoint.hash_as_recorded(file)
             if file == teacher_file:
                 accuracy[name] = images.network_accuracy(artefacts.teacher_network(run_dir, description))
             elif file == student_file:

@@ -76,6 +76,20 @@ def test_what_a_cpu_without_vnni_makes_of_the_x86_file_by_default_is_said(
     assert capfd.readouterr().err.count(f"{file}: a CPU without VNNI") == saturates
 
 
+@pytest.mark.parametrize(
+    "name", ["teacher/teacher.safetensors", "select/student.safetensors", "export/student.fp32.onnx"]
+)
+def test_a_damaged_artefact_is_named_and_not_measured(
+    name: str, finished: Any, photos: Path, teacher_file: Path, tmp_path: Path
+) -> None:
+    run = copied(finished, teacher_file, tmp_path / "toy", "select", "export")
+    data = bytearray((run.path / name).read_bytes())
+    data[len(data) * 7 // 10] ^= 0x40
+    (run.path / name).write_bytes(data)
+    with pytest.raises(InputFileError, match=f"{name} is damaged: it does not hash"):
+        evaluation.run(run, pipeline.open_recipe(run), photos, Stop())
+
+
 def test_after_ingest_alone_the_teacher_is_measured(
     finished: Any, photos: Path, teacher_file: Path, tmp_path: Path
 ) -> None:
