@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from edgekd import cpus
 
 PERIOD, MEMORY_UPDATES = 10, 4
 
@@ -31,7 +32,7 @@ def on_cpu(make: Callable[..., Any]) -> Callable[..., Any]:
 def main(checkout: Path, steps: int) -> float:
     """Take a period to warm up, then time whole periods until `steps` are done; return seconds a step."""
     sys.path.insert(0, str(checkout))
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cpus.usable_threads())
     for kind in (torch.Tensor, nn.Module):
         kind.cuda = lambda self, *_: self  # type: ignore[method-assign, assignment]
     torch.randn, torch.ones, torch.zeros = (on_cpu(make) for make in (torch.randn, torch.ones, torch.zeros))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import collect
 
+from edgekd import cpus
 from edgekd.errors import StoppedEarly
 from edgekd.rundir import RunDir, read_json, write_json
 
@@ -172,7 +172,7 @@ class Bench:
         """Distil, going on where an earlier call stopped; count right answers, also of the students not chosen."""
         run, teacher = self.run_dir(pair, row), self.teacher_file(pair.teacher)
         # Nobody needs many cores to launch kernels, and all of them for each of several runs are in each other's way.
-        limit = ("--max-seconds", int(self.left_s()), "--threads", max(1, len(os.sched_getaffinity(0)) // self.jobs))
+        limit = ("--max-seconds", int(self.left_s()), "--threads", max(1, cpus.usable_threads() // self.jobs))
         flags = self.flags(pair, row, BATCHES)
         flags += ["--data", str(self.curve), "--run", str(run.path)]
         self.python(*EDGEKD, "distill", teacher, *flags, *limit, grace_s=GRACE_S)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from edgekd.errors import InputFileError, RecipeError
-from edgekd.rundir import Record, RunDir, failpoint
+from edgekd.rundir import RECORD, Record, RunDir, failpoint, sha256_file
 
 State = Mapping[str, Any]
 
@@ -28,9 +28,24 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     path.write_bytes(save({k: v.detach().cpu().contiguous().clone() for k, v in sorted(tensors.items())}))
 
 
+def hash_as_recorded(path: Path) -> str:
+    """Return the SHA-256 of a stage's output; `InputFileError` where its record says another one."""
+    found, record = sha256_file(path), Record.read(path.parent)
+    if record is not None and record.outputs.get(path.name, found) != found:
+        raise InputFileError(
+            f"{path} is damaged: it does not hash as {RECORD} beside it says. Make {record.stage} again; "
+            "`edgekd status` names the command."
+        )
+    return found
+
+
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file of a run; a damaged one is an `InputFileError`."""
+    """Read a safetensors file of a run; a damaged one, by the record beside it, is an `InputFileError`.
+
+    The format has no checksum of its own: a bit that fell over would be a weight like any other.
+    """
     try:
+        hash_as_recorded(path)
         return dict(load_file(path))
     except (OSError, SafetensorError, ValueError) as error:
         raise InputFileError(f"{path} cannot be read ({error}).") from error

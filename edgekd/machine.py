@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgekd import console, cpus
 from edgekd.errors import MachineError, UsageError
 
 BF16_CPU_FLAGS = ("avx512_bf16", "amx_bf16")
@@ -49,11 +49,36 @@ def resolve_device(name: str) -> torch.device:
 
 
 def use_threads(threads: int) -> int:
-    """Set torch's intra-op threads (0: all cores this process may use) and return their number."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    count = threads or usable or 1
+    """Set torch's threads within an operator (0: as many as can work at a time) and return their number.
+
+    Operators run one after another. More threads than the process has CPUs are warned of.
+    """
+    count = threads or cpus.usable_threads()
+    warn_of_threads(count)
+    _one_operator_at_a_time()
     torch.set_num_threads(count)
     return count
+
+
+@cache
+def warn_of_threads(threads: int) -> None:
+    """Warn of more threads than can work at a time, once."""
+    doubt = cpus.too_many(threads)
+    if doubt is not None:
+        console.warn(f"{doubt} Give --threads {cpus.usable_threads()}, or set machine.threads = 0.")
+
+
+@cache
+def _one_operator_at_a_time() -> bool:
+    """Give torch one thread for operators side by side; return whether it could still be asked.
+
+    Nothing here runs any side by side, so whoever embeds edgekd and has started that pool already loses nothing.
+    """
+    try:
+        torch.set_num_interop_threads(1)
+    except RuntimeError:
+        return False
+    return True
 
 
 @cache

@@ -37,7 +37,7 @@ BudgetMs = Annotated[
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what the run holds and start anew.")]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:i.")]
-Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads; all cores by default.")]
+Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads; by default the usable CPUs.")]
 Arch = Annotated[
     str, typer.Option(metavar="NAME", help="Teacher architecture, or package.module:factory; inferred by default.")
 ]

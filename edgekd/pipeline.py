@@ -212,8 +212,8 @@ def advance(run: RunDir, recipe: Recipe, names: tuple[str, ...], *, stop: Stop, 
         refuse_pruned(stage, run)
         hashes = inputs(stage, run, recipe)
         module = importlib.import_module(f"edgekd.stages.{name}")
-        stage_key = key(stage, recipe, hashes)
-        module.run(run, recipe, key=stage_key, inputs=hashes, stop=stop, **extras.get(name, {}))
+        machine.use_threads(recipe.machine.threads)
+        module.run(run, recipe, key=key(stage, recipe, hashes), inputs=hashes, stop=stop, **extras.get(name, {}))
         ran.append(name)
     return ran
 

@@ -9,6 +9,8 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -39,7 +41,10 @@ class ImageFolder:
         total = hashlib.sha256()
         for file in self.files:
             total.update(str(file.relative_to(self.path)).encode())
-            total.update(hashlib.sha256(file.read_bytes()).digest())
+            try:
+                total.update(hashlib.sha256(file.read_bytes()).digest())
+            except OSError as error:
+                raise InputFileError(f"{file} cannot be read ({error.strerror}).") from error
         return total.hexdigest()
 
 
@@ -127,8 +132,21 @@ def describe_transform(shape: tuple[int, int, int]) -> str:
     return f"shorter side to {round(max(shape[1:]) / 0.875)}, bilinear with antialias, centre crop {size}"
 
 
+class Reading(Protocol):
+    """Who keeps account of real images that are read."""
+
+    def begin(self) -> None:
+        """Hear that the first image is about to be opened."""
+
+    def end(self, opened: int) -> None:
+        """Hear how many images were opened; whoever never hears it assumes all."""
+
+
 class RealImages:
-    """Normalised batches of an image folder, decoded once when they fit into memory."""
+    """Normalised batches of an image folder, decoded once when they fit into memory.
+
+    No image is opened before the first one is asked for. As a context it tells `reading` at its end what was opened.
+    """
 
     def __init__(
         self,
@@ -138,6 +156,7 @@ class RealImages:
         mean: tuple[float, ...] | None,
         std: tuple[float, ...] | None,
         cache: bool = True,
+        reading: Reading | None = None,
     ) -> None:
         if mean is None or std is None:
             raise UsageError(
@@ -147,20 +166,38 @@ class RealImages:
         self.folder, self.shape = folder, shape
         self._mean = torch.tensor(mean)[:, None, None]
         self._std = torch.tensor(std)[:, None, None]
-        count = len(folder.files)
+        self._reading = reading
+        self._opened: set[Path] = set()
+        self._fits = cache and len(folder.files) * 4 * shape[0] * shape[1] * shape[2] <= CACHE_BYTES
         self._cache: Tensor | None = None
-        if cache and count * 4 * shape[0] * shape[1] * shape[2] <= CACHE_BYTES:
-            self._cache = torch.stack([self.normalised(file) for file in folder.files])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if self._reading is not None:
+            self._reading.end(len(self._opened))
 
     def __len__(self) -> int:
         return len(self.folder.files)
 
     def normalised(self, file: Path) -> Tensor:
         """Return one image in the teacher's input space."""
+        if self._reading is not None and not self._opened:
+            self._reading.begin()
+        self._opened.add(file)
         return (read_image(file, self.shape) - self._mean) / self._std
+
+    def load(self) -> None:
+        """Decode all images now if they fit into memory, so that a damaged one is known at once."""
+        if self._fits and self._cache is None:
+            self._cache = torch.stack([self.normalised(file) for file in self.folder.files])
 
     def batches(self, size: int = 250) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images, labels); images are float32 in the teacher's input space."""
+        self.load()
         for start in range(0, len(self), size):
             labels = self.folder.labels[start : start + size]
             if self._cache is not None:

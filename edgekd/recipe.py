@@ -143,7 +143,7 @@ class MachineTable(Table):
     device: str = "auto"
     """auto, cpu, cuda or cuda:i."""
     threads: int = Field(0, ge=0)
-    """CPU threads; 0 takes all cores."""
+    """CPU threads; 0 takes as many as the process has CPUs, by affinity and control group, rounded up."""
 
 
 class Recipe(Table):

@@ -344,19 +344,6 @@ class RunDir:
             ledger["files_read"][str(path)] = sha256
             write_json(self.ledger_file, ledger)
 
-    def _stages_done(self) -> list[str]:
-        """Return the stages published so far: what was made before any real image was read."""
-        return sorted(str(record.parent.relative_to(self.path)) for record in self.path.glob(f"*/{RECORD}"))
-
-    def note_images(self, folder: Path, images: int, sha256: str, *, purpose: str) -> None:
-        """Add a folder of real images, read for numbers only, to the ledger."""
-        ledger = self.ledger()
-        ledger["real_images_read"] += images
-        reading = {"folder": str(folder), "images": images, "for": purpose, "stages_done": self._stages_done()}
-        ledger.setdefault("real_images", []).append(reading)
-        ledger["files_read"][str(folder)] = sha256
-        write_json(self.ledger_file, ledger)
-
 
 def command_line() -> list[str]:
     """Return this process's command as typed, without the path of the program."""

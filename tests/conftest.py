@@ -3,8 +3,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import toy
 
@@ -16,3 +18,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 @pytest.fixture(scope="session")
 def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return toy.write_teacher(tmp_path_factory.mktemp("teacher") / "teacher.pt")
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five grey pictures for each of the toy teacher's four classes."""
+    root = tmp_path_factory.mktemp("data") / "photos"
+    noise = np.random.default_rng(0)
+    for label in range(toy.CLASSES):
+        (root / f"class{label}").mkdir(parents=True)
+        for index in range(5):
+            pixels = noise.integers(0, 256, toy.SHAPE[1:], dtype=np.uint8)
+            Image.fromarray(pixels).save(root / f"class{label}" / f"{index}.png")
+    return root

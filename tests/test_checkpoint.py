@@ -249,3 +249,19 @@ def test_moments_and_step_counters_return_to_the_device(name: str, tmp_path: Pat
     update_there(net, optimizer)
     update_there(resumed, again)
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), resumed.parameters(), strict=True))
+
+
+def test_tensors_whose_record_knows_another_hash_are_damaged(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    with run.publish("teacher") as (folder, record):
+        checkpoint.save_tensors({"w": torch.ones(100)}, folder / "teacher.safetensors")
+        record |= {"stage": "ingest", "version": 1, "key": "", "recipe_slice": {}, "inputs": {}}
+    path = run.stage("teacher") / "teacher.safetensors"
+    assert torch.equal(checkpoint.load_tensors(path)["w"], torch.ones(100))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputFileError, match=r"teacher\.safetensors is damaged: .* Make ingest again"):
+        checkpoint.load_tensors(path)
+    (path.parent / "record.json").unlink()
+    assert checkpoint.load_tensors(path)["w"][0] == 1

@@ -327,3 +327,53 @@ def test_mutated_checkpoints_load_or_are_refused(tmp_path, kind):
     assert len(messages) > 20
     assert not any("\n" in message for message in messages)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def whole_members(path):
+    """Return the members of a zip that hold bytes, and where in the file these begin."""
+    data = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        members = [member for member in archive.infolist() if member.file_size]
+    starts = [struct.unpack_from("<HH", data, member.header_offset + 26) for member in members]
+    return [(m, m.header_offset + 30 + sum(lengths)) for m, lengths in zip(members, starts, strict=True)]
+
+
+@pytest.mark.parametrize("trust", [False, True, None])
+def test_a_bit_that_fell_over_in_any_member_of_a_zip_is_found(tmp_path, trust):
+    path = tmp_path / "weights.pt"
+    torch.save({"state_dict": {**WEIGHTS, "fc.weight": torch.ones(300, 300)}, "epoch": 3}, path)
+    original, members = path.read_bytes(), whole_members(path)
+    assert len(members) >= 7
+    for member, start in members:
+        for place in (start, start + member.file_size // 2, start + member.file_size - 1):
+            data = bytearray(original)
+            data[place] ^= 0x10
+            path.write_bytes(data)
+            with pytest.raises(InputFileError, match="does not match its checksum") as caught:
+                read_checkpoint(path, trust_pickle=trust)
+            assert member.filename in str(caught.value)
+
+
+def test_a_packed_zip_is_held_against_its_checksums_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(foreign, "PIECE_BYTES", 7)
+    stored, packed = tmp_path / "stored.pt", tmp_path / "packed.pt"
+    torch.save(WEIGHTS, stored)
+    with zipfile.ZipFile(stored) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in source.namelist():
+            archive.writestr(name, source.read(name))
+    original = packed.read_bytes()
+    assert torch.equal(read_checkpoint(packed)["conv.weight"], WEIGHTS["conv.weight"])
+    for member, start in whole_members(packed):
+        packed.write_bytes(original[:start] + bytes([original[start] ^ 0x20]) + original[start + 1 :])
+        assert member.filename in refused(packed)
+
+
+def test_a_zip_that_torch_wrote_without_checksums_is_read(tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(WEIGHTS, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert {member.CRC for member, _ in whole_members(path)} == {0}
+    assert torch.equal(read_checkpoint(path)["conv.weight"], WEIGHTS["conv.weight"])

@@ -10,7 +10,7 @@ import pytest
 import edgekd
 
 PACKAGE = Path(edgekd.__file__).parent
-LOWEST = {"errors", "console", "text", "locking"}
+LOWEST = {"errors", "console", "text", "locking", "cpus"}
 BASE = {
     "afresh",
     "rng",
@@ -26,12 +26,13 @@ BASE = {
     "pickles",
     "imports",
     "realdata",
+    "ledger",
     "stopping",
 }
 ROOMS = {"models", "synthesis", "deploy"}
 LEVELS = [LOWEST, BASE, ROOMS, {"stages"}, {"pipeline"}, {"commands"}, {"cli", "cli_shipping", "options"}]
 NO_STAGE = {
-    *("artefacts", "clipping", "comparing", "curve", "device", "doctor", "fine_tuning", "logbook"),
+    *("artefacts", "clipping", "comparing", "curve", "device", "doctor", "fine_tuning", "images", "logbook"),
     *("onnx_files", "plan", "plots", "samples", "students"),
 }
 """Modules of stages/ that are no stage: stages may share them."""
@@ -86,7 +87,10 @@ def test_stages_do_not_import_one_another() -> None:
 
 @pytest.mark.parametrize(
     ("call", "allowed"),
-    [("torch.load", "foreign.py"), ("os.replace", "rundir.py"), ("pickle.load", None), ("print", None)],
+    [
+        *[("torch.load", "foreign.py"), ("os.replace", "rundir.py"), ("pickle.load", None), ("print", None)],
+        *[("RealImages", "images.py"), ("read_image", "realdata.py"), ("Image.open", "realdata.py")],
+    ],
 )
 def test_dangerous_calls_stay_where_they_belong(call: str, allowed: str | None) -> None:
     for path in MODULES:

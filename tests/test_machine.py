@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import platform
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgekd import machine
+from edgekd import cpus, machine
 from edgekd.errors import MachineError, UsageError
 from edgekd.machine import Precision
 
@@ -52,9 +51,32 @@ def test_threads_are_set_and_zero_means_all_cores() -> None:
     before = torch.get_num_threads()
     try:
         assert machine.use_threads(2) == torch.get_num_threads() == 2
-        assert machine.use_threads(0) == torch.get_num_threads() == len(os.sched_getaffinity(0))
+        assert machine.use_threads(0) == torch.get_num_threads() == cpus.usable_threads()
     finally:
         torch.set_num_threads(before)
+
+
+def test_the_default_follows_the_quota_and_more_is_warned_of_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr(cpus, "quota", lambda: 0.5)
+    machine.warn_of_threads.cache_clear()
+    try:
+        assert machine.use_threads(0) == torch.get_num_threads() == 1
+        assert machine.use_threads(1) == 1
+        assert capsys.readouterr().err == ""
+        assert machine.use_threads(7) == machine.use_threads(7) == torch.get_num_threads() == 7, "asked for, so taken"
+        assert " ".join(capsys.readouterr().err.split()).count("7 threads are more than the 0.5 CPUs") == 1
+    finally:
+        torch.set_num_threads(before)
+        machine.warn_of_threads.cache_clear()
+
+
+def test_one_thread_is_one_for_operators_side_by_side_too() -> None:
+    program = "from edgekd import machine; import torch; machine.use_threads(1); print(torch.get_num_interop_threads())"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["1"]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked to keep memory")

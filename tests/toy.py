@@ -101,6 +101,36 @@ def _advance_until(folder: Path, toml: str, names: tuple[str, ...], failpoint: s
     advance(folder, Recipe.model_validate(tomllib.loads(toml)), names)
 
 
+def killed_at_image(folder: Path, arguments: tuple[object, ...], number: int) -> bool:
+    """Give a command in a folder and kill its process when it has opened so many real images; return whether it was."""
+    words = [str(argument) for argument in arguments]
+    child = _FORKSERVER.Process(target=_command_until_image, args=(folder, words, number))
+    child.start()
+    child.join()
+    return child.exitcode == -signal.SIGKILL
+
+
+def _command_until_image(folder: Path, words: list[str], number: int) -> None:
+    from command import Result
+
+    from edgekd import realdata
+
+    decode, opened = realdata.read_image, 0
+
+    def counted(path: Path, shape: tuple[int, int, int]) -> torch.Tensor:
+        nonlocal opened
+        opened += 1
+        found = decode(path, shape)
+        if opened == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    realdata.read_image = counted
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    Result(*words)
+
+
 def fingerprint(run: RunDir) -> dict[str, str]:
     """Return the hashes of what must be bit-identical: weights, JSON, ONNX files, the curve without its clock."""
     hashes = {}

@@ -129,18 +129,22 @@ class _Before:
         return _Before(content(run.recipe_file), content(run.ledger_file), images, published)
 
     def restore(self, run: RunDir, made: list[Path]) -> None:
-        """Undo it, unless a stage was published or a real image read; remove the folders that were made for it."""
+        """Undo it, unless a stage was published; remove the folders that were made for it.
+
+        Real images that were read stay in the ledger.
+        """
         now = _Before.of(run)
-        if now.published != self.published or now.images != self.images:
+        if now.published != self.published:
             return
-        if run.path in made:
+        read = now.images != self.images
+        if run.path in made and not read:
             for name in (*CONTENT, LEDGER, LOCK):  # run.json after what it makes a run of
                 remove(run.path / name)
             with contextlib.suppress(OSError):  # somebody else put something there
                 for parent in made:
                     parent.rmdir()
             return
-        for path, content in ((run.recipe_file, self.recipe), (run.ledger_file, self.ledger)):
+        for path, content in ((run.recipe_file, self.recipe), *([] if read else [(run.ledger_file, self.ledger)])):
             if content is None:
                 path.unlink(missing_ok=True)
             elif path.read_bytes() != content:

@@ -16,7 +16,7 @@ from edgekd.rundir import RunDir, read_json
 from edgekd.stages import artefacts, clipping
 from edgekd.stages import eval as evaluation
 from edgekd.stages import export as exporting
-from edgekd.stages.samples import real_images
+from edgekd.stages import images as images_of
 from edgekd.stopping import graceful
 
 
@@ -26,10 +26,13 @@ def export(name: str, flags: Changes, options: Options, *, clipping_of: Path | N
     with at_work(run, options) as stop:
         recipe = pipeline.adopt(run, recipe_module.with_changes(pipeline.open_recipe(run), flags), reads_teacher=False)
         _refuse_idle_images(recipe, flags, clipping_of)
-        images = None if clipping_of is None else real_images(run, clipping_of)
+        images = None if clipping_of is None else images_of.unlabelled(run, clipping_of, purpose="clipping")
         pipeline.require(run, recipe, "select")
         pipeline.advance(run, recipe, ("export",), stop=stop)
-        clipped = None if images is None else clipping.run(run, recipe, images)
+        clipped = None
+        if images is not None:
+            with images:
+                clipped = clipping.run(run, recipe, images)
     if clipped is not None and not options.json:
         clipping.print_table(clipped, len(images or ()))
     extras = {} if clipped is None else {"clipping": clipped}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgekd import console
+from edgekd import console, cpus, machine
 from edgekd.commands.common import Options
 from edgekd.deploy.remote import Host
 from edgekd.errors import UsageError
@@ -35,6 +35,7 @@ def students(
     shape, measure = parse_shape(input_shape), measure or budget_ms is not None
     if host is not None and not measure:
         raise UsageError("--on says where to measure: give it with --measure or --budget-ms.")
+    machine.use_threads(min(threads, cpus.usable_threads()))  # here; the runtime gets those that were asked for
     found = zoo.size_up(names or registry.student_names(), shape, classes)
     if measure:
         with graceful() as stop, devices.measurer_on(host, stop) as (measurer, runtime):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from edgekd import console, machine, pipeline
@@ -31,6 +33,7 @@ from edgekd.stages import artefacts, curve, plan, students
 from edgekd.stages import device as devices
 from edgekd.stages import eval as evaluation
 from edgekd.stages import export as exporting
+from edgekd.stages import images as images_of
 from edgekd.stages import report as reporting
 from edgekd.stopping import Stop
 from edgekd.text import sizes
@@ -59,7 +62,8 @@ def distill(
         if dry_run:
             _dry_run(cost, options)
             return
-        pipeline.advance(run, recipe, ("distill", "select"), stop=stop, distill=_accuracy(run, options))
+        with _accuracy(run, recipe, options) as accuracy:
+            pipeline.advance(run, recipe, ("distill", "select"), stop=stop, distill=accuracy)
         result = curve.summary(run)
         if options.data is not None:
             evaluation.run(run, recipe, options.data, stop)
@@ -262,9 +266,13 @@ def _dry_run(cost: plan.Plan | None, options: Options) -> None:
     console.closing("nothing but the teacher", cost.sentence(), "the same command without --dry-run")
 
 
-def _accuracy(run: RunDir, options: Options) -> Changes:
-    """Return distill's extra argument: the measure of accuracy on --data, for numbers only."""
+@contextmanager
+def _accuracy(run: RunDir, recipe: Recipe, options: Options) -> Iterator[Changes]:
+    """Yield distill's extra argument: the measure of accuracy on --data, for numbers only."""
     if options.data is None:
-        return {}
-    machine.use_threads(pipeline.open_recipe(run).machine.threads)
-    return {"accuracy": evaluation.load_images(run, options.data, purpose="accuracy curve").network_accuracy}
+        yield {}
+        return
+    machine.use_threads(recipe.machine.threads)
+    with images_of.labelled(run, options.data, purpose="accuracy curve") as images:
+        images.load()  # before hours are spent
+        yield {"accuracy": images.network_accuracy}

@@ -10,13 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import edgekd
-from edgekd import errors, locking
+from edgekd import cpus, errors, locking
 from edgekd.deploy import agent
 
 MAIN = """import sys
+import zipfile
 
 if sys.version_info < (3, 8):
     sys.exit("Python 3.8 or newer is needed; this is " + sys.version.split()[0])
+if sys.argv[1:2] != ["worker"]:  # a worker is started by what was looked at already
+    try:  # Python itself imports from a zip file without a look at its checksums
+        with zipfile.ZipFile(sys.argv[0]) as archive:
+            damaged = archive.testzip()
+    except Exception as error:
+        damaged = str(error)
+    if damaged:
+        sys.stderr.write("error: %s is damaged (%s); copy it again\\n" % (sys.argv[0], damaged))
+        sys.exit(4)
 from edgekd.deploy.agent.entry import main
 
 sys.exit(main(sys.argv[1:]))
@@ -30,7 +40,7 @@ def travellers() -> dict[str, str]:
     root = Path(edgekd.__file__).parent
     folder = Path(agent.__file__).parent
     files = sorted(path for path in folder.glob("*.py") if path.name != "__main__.py")
-    files += [Path(str(module.__file__)) for module in (edgekd, errors, locking)]
+    files += [Path(str(module.__file__)) for module in (edgekd, cpus, errors, locking)]
     texts = {f"edgekd/{path.relative_to(root).as_posix()}": path.read_text(encoding="utf-8") for path in files}
     return {"__main__.py": MAIN, "edgekd/deploy/__init__.py": "", **texts}
 

@@ -29,7 +29,6 @@ def run(run_dir: RunDir, recipe: Recipe, images: RealImages) -> dict[str, Any]:
         return {}
     calibration = read_json(folder / "calibration.json")
     batches = of_images(images, uint8_input(run_dir, recipe.export))
-    run_dir.note_images(images.folder.path, len(images), images.folder.sha256(), purpose="clipping")
     source = read_model(folder / "student.fp32.onnx")
     seen, bounds = Ranges.from_json(calibration["ranges"]), clip_bounds(source)
     found: dict[str, Any] = {}

@@ -23,6 +23,7 @@ def examine() -> dict[str, Any]:
     facts: dict[str, Any] = {
         "cpu": environment.cpu_model,
         "cores": environment.cpus,
+        "usable CPUs": f"{environment.usable_cpus:g} (by affinity and the quota of the control group)",
         "memory": f"{(environment.memory_bytes or 0) / 2**30:.1f} GiB",
         "torch": torch.__version__,
         "device": str(device),

@@ -7,24 +7,16 @@ from typing import Any
 
 import torch
 
-from edgekd import console, machine
+from edgekd import checkpoint, console, machine
 from edgekd.deploy import ort_session
 from edgekd.deploy.agent.kernels import kind_of
 from edgekd.deploy.onnx_export import Normalization
-from edgekd.realdata import RealImages, describe_transform, open_folder
+from edgekd.realdata import RealImages, describe_transform
 from edgekd.recipe import Recipe
-from edgekd.rundir import RunDir, digest, read_json, sha256_file, write_json
+from edgekd.rundir import RunDir, digest, read_json, write_json
 from edgekd.stages import artefacts
+from edgekd.stages import images as images_of
 from edgekd.stopping import Stop
-
-
-def load_images(run_dir: RunDir, data: Path, *, purpose: str = "eval") -> RealImages:
-    """Open a folder of real images for a run's teacher and enter it, with what it is for, into the ledger."""
-    description, pixels = artefacts.describe(run_dir), artefacts.read_pixels(run_dir)
-    folder = open_folder(data, classes=description.classes, names=pixels.class_names)
-    images = RealImages(folder, description.input_shape, mean=pixels.mean, std=pixels.std)
-    run_dir.note_images(data, len(images), folder.sha256(), purpose=purpose)
-    return images
 
 
 def run(run_dir: RunDir, recipe: Recipe, data: Path, stop: Stop) -> dict[str, Any]:
@@ -33,7 +25,11 @@ def run(run_dir: RunDir, recipe: Recipe, data: Path, stop: Stop) -> dict[str, An
     `accuracy_default_mode` is that of files in which ONNX Runtime saturates on this CPU unless asked not to.
     """
     threads = machine.use_threads(recipe.machine.threads)
-    images = load_images(run_dir, data)
+    with images_of.labelled(run_dir, data, purpose="eval") as images:
+        return _measured(run_dir, data, images, threads, stop)
+
+
+def _measured(run_dir: RunDir, data: Path, images: RealImages, threads: int, stop: Stop) -> dict[str, Any]:
     description = artefacts.describe(run_dir)
     accuracy: dict[str, float] = {}
     default_mode: dict[str, float] = {}
@@ -48,7 +44,7 @@ def run(run_dir: RunDir, recipe: Recipe, data: Path, stop: Stop) -> dict[str, An
         for done, file in enumerate(files, start=1):
             stop.raise_if_requested("eval")
             name = file.name if file in models else file.stem
-            hashes[name] = sha256_file(file)
+            hashes[name] = checkpoint.hash_as_recorded(file)
             if file == teacher_file:
                 accuracy[name] = images.network_accuracy(artefacts.teacher_network(run_dir, description))
             elif file == student_file:

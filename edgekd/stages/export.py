@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from edgekd.realdata import RealImages
 from edgekd.recipe import ExportTable, Recipe
 from edgekd.rundir import Record, RunDir, canonical_json, digest, sha256_file
 from edgekd.stages import artefacts, onnx_files
-from edgekd.stages.samples import Samples, of_images, real_images, uint8_input
+from edgekd.stages import images as images_of
+from edgekd.stages.samples import Samples, of_images, uint8_input
 from edgekd.stopping import Stop
 
 VERSION = 7
@@ -28,18 +30,19 @@ ELSEWHERE = "export-elsewhere"
 
 def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], stop: Stop) -> None:
     """Publish export/: ONNX files, parity.json, calibration.json, agreement.json."""
-    images = _calibration_images(run_dir, recipe.export)
-    student = artefacts.student_network(run_dir)
-    job = _job(run_dir, recipe, student, inputs, images, stop, own=True)
-    if images is not None:
-        run_dir.note_images(images.folder.path, len(images), inputs["calibration_images"], purpose="calibration")
-        run_dir.note("data_free", False)  # first, so that no kill leaves such files without it
-    with run_dir.publish("export") as (folder, record):
-        numbers = onnx_files.write_all(job, folder)
-        record |= {"stage": "export", "version": VERSION, "key": key, "inputs": inputs}
-        record["recipe_slice"] = recipe.export.model_dump(mode="json")
-        record["notes"] = {"failures": numbers.failures}
-    run_dir.note("data_free", run_dir.data_free())
+    with _calibration_images(run_dir, recipe.export, purpose="calibration") as images:
+        student = artefacts.student_network(run_dir)
+        job = _job(run_dir, recipe, student, inputs, images, stop, own=True)
+        if images is not None:
+            run_dir.note("data_free", False)  # first, so that no kill leaves such files without it
+        try:
+            with run_dir.publish("export") as (folder, record):
+                numbers = onnx_files.write_all(job, folder)
+                record |= {"stage": "export", "version": VERSION, "key": key, "inputs": inputs}
+                record["recipe_slice"] = recipe.export.model_dump(mode="json")
+                record["notes"] = {"failures": numbers.failures}
+        finally:
+            run_dir.note("data_free", run_dir.data_free())
     onnx_files.report(numbers)
 
 
@@ -80,7 +83,13 @@ def run_elsewhere(run_dir: RunDir, recipe: Recipe, student: Elsewhere, stop: Sto
     """
     _refuse_folder(run_dir, student.out)
     network = _network(run_dir, student)
-    images = _calibration_images(run_dir, recipe.export)
+    with _calibration_images(run_dir, recipe.export, purpose=None) as images:
+        return _publish_elsewhere(run_dir, recipe, student, network, images, stop)
+
+
+def _publish_elsewhere(
+    run_dir: RunDir, recipe: Recipe, student: Elsewhere, network: nn.Module, images: RealImages | None, stop: Stop
+) -> bool:
     inputs = {"student": sha256_file(student.file), **_hashes(run_dir)}
     inputs |= {} if images is None else {"calibration_images": images.folder.sha256()}
     table = {"arch": student.arch, **recipe.export.model_dump(mode="json")}
@@ -148,10 +157,13 @@ def _hashes(run_dir: RunDir) -> dict[str, str]:
     return hashes
 
 
-def _calibration_images(run_dir: RunDir, table: ExportTable) -> RealImages | None:
+def _calibration_images(
+    run_dir: RunDir, table: ExportTable, *, purpose: str | None
+) -> AbstractContextManager[RealImages | None]:
     if not table.calibrates_on_real:
-        return None
-    return real_images(run_dir, Path(table.calibrate_on_real), count=table.calibration_samples)
+        return nullcontext()
+    folder = Path(table.calibrate_on_real)
+    return images_of.unlabelled(run_dir, folder, purpose=purpose, count=table.calibration_samples)
 
 
 def _job(

@@ -75,8 +75,10 @@ class Logbook:
 
     def _note_another_environment(self, found: checkpoint.Checkpoint) -> None:
         before, now = found.environment, self.environment
+        threads = before.get("threads")
         changed = {name: [before.get(name), now[name]] for name in now if now[name] != before.get(name)}
-        console.warn(f"resumed under another {', '.join(changed)}: not bit-identical to an untouched run")
+        remedy = f"; --threads {threads} is what it began with" if threads and "threads" in changed else ""
+        console.warn(f"resumed under another {', '.join(changed)}: not bit-identical to an untouched run{remedy}")
         self.run.note_difference(found.step, changed)
 
     def generator(self, state: State, parts: Mapping[str, Tensor]) -> None:

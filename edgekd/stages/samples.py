@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from edgekd.deploy.onnx_export import Normalization
 from edgekd.deploy.ranges import Batches
 from edgekd.errors import UsageError
-from edgekd.realdata import RealImages, open_unlabelled
+from edgekd.realdata import RealImages
 from edgekd.recipe import ExportTable
 from edgekd.rundir import RunDir
 from edgekd.stages import artefacts
@@ -93,12 +92,3 @@ def logits(network: nn.Module, batches: Iterable[NDArray[np.float32]]) -> NDArra
     """Return the logits, N×K, of a network for normalised samples."""
     with torch.no_grad():
         return np.concatenate([network(torch.from_numpy(x)).numpy() for x in batches])
-
-
-def real_images(run_dir: RunDir, folder: Path, *, count: int | None = None) -> RealImages:
-    """Open images without labels, at most `count` evenly spread over the folder, for a run's input space.
-
-    Raises UsageError where the run does not know its normalisation, InputFileError where there are no images.
-    """
-    pixels, shape = artefacts.read_pixels(run_dir), artefacts.describe(run_dir).input_shape
-    return RealImages(open_unlabelled(folder, count), shape, mean=pixels.mean, std=pixels.std, cache=False)

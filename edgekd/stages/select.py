@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgekd import checkpoint, console, machine
+from edgekd import checkpoint, console
 from edgekd.errors import InputFileError
 from edgekd.recipe import Recipe
 from edgekd.rng import Draws, forked_global
@@ -43,7 +43,6 @@ class Candidate:
 def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], stop: Stop) -> None:
     """Publish select/: the student, why it was chosen, and the networks that draw synthetic samples."""
     device = torch.device("cpu")
-    machine.use_threads(recipe.machine.threads)
     teacher, description = artefacts.load_teacher(run_dir, "fp32", device)
     state = final_state(run_dir)
     networks = replay_networks(recipe, description, state)

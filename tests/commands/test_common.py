@@ -10,6 +10,8 @@ import pytest
 import toy
 from edgekd.commands.common import Options, at_work, named_run, run_called, typed
 from edgekd.errors import InputFileError, MachineError, UsageError
+from edgekd.ledger import Reading
+from edgekd.realdata import RealImages, open_unlabelled
 from edgekd.rundir import RunDir
 
 
@@ -76,14 +78,62 @@ def test_a_refused_command_leaves_a_run_as_it_was(here: Path, teacher_file: Path
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_what_was_published_or_read_before_the_refusal_stays(here: Path, teacher_file: Path) -> None:
+def test_what_was_published_before_the_refusal_stays(here: Path) -> None:
     run = named_run("one")
     with pytest.raises(UsageError):
         refused(run, UsageError("no"), lambda: publish(run))
     assert run.stage("teacher").is_dir()
+
+
+def read(run: RunDir, folder: Path, count: int) -> None:
+    """Read so many images of a folder for a run."""
+    images = RealImages(
+        open_unlabelled(folder),
+        (1, 8, 8),
+        mean=(0.5,),
+        std=(0.5,),
+        reading=Reading(run, open_unlabelled(folder), "eval"),
+    )
+    with images:
+        for file in images.folder.files[:count]:
+            images.normalised(file)
+
+
+def test_images_that_were_read_before_the_refusal_stay_in_the_ledger(
+    here: Path, teacher_file: Path, photos: Path
+) -> None:
+    run = toy.advance(Path("runs/one"), toy.toy_recipe(teacher_file), ("ingest",))
+    recipe = run.recipe_file.read_bytes()
+
+    def work() -> None:
+        run.recipe_file.write_text("half")
+        read(run, photos, 7)
+
     with pytest.raises(UsageError):
-        refused(run, UsageError("no"), lambda: run.note_images(Path("photos"), 20, "hash", purpose="eval"))
-    assert run.ledger()["real_images_read"] == 20
+        refused(run, UsageError("no"), work)
+    ledger = run.ledger()
+    assert (ledger["real_images_read"], ledger["real_images"][0]["images"]) == (7, 7)
+    assert run.recipe_file.read_bytes() == recipe
+
+
+@pytest.mark.parametrize("end", [UsageError("no"), ZeroDivisionError(), KeyboardInterrupt()])
+def test_images_read_by_a_fresh_beginning_stay_when_it_is_taken_back(
+    end: BaseException, here: Path, teacher_file: Path, photos: Path
+) -> None:
+    run = toy.advance(Path("runs/one"), toy.toy_recipe(teacher_file), ("ingest",))
+    read(run, photos, 3)
+
+    def begin_and_fail(count: int) -> None:
+        with at_work(run, Options(fresh=True), teacher=teacher_file):
+            read(run, photos, count)
+            raise end
+
+    for count in (7, 2):
+        with pytest.raises(type(end)):
+            begin_and_fail(count)
+    ledger = run.ledger()
+    assert [one["images"] for one in ledger["real_images"]] == [3, 7, 2]
+    assert ledger["real_images_read"] == 12
 
 
 FOREIGN = {

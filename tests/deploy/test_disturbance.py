@@ -77,6 +77,12 @@ def test_each_disturbance_has_its_sentence(disturbed: dict, sentence: str) -> No
     assert only.endswith(".")
 
 
+def test_a_quota_below_one_cpu_stops_even_one_thread() -> None:
+    container = replace(MACHINE, usable_cpus=0.5)
+    (only,) = warnings(container, Settings(), QUIET, [measured([QUIET] * 6, [1.0] * 6)])
+    assert only.startswith("1 thread has 0.5 usable CPUs")
+
+
 def test_load_average_stands_in_where_cpu_use_is_unknown() -> None:
     blind = replace(QUIET, other_cpus=None, stolen_cpus=None, clock_mhz=None)
     assert found(before=blind, during=blind) == ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
@@ -81,6 +82,26 @@ def test_the_same_content_has_the_same_hash_and_runs(tmp_path: Path) -> None:
         [sys.executable, str(tmp_path / "agent.pyz")], capture_output=True, text=True, check=False, cwd=tmp_path
     )
     assert (ran.returncode, "usage: worker | serve" in ran.stderr) == (2, True)
+
+
+def test_damage_in_any_member_of_a_bundle_is_found_before_its_code_runs(tmp_path: Path) -> None:
+    """A real file with a manifest, and a bit fallen over in one member after the other."""
+    whole, entry = pack.bundle_zip({"format": 0}, {"a.onnx": bytes(range(256)) * 20}), tmp_path / "student.pyz"
+    members = zipfile.ZipFile(io.BytesIO(whole)).infolist()
+    wanted = ("edgekd/deploy/agent/kernels.py", "edgekd/errors.py", "manifest.json", "files/a.onnx")
+    for member in (one for one in members if one.filename in wanted):
+        lengths = struct.unpack_from("<HH", whole, member.header_offset + 26)
+        data = bytearray(whole)
+        data[member.header_offset + 30 + sum(lengths) + member.compress_size // 2] ^= 4
+        entry.write_bytes(data)
+        command = [sys.executable, str(entry), "check"]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert ran.returncode == 4
+        assert f"error: {entry} is damaged (" in ran.stderr
+        assert ran.stderr.count("\n") == 1
+    entry.write_bytes(whole)
+    ran = subprocess.run([sys.executable, str(entry), "check"], capture_output=True, text=True, cwd=tmp_path)
+    assert "the manifest has format 0" in ran.stderr, "its code runs"
 
 
 @pytest.mark.parametrize("version", ["3.6", "3.7", "3.8"])

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import toy
 from edgekd.recipe import Recipe, merge
@@ -76,16 +75,3 @@ def laboratory(teacher_file: Path, ingested: RunDir) -> Laboratory:
         return state, distill.Context(recipe, recipe.method.steps, teacher, description, draws)
 
     return build
-
-
-@pytest.fixture(scope="session")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five grey pictures for each of the toy teacher's four classes."""
-    root = tmp_path_factory.mktemp("data") / "photos"
-    noise = np.random.default_rng(0)
-    for label in range(toy.CLASSES):
-        (root / f"class{label}").mkdir(parents=True)
-        for index in range(5):
-            pixels = noise.integers(0, 256, toy.SHAPE[1:], dtype=np.uint8)
-            Image.fromarray(pixels).save(root / f"class{label}" / f"{index}.png")
-    return root

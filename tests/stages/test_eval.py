@@ -16,6 +16,7 @@ from edgekd.errors import InputFileError, UsageError
 from edgekd.rundir import RunDir, read_json, sha256_file
 from edgekd.stages import artefacts
 from edgekd.stages import eval as evaluation
+from edgekd.stages import images as images_of
 from edgekd.stopping import Stop
 
 
@@ -42,7 +43,7 @@ def test_every_artefact_is_measured(finished: Any, photos: Path, teacher_file: P
     exported = sorted(p.name for p in run.stage("export").glob("*.onnx"))
     assert set(found["accuracy"]) == {"teacher", "student", *exported}
     assert list(found["accuracy"])[:4] == ["teacher", "student", "student.fp32.onnx", "student.fp16.onnx"]
-    images = evaluation.load_images(run, photos)
+    images = images_of.labelled(run, photos, purpose="eval")
     assert found["accuracy"]["teacher"] == accuracy(artefacts.teacher_network(run, artefacts.describe(run)), images)
     student = accuracy(artefacts.student_network(run), images)
     assert found["accuracy"]["student"] == found["accuracy"]["student.fp32.onnx"] == student
@@ -75,6 +76,20 @@ def test_what_a_cpu_without_vnni_makes_of_the_x86_file_by_default_is_said(
     assert capfd.readouterr().err.count(f"{file}: a CPU without VNNI") == saturates
 
 
+@pytest.mark.parametrize(
+    "name", ["teacher/teacher.safetensors", "select/student.safetensors", "export/student.fp32.onnx"]
+)
+def test_a_damaged_artefact_is_named_and_not_measured(
+    name: str, finished: Any, photos: Path, teacher_file: Path, tmp_path: Path
+) -> None:
+    run = copied(finished, teacher_file, tmp_path / "toy", "select", "export")
+    data = bytearray((run.path / name).read_bytes())
+    data[len(data) * 7 // 10] ^= 0x40
+    (run.path / name).write_bytes(data)
+    with pytest.raises(InputFileError, match=f"{name} is damaged: it does not hash"):
+        evaluation.run(run, pipeline.open_recipe(run), photos, Stop())
+
+
 def test_after_ingest_alone_the_teacher_is_measured(
     finished: Any, photos: Path, teacher_file: Path, tmp_path: Path
 ) -> None:
@@ -92,7 +107,7 @@ def test_an_unknown_normalisation_is_refused_and_reads_nothing(finished: Any, ph
 def test_a_folder_of_other_classes_is_refused(finished: Any, photos: Path, teacher_file: Path, tmp_path: Path) -> None:
     run = copied(finished, teacher_file, tmp_path / "toy")
     with pytest.raises(InputFileError, match="class folders, but the teacher has 4"):
-        evaluation.load_images(run, photos / "class0")
+        images_of.labelled(run, photos / "class0", purpose="eval")
 
 
 def test_folders_of_one_name_keep_their_own_records(
@@ -134,7 +149,7 @@ def test_a_network_can_be_measured_while_distilling(photos: Path, teacher_file: 
     stages = ("ingest", "distill", "select")
     plain = toy.advance(tmp_path / "plain" / "toy", wanted, stages)
     run = toy.advance(tmp_path / "toy", wanted, ("ingest",))
-    images = evaluation.load_images(run, photos)
+    images = images_of.labelled(run, photos, purpose="eval")
     toy.advance(tmp_path / "toy", wanted, stages, distill={"accuracy": images.network_accuracy})
     points = run.events("accuracy")
     assert [point["step"] for point in points] == list(range(13))

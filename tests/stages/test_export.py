@@ -32,7 +32,8 @@ from edgekd.models import registry
 from edgekd.recipe import ExportTable, with_changes
 from edgekd.rundir import Record, RunDir, sha256_file
 from edgekd.stages import artefacts, clipping, comparing, export, onnx_files, report
-from edgekd.stages.samples import Samples, kept, real_images
+from edgekd.stages.images import unlabelled
+from edgekd.stages.samples import Samples, kept
 from edgekd.stopping import Stop
 
 ALL = {"int8": True, "target": "all"}
@@ -236,7 +237,7 @@ def test_fine_tuning_saves_the_files_that_nothing_else_does(
         assert found["quantisation_aware"]["steps"] == 8
     assert "edgekd.fine_tuned" not in properties_of(run.stage("export") / "student.fp32.onnx")
     assert set(numbers(run, "calibration")["fine_tuned"]) == tuned
-    clipped = clipping.run(run, pipeline.open_recipe(run), real_images(run, photos))
+    clipped = clipping.run(run, pipeline.open_recipe(run), unlabelled(run, photos, purpose="clipping"))
     assert {name: rates["images"] for name, rates in clipped.items()} == dict.fromkeys(tuned)
 
 
@@ -456,7 +457,7 @@ def test_an_export_on_real_images_that_was_stopped_leaves_the_one_before_it_data
     wanted = with_changes(pipeline.open_recipe(run), {"export": {"calibrate_on_real": str(photos)}})
     with pytest.raises(StoppedEarly):
         export.run(run, wanted, key="", inputs=pipeline.inputs(pipeline.STAGES["export"], run, wanted), stop=Stop(0))
-    assert run.ledger()["real_images_read"] == 20
+    assert (run.ledger()["real_images_read"], run.ledger()["data_free"]) == (20, True)
     assert report.collect(run)["data_free"] is True
     monkeypatch.chdir(tmp_path)
     again = Result("export", "toy")
@@ -475,7 +476,7 @@ def test_clipping_of_real_images_is_of_the_ranges_that_the_file_was_made_with(
         for found in decided["int8"].values():
             found["headroom"] = headroom
         (run.stage("export") / "agreement.json").write_text(json.dumps(decided))
-        found = clipping.run(run, pipeline.open_recipe(run), real_images(run, photos))
+        found = clipping.run(run, pipeline.open_recipe(run), unlabelled(run, photos, purpose="clipping"))
         return float(found["student.int8-cpu-x86.onnx"]["images"]["overall"])
 
     assert rate(0.1) > rate(1.0) >= rate(10.0)
@@ -484,7 +485,7 @@ def test_clipping_of_real_images_is_of_the_ranges_that_the_file_was_made_with(
 def test_clipping_of_real_images_changes_no_file(exported: RunDir, photos: Path, tmp_path: Path) -> None:
     run = RunDir(Path(shutil.copytree(exported.path, tmp_path / "toy")))
     before = toy.fingerprint(run)
-    found = clipping.run(run, pipeline.open_recipe(run), real_images(run, photos))
+    found = clipping.run(run, pipeline.open_recipe(run), unlabelled(run, photos, purpose="clipping"))
     assert toy.fingerprint(run) == before
     assert set(found) == {name for name in files(run) if "int8" in name}
     for rates in found.values():

@@ -146,3 +146,13 @@ def test_assumptions_are_kept_with_the_flag_that_changes_them(teacher_file: Path
     run = toy.advance(tmp_path / "toy", wanted, ("ingest",))
     assumed = json.loads((run.stage("teacher") / "teacher.json").read_text())["assumptions"]
     assert [a["value"] for a in assumed if "--input" in a["flag"]] == ["32x32"]
+
+
+def test_the_probe_takes_the_threads_of_the_recipe(teacher_file: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run = toy.advance(tmp_path / "toy", toy.toy_recipe(teacher_file, machine={"threads": 1}), ("ingest",))
+    finally:
+        torch.set_num_threads(before)
+    assert run.ledger()["teacher_probe"]["threads"] == 1

@@ -146,7 +146,9 @@ def test_another_environment_is_told_and_recorded(
     run = RunDir(tmp_path)
     book(run).restore(state)
     book(run, environment={"threads": 8}).restore(state)
-    assert "resumed under another threads: not bit-identical" in capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.split())
+    assert "resumed under another threads: not bit-identical" in said
+    assert "--threads 1 is what it began with" in said
     assert run.ledger()["not_bit_identical"] == [{"step": 0, "changed": {"threads": [1, 8]}}]
 
 

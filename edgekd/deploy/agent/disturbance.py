@@ -33,7 +33,10 @@ def warnings(
 
 def _threads(environment: Environment, settings: Settings) -> Iterable[str]:
     if settings.threads > environment.usable_cpus:
-        yield f"{settings.threads} threads share {environment.usable_cpus:g} usable CPUs and wait for each other."
+        if settings.threads == 1:
+            yield f"1 thread has {environment.usable_cpus:g} usable CPUs: the quota stops it in between."
+        else:
+            yield f"{settings.threads} threads share {environment.usable_cpus:g} usable CPUs and wait for each other."
 
 
 def _load(environment: Environment, before: Activity, during: Sequence[Activity]) -> Iterable[str]:

@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekd.cpus import usable_cpus
+
 if TYPE_CHECKING:
     from typing import Self
 
@@ -114,14 +116,6 @@ class Meter:
             if throttles is not None and self.throttles is not None
             else 0,
         }
-
-
-def usable_cpus() -> float:
-    """Return the CPUs this process may use: its affinity, cut by the quota of its control group."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    count = float(len(affinity(0)) if affinity else os.cpu_count() or 1)
-    quota, _, period = read_text("/sys/fs/cgroup/cpu.max").partition(" ")
-    return min(count, int(quota) / int(period)) if quota.isdigit() and period.isdigit() else count
 
 
 def gpu_names() -> list[str]:
