@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.deploy import pack
+from edgekd.deploy import pack, ssh
 from edgekd.deploy.agent.environment import Environment, from_facts
 from edgekd.deploy.agent.machine import sha256_of
 from edgekd.deploy.agent.measure import LOAD_TIMEOUT_S, Progress
@@ -106,7 +105,7 @@ class Host:
         if "REMOTE HOST IDENTIFICATION HAS CHANGED" in messages:
             return MachineError(
                 f"{host} answers with another host key than the one you know: it was set up anew, or somebody else "
-                f"answers. If you know why:\n  {_forget(messages, host)}\n  ssh {host}"
+                f"answers. If you know why:\n  {ssh.forget(messages, host)}\n  ssh {host}"
             )
         if "Host key verification failed" in messages or "Permission denied (" in messages:
             what = "is not a known host" if "Host key" in messages else "lets nobody in without a password"
@@ -135,16 +134,16 @@ class Host:
         digest = hashlib.sha256(agent_zip).hexdigest()
         key = hashlib.sha256(f"{key} {digest}".encode()).hexdigest()[:20]
         folder = f".cache/edgekd/work-{key}"
-        self._probe(key, len(agent_zip))
+        self._probe(key, len(agent_zip), while_waiting)
         with tempfile.TemporaryDirectory(prefix="edgekd-") as here:
             file = Path(here) / AGENT
             file.write_bytes(agent_zip)
             temporary = f"{folder}/agent-{os.getpid()}.pyz"  # a bench under way may run from the final place
-            self._copy(file, temporary)
+            self._copy(file, temporary, while_waiting)
         start = f"mv -f {temporary} {folder}/{AGENT} && exec {shlex.quote(self.python)} {folder}/{AGENT} serve"
         argv = self.ssh(start)
         with AgentProcess(self.address, argv, 600.0, detached=True, while_waiting=while_waiting) as process:
-            session = Session(self, process, key, folder, say)
+            session = Session(self, process, key, folder, say, while_waiting)
             try:
                 session.begin(digest, tensorrt=tensorrt)
                 yield session
@@ -164,7 +163,12 @@ class Host:
             MachineError: it cannot be reached, or has no Python.
             RunBusyError: a bench is under way there.
         """
-        ran = _run(self.ssh(f"{shlex.quote(self.python)} -c {shlex.quote(_CLEAN)}"), _PROBE_TIMEOUT_S, self.address)
+        ran = ssh.run(
+            self.ssh(f"{shlex.quote(self.python)} -c {shlex.quote(_CLEAN)}"),
+            _PROBE_TIMEOUT_S,
+            self.address,
+            lambda: None,
+        )
         if ran.returncode == _SSH_FAILED:
             raise self.failure(ran.stderr)
         found = re.search(r"^edgekd freed (\w+)$", ran.stdout, re.MULTILINE)
@@ -174,10 +178,10 @@ class Host:
             raise RunBusyError(f"another bench is under way on {self.address}; wait until it ends.")
         return int(found.group(1))
 
-    def _probe(self, key: str, needed_bytes: int) -> None:
+    def _probe(self, key: str, needed_bytes: int, while_waiting: Callable[[], None]) -> None:
         python = shlex.quote(self.python)
         script = _PROBE.format(key=key, python=python)
-        ran = _run(self.ssh(f"sh -c {shlex.quote(script)}"), _PROBE_TIMEOUT_S, self.address)
+        ran = ssh.run(self.ssh(f"sh -c {shlex.quote(script)}"), _PROBE_TIMEOUT_S, self.address, while_waiting)
         if ran.returncode == _SSH_FAILED:
             raise self.failure(ran.stderr)
         said = dict(re.findall(r"^edgekd (\w+) (\S+)$", ran.stdout, re.MULTILINE))
@@ -203,8 +207,8 @@ class Host:
             "--clean`; then the same command goes on."
         )
 
-    def _copy(self, file: Path, place: str) -> None:
-        ran = _run(self.scp(file, place), _COPY_TIMEOUT_S, self.address)
+    def _copy(self, file: Path, place: str, while_waiting: Callable[[], None]) -> None:
+        ran = ssh.run(self.scp(file, place), _COPY_TIMEOUT_S, self.address, while_waiting)
         if ran.returncode != 0:
             if any(word in ran.stderr for word in ("No space left", "Failure", "quota", "File too large")):
                 raise self._full(0, ran.stderr)
@@ -221,36 +225,14 @@ class Host:
         return _ConnectionCutError(self.address, said)
 
 
-def _forget(messages: str, host: str) -> str:
-    """Return the command that removes a known key: ssh names it by address and port, whatever alias leads there."""
-    name = re.search(r"[Hh]ost key for (\S+) has changed", messages)
-    file = re.search(r"Offending \S+ key in (.+?):\d+", messages)
-    where = f"-f {shlex.quote(file.group(1))} " if file else ""
-    return f"ssh-keygen {where}-R {shlex.quote(name.group(1) if name else host.rpartition('@')[2])}"
-
-
-def _run(command: list[str], timeout_s: float, name: str) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(  # noqa: S603
-            command,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-            errors="replace",
-            start_new_session=True,
-        )
-    except FileNotFoundError as error:
-        raise MachineError(f"there is no {command[0]} on this machine; install OpenSSH's client.") from error
-    except subprocess.TimeoutExpired as error:
-        raise MachineError(f"{name} did not answer within {timeout_s:g} s ({command[0]}).") from error
-
-
 class Session:
     """A device that is held, and its work folder."""
 
-    def __init__(self, host: Host, process: AgentProcess, key: str, folder: str, say: Say) -> None:
+    def __init__(
+        self, host: Host, process: AgentProcess, key: str, folder: str, say: Say, while_waiting: Callable[[], None]
+    ) -> None:
         self._host, self._process, self._key, self._folder, self._say = host, process, key, folder, say
+        self._while_waiting = while_waiting
         self.environment: Environment
 
     def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
@@ -279,7 +261,7 @@ class Session:
         for number, name in enumerate(missing, 1):
             size = known[name].stat().st_size
             self._say(f"copy     {number}/{len(missing)} {name} ({size / 1000:.0f} kB) to {self._host.address}")
-            self._host._copy(known[name], f"{self._folder}/{arriving(hashes[name])}")
+            self._host._copy(known[name], f"{self._folder}/{arriving(hashes[name])}", self._while_waiting)
         damaged = self.ask("verify", files=wanted)["damaged"]
         if damaged:
             raise MachineError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ def compare(
     for settings in comparing.settings_of(table):
         stop.raise_if_requested("bench")
         with shown(jobs, settings, stop) as show:
-            comparisons.append(measure(jobs, settings, show))
+            asked = partial(stop.raise_if_requested, "bench")
+            comparisons.append(measure(jobs, settings, show, while_waiting=asked))
     return comparing.results_of(comparisons, jobs[0].model.parent, run_dir), comparisons
 
 

@@ -200,10 +200,10 @@ def import_results(run: RunDir, file: Path) -> dict[str, Any]:
 @contextmanager
 def measurer_on(host: remote.Host | None, stop: Stop) -> Iterator[tuple[Any, Runtime]]:
     """Yield a way to measure jobs one after the other, and the runtime to measure them in: there, or here."""
-    if host is None:
-        yield measure, "ort-cpu"
-        return
     asked = partial(stop.raise_if_requested, "measuring students")
+    if host is None:
+        yield partial(measure, while_waiting=asked), "ort-cpu"
+        return
     with host.session("students", console.say, while_waiting=asked) as session:
 
         def there(jobs: Sequence[Job], settings: Settings, on_progress: Any = None) -> Comparison:

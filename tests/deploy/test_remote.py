@@ -6,6 +6,7 @@ import contextlib
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -230,8 +231,8 @@ def test_a_file_that_arrives_in_part_is_noticed(
 ) -> None:
     copy = Host._copy
 
-    def cut_short(host: Host, file: Path, place: str) -> None:
-        copy(host, file, place)
+    def cut_short(host: Host, file: Path, place: str, while_waiting: Callable[[], None]) -> None:
+        copy(host, file, place, while_waiting)
         if "arriving" in place:
             (device.home / place).write_bytes(file.read_bytes()[:-1])
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import collections
 import itertools
 import json
-import queue
 import subprocess
 import sys
 import threading
@@ -14,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from edgekd.deploy.agent.pipes import FloodError, Pipes, SilentError
 from edgekd.deploy.agent.worker import PROTOCOL
 from edgekd.errors import EdgekdError, InputFileError, MachineError, RunBusyError, UsageError
 
@@ -30,9 +29,8 @@ ERRORS: dict[str, type[EdgekdError]] = {
     "busy": RunBusyError,
     "protocol": EdgekdError,
 }
-_TAIL_LINES = 20
+ANSWER_BYTES = 64 * 2**20
 _FAREWELL_S = 3.0
-_LOOK_S = 0.5
 PULSE_S = 10.0
 
 
@@ -97,7 +95,8 @@ class AgentProcess:
         while_waiting: called twice a second while a reply is awaited; what it raises ends the wait.
 
     Raises:
-        MachineError: the command cannot be started; later, from `ask`: the agent died, hung, or is another version.
+        MachineError: the command cannot be started; later, from `ask`: the agent died, hung, flooded its pipes, or
+            answered what no agent of this version answers.
     """
 
     def __init__(
@@ -111,25 +110,15 @@ class AgentProcess:
     ) -> None:
         self.name, self.reply_timeout_s, self._while_waiting = name, reply_timeout_s, while_waiting
         self._ids = itertools.count(1)
-        self._replies: queue.Queue[bytes | None] = queue.Queue()
-        self._tail: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
         pipe = subprocess.PIPE
         try:
             self._process = subprocess.Popen(  # noqa: S603
-                list(argv), stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=detached
+                list(argv), stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=detached, bufsize=0
             )
         except OSError as error:
             raise MachineError(f"{name}: the agent cannot be started ({argv[0]}: {error.strerror}).") from error
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        assert self._process.stderr is not None
-        self._stdin = self._process.stdin
-        self._readers = [
-            threading.Thread(target=self._read_replies, args=(self._process.stdout,), daemon=True),
-            threading.Thread(target=self._read_messages, args=(self._process.stderr,), daemon=True),
-        ]
-        for reader in self._readers:
-            reader.start()
+        self._pipes = Pipes(self._process, while_waiting)
+        self._stdin = self._pipes.stdin
         self._closed = threading.Event()
         self._pulse = threading.Thread(target=self._beat, daemon=True)
         if detached:
@@ -169,105 +158,80 @@ class AgentProcess:
     ) -> dict[str, Any]:
         """Send one request and return its reply; `on_progress` gets what is reported before it.
 
-        `timeout_s`, else `reply_timeout_s`, is the longest silence.
+        `timeout_s`, else `reply_timeout_s`, is the longest silence: only a reply or a report of progress ends it.
 
         Raises:
             InputFileError, UsageError, MachineError: the agent refused, by the kind it names.
         """
         number, timeout_s = next(self._ids), timeout_s or self.reply_timeout_s
+        end_s = time.monotonic() + timeout_s
         request = {"id": number, "op": op, **arguments}
         try:
-            self._stdin.write(json.dumps(request).encode() + b"\n")
-            self._stdin.flush()
-        except OSError as error:
-            raise self._died(op) from error
-        while True:
             try:
-                line = self._next_line(timeout_s)
-            except queue.Empty as error:
-                self._process.kill()
-                raise MachineError(
-                    f'{self.name}: no answer to "{op}" within {timeout_s:g} s; the agent was stopped.'
-                    + self._last_words()
-                ) from error
-            if line is None:
-                raise self._died(op)
-            reply = _parse(line)
-            if reply is None or reply.get("id") != number:
-                self._tail.append(line.decode(errors="replace").rstrip())  # a login script's greeting, say
-                continue
-            if "progress" in reply:
-                if on_progress is not None:
+                self._pipes.send(json.dumps(request).encode() + b"\n", end_s)
+            except OSError as error:
+                raise self._died(op) from error
+            while True:
+                line = self._pipes.line(ANSWER_BYTES, end_s)
+                if line is None:
+                    raise self._died(op)
+                reply = _parse(line)
+                if reply is None or reply.get("id") != number or ("progress" in reply and on_progress is None):
+                    self._pipes.stray(line)
+                elif on_progress is not None and "progress" in reply:
+                    end_s = time.monotonic() + timeout_s
                     on_progress(reply["progress"])
-                continue
-            if not reply["ok"]:
-                raise ERRORS[reply["kind"]](f"{self.name}: {reply['error']}.")
-            return reply
-
-    def _next_line(self, timeout_s: float) -> bytes | None:
-        end_s = time.monotonic() + timeout_s
-        while True:
-            try:
-                return self._replies.get(timeout=max(0.0, min(_LOOK_S, end_s - time.monotonic())))
-            except queue.Empty:
-                self._while_waiting()
-                if time.monotonic() >= end_s:
-                    raise
+                else:
+                    break
+        except SilentError as error:
+            raise self._stopped(f'no answer to "{op}" within {timeout_s:g} s') from error
+        except FloodError as error:
+            raise self._stopped(f'it answers "{op}" without end: {error}') from error
+        if not reply["ok"]:
+            raise ERRORS[reply["kind"]](f"{self.name}: {reply['error']}.")
+        return reply
 
     def close(self) -> None:
         """End the agent: its stdin closes, and if that is not enough it is killed."""
         self._closed.set()
-        try:
-            self._stdin.close()
-        except OSError:
-            self._tail.append("stdin was already closed")
-        try:
-            self._process.wait(timeout=_FAREWELL_S)
-        except subprocess.TimeoutExpired:
+        self._pipes.hang_up()
+        if not self._pipes.drain(_FAREWELL_S):
             self._process.kill()
-            self._process.wait()
-        for reader in self._readers:
-            reader.join(timeout=_FAREWELL_S)
+        self._process.wait()
+        self._pipes.close()
         if self._pulse.is_alive():
             self._pulse.join(timeout=_FAREWELL_S)
 
     def _beat(self) -> None:
         while not self._closed.wait(PULSE_S):
             try:
-                self._stdin.write(b"\n")
-                self._stdin.flush()
+                self._pipes.pulse()
             except (OSError, ValueError):  # gone, or closed at this moment; `ask` says so
                 return
 
+    def _stopped(self, what: str) -> MachineError:
+        self._process.kill()
+        return MachineError(f"{self.name}: {what}; the agent was stopped." + _last_words(self._pipes.messages()))
+
     def _died(self, op: str) -> AgentDiedError:
+        self._while_waiting()  # a Ctrl-C may have ended both, and is what there is to say
+        messages = self._pipes.messages(_FAREWELL_S)
         try:
             code: int | None = self._process.wait(timeout=_FAREWELL_S)
         except subprocess.TimeoutExpired:
             code = None
-        self._readers[1].join(timeout=_FAREWELL_S)
         how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
-        message = f'{self.name}: the agent {how} during "{op}".' + self._last_words()
-        return AgentDiedError(message, code, list(self._tail))
+        return AgentDiedError(f'{self.name}: the agent {how} during "{op}".' + _last_words(messages), code, messages)
 
-    def _last_words(self) -> str:
-        return " Its last messages: " + " | ".join(self._tail) if self._tail else " It left no message."
 
-    def _read_replies(self, stdout: BinaryIO) -> None:
-        with stdout:
-            for line in stdout:
-                self._replies.put(line)
-        self._replies.put(None)
-
-    def _read_messages(self, stderr: BinaryIO) -> None:
-        with stderr:
-            for line in stderr:
-                self._tail.append(line.decode(errors="replace").rstrip())
+def _last_words(messages: Sequence[str]) -> str:
+    return " Its last messages: " + " | ".join(messages) if messages else " It left no message."
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     """Return the JSON object on a line, or None."""
     try:
         reply = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return reply if isinstance(reply, dict) else None
