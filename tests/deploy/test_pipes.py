@@ -8,9 +8,9 @@ import time
 import pytest
 
 from edgekd.deploy import ssh
-from edgekd.deploy.agent import pipes, protocol
+from edgekd.deploy.agent import answers, pipes, protocol
 from edgekd.deploy.agent.protocol import AgentProcess
-from edgekd.errors import Interrupted, MachineError
+from edgekd.errors import InputFileError, Interrupted, MachineError
 
 ENDLESS = {
     "a line without end": "while True: os.write(1, b'x' * 65536)",
@@ -33,7 +33,6 @@ def python(code: str) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "ANSWER_BYTES", 2**20)
     monkeypatch.setattr(pipes, "STRAY_BYTES", 2**20)
     monkeypatch.setattr(protocol, "_FAREWELL_S", 0.3)
 
@@ -71,7 +70,7 @@ def test_what_never_comes_is_not_waited_for(what: str) -> None:
 
 @pytest.mark.parametrize("what", [*ENDLESS, *QUIET])
 def test_a_stop_is_heard_whatever_the_child_does(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "ANSWER_BYTES", 2**40)
+    monkeypatch.setattr(answers, "most_bytes", lambda *_: 2**40)
     monkeypatch.setattr(pipes, "STRAY_BYTES", 2**40)
     code = {**ENDLESS, **QUIET}[what].replace("while True: ", "while True: time.sleep(0.001); ")
     with AgentProcess("device", python(code), reply_timeout_s=60, while_waiting=Press(0.3)) as child:
@@ -82,20 +81,21 @@ def test_a_stop_is_heard_whatever_the_child_does(what: str, monkeypatch: pytest.
 
 
 def test_a_child_that_reads_nothing_is_not_written_to_for_ever() -> None:
-    large = "x" * 2**20
-    with AgentProcess("device", python("time.sleep(60)"), reply_timeout_s=0.4) as child:
-        with pytest.raises(MachineError, match=r'no answer to "check" within 0\.4 s'):
-            child.ask("check", expected=large)
-    with AgentProcess("device", python("time.sleep(60)"), 60, while_waiting=Press(0.3)) as child:
-        with pytest.raises(Interrupted):
-            child.ask("check", expected=large)
+    large, deaf = "x" * 2**20, python("time.sleep(60)")
+    with (
+        AgentProcess("device", deaf, reply_timeout_s=0.4) as child,
+        pytest.raises(MachineError, match=r'no answer to "check" within 0\.4 s'),
+    ):
+        child.ask("check", expected=large)
+    with AgentProcess("device", deaf, 60, while_waiting=Press(0.3)) as child, pytest.raises(Interrupted):
+        child.ask("check", expected=large)
 
 
 def test_a_child_that_fills_stderr_first_is_still_written_to() -> None:
     code = "os.write(2, b'warning\\n' * 50000); import sys; n = len(sys.stdin.readline())\n"
-    code += """print('{"id": 1, "ok": true, "n": %d}' % n, flush=True)"""
-    with AgentProcess("device", python(code), reply_timeout_s=30) as child:
-        assert child.ask("check", expected="x" * 2**20)["n"] > 2**20
+    code += """print('{"id": 1, "ok": false, "kind": "file", "error": "read %d"}' % n, flush=True)"""
+    with AgentProcess("device", python(code), 30) as child, pytest.raises(InputFileError, match=r"read 104\d{4}"):
+        child.ask("check", expected="x" * 2**20)
 
 
 def test_a_stop_that_ended_the_child_too_is_a_stop() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import reprlib
 import subprocess
 import sys
 import threading
@@ -14,7 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from edgekd.deploy.agent import answers
 from edgekd.deploy.agent.pipes import FloodError, Pipes, SilentError
+from edgekd.deploy.agent.schema import SchemaError
 from edgekd.deploy.agent.worker import PROTOCOL
 from edgekd.errors import EdgekdError, InputFileError, MachineError, RunBusyError, UsageError
 
@@ -27,9 +30,8 @@ ERRORS: dict[str, type[EdgekdError]] = {
     "usage": UsageError,
     "machine": MachineError,
     "busy": RunBusyError,
-    "protocol": EdgekdError,
+    "protocol": MachineError,
 }
-ANSWER_BYTES = 64 * 2**20
 _FAREWELL_S = 3.0
 PULSE_S = 10.0
 
@@ -119,6 +121,7 @@ class AgentProcess:
             raise MachineError(f"{name}: the agent cannot be started ({argv[0]}: {error.strerror}).") from error
         self._pipes = Pipes(self._process, while_waiting)
         self._stdin = self._pipes.stdin
+        self._heard = False
         self._closed = threading.Event()
         self._pulse = threading.Thread(target=self._beat, daemon=True)
         if detached:
@@ -138,13 +141,8 @@ class AgentProcess:
         return self._process.pid
 
     def hello(self, **arguments: Any) -> dict[str, Any]:
-        """Return the machine facts of the agent, once its protocol version is known to be ours."""
+        """Return the machine facts of the agent; one of another protocol version is refused."""
         reply = self.ask("hello", **arguments)
-        if reply["protocol"] != PROTOCOL:
-            raise MachineError(
-                f"{self.name}: the agent speaks protocol {reply['protocol']}, this edgekd {PROTOCOL}; "
-                "use the agent and the edgekd of one version."
-            )
         machine: dict[str, Any] = reply["machine"]
         return machine
 
@@ -166,30 +164,73 @@ class AgentProcess:
         number, timeout_s = next(self._ids), timeout_s or self.reply_timeout_s
         end_s = time.monotonic() + timeout_s
         request = {"id": number, "op": op, **arguments}
+        progress: dict[str, Any] | None = None
         try:
             try:
                 self._pipes.send(json.dumps(request).encode() + b"\n", end_s)
             except OSError as error:
                 raise self._died(op) from error
             while True:
-                line = self._pipes.line(ANSWER_BYTES, end_s)
+                line = self._pipes.line(answers.most_bytes(op, arguments), end_s)
                 if line is None:
                     raise self._died(op)
-                reply = _parse(line)
-                if reply is None or reply.get("id") != number or ("progress" in reply and on_progress is None):
-                    self._pipes.stray(line)
-                elif on_progress is not None and "progress" in reply:
-                    end_s = time.monotonic() + timeout_s
-                    on_progress(reply["progress"])
-                else:
+                reply = self._understood(op, line, number)
+                if reply is None:
+                    continue
+                if "progress" not in reply:
+                    answers.require_answer(op, reply)
                     break
+                if on_progress is None:
+                    self._pipes.stray(line)
+                else:
+                    end_s = time.monotonic() + timeout_s
+                    progress = self._farther(reply["progress"], progress)
+                    on_progress(progress)
         except SilentError as error:
             raise self._stopped(f'no answer to "{op}" within {timeout_s:g} s') from error
         except FloodError as error:
             raise self._stopped(f'it answers "{op}" without end: {error}') from error
+        except SchemaError as error:
+            raise self.unfit(op, error) from error
         if not reply["ok"]:
-            raise ERRORS[reply["kind"]](f"{self.name}: {reply['error']}.")
+            raise ERRORS.get(reply["kind"], MachineError)(f"{self.name}: {reply['error']}.")
         return reply
+
+    def unfit(self, op: str, why: Exception) -> MachineError:
+        """Return the error for an answer that no agent of this version gives; end the agent, which is not believed."""
+        return self._stopped(f'its answer to "{op}" is not what an agent of this edgekd answers ({why})')
+
+    def _understood(self, op: str, line: bytes, number: int) -> dict[str, Any] | None:
+        """Return the reply on a line, None for what a login script prints before the agent starts."""
+        try:
+            reply = answers.parsed(line)
+        except ValueError as error:
+            if self._heard or line.startswith(b'{"'):
+                raise SchemaError(f"a line ({error})", line[:200], "an object of JSON") from error
+            reply = None
+        if isinstance(reply, dict) and reply.get("id") == number:
+            self._heard = True
+            if reply.get("protocol", PROTOCOL) != PROTOCOL:
+                raise self._stopped(
+                    f"the agent speaks protocol {reprlib.repr(reply['protocol'])}, this edgekd {PROTOCOL}; "
+                    "use the agent and the edgekd of one version"
+                )
+            return reply
+        if self._heard:
+            raise SchemaError("", reply, f"an object with the id {number}")
+        self._pipes.stray(line)
+        return None
+
+    @staticmethod
+    def _farther(progress: Any, before: dict[str, Any] | None) -> dict[str, Any]:
+        """Return a report of progress that is one: each is farther than the one before, and there is an end to it."""
+        answers.PROGRESS(progress, "progress")
+        done, total = progress["done"], progress["total"]
+        first = 0 if before is None else before["done"]
+        if not first < done <= (total if before is None else before["total"]):
+            raise SchemaError("progress.done", done, f"above {first} and at most {total}")
+        found: dict[str, Any] = progress
+        return found
 
     def close(self) -> None:
         """End the agent: its stdin closes, and if that is not enough it is killed."""
@@ -226,12 +267,3 @@ class AgentProcess:
 
 def _last_words(messages: Sequence[str]) -> str:
     return " Its last messages: " + " | ".join(messages) if messages else " It left no message."
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """Return the JSON object on a line, or None."""
-    try:
-        reply = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return reply if isinstance(reply, dict) else None
