@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +99,7 @@ def recipes(copy: str, check: Path | None, options: Options) -> None:
         if options.json:
             console.print_json(resolved.model_dump(mode="json"))
         else:
-            sys.stdout.write(recipe_module.to_toml(resolved))
+            console.print_toml(recipe_module.to_toml(resolved))
         headline, following = f"{check} is valid", f"edgekd run {shlex.quote(str(check))}"
         if not resolved.teacher.file:
             known = methods.get(check.stem)

@@ -164,4 +164,4 @@ def _require_asked(comparison: dict[str, Any], jobs: Sequence[Job], settings: Se
             raise SchemaError("a job", job["artefact"], "one of those that were asked for")
     absent = [one for one in jobs if not any(one.model.name == r["job"]["model"] for r in comparison["results"])]
     if absent:
-        raise SchemaError("the results", None, f"of all jobs ({absent[0].label} is absent)")
+        raise SchemaError(f"the result of {absent[0].label}")

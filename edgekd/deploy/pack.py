@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import edgekd
-from edgekd import errors
+from edgekd import errors, text
 from edgekd.deploy import agent
 
 MAIN = """import sys
@@ -30,7 +30,10 @@ def travellers() -> dict[str, str]:
     root = Path(edgekd.__file__).parent
     folder = Path(agent.__file__).parent
     files = sorted(path for path in folder.glob("*.py") if path.name != "__main__.py")
-    sources = {f"edgekd/{path.relative_to(root).as_posix()}": path for path in (*files, Path(errors.__file__))}
+    sources = {
+        f"edgekd/{path.relative_to(root).as_posix()}": path
+        for path in (*files, Path(errors.__file__), Path(text.__file__))
+    }
     texts = {name: path.read_text(encoding="utf-8") for name, path in sources.items()}
     empty = {"edgekd/__init__.py": "", "edgekd/deploy/__init__.py": ""}
     return {"__main__.py": MAIN, **empty, **texts}
@@ -38,12 +41,12 @@ def travellers() -> dict[str, str]:
 
 def agent_zip() -> bytes:
     """Return the agent as a zip file."""
-    return _zip({name: text.encode() for name, text in travellers().items()})
+    return _zip({name: source.encode() for name, source in travellers().items()})
 
 
 def bundle_zip(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes:
     """Return a bundle: the agent, a manifest and the files it names."""
-    code = {name: text.encode() for name, text in travellers().items()}
+    code = {name: source.encode() for name, source in travellers().items()}
     data = {f"files/{name}": content for name, content in files.items()}
     return _zip({**code, "manifest.json": json.dumps(manifest, indent=1, sort_keys=True).encode(), **data})
 

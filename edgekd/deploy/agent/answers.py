@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from edgekd.deploy.agent.schema import Check
 
 MOST_SAMPLES = 10**8
-NAME, REASON = text(300), text(20_000)
+NAME, TARGET, REASON = text(300), text(200), text(20_000)
 SHA256 = text(64, "[0-9a-f]{64}")
 MS = number(1e-9, 1e9)
 SECONDS = number(0, 1e12)
@@ -104,7 +104,7 @@ _LOADED = {
 }
 _MEMORY = {"peak_memory_bytes": maybe(SIZE), "baseline_memory_bytes": maybe(SIZE)}
 _EXECUTED = {"integer_nodes": maybe(COUNT), "compute_nodes": maybe(COUNT)}
-_SAMPLES = numbers(1e-9, 1e9, MOST_SAMPLES, 1)
+SAMPLES = numbers(1e-9, 1e9, MOST_SAMPLES, 1)
 _WINDOWS = numbers(1e-9, 1e9, 10**6)
 
 JOB = record(
@@ -144,12 +144,12 @@ _MEASURED = record(
         **_EXECUTED,
         "stable": flag,
         "warm_up_ms": _WINDOWS,
-        "rounds": many(record({"samples_ms": _SAMPLES, "activity": ACTIVITY}), 10**5, 2),
+        "rounds": many(record({"samples_ms": SAMPLES, "activity": ACTIVITY}), 10**5, 2),
     }
 )
 _FIELDS = record(
     {
-        "target": NAME,
+        "target": TARGET,
         "environment": MACHINE,
         "settings": SETTINGS,
         "before": ACTIVITY,
@@ -231,7 +231,7 @@ BUNDLE = record(
     {
         "format": whole(1, 10**6),
         "run": NAME,
-        "target": NAME,
+        "target": TARGET,
         "manifest_sha256": SHA256,
         "files": table(SHA256, 1000),
         "comparisons": many(PART, 1000),
@@ -250,7 +250,7 @@ ANSWERS: dict[str, dict[str, Check]] = {
     "observe": _SEEN,
     "load": {**_LOADED, "input_shape": SHAPE, "output_shapes": many(many(COUNT, 100), 1000)},
     "warm_up": {"stable": flag, "medians_ms": _WINDOWS, "seconds": SECONDS},
-    "round": {**_SEEN, "samples_ms": _SAMPLES, "gpu_clock_mhz": maybe(_MHZ)},
+    "round": {**_SEEN, "samples_ms": SAMPLES, "gpu_clock_mhz": maybe(_MHZ)},
     "sustain": {"runs": whole(1, 10**9), "seconds": number(1e-9, 1e7), "end_unix_s": SECONDS},
     "logits": {"dtype": NAME, "shape": many(COUNT, 8), "base64": text(2**28)},
     "memory": _MEMORY,

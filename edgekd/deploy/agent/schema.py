@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 class SchemaError(ValueError):
     """A value is not what belongs in its place; the message names both, and shows little of it."""
 
-    def __init__(self, place: str, value: Any, wanted: str) -> None:
-        super().__init__(f"{place or 'it'} is {reprlib.repr(value)}, not {wanted}")
+    def __init__(self, place: str, value: Any = None, wanted: str = "") -> None:
+        place = place or "it"
+        super().__init__(f"{place} is {reprlib.repr(value)}, not {wanted}" if wanted else f"{place} is missing")
 
 
 def number(low: float, high: float) -> Check:
@@ -128,7 +129,7 @@ def record(required: Mapping[str, Check], optional: Mapping[str, Check] | None =
             raise SchemaError(place, value, "an object")
         for key in required:
             if key not in value:
-                raise SchemaError(f"{place}.{key}".lstrip("."), None, "there")
+                raise SchemaError(f"{place}.{key}".lstrip("."))
         for key, one in value.items():
             if key not in known:
                 raise SchemaError(f"a key of {place or 'it'}", key, f"known (of {', '.join(sorted(known))})")
