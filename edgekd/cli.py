@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer import rich_utils
 
 from edgekd import __version__, cli_shipping, console
 from edgekd.errors import EdgekdError, MachineError
@@ -37,6 +38,7 @@ from edgekd.options import (
     examples,
     verb,
 )
+from edgekd.text import visible
 
 app = typer.Typer(
     name="edgekd",
@@ -46,6 +48,10 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
+
+
+_CLICK_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+"""Click's own base class, wherever this typer keeps click."""
 
 
 @app.callback(invoke_without_command=True)
@@ -312,7 +318,11 @@ def recipes(
 def main() -> None:
     """Run the command line; the only place where errors become messages and exit codes."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except _CLICK_ERROR as error:
+        error.message = visible(error.message)  # a file that a shell's * named may be called anything
+        rich_utils.rich_format_error(error)
+        sys.exit(error.exit_code)
     except EdgekdError as error:
         if os.environ.get("EDGEKD_DEBUG") == "1":
             raise

@@ -1,4 +1,8 @@
-"""The only place that prints: messages, tables, progress to stderr; one JSON object or a table to stdout."""
+"""The only place that prints: messages, tables, progress to stderr; one JSON object or a table to stdout.
+
+Names come from files, devices and command lines, and may hold anything: whatever is printed is first made `visible`,
+and is never taken for markup.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
@@ -17,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgekd.errors import MachineError
+from edgekd.text import visible
 
 
 class _Log:
@@ -50,8 +55,8 @@ PLAIN_PERIOD_S = 15.0
 
 
 def _plain(message: str) -> str:
-    """Return a message without markup, its control characters written out: names in foreign files may hold any."""
-    return escape("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+    """Return a message without markup, its control characters written out."""
+    return escape(visible(message))
 
 
 def say(message: str) -> None:
@@ -72,7 +77,7 @@ def error(message: str) -> None:
 def opening(lines: Iterable[tuple[str, str]]) -> None:
     """Print the opening lines of a command: a word and what it stands for."""
     for word, text in lines:
-        _stderr.print(f"[bold]{escape(word):<9}[/]{_plain(text)}")
+        _stderr.print(f"[bold]{_plain(word):<9}[/]{_plain(text)}")
 
 
 def closing(written: str, headline: str, following: str) -> None:
@@ -100,17 +105,35 @@ def _whole_output() -> Iterator[None]:
 
 
 def print_json(value: object) -> None:
-    """Print one JSON object on stdout."""
-    print_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """Print one JSON object on stdout; what is not to be seen is an escape there, the same to a parser."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    _print_escaped(text, lambda character: json.dumps(character)[1:-1])
+
+
+def print_toml(text: str) -> None:
+    """Print a TOML document on stdout; what is not to be seen is an escape there, the same to a parser."""
+    _print_escaped(text.removesuffix("\n"), lambda character: f"\\U{ord(character):08x}")
+
+
+def _print_escaped(text: str, escaped: Callable[[str], str]) -> None:
+    lines = ("".join(c if c.isprintable() else escaped(c) for c in line) for line in text.split("\n"))
+    print_text("\n".join(lines) + "\n")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:
     """Print a table on stdout; the first column is text, the others are numbers."""
-    table = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(
+        *map(_plain, columns),
+        title=None if title is None else _plain(title),
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*map(_plain, row))
     _print_whole(table)
 
 
@@ -127,13 +150,13 @@ def print_list(rows: Iterable[tuple[str, str]]) -> None:
     """Print names with their explanations on stdout."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for name, text in rows:
-        table.add_row(f"[bold]{escape(name)}[/]", escape(text))
+        table.add_row(f"[bold]{_plain(name)}[/]", _plain(text))
     _print_whole(table)
 
 
 def confirm(question: str) -> bool:
     """Ask on the terminal; only y or yes is consent."""
-    _stderr.print(f"{escape(question)} \\[y/N] ", end="")
+    _stderr.print(f"{_plain(question)} \\[y/N] ", end="")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
@@ -167,7 +190,7 @@ class Progress:
             width = 24
             full = width * done // max(self._total, 1)
             bar = Text("━" * full, style="green") + Text("━" * (width - full), style="dim")
-            self._live.update(bar + Text(f" {text}"))
+            self._live.update(bar + Text(f" {visible(text)}"))
         elif now - self._last_line >= PLAIN_PERIOD_S or done >= self._total:
             self._last_line = now
             say(text)

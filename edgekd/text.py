@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 
+def visible(text: str) -> str:
+    """Return a text with every character written out that is not to be seen, and may command a terminal: `\\x1b`."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def listed(names: Iterable[str], at_most: int = 3) -> str:
     """Return the first names and how many more there are."""
     every = list(names)
-    shown = ", ".join(ascii(name[:80])[1:-1] for name in every[:at_most])
+    shown = ", ".join(visible(name[:80]) for name in every[:at_most])
     return shown + (f" and {len(every) - at_most} more" if len(every) > at_most else "")
 
 

@@ -33,7 +33,7 @@ ROOMS = {"models", "synthesis", "deploy"}
 LEVELS = [LOWEST, BASE, ROOMS, {"stages"}, {"pipeline"}, {"commands"}, {"cli", "cli_shipping", "options"}]
 NO_STAGE = {
     *("artefacts", "clipping", "comparing", "curve", "device", "doctor", "fine_tuning", "images", "logbook"),
-    *("onnx_files", "plan", "plots", "samples", "students"),
+    *("left_out", "onnx_files", "plan", "plots", "samples", "students"),
 }
 """Modules of stages/ that are no stage: stages may share them."""
 STAGES = {"ingest", "init", "distill", "select", "export", "bench", "eval", "report"}

@@ -15,9 +15,10 @@ from edgekd.commands.flags import Changes
 from edgekd.deploy import golden
 from edgekd.deploy.graph import properties_of_file
 from edgekd.deploy.remote import Host
+from edgekd.deploy.results import read as read_results
 from edgekd.errors import InputFileError, UsageError
 from edgekd.models.stems import parse_shape
-from edgekd.rundir import RunDir, read_json
+from edgekd.rundir import RunDir
 from edgekd.stages import bench as benching
 from edgekd.stages import comparing
 from edgekd.stages import device as devices
@@ -145,7 +146,7 @@ def _run(name: str, flags: Changes, options: Options, host: Host | None, elsewhe
             pipeline.require(run, recipe, "export")
             pipeline.advance(run, recipe, ("bench",), stop=stop)
             place = run.stage("bench") / "local"
-            results = read_json(place / "results.json")
+            results = read_results(place / "results.json")
             results["verdicts"] = comparing.verdicts(results["results"], run)
         else:  # a device's flags are its own: they make nothing stale here
             pipeline.require(run, changed, "export")

@@ -99,7 +99,7 @@ def recipes(copy: str, check: Path | None, options: Options) -> None:
         if options.json:
             console.print_json(resolved.model_dump(mode="json"))
         else:
-            console.print_text(recipe_module.to_toml(resolved))
+            console.print_toml(recipe_module.to_toml(resolved))
         headline, following = f"{check} is valid", f"edgekd run {shlex.quote(str(check))}"
         if not resolved.teacher.file:
             known = methods.get(check.stem)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import edgekd
-from edgekd import cpus, errors, locking
+from edgekd import cpus, errors, locking, text
 from edgekd.deploy import agent
 
 MAIN = """import sys
@@ -40,19 +40,19 @@ def travellers() -> dict[str, str]:
     root = Path(edgekd.__file__).parent
     folder = Path(agent.__file__).parent
     files = sorted(path for path in folder.glob("*.py") if path.name != "__main__.py")
-    files += [Path(str(module.__file__)) for module in (edgekd, cpus, errors, locking)]
+    files += [Path(str(module.__file__)) for module in (edgekd, cpus, errors, locking, text)]
     texts = {f"edgekd/{path.relative_to(root).as_posix()}": path.read_text(encoding="utf-8") for path in files}
     return {"__main__.py": MAIN, "edgekd/deploy/__init__.py": "", **texts}
 
 
 def agent_zip() -> bytes:
     """Return the agent as a zip file."""
-    return _zip({name: text.encode() for name, text in travellers().items()})
+    return _zip({name: source.encode() for name, source in travellers().items()})
 
 
 def bundle_zip(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes:
     """Return a bundle: the agent, a manifest and the files it names."""
-    code = {name: text.encode() for name, text in travellers().items()}
+    code = {name: source.encode() for name, source in travellers().items()}
     data = {f"files/{name}": content for name, content in files.items()}
     return _zip({**code, "manifest.json": json.dumps(manifest, indent=1, sort_keys=True).encode(), **data})
 

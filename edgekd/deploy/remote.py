@@ -7,35 +7,25 @@ accepted here. EDGEKD_SSH_CONFIG names another configuration file (`ssh -F`).
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shlex
-import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from edgekd.deploy import pack
-from edgekd.deploy.agent.environment import Environment, from_facts
-from edgekd.deploy.agent.machine import sha256_of
-from edgekd.deploy.agent.measure import LOAD_TIMEOUT_S, Progress
-from edgekd.deploy.agent.measurement import Comparison, Job, Settings, from_json, job_to_json
-from edgekd.deploy.agent.protocol import AgentDiedError, AgentProcess, arriving
+from edgekd.deploy import pack, ssh
+from edgekd.deploy.agent.protocol import AgentDiedError, AgentProcess
+from edgekd.deploy.device_session import Say, Session
 from edgekd.errors import EdgekdError, GateError, InputFileError, MachineError, RunBusyError, UsageError
-
-if TYPE_CHECKING:
-    from edgekd.deploy.agent.measure import OnProgress
 
 OPTIONS = ("BatchMode=yes", "ConnectTimeout=15", "ServerAliveInterval=10", "ServerAliveCountMax=6")
 AGENT = "agent.pyz"
 _SSH_FAILED = 255
 _COPY_TIMEOUT_S = 3600.0
 _PROBE_TIMEOUT_S = 120.0
-Say = Callable[[str], None]
 
 _PROBE = """d=.cache/edgekd/work-{key}
 if command -v {python} >/dev/null 2>&1; then echo "edgekd python yes"; else echo "edgekd python no"; exit 0; fi
@@ -106,7 +96,7 @@ class Host:
         if "REMOTE HOST IDENTIFICATION HAS CHANGED" in messages:
             return MachineError(
                 f"{host} answers with another host key than the one you know: it was set up anew, or somebody else "
-                f"answers. If you know why:\n  {_forget(messages, host)}\n  ssh {host}"
+                f"answers. If you know why:\n  {ssh.forget(messages, host)}\n  ssh {host}"
             )
         if "Host key verification failed" in messages or "Permission denied (" in messages:
             what = "is not a known host" if "Host key" in messages else "lets nobody in without a password"
@@ -135,16 +125,16 @@ class Host:
         digest = hashlib.sha256(agent_zip).hexdigest()
         key = hashlib.sha256(f"{key} {digest}".encode()).hexdigest()[:20]
         folder = f".cache/edgekd/work-{key}"
-        self._probe(key, len(agent_zip))
+        self._probe(key, len(agent_zip), while_waiting)
         with tempfile.TemporaryDirectory(prefix="edgekd-") as here:
             file = Path(here) / AGENT
             file.write_bytes(agent_zip)
             temporary = f"{folder}/agent-{os.getpid()}.pyz"  # a bench under way may run from the final place
-            self._copy(file, temporary)
+            self.copy(file, temporary, while_waiting)
         start = f"mv -f {temporary} {folder}/{AGENT} && exec {shlex.quote(self.python)} {folder}/{AGENT} serve"
         argv = self.ssh(start)
         with AgentProcess(self.address, argv, 600.0, detached=True, while_waiting=while_waiting) as process:
-            session = Session(self, process, key, folder, say)
+            session = Session(self, process, key, folder, say, while_waiting)
             try:
                 session.begin(digest, tensorrt=tensorrt)
                 yield session
@@ -164,20 +154,25 @@ class Host:
             MachineError: it cannot be reached, or has no Python.
             RunBusyError: a bench is under way there.
         """
-        ran = _run(self.ssh(f"{shlex.quote(self.python)} -c {shlex.quote(_CLEAN)}"), _PROBE_TIMEOUT_S, self.address)
+        ran = ssh.run(
+            self.ssh(f"{shlex.quote(self.python)} -c {shlex.quote(_CLEAN)}"),
+            _PROBE_TIMEOUT_S,
+            self.address,
+            lambda: None,
+        )
         if ran.returncode == _SSH_FAILED:
             raise self.failure(ran.stderr)
-        found = re.search(r"^edgekd freed (\w+)$", ran.stdout, re.MULTILINE)
+        found = re.search(r"^edgekd freed (busy|[0-9]{1,18})$", ran.stdout, re.MULTILINE)
         if found is None:
             raise MachineError(f"nothing was removed on {self.address}: {ran.stderr.strip() or 'no message'}")
         if found.group(1) == "busy":
             raise RunBusyError(f"another bench is under way on {self.address}; wait until it ends.")
         return int(found.group(1))
 
-    def _probe(self, key: str, needed_bytes: int) -> None:
+    def _probe(self, key: str, needed_bytes: int, while_waiting: Callable[[], None]) -> None:
         python = shlex.quote(self.python)
         script = _PROBE.format(key=key, python=python)
-        ran = _run(self.ssh(f"sh -c {shlex.quote(script)}"), _PROBE_TIMEOUT_S, self.address)
+        ran = ssh.run(self.ssh(f"sh -c {shlex.quote(script)}"), _PROBE_TIMEOUT_S, self.address, while_waiting)
         if ran.returncode == _SSH_FAILED:
             raise self.failure(ran.stderr)
         said = dict(re.findall(r"^edgekd (\w+) (\S+)$", ran.stdout, re.MULTILINE))
@@ -186,13 +181,14 @@ class Host:
                 f"{self.address} has no {self.python}; install it there (sudo apt-get install python3), or name "
                 "another with --python PATH."
             )
-        version = tuple(int(part) for part in said.get("version", "0.0").split("."))
-        if version < (3, 8):
+        version = re.fullmatch(r"([0-9]{1,4})\.([0-9]{1,4})", said.get("version", ""))
+        if version is None or (int(version.group(1)), int(version.group(2))) < (3, 8):
             raise MachineError(
                 f"{self.python} on {self.address} is Python {said.get('version', 'unknown')}; 3.8 or newer is needed. "
                 "Name another with --python PATH."
             )
-        free_kib = int(said.get("free", "0")) if said.get("free", "0").isdigit() else 0
+        free = said.get("free", "")
+        free_kib = int(free) if re.fullmatch("[0-9]{1,18}", free) else 0
         if said.get("folder") != "yes" or free_kib * 1024 < 2 * needed_bytes:
             raise self._full(free_kib, ran.stderr)
 
@@ -203,8 +199,9 @@ class Host:
             "--clean`; then the same command goes on."
         )
 
-    def _copy(self, file: Path, place: str) -> None:
-        ran = _run(self.scp(file, place), _COPY_TIMEOUT_S, self.address)
+    def copy(self, file: Path, place: str, while_waiting: Callable[[], None]) -> None:
+        """Copy a file to a place below the home directory there."""
+        ran = ssh.run(self.scp(file, place), _COPY_TIMEOUT_S, self.address, while_waiting)
         if ran.returncode != 0:
             if any(word in ran.stderr for word in ("No space left", "Failure", "quota", "File too large")):
                 raise self._full(0, ran.stderr)
@@ -219,113 +216,3 @@ class Host:
         if error.code not in (_SSH_FAILED, None) and "Traceback" in said:
             return MachineError(f"{error} This is a fault of the agent; report it with these lines.")
         return _ConnectionCutError(self.address, said)
-
-
-def _forget(messages: str, host: str) -> str:
-    """Return the command that removes a known key: ssh names it by address and port, whatever alias leads there."""
-    name = re.search(r"[Hh]ost key for (\S+) has changed", messages)
-    file = re.search(r"Offending \S+ key in (.+?):\d+", messages)
-    where = f"-f {shlex.quote(file.group(1))} " if file else ""
-    return f"ssh-keygen {where}-R {shlex.quote(name.group(1) if name else host.rpartition('@')[2])}"
-
-
-def _run(command: list[str], timeout_s: float, name: str) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(  # noqa: S603
-            command,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-            errors="replace",
-            start_new_session=True,
-        )
-    except FileNotFoundError as error:
-        raise MachineError(f"there is no {command[0]} on this machine; install OpenSSH's client.") from error
-    except subprocess.TimeoutExpired as error:
-        raise MachineError(f"{name} did not answer within {timeout_s:g} s ({command[0]}).") from error
-
-
-class Session:
-    """A device that is held, and its work folder."""
-
-    def __init__(self, host: Host, process: AgentProcess, key: str, folder: str, say: Say) -> None:
-        self._host, self._process, self._key, self._folder, self._say = host, process, key, folder, say
-        self.environment: Environment
-
-    def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
-        """Send one request to the far end and return its reply."""
-        return self._process.ask(op, **arguments)
-
-    def begin(self, agent_sha256: str, *, tensorrt: bool) -> None:
-        """Make sure that the agent there is ours, learn what the machine is, and hold it."""
-        hello = self.ask("hello", tensorrt=tensorrt, **self._tools())
-        if hello.get("agent_sha256") != agent_sha256:
-            raise MachineError(f"the agent on {self._host.address} is not the one that was copied; try again.")
-        self.environment = from_facts(hello["machine"])
-        self.ask("open", key=self._key, files=[])
-
-    def _tools(self) -> dict[str, str]:
-        return {"trtexec": self._host.trtexec} if self._host.trtexec else {}
-
-    def put(self, files: Sequence[Path]) -> None:
-        """Bring files there whose content is not there yet; each is hashed at both ends."""
-        known = {file.name: file for file in files}
-        wanted = [
-            {"name": name, "sha256": sha256_of(file), "size_bytes": file.stat().st_size} for name, file in known.items()
-        ]
-        hashes = {str(one["name"]): str(one["sha256"]) for one in wanted}
-        missing = self.ask("open", key=self._key, files=wanted)["missing"]
-        for number, name in enumerate(missing, 1):
-            size = known[name].stat().st_size
-            self._say(f"copy     {number}/{len(missing)} {name} ({size / 1000:.0f} kB) to {self._host.address}")
-            self._host._copy(known[name], f"{self._folder}/{arriving(hashes[name])}")
-        damaged = self.ask("verify", files=wanted)["damaged"]
-        if damaged:
-            raise MachineError(
-                f"{damaged[0]} did not arrive whole on {self._host.address}; give the same command again."
-            )
-
-    def measure(self, jobs: Sequence[Job], settings: Settings, on_progress: OnProgress | None = None) -> dict[str, Any]:
-        """Return one comparison as it was made there: `comparison`, and a Jetson's state before and after."""
-
-        def show(facts: dict[str, Any]) -> None:
-            if on_progress is not None:
-                on_progress(Progress(facts["step"], facts["artefact"], facts["done"], facts["total"]))
-
-        found = self._part("measure", jobs, settings, on_progress=show)
-        comparison = found["comparison"]
-        comparison["target"] = self._host.address
-        hashes = {job.model.name: sha256_of(job.model) for job in jobs}
-        for result in comparison["results"]:
-            if result.get("sha256", hashes[result["job"]["model"]]) != hashes[result["job"]["model"]]:
-                raise MachineError(f"{self._host.address} measured another {result['job']['model']} than this one.")
-        return found
-
-    def compare(self, jobs: Sequence[Job], settings: Settings, on_progress: OnProgress | None = None) -> Comparison:
-        """Return one comparison, as `measure` does here."""
-        return from_json(self.measure(jobs, settings, on_progress)["comparison"])
-
-    def check(self, job: Job, settings: Settings, images: str, expected: list[list[float]]) -> dict[str, Any]:
-        """Return how the logits there differ from those of here."""
-        return self._part("check", [job], settings, images=images, expected=expected)
-
-    def energy(self, job: Job, settings: Settings) -> dict[str, Any]:
-        """Return the energy of one artefact there, or why there is none."""
-        return self._part("energy", [job], settings)
-
-    def complete(self) -> None:
-        """Remove the work folder there; engines stay."""
-        self.ask("close", complete=True)
-
-    def _part(self, op: str, jobs: Sequence[Job], settings: Settings, **arguments: Any) -> dict[str, Any]:
-        request = {"jobs": [job_to_json(job) for job in jobs], "settings": asdict(settings), **self._tools()}
-        reply = self.ask(op, timeout_s=LOAD_TIMEOUT_S, **request, **arguments)
-        if hashlib.sha256(reply["text"].encode()).hexdigest() != reply["sha256"]:
-            raise MachineError(f"a result of {self._host.address} did not arrive whole; give the same command again.")
-        if reply["kept"]:
-            self._say(
-                f"kept     {op} of {', '.join(job.label for job in jobs)}: measured before the connection was cut"
-            )
-        found: dict[str, Any] = json.loads(reply["text"])
-        return found

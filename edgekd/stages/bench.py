@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import torch
 
 from edgekd import console
 from edgekd.deploy import golden
+from edgekd.deploy import results as results_files
 from edgekd.deploy.agent.kernels import Runtime, kind_of
 from edgekd.deploy.agent.measure import Progress, measure
 from edgekd.deploy.agent.measurement import Comparison, Job, Settings
 from edgekd.errors import UsageError
 from edgekd.recipe import BenchTable, Recipe
-from edgekd.rundir import RunDir, write_json
+from edgekd.rundir import RunDir
 from edgekd.stages import artefacts, comparing
 from edgekd.stopping import Stop
 
@@ -30,9 +32,9 @@ def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], st
         program = torch_job(run_dir, Path(scratch)) if "torch" in table.runtime else None
         results, comparisons = compare(jobs_of(files, table.runtime, program), table, stop, run_dir)
     with run_dir.publish("bench/local") as (folder, record):
-        write_json(folder / "environment.json", comparisons[0].environment.to_json())
-        write_json(folder / "samples.json", [comparing.samples_of(comparison) for comparison in comparisons])
-        write_json(folder / "results.json", results)
+        results_files.write(folder / "environment.json", comparisons[0].environment.to_json())
+        results_files.write(folder / "samples.json", [comparing.samples_of(comparison) for comparison in comparisons])
+        results_files.write(folder / "results.json", results)
         record |= {"stage": "bench", "version": 1, "key": key, "inputs": inputs}
         record["recipe_slice"] = table.model_dump(mode="json")
 
@@ -76,7 +78,8 @@ def compare(
     for settings in comparing.settings_of(table):
         stop.raise_if_requested("bench")
         with shown(jobs, settings, stop) as show:
-            comparisons.append(measure(jobs, settings, show))
+            asked = partial(stop.raise_if_requested, "bench")
+            comparisons.append(measure(jobs, settings, show, while_waiting=asked))
     return comparing.results_of(comparisons, jobs[0].model.parent, run_dir), comparisons
 
 

@@ -6,17 +6,22 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgekd.deploy import rows as tables
 from edgekd.deploy.agent.measurement import Comparison, Settings
+from edgekd.deploy.agent.schema import maybe, number, table
 from edgekd.deploy.ort_session import PRECISION, integer_node_share
 from edgekd.deploy.rows import Row, SkippedRow
 from edgekd.deploy.verdict import verdict
+from edgekd.errors import InputFileError
 from edgekd.recipe import BenchTable
 from edgekd.rundir import Record, RunDir, read_json
+from edgekd.stages.left_out import LeftOut
+from edgekd.text import first_line
 
-Shares = Mapping[str, float]
+if TYPE_CHECKING:
+    from edgekd.deploy.agent.schema import Check
 
 
 def settings_of(table: BenchTable) -> list[Settings]:
@@ -60,12 +65,20 @@ def _by_its_own_rules(row: Row | SkippedRow, folder: Path) -> Row | SkippedRow:
     return replace(row, integer_share=share, skipped=f"{row.skipped}; integer share by ARM rules: {share:.0%}")
 
 
-def verdicts(results: Sequence[Mapping[str, Any]], run: RunDir | None) -> dict[str, str]:
-    """Return one sentence for each comparison and runtime, with what is known of accuracy by now."""
+def verdicts(
+    results: Sequence[Mapping[str, Any]], run: RunDir | None, left_out: LeftOut | None = None
+) -> dict[str, str]:
+    """Return one sentence for each comparison and runtime, with what is known of accuracy by now.
+
+    What is known in a file that cannot be read is left out, and named.
+    """
+    left_out = LeftOut() if left_out is None else left_out
     found: dict[str, str] = {}
     rows = [tables.from_json(dict(row)) for row in results]
     several = len({row.runtime for row in rows}) > 1
-    known, agreed = (accuracies(run), agreements(run)) if run is not None else (None, None)
+    known, agreed = None, None
+    if run is not None:
+        known, agreed = left_out.unless(accuracies, run), left_out.unless(agreements, run)
     for row in rows:
         name = f"batch {row.batch}, threads {row.threads}" + (f", {row.runtime}" if several else "")
         peers = [one for one in rows if (one.batch, one.threads, one.runtime) == (row.batch, row.threads, row.runtime)]
@@ -73,14 +86,32 @@ def verdicts(results: Sequence[Mapping[str, Any]], run: RunDir | None) -> dict[s
     return found
 
 
-def agreements(run: RunDir) -> dict[str, float] | None:
-    """Return the synthetic agreement of each file with the student, where export's chain knows it."""
+def fitting(path: Path, **checks: Check) -> Any:
+    """Read a JSON file of a run in which what stands under these keys is as it should be; else an `InputFileError`."""
+    value = read_json(path)
+    try:
+        for key, check in checks.items():
+            check(value[key], key)
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputFileError(f"{path} does not hold what belongs there ({first_line(error)}).") from error
+    return value
+
+
+def shares(run: RunDir) -> dict[str, float | None] | None:
+    """Return the synthetic agreement of each artefact with the one before it in export's chain; None without one."""
     path = run.stage("export") / "agreement.json"
     if not path.is_file():
         return None
-    chain = read_json(path)["chain"]
-    shares = {link.split(" -> ")[1]: value["share"] for link, value in chain.items() if link.endswith(".onnx")}
-    return {file: share for file, share in shares.items() if share is not None}
+    chain = fitting(path, chain=_chain)["chain"]
+    return {link.rpartition("-> ")[2]: value["share"] for link, value in chain.items()}
+
+
+def agreements(run: RunDir) -> dict[str, float] | None:
+    """Return the synthetic agreement of each file with the student, where export's chain knows it."""
+    found = shares(run)
+    if found is None:
+        return None
+    return {file: share for file, share in found.items() if share is not None and file.endswith(".onnx")}
 
 
 def accuracies(run: RunDir) -> dict[str, float]:
@@ -88,8 +119,15 @@ def accuracies(run: RunDir) -> dict[str, float]:
     found = sorted(run.stage("eval").glob("[!.]*.json"), key=lambda path: path.stat().st_mtime_ns)
     if not found:
         return {}
-    newest, hashes = read_json(found[-1]), _hashes(run)
+    newest, hashes = fitting(found[-1], accuracy=ACCURACY), _hashes(run)
     return {k: v for k, v in newest["accuracy"].items() if newest["artefacts_sha256"][k] == hashes.get(k)}
+
+
+ACCURACY = table(number(0, 1))
+
+
+def _chain(value: Any, place: str) -> None:
+    table(lambda one, here: maybe(number(0, 1))(one["share"], f"{here}.share"))(value, place)
 
 
 def _hashes(run: RunDir) -> dict[str, str]:

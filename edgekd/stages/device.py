@@ -13,6 +13,7 @@ from typing import Any
 
 from edgekd import console
 from edgekd.deploy import golden, pack, remote
+from edgekd.deploy import results as results_files
 from edgekd.deploy.agent import tensorrt_rules as rules
 from edgekd.deploy.agent.bundle import FORMAT
 from edgekd.deploy.agent.environment import Environment
@@ -23,7 +24,7 @@ from edgekd.deploy.agent.tensorrt import MISSING
 from edgekd.deploy.ort_session import PRECISION
 from edgekd.errors import GateError, InputFileError, MachineError
 from edgekd.recipe import BenchTable
-from edgekd.rundir import Record, RunDir, digest, read_json, sha256_file, write_json
+from edgekd.rundir import Record, RunDir, digest, sha256_file
 from edgekd.stages import bench, comparing
 from edgekd.stopping import Stop
 
@@ -99,14 +100,15 @@ def published(run: RunDir | None, target: str, folder: Path, raw: dict[str, Any]
     absent = sorted({one["energy"] for one in raw["energy"] if "energy" in one})
     results |= {"target": target, "numerics": raw["numerics"], "energy": known, "energy_note": "; ".join(absent)}
     results["warnings"] += [_sentence(one) for one in raw["numerics"] if not one["passed"]]
+    results_files.require("results.json", results)
     if run is None:
         return results
     with run.publish(comparing.folder_of(target)) as (place, record):
         if comparisons:
-            write_json(place / "environment.json", comparisons[0].environment.to_json())
-        write_json(place / "samples.json", [comparing.samples_of(one) for one in comparisons])
-        write_json(place / "jetson.json", state)
-        write_json(place / "results.json", results)
+            results_files.write(place / "environment.json", comparisons[0].environment.to_json())
+        results_files.write(place / "samples.json", [comparing.samples_of(one) for one in comparisons])
+        results_files.write(place / "jetson.json", state)
+        results_files.write(place / "results.json", results)
         exported, names = Record.read(run.stage("export")), _measured_files(raw, comparisons)
         outputs = {} if exported is None else exported.outputs
         inputs = {f"export/{name}": outputs[name] for name in sorted(names & outputs.keys())}
@@ -118,7 +120,8 @@ def published(run: RunDir | None, target: str, folder: Path, raw: dict[str, Any]
 def _measured_files(raw: dict[str, Any], comparisons: Sequence[Comparison]) -> set[str]:
     """Return the names of the files that were timed or checked; the name of an engine's row begins with its file's."""
     timed = {one.job.model.name for comparison in comparisons for one in comparison.measurements}
-    return timed | {one["artefact"].partition(" --")[0] for one in raw["numerics"]}
+    named = [one for one in (*raw["numerics"], *raw["energy"]) if "artefact" in one]
+    return timed | {one["artefact"].partition(" --")[0] for one in named}
 
 
 def _sentence(one: dict[str, Any]) -> str:
@@ -176,34 +179,28 @@ def import_results(run: RunDir, file: Path) -> dict[str, Any]:
     Raises:
         InputFileError: it is no such file, or of other files than the run's.
     """
-    raw = read_json(file)
-    try:
-        if raw["format"] != FORMAT:
-            raise InputFileError(f"{file} has format {raw['format']}; this edgekd reads {FORMAT}.")
-        exported = Record.read(run.stage("export"))
-        here = {} if exported is None else exported.outputs
-        comparisons = [from_json(one["comparison"]) for one in raw["comparisons"]]
-        timed = [(one.job.model.name, one.sha256) for found in comparisons for one in found.measurements]
-        checked = [(name, raw["files"].get(name)) for name in sorted(_measured_files(raw, comparisons))]
-        other = [name for name, sha256 in [*timed, *checked] if sha256 is None or here.get(name) != sha256]
-        if other:
-            raise InputFileError(
-                f"{file} measured another {other[0]} than run {run.path} holds; name its run, or make a new bundle."
-            )
-        checked_only = "" if raw["comparisons"] else "-check"  # beside what bench may have measured before
-        return published(run, f"{raw['target']}{checked_only}", run.stage("export"), raw)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise InputFileError(f"{file} is no results.json of a student.pyz ({reason}).") from error
+    raw = results_files.read_bundle(file)
+    exported = Record.read(run.stage("export"))
+    here = {} if exported is None else exported.outputs
+    comparisons = [from_json(one["comparison"]) for one in raw["comparisons"]]
+    timed = [(one.job.model.name, one.sha256) for found in comparisons for one in found.measurements]
+    checked = [(name, raw["files"].get(name)) for name in sorted(_measured_files(raw, comparisons))]
+    other = [name for name, sha256 in [*timed, *checked] if sha256 is None or here.get(name) != sha256]
+    if other:
+        raise InputFileError(
+            f"{file} measured another {other[0]} than run {run.path} holds; name its run, or make a new bundle."
+        )
+    checked_only = "" if raw["comparisons"] else "-check"  # beside what bench may have measured before
+    return published(run, f"{raw['target']}{checked_only}", run.stage("export"), raw)
 
 
 @contextmanager
 def measurer_on(host: remote.Host | None, stop: Stop) -> Iterator[tuple[Any, Runtime]]:
     """Yield a way to measure jobs one after the other, and the runtime to measure them in: there, or here."""
-    if host is None:
-        yield measure, "ort-cpu"
-        return
     asked = partial(stop.raise_if_requested, "measuring students")
+    if host is None:
+        yield partial(measure, while_waiting=asked), "ort-cpu"
+        return
     with host.session("students", console.say, while_waiting=asked) as session:
 
         def there(jobs: Sequence[Job], settings: Settings, on_progress: Any = None) -> Comparison:

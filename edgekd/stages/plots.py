@@ -8,30 +8,52 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.rundir import RunDir, read_json
+from edgekd.deploy import results
+from edgekd.rundir import RunDir
 from edgekd.stages import comparing
+from edgekd.stages.left_out import LeftOut
+from edgekd.text import visible
+
+Picture = tuple[str, str, str]
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def pictures(run: RunDir) -> Iterator[tuple[str, str, str]]:
-    """Yield (title, SVG, source file) of every picture whose data is there."""
-    accuracy = run.events("accuracy")
-    if accuracy:
-        yield "Accuracy while distilling", _svg(lambda axes: _accuracy(axes, accuracy)), "events.jsonl"
-    train = run.events("train")
-    if train:
-        yield "Distillation loss and agreement", _svg(lambda axes: _losses(axes, train)), "events.jsonl"
+def pictures(run: RunDir, left_out: LeftOut | None = None) -> Iterator[Picture]:
+    """Yield (title, SVG, source file) of every picture whose data is there and can be read."""
+    left_out = left_out or LeftOut()
+    yield from left_out.unless(_accuracy_picture, run) or []
+    yield from left_out.unless(_loss_picture, run) or []
     for folder in comparing.targets(run):
-        where = "" if folder.name == "local" else f" on {folder.name}"
-        for comparison in read_json(folder / "samples.json"):
-            settings, measured = comparison["settings"], comparison["samples_ms"]
-            if measured:
-                title = f"Latency{where}, batch {settings['batch']}, threads {settings['threads']}"
-                yield title, _svg(functools.partial(_latency, samples=measured)), f"bench/{folder.name}/samples.json"
+        yield from left_out.unless(_latency_pictures, folder) or []
+
+
+def _accuracy_picture(run: RunDir) -> list[Picture]:
+    points = run.events("accuracy")
+    title = "Accuracy while distilling"
+    return [(title, _svg(lambda axes: _accuracy(axes, points)), "events.jsonl")] if points else []
+
+
+def _loss_picture(run: RunDir) -> list[Picture]:
+    points = run.events("train")
+    title = "Distillation loss and agreement"
+    return [(title, _svg(lambda axes: _losses(axes, points)), "events.jsonl")] if points else []
+
+
+def _latency_pictures(folder: Path) -> list[Picture]:
+    where = "" if folder.name == "local" else f" on {folder.name}"
+    found = []
+    for comparison in results.read(folder / "samples.json"):
+        settings, measured = comparison["settings"], comparison["samples_ms"]
+        if measured:
+            title = f"Latency{where}, batch {settings['batch']}, threads {settings['threads']}"
+            svg = _svg(functools.partial(_latency, samples=measured))
+            found.append((title, svg, f"bench/{folder.name}/samples.json"))
+    return found
 
 
 @functools.cache
@@ -55,7 +77,9 @@ def _svg(draw) -> str:  # type: ignore[no-untyped-def]
     figure = Figure(figsize=(7, 3), layout="constrained")
     draw(figure.add_subplot())
     text = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "edgekd", "svg.fonttype": "none"}):
+    with mpl.rc_context({"svg.hashsalt": "edgekd", "svg.fonttype": "none", "text.parse_math": False}):
+        figure = Figure(figsize=(7, 3), layout="constrained")
+        draw(figure.add_subplot())
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
 
@@ -80,11 +104,16 @@ def _losses(axes: Axes, points: list[dict[str, float]]) -> None:
     right.legend(loc="lower right")
 
 
+def _label(name: str) -> str:
+    """Return a name as matplotlib shows it: one that begins with an underscore would have no place in the legend."""
+    return visible(name if name[:1] != "_" else f" {name}")
+
+
 def _latency(axes: Axes, samples: dict[str, list[list[float]]]) -> None:
     end = 0.0  # a single outlier would press every curve against the left edge
     for name, rounds in samples.items():
         flat = sorted(t for round_ in rounds for t in round_)
-        axes.plot(flat, [100 * (i + 1) / len(flat) for i in range(len(flat))], label=name, linewidth=1)
+        axes.plot(flat, [100 * (i + 1) / len(flat) for i in range(len(flat))], label=_label(name), linewidth=1)
         end = max(end, flat[math.ceil(0.995 * len(flat)) - 1])
     axes.set(xlabel="latency, ms (cut at the largest p99.5)", ylabel="runs at most so long, %", xlim=(0, end))
     axes.legend()

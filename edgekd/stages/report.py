@@ -9,16 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import console
+from edgekd.deploy import results as results_files
+from edgekd.deploy.agent.schema import many, number, text
 from edgekd.rundir import Record, RunDir, digest, read_json, write_json, write_text
 from edgekd.stages import artefacts, comparing, curve, plots
+from edgekd.stages.left_out import LeftOut
+from edgekd.text import visible
 
 
 def run(run_dir: RunDir) -> dict[str, Any]:
     """Publish report/report.json and report/report.html; return the summary."""
-    summary = collect(run_dir)
+    left_out = LeftOut()
+    summary = collect(run_dir, left_out)
+    written = page(run_dir, summary, left_out)
     with run_dir.publish("report") as (folder, record):
         write_json(folder / "report.json", summary)
-        write_text(folder / "report.html", page(run_dir, summary))
+        write_text(folder / "report.html", written)
         record |= {"stage": "report", "version": 1, "key": digest(summary), "recipe_slice": {}, "inputs": {}}
     return summary
 
@@ -27,47 +33,81 @@ def _read(path: Path) -> Any:
     return read_json(path) if path.is_file() else None
 
 
-def collect(run_dir: RunDir) -> dict[str, Any]:
-    """Gather what the stages wrote; what does not exist yet is None."""
-    ledger = run_dir.ledger()
-    bench = _read(run_dir.stage("bench") / "local" / "results.json")
-    export = run_dir.stage("export")
-    agreement = _read(export / "agreement.json")
+def collect(run_dir: RunDir, left_out: LeftOut | None = None) -> dict[str, Any]:
+    """Gather what the stages wrote; what does not exist yet, or cannot be read, is None.
+
+    `left_out` is told what cannot be read, as are people; its sentences stand in the summary under that name.
+    """
+    left_out = left_out or LeftOut()
+    export, eval_folder = run_dir.stage("export"), run_dir.stage("eval")
+    ledger = left_out.unless(run_dir.ledger) or {}
+    bench = left_out.unless(_local, run_dir)
+    agreement = left_out.unless(_read, export / "agreement.json")
     files = sorted(export.glob("*.onnx"), key=lambda path: artefacts.precision_rank(path.name))
     sizes = {path.name: path.stat().st_size for path in files}
-    found = sorted(run_dir.stage("eval").glob("[!.]*.json"), key=lambda path: path.stat().st_mtime_ns)
-    evaluations = {path.stem: read_json(path) for path in found}
+    found = sorted(eval_folder.glob("[!.]*.json"), key=lambda path: path.stat().st_mtime_ns)
+    evaluations = {path.stem: left_out.unless(_evaluation, path) for path in found}
     latency = bench["results"] if bench is not None and _measured_these(run_dir) else None
+    verdict = None if latency is None else left_out.unless(_verdict, latency, run_dir, left_out)
     return {
         "run": run_dir.name,
         "data_free": run_dir.data_free(),
-        "real_images_read": ledger["real_images_read"],
-        "teacher": _read(run_dir.stage("teacher") / "teacher.json"),
-        "distillation": curve.summary(run_dir) if run_dir.stage("distill").exists() else None,
-        "selection": _read(run_dir.stage("select") / "selection.json"),
+        "real_images_read": ledger.get("real_images_read"),
+        "teacher": left_out.unless(_read, run_dir.stage("teacher") / "teacher.json"),
+        "distillation": left_out.unless(curve.summary, run_dir) if run_dir.stage("distill").exists() else None,
+        "selection": left_out.unless(_selection, run_dir.stage("select") / "selection.json"),
         "size_bytes": sizes,
-        "parity": _read(export / "parity.json"),
-        "agreement": None if agreement is None else agreement["chain"],
+        "parity": left_out.unless(_read, export / "parity.json"),
+        "agreement": agreement["chain"] if isinstance(agreement, dict) and "chain" in agreement else None,
         "latency": latency,
-        "verdict": None if latency is None else next(iter(comparing.verdicts(latency, run_dir).values())),
-        "devices": _devices(run_dir),
+        "verdict": verdict,
+        "devices": _devices(run_dir, left_out),
         "warnings": [] if bench is None else bench["warnings"],
         "evaluations": evaluations,
-        "artefacts": _artefacts(run_dir, sizes, agreement, latency),
+        "artefacts": _artefacts(run_dir, sizes, latency, left_out),
+        "left_out": left_out.sentences,
     }
 
 
-def _devices(run_dir: RunDir) -> dict[str, Any]:
+def _local(run_dir: RunDir) -> Any:
+    file = run_dir.stage("bench") / "local" / "results.json"
+    return results_files.read(file) if file.is_file() else None
+
+
+def _verdict(latency: list[dict[str, Any]], run_dir: RunDir, left_out: LeftOut) -> str | None:
+    return next(iter(comparing.verdicts(latency, run_dir, left_out).values()), None)
+
+
+def _evaluation(path: Path) -> Any:
+    return comparing.fitting(path, accuracy=comparing.ACCURACY)
+
+
+def _selection(path: Path) -> Any:
+    """Read what select chose, as far as the report shows it."""
+    shown = {"chosen": text(300), "reason": text(20_000), "candidates": many(_candidate, 1000)}
+    return comparing.fitting(path, **shown) if path.is_file() else None
+
+
+def _candidate(value: Any, place: str) -> None:
+    text(300)(value["name"], f"{place}.name")
+    number(0, 1)(value["agreement"], f"{place}.agreement")
+
+
+def _devices(run_dir: RunDir, left_out: LeftOut) -> dict[str, Any]:
     """Return what was measured elsewhere, by target, where it was of the files that are exported now."""
-    found = {}
-    for folder in comparing.targets(run_dir):
-        if folder.name != "local" and _measured_these(run_dir, folder):
-            results = read_json(folder / "results.json")
-            verdicts = comparing.verdicts(results["results"], run_dir)
-            environment = _read(folder / "environment.json") or {}
-            machine = {name: environment.get(name) for name in ("board", "cpu_model", "gpus", "tensorrt", "jetson")}
-            found[folder.name] = {**results, "verdicts": verdicts, "machine": machine}
-    return found
+    found = {folder.name: left_out.unless(_device, run_dir, folder, left_out) for folder in comparing.targets(run_dir)}
+    return {name: results for name, results in found.items() if results is not None}
+
+
+def _device(run_dir: RunDir, folder: Path, left_out: LeftOut) -> dict[str, Any] | None:
+    if folder.name == "local" or not _measured_these(run_dir, folder):
+        return None
+    results = results_files.read(folder / "results.json")
+    verdicts = comparing.verdicts(results["results"], run_dir, left_out)
+    file = folder / "environment.json"
+    environment = results_files.read(file) if file.is_file() else {}
+    machine = {name: environment.get(name) for name in ("board", "cpu_model", "gpus", "tensorrt", "jetson")}
+    return {**results, "verdicts": verdicts, "machine": machine}
 
 
 def _measured_these(run_dir: RunDir, folder: Path | None = None) -> bool:
@@ -85,22 +125,22 @@ def _measured_these(run_dir: RunDir, folder: Path | None = None) -> bool:
 def _artefacts(
     run_dir: RunDir,
     sizes: dict[str, int],
-    agreement: Any,
     latency: list[dict[str, Any]] | None,
+    left_out: LeftOut,
 ) -> list[dict[str, Any]]:
     """Return one row per artefact: accuracy, size, latency, and how often it leaves the file before it in the chain."""
-    accuracy = comparing.accuracies(run_dir)
+    accuracy = left_out.unless(comparing.accuracies, run_dir) or {}
+    shares = left_out.unless(comparing.shares, run_dir) or {}
     names = ["teacher", "student", *sizes] if accuracy or sizes else []
     rows = []
     for name in names:
-        link = next((v for k, v in (agreement or {"chain": {}})["chain"].items() if k.endswith(f"-> {name}")), None)
         measured = next((r for r in latency or [] if r["artefact"] == name), None)
         rows.append(
             {
                 "artefact": name,
                 "accuracy": accuracy.get(name),
                 "size_bytes": sizes.get(name),
-                "synthetic_agreement": None if link is None else link["share"],
+                "synthetic_agreement": shares.get(name),
                 "p50_ms": None if measured is None else measured.get("p50_ms"),
                 "p99_ms": None if measured is None else measured.get("p99_ms"),
                 "note": "" if measured is None else measured.get("skipped") or measured.get("note") or "",
@@ -208,48 +248,58 @@ table{border-collapse:collapse;margin:1em 0}th,td{padding:.25em .8em;border-bott
 th:first-child,td:first-child{text-align:left}figure{margin:1em 0}code{background:#f4f4f4;padding:0 .2em}"""
 
 
-def page(run_dir: RunDir, summary: dict[str, Any]) -> str:
+def page(run_dir: RunDir, summary: dict[str, Any], left_out: LeftOut | None = None) -> str:
     """Return report.html: self-contained, every section with the file its numbers come from."""
     count = summary["real_images_read"]
     origin = f"Made from no real image; real images read for numbers only: {count}"
     if not summary["data_free"]:
         origin = f"Made from REAL IMAGES, which set INT8 ranges: NOT data-free; real images read in all: {count}"
-    parts = [f"<h1>{html.escape(summary['run'])}</h1>", f"<p>{origin} (<code>run.json</code>).</p>"]
+    parts = [f"<h1>{_html(summary['run'])}</h1>", f"<p>{origin} (<code>run.json</code>).</p>"]
     if summary["artefacts"]:
         files = "<code>eval/</code>, <code>export/agreement.json</code>, <code>bench/local/results.json</code>"
         parts += ["<h2>Artefacts</h2>", _html_table(COLUMNS, table(summary)), f"<p>From {files}.</p>"]
     if summary["verdict"]:
-        parts.append(f"<p><b>{html.escape(summary['verdict'])}</b></p>")
-    parts += [f"<p>Warning: {html.escape(warning)}</p>" for warning in summary["warnings"]]
+        parts.append(f"<p><b>{_html(summary['verdict'])}</b></p>")
+    parts += [f"<p>Warning: {_html(warning)}</p>" for warning in summary["warnings"]]
     for target, results in summary["devices"].items():
         parts += _device_section(target, results)
-    for title, picture, source in plots.pictures(run_dir):
-        parts += [f"<h2>{title}</h2>", f"<figure>{picture}</figure>", f"<p>From <code>{source}</code>.</p>"]
+    for title, picture, source in plots.pictures(run_dir, left_out):
+        parts += [
+            f"<h2>{_html(title)}</h2>",
+            f"<figure>{picture}</figure>",
+            f"<p>From <code>{_html(source)}</code>.</p>",
+        ]
     if summary["selection"]:
         chosen = summary["selection"]
-        parts.append(f"<h2>Selection</h2><p>{html.escape(chosen['chosen'])}: {html.escape(chosen['reason'])}.</p>")
+        parts.append(f"<h2>Selection</h2><p>{_html(chosen['chosen'])}: {_html(chosen['reason'])}.</p>")
         rows = [(c["name"], f"{c['agreement']:.2%}") for c in chosen["candidates"]]
         parts.append(_html_table(("candidate", "synthetic agreement (not accuracy)"), rows))
-    title = html.escape(summary["run"])
+    parts += [f"<p>{_html(sentence)}</p>" for sentence in summary["left_out"]]
+    title = _html(summary["run"])
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
     return head + "\n".join(parts) + "</html>\n"
 
 
 def _device_section(target: str, results: dict[str, Any]) -> list[str]:
     folder = f"bench/{target}"
-    parts = [f"<h2>On {html.escape(target)}</h2>", _html_table(LATENCY, latency_rows(results["results"]))]
-    parts += [f"<p><b>{html.escape(sentence)}</b></p>" for sentence in results["verdicts"].values()]
-    parts += [f"<p>Warning: {html.escape(warning)}</p>" for warning in results["warnings"]]
+    parts = [f"<h2>On {_html(target)}</h2>", _html_table(LATENCY, latency_rows(results["results"]))]
+    parts += [f"<p><b>{_html(sentence)}</b></p>" for sentence in results["verdicts"].values()]
+    parts += [f"<p>Warning: {_html(warning)}</p>" for warning in results["warnings"]]
     for columns, rows in ((NUMERICS, numerics_rows(results)), (ENERGY, energy_rows(results))):
         parts += [_html_table(columns, rows)] if rows else []
     if results.get("energy_note"):
-        parts.append(f"<p>Energy: {html.escape(results['energy_note'])}</p>")
+        parts.append(f"<p>Energy: {_html(results['energy_note'])}</p>")
     facts = [(name, json.dumps(value)) for name, value in results["machine"].items() if value]
     parts += [_html_table(("machine", ""), facts)] if facts else []
-    return [*parts, f"<p>From <code>{html.escape(folder)}/</code>.</p>"]
+    return [*parts, f"<p>From <code>{_html(folder)}/</code>.</p>"]
+
+
+def _html(words: str) -> str:
+    """Return text for a page: neither markup nor a terminal's control characters, should one print the page."""
+    return html.escape(visible(words))
 
 
 def _html_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    head = "".join(f"<th>{_html(column)}</th>" for column in columns)
+    body = "".join("<tr>" + "".join(f"<td>{_html(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><tr>{head}</tr>{body}</table>"

@@ -92,7 +92,7 @@ def test_another_protocol_version_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "error"),
-    [("file", InputFileError), ("usage", UsageError), ("machine", MachineError), ("protocol", EdgekdError)],
+    [("file", InputFileError), ("usage", UsageError), ("machine", MachineError), ("protocol", MachineError)],
 )
 def test_refusals_become_errors_by_kind(kind: str, error: type[EdgekdError]) -> None:
     code = f"""input(); print('{{"id": 1, "ok": false, "kind": "{kind}", "error": "why"}}', flush=True); input()"""

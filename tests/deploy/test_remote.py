@@ -6,6 +6,7 @@ import contextlib
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -228,19 +229,19 @@ def test_a_file_that_arrives_in_part_is_noticed(
     job: Job,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    copy = Host._copy
+    copy = Host.copy
 
-    def cut_short(host: Host, file: Path, place: str) -> None:
-        copy(host, file, place)
+    def cut_short(host: Host, file: Path, place: str, while_waiting: Callable[[], None]) -> None:
+        copy(host, file, place, while_waiting)
         if "arriving" in place:
             (device.home / place).write_bytes(file.read_bytes()[:-1])
 
-    monkeypatch.setattr(Host, "_copy", cut_short)
+    monkeypatch.setattr(Host, "copy", cut_short)
     with HOST.session("key", quiet) as session:
         with pytest.raises(MachineError, match=r"net\.onnx did not arrive whole on device"):
             session.put([job.model])
         assert not (device.work[0] / "net.onnx").exists()
-        monkeypatch.setattr(Host, "_copy", copy)
+        monkeypatch.setattr(Host, "copy", copy)
         session.put([job.model])
         session.complete()
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
+import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from edgekd.errors import StoppedEarly
+from edgekd.errors import Interrupted, StoppedEarly
 from edgekd.recipe import BenchTable
 from edgekd.rundir import Record
 from edgekd.stages import bench, comparing
@@ -86,6 +89,17 @@ def test_a_stop_is_heard_before_measuring(finished: Any) -> None:
     late, jobs = Stop(max_seconds=0), bench.jobs_of([finished.run.stage("export") / "student.fp32.onnx"], ("ort-cpu",))
     with pytest.raises(StoppedEarly, match="bench reached --max-seconds"):
         bench.compare(jobs, BenchTable(), late)
+
+
+def test_a_stop_is_heard_while_a_child_measures(finished: Any) -> None:
+    stop, jobs = Stop(), bench.jobs_of([finished.run.stage("export") / "student.fp32.onnx"], ("ort-cpu",))
+    begin = time.monotonic()
+    timer = threading.Timer(1.5, stop._on_signal, (signal.SIGINT, None))
+    timer.start()
+    with pytest.raises(Interrupted, match="bench was stopped by SIGINT"):
+        bench.compare(jobs, BenchTable(rounds=2, min_seconds=60.0), stop)
+    timer.join()
+    assert time.monotonic() - begin < 10, "a round alone takes half a minute"
 
 
 def test_an_arm_file_is_judged_by_the_rules_of_arm(finished: Any) -> None:

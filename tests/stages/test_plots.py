@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from matplotlib.figure import Figure
 
+from edgekd.deploy.agent.measurement import Settings
 from edgekd.rundir import RunDir
 from edgekd.stages import plots
 
-SETTINGS = {"batch": 1, "threads": 1}
+SETTINGS = asdict(Settings(batch=1, threads=1))
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def test_each_comparison_on_each_machine_has_its_picture(run: RunDir) -> None:
     fill(run)
     there = run.stage("bench") / "user@jetson"
     there.mkdir()
-    both = [{"settings": {"batch": n, "threads": 2}, "samples_ms": {"a": [[1.0, 2.0]]}} for n in (1, 8)]
+    both = [{"settings": {**SETTINGS, "batch": n, "threads": 2}, "samples_ms": {"a": [[1.0, 2.0]]}} for n in (1, 8)]
     (there / "samples.json").write_text(json.dumps(both))
     assert [(title, source) for title, _, source in plots.pictures(run)][2:] == [
         ("Latency, batch 1, threads 1", "bench/local/samples.json"),

@@ -26,6 +26,7 @@ from edgekd.deploy.agent.tensorrt import find
 from edgekd.deploy.agent.tensorrt_rules import known
 from edgekd.deploy.agent.workplace import Workplace
 from edgekd.errors import EdgekdError, MachineError
+from edgekd.text import visible
 
 MANIFEST, FORMAT = "manifest.json", 1
 EXIT_CODES = {"file": 4, "usage": 2, "machine": 6, "busy": 7}
@@ -44,10 +45,10 @@ def main(arguments: list[str]) -> int:
         results = _recorded(asked)
     except (RefusedError, EdgekdError) as error:
         code = EXIT_CODES[error.kind] if isinstance(error, RefusedError) else error.exit_code
-        sys.stderr.write(f"error: {error}\n")
+        _say(f"error: {error}")
         return code
     except OSError as error:
-        sys.stderr.write(f"error: {error.filename or 'a file'} cannot be written or read ({error.strerror})\n")
+        _say(f"error: {error.filename or 'a file'} cannot be written or read ({error.strerror})")
         return 6
     failed = [one for one in results["numerics"] if not one["passed"]]
     _say(f"wrote {asked.output}; on the machine with the run: edgekd bench --import {Path(asked.output).name}")
@@ -82,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{visible(text)}\n")
     sys.stderr.flush()
 
 

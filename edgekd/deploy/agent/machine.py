@@ -105,14 +105,14 @@ class Meter:
         other = stolen = None
         if cpus is not None and self.cpus is not None:
             other = max(0.0, cpus[0] - self.cpus[0] - own_s) / (end_s - self.start_s)
-            stolen = (cpus[1] - self.cpus[1]) / (end_s - self.start_s)
+            stolen = max(0.0, cpus[1] - self.cpus[1]) / (end_s - self.start_s)
         return {
             "start_s": self.start_s,
             "end_s": end_s,
             "other_cpus": other,
             "stolen_cpus": stolen,
             "clock_mhz": mhz,
-            "throttle_events": throttles - self.throttles
+            "throttle_events": max(0, throttles - self.throttles)  # fewer where a core went offline
             if throttles is not None and self.throttles is not None
             else 0,
         }

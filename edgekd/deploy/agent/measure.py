@@ -60,8 +60,11 @@ def measure(
     on_progress: OnProgress | None = None,
     transport: Transport | None = None,
     tools: Tools = Tools(),
+    while_waiting: Callable[[], None] = lambda: None,
 ) -> Comparison:
     """Measure all jobs by the protocol; what the runtime has no kernels for or cannot build is skipped with the reason.
+
+    `while_waiting` is called twice a second while an agent works, and may raise.
 
     Raises:
         InputFileError: a file is missing, changed on its way, or no model with one image input.
@@ -71,13 +74,17 @@ def measure(
     _check(jobs)
     transport = transport or Local()
     tools = replace(tools, engines_since_s=tools.engines_since_s or time.time())
-    with AgentProcess(transport.target, transport.argv(), settings.reply_timeout_s) as scout:
+
+    def agent(name: str) -> AgentProcess:
+        return AgentProcess(name, transport.argv(), settings.reply_timeout_s, while_waiting=while_waiting)
+
+    with agent(transport.target) as scout:
         wants_tensorrt = any(job.runtime == "tensorrt" for job in jobs)
         environment = from_facts(scout.hello(tensorrt=wants_tensorrt, **tools.to_request()))
         before = _activity(scout.ask("observe", seconds=_OBSERVED_S))
     planned = plan(jobs, environment)
     timed = [one for one in planned if isinstance(one, Job)]
-    found = {one.job: one for one in _measure(timed, settings, on_progress, transport, tools)}
+    found = {one.job: one for one in _measure(timed, settings, on_progress, transport, tools, agent)}
     results = tuple(found[one] if isinstance(one, Job) else one for one in planned)
     measured = [one for one in results if isinstance(one, Measurement)]
     doubts = warnings(environment, settings, before, measured)
@@ -131,6 +138,7 @@ def _measure(
     on_progress: OnProgress | None,
     transport: Transport,
     tools: Tools,
+    agent: Callable[[str], AgentProcess],
 ) -> list[Measurement | Skipped]:
     total, done = len(jobs) * (2 + settings.rounds), 0
 
@@ -144,9 +152,9 @@ def _measure(
         subjects: list[_Subject] = []
         skipped: list[Measurement | Skipped] = []
         for job in jobs:
-            process = AgentProcess(job.label, transport.argv(), settings.reply_timeout_s)
+            process = stack.enter_context(agent(job.label))
             with _or_skipped(job, skipped):
-                subjects.append(_Subject(job, settings, stack.enter_context(process), transport, tools))
+                subjects.append(_Subject(job, settings, process, transport, tools))
             report("load", job)
         for subject in subjects:
             with _or_skipped(subject.job, skipped):

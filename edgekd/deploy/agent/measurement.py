@@ -146,13 +146,9 @@ def job_to_json(job: Job) -> dict[str, Any]:
 
 
 def from_json(data: dict[str, Any]) -> Comparison:
-    """Return the comparison that `to_json` wrote.
-
-    Raises:
-        KeyError, TypeError, ValueError: it is none.
-    """
+    """Return the comparison that `to_json` wrote and `answers.comparison` accepted."""
     return Comparison(
-        target=str(data["target"]),
+        target=data["target"],
         environment=from_facts(data["environment"]),
         settings=Settings(**data["settings"]),
         before=Activity(**data["before"]),

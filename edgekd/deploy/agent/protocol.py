@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import itertools
 import json
-import queue
+import reprlib
 import subprocess
 import sys
 import threading
@@ -14,8 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from edgekd.deploy.agent import answers
+from edgekd.deploy.agent.pipes import FloodError, Pipes, SilentError
+from edgekd.deploy.agent.schema import SchemaError
 from edgekd.deploy.agent.worker import PROTOCOL
 from edgekd.errors import EdgekdError, InputFileError, MachineError, RunBusyError, UsageError
 
@@ -28,11 +30,9 @@ ERRORS: dict[str, type[EdgekdError]] = {
     "usage": UsageError,
     "machine": MachineError,
     "busy": RunBusyError,
-    "protocol": EdgekdError,
+    "protocol": MachineError,
 }
-_TAIL_LINES = 20
 _FAREWELL_S = 3.0
-_LOOK_S = 0.5
 PULSE_S = 10.0
 
 
@@ -97,7 +97,8 @@ class AgentProcess:
         while_waiting: called twice a second while a reply is awaited; what it raises ends the wait.
 
     Raises:
-        MachineError: the command cannot be started; later, from `ask`: the agent died, hung, or is another version.
+        MachineError: the command cannot be started; later, from `ask`: the agent died, hung, flooded its pipes, or
+            answered what no agent of this version answers.
     """
 
     def __init__(
@@ -111,25 +112,16 @@ class AgentProcess:
     ) -> None:
         self.name, self.reply_timeout_s, self._while_waiting = name, reply_timeout_s, while_waiting
         self._ids = itertools.count(1)
-        self._replies: queue.Queue[bytes | None] = queue.Queue()
-        self._tail: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
         pipe = subprocess.PIPE
         try:
             self._process = subprocess.Popen(  # noqa: S603
-                list(argv), stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=detached
+                list(argv), stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=detached, bufsize=0
             )
         except OSError as error:
             raise MachineError(f"{name}: the agent cannot be started ({argv[0]}: {error.strerror}).") from error
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        assert self._process.stderr is not None
-        self._stdin = self._process.stdin
-        self._readers = [
-            threading.Thread(target=self._read_replies, args=(self._process.stdout,), daemon=True),
-            threading.Thread(target=self._read_messages, args=(self._process.stderr,), daemon=True),
-        ]
-        for reader in self._readers:
-            reader.start()
+        self._pipes = Pipes(self._process, while_waiting)
+        self._stdin = self._pipes.stdin
+        self._heard = False
         self._closed = threading.Event()
         self._pulse = threading.Thread(target=self._beat, daemon=True)
         if detached:
@@ -149,13 +141,8 @@ class AgentProcess:
         return self._process.pid
 
     def hello(self, **arguments: Any) -> dict[str, Any]:
-        """Return the machine facts of the agent, once its protocol version is known to be ours."""
+        """Return the machine facts of the agent; one of another protocol version is refused."""
         reply = self.ask("hello", **arguments)
-        if reply["protocol"] != PROTOCOL:
-            raise MachineError(
-                f"{self.name}: the agent speaks protocol {reply['protocol']}, this edgekd {PROTOCOL}; "
-                "use the agent and the edgekd of one version."
-            )
         machine: dict[str, Any] = reply["machine"]
         return machine
 
@@ -169,105 +156,114 @@ class AgentProcess:
     ) -> dict[str, Any]:
         """Send one request and return its reply; `on_progress` gets what is reported before it.
 
-        `timeout_s`, else `reply_timeout_s`, is the longest silence.
+        `timeout_s`, else `reply_timeout_s`, is the longest silence: only a reply or a report of progress ends it.
 
         Raises:
             InputFileError, UsageError, MachineError: the agent refused, by the kind it names.
         """
         number, timeout_s = next(self._ids), timeout_s or self.reply_timeout_s
-        request = {"id": number, "op": op, **arguments}
-        try:
-            self._stdin.write(json.dumps(request).encode() + b"\n")
-            self._stdin.flush()
-        except OSError as error:
-            raise self._died(op) from error
-        while True:
-            try:
-                line = self._next_line(timeout_s)
-            except queue.Empty as error:
-                self._process.kill()
-                raise MachineError(
-                    f'{self.name}: no answer to "{op}" within {timeout_s:g} s; the agent was stopped.'
-                    + self._last_words()
-                ) from error
-            if line is None:
-                raise self._died(op)
-            reply = _parse(line)
-            if reply is None or reply.get("id") != number:
-                self._tail.append(line.decode(errors="replace").rstrip())  # a login script's greeting, say
-                continue
-            if "progress" in reply:
-                if on_progress is not None:
-                    on_progress(reply["progress"])
-                continue
-            if not reply["ok"]:
-                raise ERRORS[reply["kind"]](f"{self.name}: {reply['error']}.")
-            return reply
-
-    def _next_line(self, timeout_s: float) -> bytes | None:
         end_s = time.monotonic() + timeout_s
-        while True:
+        request = {"id": number, "op": op, **arguments}
+        progress: dict[str, Any] | None = None
+        try:
             try:
-                return self._replies.get(timeout=max(0.0, min(_LOOK_S, end_s - time.monotonic())))
-            except queue.Empty:
-                self._while_waiting()
-                if time.monotonic() >= end_s:
-                    raise
+                self._pipes.send(json.dumps(request).encode() + b"\n", end_s)
+            except OSError as error:
+                raise self._died(op) from error
+            while True:
+                line = self._pipes.line(answers.most_bytes(op, arguments), end_s)
+                if line is None:
+                    raise self._died(op)
+                reply = self._understood(op, line, number)
+                if reply is None:
+                    continue
+                if "progress" not in reply:
+                    answers.require_answer(op, reply)
+                    break
+                if on_progress is None:
+                    self._pipes.stray(line)
+                else:
+                    end_s = time.monotonic() + timeout_s
+                    progress = self._farther(reply["progress"], progress)
+                    on_progress(progress)
+        except SilentError as error:
+            raise self._stopped(f'no answer to "{op}" within {timeout_s:g} s') from error
+        except FloodError as error:
+            raise self._stopped(f'it answers "{op}" without end: {error}') from error
+        except SchemaError as error:
+            raise self.unfit(op, error) from error
+        if not reply["ok"]:
+            raise ERRORS.get(reply["kind"], MachineError)(f"{self.name}: {reply['error']}.")
+        return reply
+
+    def unfit(self, op: str, why: Exception) -> MachineError:
+        """Return the error for an answer that no agent of this version gives; end the agent, which is not believed."""
+        return self._stopped(f'its answer to "{op}" is not what an agent of this edgekd answers ({why})')
+
+    def _understood(self, op: str, line: bytes, number: int) -> dict[str, Any] | None:
+        """Return the reply on a line, None for what a login script prints before the agent starts."""
+        try:
+            reply = answers.parsed(line)
+        except ValueError as error:
+            if self._heard or line.startswith(b'{"'):
+                raise SchemaError(f"a line ({error})", line[:200], "an object of JSON") from error
+            reply = None
+        if isinstance(reply, dict) and reply.get("id") == number:
+            self._heard = True
+            if reply.get("protocol", PROTOCOL) != PROTOCOL:
+                raise self._stopped(
+                    f"the agent speaks protocol {reprlib.repr(reply['protocol'])}, this edgekd {PROTOCOL}; "
+                    "use the agent and the edgekd of one version"
+                )
+            return reply
+        if self._heard:
+            raise SchemaError("", reply, f"an object with the id {number}")
+        self._pipes.stray(line)
+        return None
+
+    @staticmethod
+    def _farther(progress: Any, before: dict[str, Any] | None) -> dict[str, Any]:
+        """Return a report of progress that is one: each is farther than the one before, and there is an end to it."""
+        answers.PROGRESS(progress, "progress")
+        done, total = progress["done"], progress["total"]
+        first = 0 if before is None else before["done"]
+        if not first < done <= (total if before is None else before["total"]):
+            raise SchemaError("progress.done", done, f"above {first} and at most {total}")
+        found: dict[str, Any] = progress
+        return found
 
     def close(self) -> None:
         """End the agent: its stdin closes, and if that is not enough it is killed."""
         self._closed.set()
-        try:
-            self._stdin.close()
-        except OSError:
-            self._tail.append("stdin was already closed")
-        try:
-            self._process.wait(timeout=_FAREWELL_S)
-        except subprocess.TimeoutExpired:
+        self._pipes.hang_up()
+        if not self._pipes.drain(_FAREWELL_S):
             self._process.kill()
-            self._process.wait()
-        for reader in self._readers:
-            reader.join(timeout=_FAREWELL_S)
+        self._process.wait()
+        self._pipes.close()
         if self._pulse.is_alive():
             self._pulse.join(timeout=_FAREWELL_S)
 
     def _beat(self) -> None:
         while not self._closed.wait(PULSE_S):
             try:
-                self._stdin.write(b"\n")
-                self._stdin.flush()
+                self._pipes.pulse()
             except (OSError, ValueError):  # gone, or closed at this moment; `ask` says so
                 return
 
+    def _stopped(self, what: str) -> MachineError:
+        self._process.kill()
+        return MachineError(f"{self.name}: {what}; the agent was stopped." + _last_words(self._pipes.messages()))
+
     def _died(self, op: str) -> AgentDiedError:
+        self._while_waiting()  # a Ctrl-C may have ended both, and is what there is to say
+        messages = self._pipes.messages(_FAREWELL_S)
         try:
             code: int | None = self._process.wait(timeout=_FAREWELL_S)
         except subprocess.TimeoutExpired:
             code = None
-        self._readers[1].join(timeout=_FAREWELL_S)
         how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
-        message = f'{self.name}: the agent {how} during "{op}".' + self._last_words()
-        return AgentDiedError(message, code, list(self._tail))
-
-    def _last_words(self) -> str:
-        return " Its last messages: " + " | ".join(self._tail) if self._tail else " It left no message."
-
-    def _read_replies(self, stdout: BinaryIO) -> None:
-        with stdout:
-            for line in stdout:
-                self._replies.put(line)
-        self._replies.put(None)
-
-    def _read_messages(self, stderr: BinaryIO) -> None:
-        with stderr:
-            for line in stderr:
-                self._tail.append(line.decode(errors="replace").rstrip())
+        return AgentDiedError(f'{self.name}: the agent {how} during "{op}".' + _last_words(messages), code, messages)
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """Return the JSON object on a line, or None."""
-    try:
-        reply = json.loads(line)
-    except ValueError:
-        return None
-    return reply if isinstance(reply, dict) else None
+def _last_words(messages: Sequence[str]) -> str:
+    return " Its last messages: " + " | ".join(messages) if messages else " It left no message."
