@@ -25,6 +25,7 @@ BASE = {
     "imports",
     "realdata",
     "stopping",
+    "trust",
 }
 ROOMS = {"models", "synthesis", "deploy"}
 LEVELS = [LOWEST, BASE, ROOMS, {"stages"}, {"pipeline"}, {"commands"}, {"cli", "cli_shipping", "options"}]
