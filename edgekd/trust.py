@@ -84,7 +84,7 @@ def factory(arch: str) -> Code:
     files = imports.files_of(module)
     if not files:
         raise UsageError(
-            f"{name} cannot be built: there is no module {module!r} with a file of its own, neither in the working "
+            f"{name} cannot be built: ModuleNotFoundError: no file of a module {module!r}, neither in the working "
             "directory nor installed."
         )
     return Code(name, f"{name} ({_places(files)})", _hash(name, files))
