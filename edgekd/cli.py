@@ -34,6 +34,7 @@ from edgekd.options import (
     Teacher,
     Threads,
     Trtexec,
+    TrustCode,
     TrustPickle,
     examples,
     verb,
@@ -99,6 +100,7 @@ def distill(
     set_: Set = None,
     accept_mapping: AcceptMapping = False,
     trust_pickle: TrustPickle = False,
+    trust_code: TrustCode = None,
     on: On = "",
     python: RemotePython = "python3",
     trtexec: Trtexec = "",
@@ -141,6 +143,7 @@ def ingest(
     classes: Classes = "",
     accept_mapping: AcceptMapping = False,
     trust_pickle: TrustPickle = False,
+    trust_code: TrustCode = None,
     fresh: Fresh = False,
     json: Json = False,
 ) -> None:
@@ -166,6 +169,7 @@ def run(
     threads: Threads = None,
     max_seconds: MaxSeconds = None,
     set_: Set = None,
+    trust_code: TrustCode = None,
     fresh: Fresh = False,
     json: Json = False,
 ) -> None:
@@ -183,7 +187,7 @@ def run(
 
 @app.command(epilog=examples("edgekd select", "edgekd select my-run --json"))
 @verb
-def select(run: RunArgument = "", json: Json = False) -> None:
+def select(run: RunArgument = "", trust_code: TrustCode = None, json: Json = False) -> None:
     """Choose the final student again, from the last checkpoint, without data."""
     from edgekd.commands import training
     from edgekd.commands.common import Options
@@ -212,6 +216,7 @@ app.command(epilog=examples("edgekd bundle", "edgekd bundle my-run --output /med
 def eval_(
     run: RunArgument = "",
     data: Data = None,
+    trust_code: TrustCode = None,
     json: Json = False,
 ) -> None:
     """Measure the accuracy of everything a run holds on real images; nothing else changes."""

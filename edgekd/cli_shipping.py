@@ -22,6 +22,7 @@ from edgekd.options import (
     StudentWeights,
     Target,
     Trtexec,
+    TrustCode,
     Uint8Input,
     verb,
 )
@@ -40,6 +41,7 @@ def export(
     arch: StudentArch = "",
     out: Out = None,
     set_: Set = None,
+    trust_code: TrustCode = None,
     json: Json = False,
 ) -> None:
     """Write the student as ONNX files, INT8 calibrated on replayed samples, each held by a gate."""
@@ -78,6 +80,7 @@ def bench(
         Path | None, typer.Option("--import", metavar="FILE", help="Bring a bundle's results.json into the run.")
     ] = None,
     set_: Set = None,
+    trust_code: TrustCode = None,
     json: Json = False,
 ) -> None:
     """Measure the latency of a run's ONNX files side by side: here, or on a device over ssh."""

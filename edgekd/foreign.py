@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from edgekd import imports, pickles
+from edgekd import imports, pickles, trust
 from edgekd.errors import InputFileError
 from edgekd.rundir import sha256_file
 from edgekd.text import first_line, listed
@@ -64,8 +64,9 @@ def read_checkpoint(path: Path, *, trust_pickle: bool | None = False) -> object:
     """Read a .safetensors file or what `torch.save` wrote (zip or legacy), whatever its suffix.
 
     Returns nested dicts and lists of CPU tensors and plain values, or with `trust_pickle` any object, after running
-    the code the file names. Raises InputFileError for everything else, with one message and nothing executed;
-    where `trust_pickle` is None, no flag sets it and the message offers none.
+    the code the file names, of which the user must have approved (`edgekd.trust`). Raises InputFileError for everything
+    else, with one message and nothing executed; where `trust_pickle` is None, no flag sets it and the message offers
+    none.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what libraries have to say about a file is in the one message
@@ -89,6 +90,11 @@ def _read(path: Path, *, trust_pickle: bool | None) -> object:
     if not trust_pickle:
         _check_storages(path, loaded, limit)
     return loaded
+
+
+def is_pickle(path: Path) -> bool:
+    """Return whether a checkpoint is one that torch.save wrote, not a .safetensors file."""
+    return not _looks_like_safetensors(*_open_head(path))
 
 
 def sha256_of(path: Path) -> str:
@@ -240,6 +246,8 @@ def _read_pickle(path: Path, *, trust_pickle: bool | None) -> object:
             f"{path} names bytearray, which may ask for any amount of memory and is no weight. Save a state_dict "
             "instead (torch.save(model.state_dict(), 'weights.pt'))."
         )
+    if trust_pickle:
+        trust.require([trust.pickle(path)])
     here = imports.from_here() if trust_pickle else nullcontext()  # where the code it was written with may lie
     try:
         with here, torch.serialization.safe_globals(pickles.stand_ins()), path.open("rb") as stream:
@@ -253,10 +261,10 @@ def _read_pickle(path: Path, *, trust_pickle: bool | None) -> object:
             ) from error
         foreign = pickles.code_named(path, zipped=zipped)
         if foreign:
-            trust = "" if trust_pickle is None else ", or load it with --trust-pickle if you trust its author"
+            way_on = "" if trust_pickle is None else ", or load it with --trust-pickle if you trust its author"
             raise InputFileError(
                 f"{path} is a pickle that would run {listed(foreign, 12)}. Nothing was run. Save a state_dict "
-                f"instead (torch.save(model.state_dict(), 'weights.pt')){trust}."
+                f"instead (torch.save(model.state_dict(), 'weights.pt')){way_on}."
             ) from error
         if isinstance(error, pickle.UnpicklingError):
             raise InputFileError(

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from edgekd import trust
 from edgekd.errors import Interrupted
 
 RunArgument = Annotated[
@@ -53,6 +54,10 @@ On = Annotated[str, typer.Option("--on", metavar="USER@HOST", help="Measure on t
 RemotePython = Annotated[str, typer.Option("--python", metavar="PATH", help="With --on: the Python there.")]
 Trtexec = Annotated[str, typer.Option(metavar="PATH", help="With --on: trtexec there (JetPack's, or on PATH).")]
 TrustPickle = Annotated[bool, typer.Option("--trust-pickle", help="Run the code inside a pickled module.")]
+TrustCode = Annotated[
+    list[str] | None,
+    typer.Option("--trust-code", metavar="HASH", help="Run the code of this hash, which a refusal printed."),
+]
 
 Int8 = Annotated[bool | None, typer.Option("--int8/--no-int8", help="Also write INT8 files.")]
 Target = Annotated[
@@ -78,12 +83,13 @@ Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder f
 
 
 def verb(function: Callable[..., None]) -> Callable[..., None]:
-    """Turn Ctrl-C outside of the graceful loops into the interrupted exit code."""
+    """Turn Ctrl-C outside of the graceful loops into the interrupted exit code, and take up --trust-code."""
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         try:
-            function(*args, **kwargs)
+            with trust.session(kwargs.get("trust_code") or ()):
+                function(*args, **kwargs)
         except KeyboardInterrupt:
             raise Interrupted("interrupted; the same command continues.", 2) from None
 

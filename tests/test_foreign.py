@@ -157,7 +157,8 @@ def test_arrays_of_objects_are_code(tmp_path):
     assert not sentinel.exists()
 
 
-def test_a_trusted_pickle_finds_code_in_the_working_directory(tmp_path, monkeypatch):
+def test_a_trusted_pickle_finds_code_in_the_working_directory(tmp_path, monkeypatch, approve):
+    approve(pickles=True)
     (tmp_path / "nets_of_mine.py").write_text("from torch import nn\nclass Net(nn.Linear):\n    pass\n")
     monkeypatch.chdir(tmp_path)
     before = list(sys.path)
@@ -202,7 +203,8 @@ def test_code_is_named_and_not_run(tmp_path, save):
     assert not sentinel.exists()
 
 
-def test_trusted_code_runs(tmp_path):
+def test_trusted_code_runs(tmp_path, approve):
+    approve(pickles=True)
     path, sentinel = tmp_path / "trusted.pt", tmp_path / "sentinel"
     torch.save({"state_dict": WEIGHTS, "payload": Bomb(sentinel)}, path)
     assert torch.equal(read_checkpoint(path, trust_pickle=True)["state_dict"]["conv.bias"], WEIGHTS["conv.bias"])
@@ -220,7 +222,8 @@ def test_payload_named_through_the_memo_is_listed(tmp_path):
 
 
 @pytest.mark.parametrize("save", [save_zip, save_legacy])
-def test_whole_modules_need_trust(tmp_path, save):
+def test_whole_modules_need_trust(tmp_path, save, approve):
+    approve(pickles=True)
     path = tmp_path / "module.pt"
     net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
     save(net, path)
@@ -232,7 +235,8 @@ def test_whole_modules_need_trust(tmp_path, save):
     assert torch.equal(loaded[0].weight, net[0].weight)
 
 
-def test_trusted_pickle_whose_code_is_missing_is_an_input_error(tmp_path):
+def test_trusted_pickle_whose_code_is_missing_is_an_input_error(tmp_path, approve):
+    approve(pickles=True)
     path = tmp_path / "lost.pt"
     path.write_bytes(b"\x80\x02cno_such_module\nNet\n)\x81.")
     with pytest.raises(InputFileError, match="importable"):

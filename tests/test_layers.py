@@ -28,6 +28,7 @@ BASE = {
     "realdata",
     "ledger",
     "stopping",
+    "trust",
 }
 ROOMS = {"models", "synthesis", "deploy"}
 LEVELS = [LOWEST, BASE, ROOMS, {"stages"}, {"pipeline"}, {"commands"}, {"cli", "cli_shipping", "options"}]

@@ -151,8 +151,9 @@ def test_every_student_is_distilled_and_exported(student: str, shape: Shape, ing
 
 
 def test_a_student_of_your_own_is_distilled_and_exported(
-    ingested: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ingested: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, approve: Any
 ) -> None:
+    approve(["our_students:narrow"])
     (tmp_path / "our_students.py").write_text(
         textwrap.dedent("""
             from torch import nn

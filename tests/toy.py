@@ -39,7 +39,7 @@ def write_teacher(path: Path, shape: tuple[int, int, int] = SHAPE) -> Path:
     return path
 
 
-def toy_recipe(teacher: Path, **changes: Any) -> Recipe:
+def toy_recipe(teacher_file: Path, **changes: Any) -> Recipe:
     """Return a recipe of a dozen steps with replay, rehearsal and one scheduled re-initialisation."""
     method = {  # also what the preset may change with the next measurement
         "steps": 12,
@@ -60,7 +60,7 @@ def toy_recipe(teacher: Path, **changes: Any) -> Recipe:
         "consolidation": {"start": 1.0},
     }
     data = {
-        "teacher": {"file": str(teacher), "input": "1x8x8"},
+        "teacher": {"file": str(teacher_file), "input": "1x8x8"},
         "student": {"name": STUDENT},
         "checkpoint_period": 4,
         "machine": {"threads": 1, "device": "cpu"},

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekd import afresh, console, pipeline
+from edgekd import afresh, console, foreign, pipeline, trust
 from edgekd import recipe as recipe_module
 from edgekd.afresh import Afresh
 from edgekd.commands.flags import Changes
 from edgekd.errors import InputFileError, MachineError, RecipeError, UsageError
 from edgekd.ownership import CONTENT, LEDGER, LOCK, MOST_BYTES, is_run, name_problem, refuse_foreign, remove
 from edgekd.recipe import AUTO, Recipe
-from edgekd.rundir import RunDir, command_line, write_text
+from edgekd.rundir import Record, RunDir, command_line, read_json, write_text
 from edgekd.stopping import Stop, graceful
 
 RUNS = Path("runs")
@@ -104,7 +104,7 @@ def at_work(run: RunDir, options: Options, *, teacher: Path | None = None) -> It
             yield stop
         except BaseException as error:
             beginning.settle()
-            if isinstance(error, UsageError | RecipeError | InputFileError | MachineError):
+            if isinstance(error, UsageError | RecipeError | InputFileError | MachineError | OSError):
                 before.restore(run, made)
             raise
         beginning.settle(succeeded=True)
@@ -149,6 +149,27 @@ class _Before:
                 path.unlink(missing_ok=True)
             elif path.read_bytes() != content:
                 write_text(path, content.decode("utf-8"))
+
+
+def approve(run: RunDir, recipe: Recipe, *, teacher: bool = True, student: bool = True) -> None:
+    """Raise UsageError, before any work, unless the user approves of all code that a recipe or a run names.
+
+    What is missed here is refused where it would run; what is found here is told in one message.
+    """
+    asked: dict[trust.Code, str] = {}
+    if teacher and Record.read(run.stage("teacher")) is None:
+        file = Path(recipe.teacher.file)
+        if trust.is_code(recipe.teacher.arch):
+            asked[trust.factory(recipe.teacher.arch)] = "teacher.arch"
+        if recipe.teacher.trust_pickle and foreign.is_pickle(file):
+            asked[trust.pickle(file)] = "teacher.trust_pickle"
+    elif teacher:
+        arch = read_json(run.stage("teacher") / "teacher.json")["arch"]
+        if trust.is_code(arch):
+            asked[trust.factory(arch)] = "teacher/teacher.json"
+    if student and trust.is_code(recipe.student.name):
+        asked[trust.factory(recipe.student.name)] = "student.name"
+    trust.require(list(asked), f"{' and '.join(dict.fromkeys(asked.values()))} of run {run.path}")
 
 
 def wanted_recipe(run: RunDir, flags: Changes) -> Recipe:

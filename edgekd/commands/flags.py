@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from edgekd import recipe as recipe_module
+from edgekd import trust
 from edgekd.deploy.agent.kernels import RUNTIMES
 from edgekd.errors import UsageError, did_you_mean
 
@@ -18,6 +20,15 @@ def combine(*parts: Changes) -> Changes:
     for part in parts:
         combined = recipe_module.merge(combined, part)
     return combined
+
+
+def approve_typed(flags: Changes) -> None:
+    """Take the code that the command line names, in flags of its own or by --set, as approved of by the user."""
+    teacher, student = (
+        table if isinstance(table := flags.get(name), Mapping) else {} for name in ("teacher", "student")
+    )
+    typed = (teacher.get("arch"), student.get("name"))
+    trust.confirm([name for name in typed if isinstance(name, str)], pickles=teacher.get("trust_pickle") is True)
 
 
 def _given(**values: Any) -> Changes:

@@ -10,8 +10,8 @@ from typing import Any
 
 from edgekd import console, pipeline
 from edgekd import recipe as recipe_module
-from edgekd.commands.common import Options, at_work, caveat, find_run, typed
-from edgekd.commands.flags import Changes
+from edgekd.commands.common import Options, approve, at_work, caveat, find_run, typed
+from edgekd.commands.flags import Changes, approve_typed
 from edgekd.deploy import golden
 from edgekd.deploy.graph import properties_of_file
 from edgekd.deploy.remote import Host
@@ -49,6 +49,7 @@ class Elsewhere:
 
 def bench(name: str, flags: Changes, options: Options, elsewhere: Elsewhere, image: str = "") -> None:
     """Measure latency, of a run's files or of one ONNX file; here, there, or as a bundle found it."""
+    approve_typed(flags)
     host = elsewhere.host()
     if host is not None and "torch" in flags.get("bench", {}).get("runtime", ()):
         raise UsageError(
@@ -144,6 +145,7 @@ def _run(name: str, flags: Changes, options: Options, host: Host | None, elsewhe
         if host is None:
             recipe = pipeline.adopt(run, changed, reads_teacher=False)
             pipeline.require(run, recipe, "export")
+            approve(run, recipe, teacher=False, student="torch" in recipe.bench.runtime)
             pipeline.advance(run, recipe, ("bench",), stop=stop)
             place = run.stage("bench") / "local"
             results = read_results(place / "results.json")

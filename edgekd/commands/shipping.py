@@ -8,8 +8,8 @@ from typing import Any
 
 from edgekd import console, pipeline
 from edgekd import recipe as recipe_module
-from edgekd.commands.common import Options, at_work, caveat, find_run, typed
-from edgekd.commands.flags import Changes
+from edgekd.commands.common import Options, approve, at_work, caveat, find_run, typed
+from edgekd.commands.flags import Changes, approve_typed, combine
 from edgekd.errors import UsageError
 from edgekd.recipe import Recipe
 from edgekd.rundir import RunDir, read_json
@@ -22,12 +22,14 @@ from edgekd.stopping import graceful
 
 def export(name: str, flags: Changes, options: Options, *, clipping_of: Path | None = None) -> None:
     """Write the ONNX files; with `clipping_of` say how far their INT8 ranges clip the images of that folder."""
+    approve_typed(flags)
     run = find_run(name, "select")
     with at_work(run, options) as stop:
         recipe = pipeline.adopt(run, recipe_module.with_changes(pipeline.open_recipe(run), flags), reads_teacher=False)
         _refuse_idle_images(recipe, flags, clipping_of)
         images = None if clipping_of is None else images_of.unlabelled(run, clipping_of, purpose="clipping")
         pipeline.require(run, recipe, "select")
+        approve(run, recipe)
         pipeline.advance(run, recipe, ("export",), stop=stop)
         clipped = None
         if images is not None:
@@ -61,6 +63,7 @@ def elsewhere(
 
 def export_elsewhere(name: str, student: exporting.Elsewhere, flags: Changes, options: Options) -> None:
     """Write the ONNX files of a student that the run did not make; the run is only read."""
+    approve_typed(combine(flags, {"student": {"name": student.arch}}))
     run = find_run(name, "select")
     with graceful(options.max_seconds) as stop:
         kept = pipeline.open_recipe(run)
@@ -68,6 +71,7 @@ def export_elsewhere(name: str, student: exporting.Elsewhere, flags: Changes, op
         _refuse_idle_keys(kept, recipe)
         _refuse_idle_images(recipe, flags, None)
         pipeline.require(run, recipe, "select")
+        approve(run, recipe, student=False)
         pipeline.refuse_pruned(pipeline.STAGES["export"], run)
         if not exporting.run_elsewhere(run, recipe, student, stop):
             console.say("export   already done")
@@ -124,6 +128,7 @@ def evaluate(name: str, data: Path | None, options: Options) -> None:
         if folder is None:
             raise UsageError("eval needs --data DIR, a folder with one subfolder of images per class.")
         pipeline.require(run, recipe, "ingest")
+        approve(run, recipe, student=pipeline.intact(pipeline.STAGES["select"], run))
         result = evaluation.run(run, recipe, folder, stop)
     if options.json:
         console.print_json(

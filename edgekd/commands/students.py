@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgekd import console, cpus, machine
+from edgekd import console, cpus, machine, trust
 from edgekd.commands.common import Options
 from edgekd.deploy.remote import Host
 from edgekd.errors import UsageError
@@ -30,6 +30,7 @@ def students(
     host: Host | None = None,
 ) -> None:
     """List the named students, or the zoo's; a budget implies measuring."""
+    trust.confirm(names)
     for name in names:
         registry.ArchSpec.parse(name)
     shape, measure = parse_shape(input_shape), measure or budget_ms is not None

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import afresh, console, foreign, pipeline
-from edgekd.commands.common import Options, at_work, named_run, open_run, run_called, typed, wanted_recipe
-from edgekd.commands.flags import Changes, combine
+from edgekd.commands.common import Options, approve, at_work, named_run, open_run, run_called, typed, wanted_recipe
+from edgekd.commands.flags import Changes, approve_typed, combine
 from edgekd.errors import InputFileError, UsageError
 from edgekd.models.teacher import mapping_in_short
-from edgekd.rundir import RunDir, read_json
+from edgekd.rundir import Record, RunDir, read_json
 
 MAPPED_LINES = 20
 
 
 def ingest(teacher: Path | None, name: str, flags: Changes, options: Options) -> None:
     """Read a teacher, or change the pixel metadata of a run."""
+    approve_typed(flags)
     if teacher is None and not name:
         raise UsageError("ingest takes a TEACHER, or --run NAME to set the normalisation of a run.")
     if teacher is not None:
@@ -28,6 +29,7 @@ def ingest(teacher: Path | None, name: str, flags: Changes, options: Options) ->
         run = open_run(name)
     with at_work(run, options, teacher=teacher) as stop:
         recipe = pipeline.adopt(run, wanted_recipe(run, flags))
+        approve(run, recipe, teacher=Record.read(run.stage("teacher")) is None, student=False)
         pipeline.advance(run, recipe, ("ingest",), stop=stop)
     description, pixels = (read_json(run.stage("teacher") / file) for file in ("teacher.json", "pixels.json"))
     if options.json:

@@ -12,6 +12,7 @@ from edgekd import console, machine, pipeline
 from edgekd import recipe as recipe_module
 from edgekd.commands.common import (
     Options,
+    approve,
     at_work,
     caveat,
     find_run,
@@ -21,7 +22,7 @@ from edgekd.commands.common import (
     wanted_recipe,
     with_chosen_student,
 )
-from edgekd.commands.flags import Changes, combine
+from edgekd.commands.flags import Changes, approve_typed, combine
 from edgekd.commands.teachers import probe_sentence, run_of
 from edgekd.deploy.remote import Host
 from edgekd.errors import UsageError
@@ -50,10 +51,12 @@ def distill(
         raise UsageError("--on says where --student auto measures: give it with --student auto --budget-ms MS.")
     if dry_run and options.fresh:
         raise UsageError("--fresh starts training anew and --dry-run does not train: give one of them.")
+    approve_typed(flags)
     run = run_of(teacher, name, f"-{_student_label(flags)}")
     flags = combine(flags, {"teacher": {"file": str(teacher)}})
     with at_work(run, options, teacher=teacher) as stop:
         recipe = pipeline.adopt(run, wanted_recipe(run, flags))
+        approve(run, recipe)
         pipeline.advance(run, recipe, ("ingest",), stop=stop)
         recipe, size = _student(run, recipe, stop, host)
         recipe, cost = _planned(run, recipe, stop)
@@ -92,6 +95,7 @@ def _student_label(flags: Changes) -> str:
 
 def run_recipe(path: Path, name: str, flags: Changes, options: Options) -> None:
     """Run every stage of a recipe."""
+    approve_typed(flags)
     file = path if path.is_file() else recipe_module.recipes_folder() / f"{path}.toml"
     loaded = recipe_module.load(file if file.is_file() else path)
     loaded = _beside(loaded, file.parent)
@@ -105,6 +109,7 @@ def run_recipe(path: Path, name: str, flags: Changes, options: Options) -> None:
                 wanted = recipe_module.with_changes(wanted, {"method": {"steps": kept.method.steps}})
             wanted = with_chosen_student(wanted, kept)
         recipe = pipeline.adopt(run, wanted)
+        approve(run, recipe)
         pipeline.advance(run, recipe, ("ingest",), stop=stop)
         recipe, size = _student(run, recipe, stop)
         recipe, cost = _planned(run, recipe, stop)
@@ -146,6 +151,7 @@ def select(name: str, options: Options) -> None:
     with at_work(run, options) as stop:
         recipe = pipeline.open_recipe(run)
         pipeline.require(run, recipe, "distill")
+        approve(run, recipe)
         pipeline.advance(run, recipe, ("select",), stop=stop)
     selection = read_json(run.stage("select") / "selection.json")
     if options.json:

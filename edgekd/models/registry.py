@@ -11,7 +11,7 @@ from functools import cache
 
 from torch import nn
 
-from edgekd import imports, rng
+from edgekd import imports, rng, trust
 from edgekd.errors import MachineError, UsageError, did_you_mean
 from edgekd.models import cifar, lenet, stems
 from edgekd.models import torchvision_zoo as zoo
@@ -258,6 +258,7 @@ def _make_timm(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
 
 
 def _make_custom(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
+    trust.require([trust.factory(spec.name)])
     module_name, _, factory_name = spec.name.partition(":")
     with imports.from_here():
         try:

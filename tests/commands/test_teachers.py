@@ -239,6 +239,8 @@ def test_trust_belongs_to_the_file_that_was_there(here: Path) -> None:
     for file in ("teacher.pt", "other.pt"):
         shutil.rmtree("runs/teacher/teacher")
         result = Result("ingest", file, "--run", "teacher")
+        assert (result.exit_code, "--trust-code" in result.stderr) == (2, True)
+        result = Result("ingest", file, "--run", "teacher", "--trust-pickle")
         assert (result.exit_code, "not the pickle that this run was told to trust" in result.stderr) == (4, True)
         assert not Path("sentinel").exists(), "nothing was run"
         Result("ingest", saved(network), "--run", "teacher")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,8 +90,9 @@ def four():
     [("one", "has 1 outputs, not the 4"), ("thousand", "has 1000 outputs, not the 4"), ("Pair", "returns a tuple")],
 )
 def test_a_network_of_other_outputs_is_no_student(
-    factory: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    factory: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, approve: Any
 ) -> None:
+    approve(["students_nets:four", f"students_nets:{factory}"])
     (tmp_path / "students_nets.py").write_text(NETS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "students_nets", raising=False)

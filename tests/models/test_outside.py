@@ -58,7 +58,9 @@ def no_classifier():
 
 
 @pytest.fixture
-def code(tmp_path, monkeypatch):
+def code(tmp_path, monkeypatch, approve):
+    factories = ("split", "Wrapped", "of_any_channels", "convolutional", "no_classifier", "no_such_factory")
+    approve(f"outside_nets:{factory}" for factory in factories)
     (tmp_path / "outside_nets.py").write_text(CODE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "outside_nets", raising=False)

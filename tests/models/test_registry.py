@@ -218,7 +218,7 @@ def test_mnasnet_loads_a_state_dict_without_metadata():
     assert torch.equal(other.layers[0].weight, net.layers[0].weight)
 
 
-def test_custom_factory_gets_what_it_takes(tmp_path, monkeypatch):
+def test_custom_factory_gets_what_it_takes(tmp_path, monkeypatch, approve):
     (tmp_path / "house_nets.py").write_text(
         textwrap.dedent("""
         from torch import nn
@@ -233,6 +233,7 @@ def test_custom_factory_gets_what_it_takes(tmp_path, monkeypatch):
     """)
     )
     monkeypatch.chdir(tmp_path)
+    approve(f"house_nets:{factory}" for factory in ("tiny", "fixed", "broken", "text", "none"))
     net = registry.build("house_nets:tiny", input_shape=(1, 4, 4), classes=3, seed=0)
     assert net(torch.zeros(1, 1, 4, 4)).shape == (1, 3)
     assert isinstance(registry.build("house_nets:fixed", input_shape=(1, 4, 4), classes=3, seed=0), nn.Linear)
@@ -244,7 +245,8 @@ def test_custom_factory_gets_what_it_takes(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("code", ["import sys; sys.exit(3)", "def net():\n    raise SystemExit(0)"])
-def test_own_code_that_ends_the_program_is_told_and_ends_nothing(code, tmp_path, monkeypatch):
+def test_own_code_that_ends_the_program_is_told_and_ends_nothing(code, tmp_path, monkeypatch, approve):
+    approve(["script_that_exits:net"])
     (tmp_path / "script_that_exits.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "script_that_exits", raising=False)
@@ -252,7 +254,8 @@ def test_own_code_that_ends_the_program_is_told_and_ends_nothing(code, tmp_path,
         registry.build("script_that_exits:net", input_shape=(3, 32, 32), classes=10, seed=0)
 
 
-def test_a_factory_of_any_arguments_gets_the_number_of_classes():
+def test_a_factory_of_any_arguments_gets_the_number_of_classes(approve):
+    approve(["torchvision.models:shufflenet_v2_x0_5"])
     net = registry.build("torchvision.models:shufflenet_v2_x0_5", input_shape=(3, 32, 32), classes=7, seed=0)
     assert net.fc.out_features == 7
 

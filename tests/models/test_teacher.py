@@ -280,7 +280,8 @@ def test_contradictions_of_the_user_are_named():
         infer(lenet, input_shape=(1, 64, 64))
 
 
-def test_custom_code_is_matched_exactly(tmp_path, monkeypatch):
+def test_custom_code_is_matched_exactly(tmp_path, monkeypatch, approve):
+    approve(["our_nets:tiny"])
     (tmp_path / "our_nets.py").write_text(
         "from torch import nn\n"
         "def tiny(classes):\n"
