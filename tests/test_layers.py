@@ -13,6 +13,7 @@ PACKAGE = Path(edgekd.__file__).parent
 LOWEST = {"errors", "console", "text", "locking"}
 BASE = {
     "rng",
+    "state_dict",
     "flops",
     "machine",
     "method",

@@ -20,6 +20,7 @@ from edgekd.rundir import Record, RunDir, canonical_json, digest, sha256_file
 from edgekd.stages import artefacts, onnx_files
 from edgekd.stages.samples import Samples, of_images, real_images, uint8_input
 from edgekd.stopping import Stop
+from edgekd.synthesis.teacher import Description
 
 VERSION = 7
 ELSEWHERE = "export-elsewhere"
@@ -166,7 +167,7 @@ def _job(
 ) -> onnx_files.Job:
     threads = machine.use_threads(recipe.machine.threads)
     teacher, description = artefacts.load_teacher(run_dir, "fp32", torch.device("cpu"))
-    samples = Samples(artefacts.ReplaySource(run_dir), uint8_input(run_dir, recipe.export))
+    samples = Samples.of_run(run_dir, uint8_input(run_dir, recipe.export))
     if images is not None:
         console.warn(f"INT8 ranges come from {len(images)} real images of {images.folder.path}: not data-free.")
     data_free = False if images is not None else True if own else None
@@ -188,7 +189,7 @@ def _job(
 def _metadata(
     run_dir: RunDir,
     inputs: Mapping[str, str],
-    description: artefacts.Description,
+    description: Description,
     samples: Samples,
     *,
     own: bool,
