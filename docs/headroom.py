@@ -25,7 +25,6 @@ from edgekd.deploy.quantize import FLAVOURS
 from edgekd.deploy.ranges import collect_ranges
 from edgekd.realdata import RealImages
 from edgekd.rundir import RunDir, read_json, write_json
-from edgekd.stages import artefacts
 from edgekd.stages.samples import Samples, kept, of_images
 
 FACTORS = (1.0, 1.15, 1.3, 1.5, 2.0)
@@ -33,7 +32,7 @@ FACTORS = (1.0, 1.15, 1.3, 1.5, 2.0)
 
 def rows(run: RunDir, images: RealImages) -> list[dict[str, Any]]:
     """Return what each file kind makes of each factor."""
-    recipe, samples = pipeline.open_recipe(run), Samples(artefacts.ReplaySource(run), None)
+    recipe, samples = pipeline.open_recipe(run), Samples.of_run(run, None)
     fp32 = run.stage("export") / "student.fp32.onnx"
     calibration = samples.stream("export/calibration", recipe.export.calibration_samples)
     ranges = collect_ranges(fp32, calibration)

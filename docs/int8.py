@@ -49,7 +49,7 @@ from edgekd.rng import Draws
 from edgekd.rundir import RunDir, read_json, sha256_file, write_json
 from edgekd.stages import artefacts
 from edgekd.stages.samples import Samples, kept, of_images
-from edgekd.synthesis.teacher import Teacher
+from edgekd.synthesis.teacher import Description, Teacher
 
 BATCH, FIT_STEPS, FIT_LR, FITTED = 64, 60, 0.1, 128
 
@@ -71,7 +71,7 @@ class Subject:
     label: str
     run: RunDir
     recipe: Recipe
-    description: artefacts.Description
+    description: Description
     student: nn.Module
     test: RealImages
     train: RealImages | None
@@ -153,7 +153,7 @@ def sources(subject: Subject) -> dict[str, Callable[[], Source]]:
     """Return how to make each source that this run allows."""
 
     def replay() -> Source:
-        samples = Samples(artefacts.ReplaySource(subject.run), None)
+        samples = Samples.of_run(subject.run, None)
         calibration, held_out = subject.sizes("replay")
         return Source(samples.stream("export/calibration", calibration), samples.stream("export/held-out", held_out))
 

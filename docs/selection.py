@@ -18,6 +18,7 @@ from edgekd.realdata import RealImages, open_folder
 from edgekd.rundir import RunDir, read_json, write_json
 from edgekd.stages import artefacts, select
 from edgekd.stopping import Stop
+from edgekd.synthesis.sampler import Sampler
 
 
 def judged(run: RunDir, data: Path) -> dict[str, Any]:
@@ -25,10 +26,10 @@ def judged(run: RunDir, data: Path) -> dict[str, Any]:
     recipe = recipes.load_resolved(run.recipe_file)
     description, pixels = artefacts.describe(run), artefacts.read_pixels(run)
     state = select.final_state(run)
-    networks = select.replay_networks(recipe, description, state)
+    sampler = Sampler.from_state(Sampler.state_of(state, recipe.method), recipe, description)
     folder = open_folder(data, classes=description.classes, names=pixels.class_names)
     images = RealImages(folder, description.input_shape, mean=pixels.mean, std=pixels.std)
-    students = select.candidates(recipe, description, state, networks, Stop())
+    students = select.candidates(recipe, description, state, sampler, Stop())
     accuracy = {name: images.network_accuracy(student) for name, student in students.items()}
     selection = read_json(run.stage("select") / "selection.json")
     return {

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgekd import checkpoint
+from edgekd import checkpoint, state_dict
 from edgekd.errors import InputFileError, RecipeError
 from edgekd.rundir import Record, RunDir
 
@@ -72,10 +72,10 @@ def test_flatten_and_unflatten_are_inverse() -> None:
         "none": None,
         "flag": True,
     }
-    tensors, plain = checkpoint.flatten(state)
+    tensors, plain = state_dict.flatten(state)
     assert set(tensors) == {"net/conv.weight", "net/inner/deep"}
     assert plain == {"net/inner/count": 3, "list": [{"a": 1.5}], "none": None, "flag": True}
-    assert checkpoint.unflatten(tensors, plain) == state
+    assert state_dict.unflatten(tensors, plain) == state
 
 
 def write(run: RunDir, step: int, *, key: str = "k") -> None:
@@ -180,9 +180,9 @@ def update(net: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
 
 
 def through_disk(state: dict[str, Any], path: Path) -> dict[str, Any]:
-    tensors, plain = checkpoint.flatten(state)
+    tensors, plain = state_dict.flatten(state)
     checkpoint.save_tensors(tensors, path)
-    return checkpoint.unflatten(checkpoint.load_tensors(path), json.loads(json.dumps(plain)))
+    return state_dict.unflatten(checkpoint.load_tensors(path), json.loads(json.dumps(plain)))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -191,10 +191,10 @@ def test_the_step_after_restoring_equals_the_uninterrupted_one(name: str, tmp_pa
     optimizer = OPTIMIZERS[name](net)
     update(net, optimizer, 1)
     update(net, optimizer, 2)
-    saved = through_disk({"o": checkpoint.optimizer_state(optimizer)}, tmp_path / "o.safetensors").get("o", {})
+    saved = through_disk({"o": state_dict.optimizer_state(optimizer)}, tmp_path / "o.safetensors").get("o", {})
     resumed = network({k: v.clone() for k, v in net.state_dict().items()})
     again = OPTIMIZERS[name](resumed)
-    checkpoint.restore_optimizer(again, saved)
+    state_dict.restore_optimizer(again, saved)
     for moments in again.state.items():
         for value in moments[1].values():
             if isinstance(value, Tensor) and value.shape == moments[0].shape:
@@ -212,7 +212,7 @@ def test_contiguous_moments_would_be_paired_with_the_wrong_weights(name: str, tm
     net = network()
     optimizer = OPTIMIZERS[name](net)
     update(net, optimizer, 1)
-    saved = through_disk({"o": checkpoint.optimizer_state(optimizer)}, tmp_path / "o.safetensors")["o"]
+    saved = through_disk({"o": state_dict.optimizer_state(optimizer)}, tmp_path / "o.safetensors")["o"]
     resumed = network({k: v.clone() for k, v in net.state_dict().items()})
     naive = OPTIMIZERS[name](resumed)
     state = {int(position): values for position, values in saved.items()}
@@ -226,8 +226,8 @@ def test_restoring_forgets_moments_the_file_does_not_hold() -> None:
     net = network()
     optimizer = OPTIMIZERS["adam"](net)
     update(net, optimizer, 1)
-    checkpoint.restore_optimizer(optimizer, {})
-    assert checkpoint.optimizer_state(optimizer) == {}
+    state_dict.restore_optimizer(optimizer, {})
+    assert state_dict.optimizer_state(optimizer) == {}
 
 
 @pytest.mark.gpu
@@ -242,10 +242,10 @@ def test_moments_and_step_counters_return_to_the_device(name: str, tmp_path: Pat
         optimizer.step()
 
     update_there(net, optimizer)
-    saved = through_disk({"o": checkpoint.optimizer_state(optimizer)}, tmp_path / "o.safetensors")["o"]
+    saved = through_disk({"o": state_dict.optimizer_state(optimizer)}, tmp_path / "o.safetensors")["o"]
     resumed = network(net.state_dict()).cuda()
     again = OPTIMIZERS[name](resumed)
-    checkpoint.restore_optimizer(again, saved)
+    state_dict.restore_optimizer(again, saved)
     update_there(net, optimizer)
     update_there(resumed, again)
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), resumed.parameters(), strict=True))

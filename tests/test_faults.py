@@ -19,6 +19,8 @@ from edgekd import checkpoint, pipeline, recipe
 from edgekd.errors import GateError, InputFileError, MachineError, RecipeError, RunBusyError, UsageError
 from edgekd.rundir import RunDir
 from edgekd.stages import distill
+from edgekd.synthesis.state import State
+from edgekd.synthesis.steps import Context
 
 TRAINING = ("ingest", "distill", "select")
 
@@ -39,7 +41,7 @@ def test_a_nan_stops_with_the_last_good_checkpoint_named(
 ) -> None:
     real = distill.student_step
 
-    def poisoned(state: distill.State, context: distill.Context) -> dict[str, torch.Tensor]:
+    def poisoned(state: State, context: Context) -> dict[str, torch.Tensor]:
         if state.step == 9:
             next(state.student.parameters()).data.fill_(float("nan"))
         return real(state, context)

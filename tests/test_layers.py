@@ -14,6 +14,7 @@ LOWEST = {"errors", "console", "text", "locking", "cpus"}
 BASE = {
     "afresh",
     "rng",
+    "state_dict",
     "flops",
     "machine",
     "method",

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import toy
-from edgekd import checkpoint, recipe
+from edgekd import checkpoint, recipe, state_dict
 from edgekd.deploy.graph import read_model
 from edgekd.deploy.onnx_export import export_fp32
 from edgekd.deploy.parity import TOLERANCE_FP32, check_parity
@@ -26,6 +26,7 @@ from edgekd.models.registry import ArchSpec
 from edgekd.recipe import Recipe
 from edgekd.rundir import RunDir
 from edgekd.stages import artefacts
+from edgekd.stages.samples import Samples
 from edgekd.stages.select import reestimate_batchnorm
 
 SMALLEST = {
@@ -88,7 +89,7 @@ def distilled(student: str, shape: Shape, ingested: Any, folder: Path, stages: t
     shutil.copytree(run.path, folder / "run")
     run = toy.advance(folder / "run", one_step(teacher, shape, student), stages)
     states = [
-        checkpoint.unflatten(checkpoint.load_tensors(path), {})["student"]
+        state_dict.unflatten(checkpoint.load_tensors(path), {})["student"]
         for path in sorted(run.stage("distill").glob("checkpoints/step-*/state.safetensors"))
     ]
     before, after = states
@@ -115,7 +116,7 @@ def check_export(run: RunDir, file: Path) -> None:
     assert model.ir_version == 8
     left = {node.op_type for node in model.graph.node} & {"Split", "ReduceMean"}
     assert not left, f"TensorRT 8 misreads {left} of this opset"
-    replayed = torch.cat(list(artefacts.ReplaySource(run).batches("zoo", len(samples))))
+    replayed = Samples.of_run(run, None).draw("zoo", len(samples))
     assert replayed.shape == samples.shape
     assert replayed.isfinite().all()
     with torch.no_grad():

@@ -5,8 +5,7 @@ Stages never import one another; this module is the one place that knows how the
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,32 +15,14 @@ from torch import Tensor, nn
 
 from edgekd import checkpoint, machine
 from edgekd.errors import InputFileError
-from edgekd.method import GeneratorTable, VaeTable
 from edgekd.models import footprint, probe, registry
 from edgekd.models.footprint import Footprint
 from edgekd.recipe import Recipe, load_resolved
-from edgekd.rng import Draws, forked_global
 from edgekd.rundir import RunDir, read_json
-from edgekd.synthesis.generator import Generator, Shape
-from edgekd.synthesis.teacher import Teacher
-from edgekd.synthesis.vae import VAE
-
-
-@dataclass(frozen=True)
-class Description:
-    """What teacher.json says of the teacher that every later stage needs."""
-
-    arch: str
-    input_shape: Shape
-    classes: int
-    head: str
-    undo: str
-    batchnorm: bool
-
-    @property
-    def pixels(self) -> int:
-        """Height times width."""
-        return math.prod(self.input_shape[1:])
+from edgekd.state_dict import unflatten
+from edgekd.synthesis.generator import Shape
+from edgekd.synthesis.sampler import Sampler
+from edgekd.synthesis.teacher import Description, Teacher
 
 
 @dataclass(frozen=True)
@@ -128,69 +109,8 @@ def student_head(student: nn.Module, shape: Shape) -> str:
     return probe.head_name(student, shape)
 
 
-def _learned(moments: str, description: Description) -> bool:
-    return moments == "learned" or (moments == "auto" and description.batchnorm)
-
-
-def build_generator(table: GeneratorTable, description: Description) -> Generator:
-    """Build the novel generator of a recipe for a teacher."""
-    return Generator(
-        table.latent,
-        description.input_shape,
-        width=table.width,
-        upsamplings=table.upsamplings,
-        spectral=table.spectral_norm,
-        norm_eps=table.norm_eps,
-        affine_output=_learned(table.image_moments, description),
-    )
-
-
-def build_vae(table: VaeTable, description: Description, upsamplings: int) -> VAE:
-    """Build the VAE of a recipe for a teacher."""
-    return VAE(
-        table.latent,
-        description.input_shape,
-        width=table.width,
-        released_encoder=table.released_encoder,
-        norm_eps=table.norm_eps,
-        affine_output=_learned(table.image_moments, description),
-        upsamplings=upsamplings,
-    )
-
-
-class ReplaySource:
-    """Draws synthetic samples from select/replay.safetensors: half averaged generator, half VAE decoder.
-
-    Without a VAE all samples come from the generator.
-    """
-
-    def __init__(self, run: RunDir) -> None:
-        recipe, description = load_resolved(run.recipe_file), describe(run)
-        method = recipe.method
-        path = run.stage("select") / "replay.safetensors"
-        state = checkpoint.unflatten(checkpoint.load_tensors(path), {})
-        self.latent = method.generator.latent
-        with forked_global(recipe.seed, "build", "replay"):  # drawn only to be replaced by what was trained
-            self.generator = build_generator(method.generator, description)
-            vae = build_vae(method.vae, description, method.generator.upsamplings)
-        self.generator.load_state_dict(state["generator"])
-        self.generator.eval().requires_grad_(False)
-        self.decoder: nn.Module | None = None
-        if "decoder" in state:
-            vae.decoder.load_state_dict(state["decoder"])
-            self.decoder = vae.decoder.eval().requires_grad_(False)
-            self.latent_mean, self.latent_std = state["latent_mean"], state["latent_std"]
-        self.draws = Draws(recipe.seed, "synthetic", torch.device("cpu"))
-
-    @torch.no_grad()
-    def batches(self, purpose: str, count: int, batch_size: int = 64) -> Iterator[Tensor]:
-        """Yield `count` float32 samples in batches; the same purpose yields the same samples again."""
-        for index, start in enumerate(range(0, count, batch_size)):
-            size = min(batch_size, count - start)
-            replayed = 0 if self.decoder is None else size // 2
-            novel = self.generator(self.draws.normal(index, f"{purpose}/novel", size - replayed, self.latent))
-            if self.decoder is None:
-                yield novel
-                continue
-            noise = self.draws.normal(index, f"{purpose}/replay", replayed, len(self.latent_mean))
-            yield torch.cat([novel, self.decoder(noise * self.latent_std + self.latent_mean)])
+def read_sampler(run: RunDir) -> Sampler:
+    """Rebuild what draws synthetic samples from select/replay.safetensors."""
+    recipe, description = load_resolved(run.recipe_file), describe(run)
+    state = unflatten(checkpoint.load_tensors(run.stage("select") / "replay.safetensors"), {})
+    return Sampler.from_state(state, recipe, description)

@@ -22,6 +22,7 @@ from edgekd.stages import artefacts, onnx_files
 from edgekd.stages import images as images_of
 from edgekd.stages.samples import Samples, of_images, uint8_input
 from edgekd.stopping import Stop
+from edgekd.synthesis.teacher import Description
 
 VERSION = 7
 ELSEWHERE = "export-elsewhere"
@@ -178,7 +179,7 @@ def _job(
 ) -> onnx_files.Job:
     threads = machine.use_threads(recipe.machine.threads)
     teacher, description = artefacts.load_teacher(run_dir, "fp32", torch.device("cpu"))
-    samples = Samples(artefacts.ReplaySource(run_dir), uint8_input(run_dir, recipe.export))
+    samples = Samples.of_run(run_dir, uint8_input(run_dir, recipe.export))
     if images is not None:
         console.warn(f"INT8 ranges come from {len(images)} real images of {images.folder.path}: not data-free.")
     data_free = False if images is not None else True if own else None
@@ -200,7 +201,7 @@ def _job(
 def _metadata(
     run_dir: RunDir,
     inputs: Mapping[str, str],
-    description: artefacts.Description,
+    description: Description,
     samples: Samples,
     *,
     own: bool,

@@ -14,6 +14,7 @@ from edgekd.recipe import Recipe
 from edgekd.rundir import RunDir, write_json
 from edgekd.stages import artefacts
 from edgekd.stopping import Stop
+from edgekd.synthesis.teacher import Description
 
 
 def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], stop: Stop) -> None:
@@ -39,7 +40,7 @@ def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], st
         record["recipe_slice"] = {"student": recipe.student.name, "weights": recipe.student.weights}
 
 
-def fit(loaded: weights.Weights, path: Path, recipe: Recipe, description: artefacts.Description) -> initial.Initial:
+def fit(loaded: weights.Weights, path: Path, recipe: Recipe, description: Description) -> initial.Initial:
     """Fit the weights of a checkpoint to the recipe's student."""
     student = artefacts.build_student(recipe, description)
     try:

@@ -234,7 +234,7 @@ def _flavours(target: str) -> list[str]:
 
 def _provenance(job: Job, ranges: Ranges) -> dict[str, Any]:
     """Return calibration.json: where the samples come from and every candidate range."""
-    replay = ["generator"] + (["vae decoder"] if job.samples.source.decoder is not None else [])
+    replay = ["generator"] + (["vae decoder"] if job.samples.sampler.decoder is not None else [])
     return {
         "data_free": job.data_free,
         "seed": job.seed,

@@ -21,9 +21,8 @@ from edgekd.rng import Draws
 from edgekd.rundir import RunDir
 from edgekd.stages import artefacts, distill
 from edgekd.stopping import Stop
-from edgekd.synthesis.replay import VaeReplay
 from edgekd.synthesis.state import State
-from edgekd.synthesis.teacher import Teacher
+from edgekd.synthesis.steps import Context, generator_step, student_step
 
 _PERIODS = 1000
 """Length of the imagined run whose last period is timed."""
@@ -96,10 +95,10 @@ def measure(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: int = 1
     machine.keep_freed_memory()
     teacher, description = artefacts.load_teacher(run_dir, recipe.precision, device)
     steps = recipe.method.steps_for(description.pixels, description.classes)
-    context = distill.Context(recipe, steps, teacher, description, Draws(recipe.seed, "plan", device))
+    context = Context(recipe, steps, teacher, description, Draws(recipe.seed, "plan", device))
     share = context.exploration_steps / steps
     try:
-        state = distill.build(recipe, teacher, description, device)
+        state = distill.build(context)
         state.replay.assume_ready()
         exploring = _exploring(context)
         # The first call of each kernel is slow, and the VAE rehearses from its second update on.
@@ -112,7 +111,7 @@ def measure(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: int = 1
     except torch.OutOfMemoryError as error:
         raise MachineError(
             f"{device} has too little memory for batches of {recipe.method.student.batch_size}; "
-            f"{_largest_batch(context, description, device, stop)}"
+            f"{_largest_batch(context, stop)}"
         ) from error
     kinds = {"bf16" if p.bf16 else "fp32" for p in (teacher.precision, state.student_precision)}
     total: Counter[torch.dtype] = sum(parts.values(), Counter())
@@ -129,46 +128,46 @@ def measure(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: int = 1
     )
 
 
-def _exploring(context: distill.Context) -> distill.Context:
+def _exploring(context: Context) -> Context:
     """Return the context of a run of `_PERIODS` generator periods without consolidation."""
     return _consolidating_from(1.0, replace(context, steps=_PERIODS * context.recipe.method.generator.period))
 
 
-def _consolidating_from(start: float, context: distill.Context) -> distill.Context:
+def _consolidating_from(start: float, context: Context) -> Context:
     method = context.recipe.method
     method = method.model_copy(update={"consolidation": method.consolidation.model_copy(update={"start": start})})
     return replace(context, recipe=context.recipe.model_copy(update={"method": method}))
 
 
-def _late(context: distill.Context, offset: int = 0) -> int:
+def _late(context: Context, offset: int = 0) -> int:
     """Return a step with the given place in the last period, when adversary and replay take part."""
     return context.steps - context.recipe.method.generator.period + offset
 
 
-def _period(state: State, context: distill.Context, stop: Stop) -> int:
+def _period(state: State, context: Context, stop: Stop) -> int:
     """Make the updates of one generator period; return the number of steps."""
     period = context.recipe.method.generator.period
     state.step = _late(context)
-    distill.generator_step(state, context)
+    generator_step(state, context)
     for offset in range(period):
         stop.raise_if_requested("planning")
         state.step = _late(context, offset)
-        distill.student_step(state, context)
+        student_step(state, context)
     return period
 
 
-def _consolidation(state: State, context: distill.Context, stop: Stop) -> int:
+def _consolidation(state: State, context: Context, stop: Stop) -> int:
     """Make one of the last steps, in which the student alone learns; return 1."""
     stop.raise_if_requested("planning")
     state.step = context.steps - 1
-    distill.student_step(state, context)
+    student_step(state, context)
     return 1
 
 
 def _seconds_per_step(
-    work: Callable[[State, distill.Context, Stop], int],
+    work: Callable[[State, Context, Stop], int],
     state: State,
-    context: distill.Context,
+    context: Context,
     stop: Stop,
     least_steps: int,
 ) -> float:
@@ -189,23 +188,23 @@ def _seconds_per_step(
     return statistics.median(rounds)
 
 
-def _consolidation_flops(state: State, context: distill.Context, stop: Stop) -> Counter[torch.dtype]:
+def _consolidation_flops(state: State, context: Context, stop: Stop) -> Counter[torch.dtype]:
     with FlopsByDtype() as student:
         _consolidation(state, context, stop)
     return Counter(student.flops)
 
 
-def _flops(state: State, context: distill.Context) -> dict[str, Counter[torch.dtype]]:
+def _flops(state: State, context: Context) -> dict[str, Counter[torch.dtype]]:
     """Count the FLOPs of one generator period by part, divided by its number of steps."""
     method = context.recipe.method
     period = method.generator.period
     state.step = _late(context)
     with FlopsByDtype() as generator:
-        distill.generator_step(state, context)
+        generator_step(state, context)
     with FlopsByDtype() as both:
-        distill.student_step(state, context)
+        student_step(state, context)
     with FlopsByDtype() as student:  # a step in which the replay does not learn
-        distill.student_step(state, _consolidating_from(0.0, context))
+        student_step(state, _consolidating_from(0.0, context))
     return {
         "generator": _scaled(generator.flops, 1 / period),
         "student": student.flops,
@@ -215,9 +214,7 @@ def _flops(state: State, context: distill.Context) -> dict[str, Counter[torch.dt
 
 def _parameters(state: State) -> dict[str, int]:
     """Return the number of parameters of each network that the state holds."""
-    networks = {"student": state.student, "generator": state.generator}
-    if isinstance(state.replay, VaeReplay):
-        networks |= {"encoder": state.replay.vae.encoder, "decoder": state.replay.vae.decoder}
+    networks = {"student": state.student, "generator": state.generator, **state.replay.networks()}
     return {name: sum(weight.numel() for weight in network.parameters()) for name, network in networks.items()}
 
 
@@ -225,33 +222,29 @@ def _scaled(flops: Counter[torch.dtype], share: float) -> Counter[torch.dtype]:
     return Counter({dtype: math.ceil(count * share) for dtype, count in flops.items()})
 
 
-def _largest_batch(
-    context: distill.Context, description: artefacts.Description, device: torch.device, stop: Stop
-) -> str:
+def _largest_batch(context: Context, stop: Stop) -> str:
     """Halve the batch until one period fits and say so."""
-    recipe, teacher = context.recipe, context.teacher
+    recipe = context.recipe
     size = recipe.method.student.batch_size // 2
     while size >= 8:
         torch.cuda.empty_cache()
-        if _fits(recipe, size, teacher, description, device, stop):
+        if _fits(context, size, stop):
             novel = min(size, recipe.method.vae.novel)
             return f"a batch of {size} fits: --set method.student.batch_size={size} --set method.vae.novel={novel}."
         size //= 2
     return "not even a batch of 8 fits; use --device cpu or a smaller teacher."
 
 
-def _fits(
-    recipe: Recipe, size: int, teacher: Teacher, description: artefacts.Description, device: torch.device, stop: Stop
-) -> bool:
+def _fits(context: Context, size: int, stop: Stop) -> bool:
+    recipe = context.recipe
     student = recipe.method.student.model_copy(update={"batch_size": size})
     vae = recipe.method.vae.model_copy(update={"novel": min(size, recipe.method.vae.novel)})
     method = recipe.method.model_copy(update={"student": student, "vae": vae})
-    smaller = recipe.model_copy(update={"method": method})
+    smaller = replace(context, recipe=recipe.model_copy(update={"method": method}))
     try:
-        state = distill.build(smaller, teacher, description, device)
+        state = distill.build(smaller)
         state.replay.assume_ready()
-        draws = Draws(recipe.seed, "plan", device)
-        _period(state, _exploring(distill.Context(smaller, 1000, teacher, description, draws)), stop)
+        _period(state, _exploring(smaller), stop)
     except torch.OutOfMemoryError:
         return False
     return True

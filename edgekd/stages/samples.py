@@ -18,9 +18,11 @@ from edgekd.deploy.onnx_export import Normalization
 from edgekd.deploy.ranges import Batches
 from edgekd.errors import UsageError
 from edgekd.realdata import RealImages
-from edgekd.recipe import ExportTable
+from edgekd.recipe import ExportTable, load_resolved
+from edgekd.rng import Draws
 from edgekd.rundir import RunDir
 from edgekd.stages import artefacts
+from edgekd.synthesis.sampler import Sampler
 
 Array = NDArray[Any]
 KEPT_BYTES = 64 * 2**20
@@ -31,16 +33,27 @@ KEPT_BYTES = 64 * 2**20
 class Samples:
     """Synthetic samples as the exported model takes them: float32, or uint8 pixels when it normalises itself."""
 
-    source: artefacts.ReplaySource
+    sampler: Sampler
+    draws: Draws
     pixels: Normalization | None
+
+    @classmethod
+    def of_run(cls, run: RunDir, pixels: Normalization | None) -> Samples:
+        """Return the samples of a run's replay, under the seed of its recipe."""
+        seed = load_resolved(run.recipe_file).seed
+        return cls(artefacts.read_sampler(run), Draws(seed, "synthetic", torch.device("cpu")), pixels)
 
     def stream(self, purpose: str, count: int) -> Batches:
         """Return the batches of a purpose, drawn anew whenever they are read; the same purpose gives the same."""
 
         def draw() -> Iterator[Array]:
-            return (as_input(batch, self.pixels) for batch in self.source.batches(purpose, count))
+            return (as_input(batch, self.pixels) for batch in self.sampler.batches(self.draws, purpose, count))
 
         return draw
+
+    def draw(self, purpose: str, count: int) -> Tensor:
+        """Return samples of a purpose at once, normalised, (count, C, H, W)."""
+        return torch.cat(list(self.sampler.batches(self.draws, purpose, count)))
 
     def as_floats(self, batches: Iterable[Array]) -> Iterator[NDArray[np.float32]]:
         """Yield what the student itself sees of such batches."""

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from edgekd import checkpoint, console
 from edgekd.errors import InputFileError
 from edgekd.recipe import Recipe
-from edgekd.rng import Draws, forked_global
+from edgekd.rng import Draws
 from edgekd.rundir import Record, RunDir, write_json
 from edgekd.stages import artefacts
+from edgekd.state_dict import flatten
 from edgekd.stopping import Stop
-from edgekd.synthesis.teacher import Teacher
-from edgekd.synthesis.vae import VAE
+from edgekd.synthesis.sampler import Sampler
+from edgekd.synthesis.teacher import Description, Teacher
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,17 @@ def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], st
     device = torch.device("cpu")
     teacher, description = artefacts.load_teacher(run_dir, "fp32", device)
     state = final_state(run_dir)
-    networks = replay_networks(recipe, description, state)
+    drawn_by = Sampler.state_of(state, recipe.method)
+    sampler = Sampler.from_state(drawn_by, recipe, description)
     draws = Draws(recipe.seed, "select", device)
-    pool = balanced_pool(recipe, networks, teacher, draws, description.classes)
-    students = candidates(recipe, description, state, networks, stop)
+    pool = balanced_pool(recipe, sampler, teacher, draws, description.classes)
+    students = candidates(recipe, description, state, sampler, stop)
     judged = [judge(name, student, pool, teacher) for name, student in students.items()]
     chosen, reason = choose(judged, ships_average=recipe.method.student.ship_average)
     console.say(f"select   {chosen.name}: {chosen.agreement:.2%} synthetic agreement (not accuracy); {reason}")
     with run_dir.publish("select") as (folder, record):
         checkpoint.save_tensors(students[chosen.name].state_dict(), folder / "student.safetensors")
-        checkpoint.save_tensors(checkpoint.flatten(replay_state(networks))[0], folder / "replay.safetensors")
+        checkpoint.save_tensors(flatten(drawn_by)[0], folder / "replay.safetensors")
         write_json(
             folder / "selection.json",
             {
@@ -70,7 +72,7 @@ def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], st
 
 
 def candidates(
-    recipe: Recipe, description: artefacts.Description, state: dict[str, Any], networks: Networks, stop: Stop
+    recipe: Recipe, description: Description, state: dict[str, Any], sampler: Sampler, stop: Stop
 ) -> dict[str, nn.Module]:
     """Return the last weights, their average, and each with BatchNorm statistics re-estimated, by name."""
     found: dict[str, nn.Module] = {}
@@ -79,7 +81,7 @@ def candidates(
         student.load_state_dict(weights)
         found[name] = student.eval()
         if recipe.select.reestimate_batches and any(isinstance(m, nn.BatchNorm2d) for m in student.modules()):
-            mix = training_mix(recipe, networks, Draws(recipe.seed, "select", torch.device("cpu")))
+            mix = training_mix(recipe, sampler, Draws(recipe.seed, "select", torch.device("cpu")))
             found[f"{name}+batchnorm"] = reestimate_batchnorm(student, mix)
         stop.raise_if_requested("select")
     return found
@@ -95,60 +97,13 @@ def final_state(run_dir: RunDir) -> dict[str, Any]:
     return checkpoint.read_state(folder)
 
 
-@dataclass(frozen=True)
-class Networks:
-    """What draws synthetic samples: the averaged generator and, when the method has one, the VAE."""
-
-    generator: nn.Module
-    latent: int
-    vae: VAE | None
-    posterior: bool
-
-
-def replay_networks(recipe: Recipe, description: artefacts.Description, state: dict[str, Any]) -> Networks:
-    """Rebuild the averaged generator and the VAE from the final state; without a VAE if it was never replayed."""
-    method = recipe.method
-    with forked_global(recipe.seed, "build", "replay"):  # drawn only to be replaced by what was trained
-        generator = artefacts.build_generator(method.generator, description)
-        built = artefacts.build_vae(method.vae, description, method.generator.upsamplings)
-    generator.load_state_dict(state["generator_ema"])
-    vae = None
-    if method.replay.source == "vae" and state["replay"]["open"]:
-        vae = built
-        vae.load_state_dict(state["replay"]["vae"])
-        vae.eval()
-    return Networks(generator.eval(), method.generator.latent, vae, method.vae.sampling == "posterior")
-
-
-def replay_state(networks: Networks) -> dict[str, Any]:
-    """Return what replay.safetensors holds: generator, decoder and the moments of its codes."""
-    state: dict[str, Any] = {"generator": networks.generator.state_dict()}
-    if networks.vae is not None:
-        zero, one = torch.zeros(networks.vae.latent), torch.ones(networks.vae.latent)
-        state["decoder"] = networks.vae.decoder.state_dict()
-        state["latent_mean"] = networks.vae.latent_mean if networks.posterior else zero
-        state["latent_std"] = networks.vae.latent_variance.sqrt() if networks.posterior else one
-    return state
-
-
-@torch.no_grad()
-def synthetic(networks: Networks, draws: Draws, purpose: str, index: int, size: int) -> Tensor:
-    """Return one batch, half averaged generator and half VAE."""
-    replayed = 0 if networks.vae is None else size // 2
-    x: Tensor = networks.generator(draws.normal(index, f"{purpose}/novel", size - replayed, networks.latent))
-    if networks.vae is None:
-        return x
-    noise = draws.normal(index, f"{purpose}/replay", replayed, networks.vae.latent)
-    return torch.cat([x, networks.vae.decoder(networks.vae.codes(noise, posterior=networks.posterior))])
-
-
-def balanced_pool(recipe: Recipe, networks: Networks, teacher: Teacher, draws: Draws, classes: int) -> Tensor:
+def balanced_pool(recipe: Recipe, sampler: Sampler, teacher: Teacher, draws: Draws, classes: int) -> Tensor:
     """Return samples balanced over the teacher's answers: drawn threefold, at most an even share kept a class."""
     share = math.ceil(recipe.select.samples / classes)
     kept: list[Tensor] = []
     counts = torch.zeros(classes, dtype=torch.long)
     for index in range(math.ceil(3 * recipe.select.samples / 128)):
-        x = synthetic(networks, draws, "judge", index, 128)
+        x = sampler.batch(draws, "judge", index, 128)
         for image, label in zip(x, teacher.logits(x).argmax(1).tolist(), strict=True):
             if counts[label] < share:
                 counts[label] += 1
@@ -156,10 +111,10 @@ def balanced_pool(recipe: Recipe, networks: Networks, teacher: Teacher, draws: D
     return torch.stack(kept)
 
 
-def training_mix(recipe: Recipe, networks: Networks, draws: Draws) -> Iterator[Tensor]:
+def training_mix(recipe: Recipe, sampler: Sampler, draws: Draws) -> Iterator[Tensor]:
     """Yield batches for re-estimating BatchNorm statistics, apart from those that judge."""
     for index in range(recipe.select.reestimate_batches):
-        yield synthetic(networks, draws, "batchnorm", index, recipe.method.student.batch_size)
+        yield sampler.batch(draws, "batchnorm", index, recipe.method.student.batch_size)
 
 
 @torch.no_grad()

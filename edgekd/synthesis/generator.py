@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from edgekd.method import GeneratorTable
+
 Shape = tuple[int, int, int]
 """Channels, height, width of an image."""
 
@@ -37,6 +39,19 @@ class Generator(nn.Module):
     Linear, BatchNorm, then `upsamplings` times (double, convolve, BatchNorm, LeakyReLU), then convolution, tanh
     and a BatchNorm on the image: the images have no pixel range, only the moments the last layer gives them.
     """
+
+    @classmethod
+    def from_table(cls, table: GeneratorTable, shape: Shape, *, batchnorm: bool) -> Generator:
+        """Build the generator of a recipe for a teacher's images; `batchnorm` says whether the teacher has any."""
+        return cls(
+            table.latent,
+            shape,
+            width=table.width,
+            upsamplings=table.upsamplings,
+            spectral=table.spectral_norm,
+            norm_eps=table.norm_eps,
+            affine_output=learns_moments(table.image_moments, batchnorm=batchnorm),
+        )
 
     def __init__(
         self,
@@ -75,3 +90,8 @@ class Generator(nn.Module):
             x = F.leaky_relu(norm(convolution(x)), 0.2, inplace=True)
         image: Tensor = self.image_norm(torch.tanh(self.to_image(x)).float())
         return image[:, :, : self.shape[1], : self.shape[2]]
+
+
+def learns_moments(image_moments: str, *, batchnorm: bool) -> bool:
+    """Return whether the last BatchNorm learns the images' moments: `auto` asks for a teacher that knows them."""
+    return image_moments == "learned" or (image_moments == "auto" and batchnorm)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgekd.checkpoint import flatten, optimizer_state, restore_optimizer
 from edgekd.machine import Precision
 from edgekd.method import GeneratorTable, UpdateTable
+from edgekd.state_dict import flatten, optimizer_state, restore_optimizer
 from edgekd.synthesis.generator import Generator
 from edgekd.synthesis.hints import StageOutputs
 from edgekd.synthesis.replay import Replay

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgekd.machine import channels_last
-from edgekd.synthesis.generator import Generator, Shape, initialise
+from edgekd.method import VaeTable
+from edgekd.synthesis.generator import Generator, Shape, initialise, learns_moments
 
 POSTERIOR_DECAY = 0.98
 """Decay an update of the running moments of the aggregate posterior."""
@@ -80,6 +81,19 @@ class VAE(nn.Module):
 
     latent_mean: Tensor
     latent_variance: Tensor
+
+    @classmethod
+    def from_table(cls, table: VaeTable, shape: Shape, *, batchnorm: bool, upsamplings: int) -> VAE:
+        """Build the VAE of a recipe for a teacher's images, its decoder as deep as the generator."""
+        return cls(
+            table.latent,
+            shape,
+            width=table.width,
+            released_encoder=table.released_encoder,
+            norm_eps=table.norm_eps,
+            affine_output=learns_moments(table.image_moments, batchnorm=batchnorm),
+            upsamplings=upsamplings,
+        )
 
     def __init__(
         self,

@@ -16,9 +16,10 @@ from edgekd.rng import Draws
 from edgekd.rundir import RunDir
 from edgekd.stages import artefacts, distill
 from edgekd.synthesis.state import State
+from edgekd.synthesis.steps import Context
 
 CPU = torch.device("cpu")
-Laboratory = Callable[..., tuple[State, distill.Context]]
+Laboratory = Callable[..., tuple[State, Context]]
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,10 @@ def laboratory(teacher_file: Path, ingested: RunDir) -> Laboratory:
         "consolidation": {"start": 1.0},
     }
 
-    def build(**method: Any) -> tuple[State, distill.Context]:
+    def build(**method: Any) -> tuple[State, Context]:
         recipe = toy.toy_recipe(teacher_file, precision="fp32", method=merge(plain, method))
         teacher, description = artefacts.load_teacher(ingested, "fp32", CPU)
-        state = distill.build(recipe, teacher, description, CPU)
-        draws = Draws(recipe.seed, "distill", CPU)
-        return state, distill.Context(recipe, recipe.method.steps, teacher, description, draws)
+        context = Context(recipe, recipe.method.steps, teacher, description, Draws(recipe.seed, "distill", CPU))
+        return distill.build(context), context
 
     return build

@@ -15,7 +15,6 @@ from edgekd.errors import InputFileError
 from edgekd.machine import Float32Linear
 from edgekd.rundir import RunDir
 from edgekd.stages import artefacts
-from edgekd.stages.artefacts import ReplaySource
 
 CPU = torch.device("cpu")
 
@@ -76,40 +75,3 @@ def test_the_students_footprint_counts_weights_and_products(finished: Any, inges
     assert found.parameters == sum(p.numel() for p in student.parameters())
     assert found.macs > found.parameters
     assert artefacts.student_head(student, toy.SHAPE) == "linear"
-
-
-def test_samples_come_again_for_the_same_purpose_and_differ_for_another(finished: Any) -> None:
-    source = ReplaySource(finished.run)
-    first, again, other = (torch.cat(list(source.batches(p, 70))) for p in ("a", "a", "b"))
-    assert first.shape == (70, *toy.SHAPE)
-    assert first.dtype == torch.float32
-    assert torch.equal(first, again)
-    assert torch.equal(first, torch.cat(list(ReplaySource(finished.run).batches("a", 70))))
-    assert not torch.equal(first, other)
-    assert [len(x) for x in source.batches("a", 70)] == [64, 6]
-
-
-def test_half_of_the_samples_come_from_the_slow_generator_and_half_from_the_decoder(finished: Any) -> None:
-    source = ReplaySource(finished.run)
-    (batch,) = source.batches("x", 10)
-    assert source.decoder is not None
-    with torch.no_grad():
-        novel = source.generator(source.draws.normal(0, "x/novel", 5, source.latent))
-        codes = source.draws.normal(0, "x/replay", 5, 6) * source.latent_std + source.latent_mean
-        assert torch.equal(batch, torch.cat([novel, source.decoder(codes)]))
-    state = checkpoint.unflatten(
-        checkpoint.load_tensors(finished.run.stage("distill") / "checkpoints/step-00000012/state.safetensors"), {}
-    )
-    assert torch.equal(source.generator.project.weight, state["generator_ema"]["project.weight"])
-    assert torch.equal(source.decoder.project.weight, state["replay"]["vae"]["decoder.project.weight"])
-    assert torch.equal(source.latent_std, state["replay"]["vae"]["latent_variance"].sqrt())
-
-
-def test_without_a_vae_all_samples_come_from_the_generator(teacher_file: Path, tmp_path: Path) -> None:
-    wanted = toy.toy_recipe(teacher_file, method={"steps": 2, "replay": {"source": "ema-generator"}})
-    run = toy.advance(tmp_path / "toy", wanted, ("ingest", "distill", "select"))
-    source = ReplaySource(run)
-    assert source.decoder is None
-    (batch,) = source.batches("x", 9)
-    with torch.no_grad():
-        assert torch.equal(batch, source.generator(source.draws.normal(0, "x/novel", 9, source.latent)))

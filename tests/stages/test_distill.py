@@ -15,17 +15,18 @@ import torch
 from torch import Tensor, nn
 
 import toy
-from edgekd import checkpoint, pipeline, recipe
+from edgekd import checkpoint, pipeline, recipe, state_dict
 from edgekd.errors import GateError, MachineError, StoppedEarly
 from edgekd.models import registry
 from edgekd.rundir import Record, RunDir, read_json
 from edgekd.stages import artefacts, distill
 from edgekd.stopping import Stop
-from edgekd.synthesis import health, losses
+from edgekd.synthesis import health, losses, steps
 from edgekd.synthesis.generator import Generator
 from edgekd.synthesis.state import State
+from edgekd.synthesis.steps import Context
 
-Laboratory = Callable[..., tuple[State, distill.Context]]
+Laboratory = Callable[..., tuple[State, Context]]
 ENDED = ("ingest", "distill")
 GIVEN = ("ingest", "init", "distill")
 WEIGHTS = {"one_hot": 0.7, "balance": 3.0, "activation": 0.2, "batchnorm": 0.05, "adversary": 1.5}
@@ -52,9 +53,7 @@ def gradients(network: nn.Module) -> list[Tensor]:
 # The generator step
 
 
-def reference(
-    state: State, context: distill.Context, gap: str, mode: str, detach: bool
-) -> tuple[dict[str, Any], list[Tensor]]:
+def reference(state: State, context: Context, gap: str, mode: str, detach: bool) -> tuple[dict[str, Any], list[Tensor]]:
     """Write the generator's loss down once more; return its terms and gradients."""
     generator, student = copy.deepcopy(state.generator).train(), copy.deepcopy(state.student).train(mode == "train")
     seen: list[Tensor] = []
@@ -96,7 +95,7 @@ def test_the_generator_follows_the_gradient_of_its_five_terms(
     table = {**WEIGHTS, "gap": gap, "student_mode": mode, "detach_teacher": detach}
     state, context = laboratory(generator=table)
     terms, expected = reference(state, context, gap, mode, detach)
-    parts = distill.generator_step(state, context)
+    parts = steps.generator_step(state, context)
     assert {name: float(value) for name, value in parts.items()} == pytest.approx(
         {name: float(value.detach()) for name, value in terms.items()}, rel=1e-4, abs=1e-6
     )
@@ -108,7 +107,7 @@ def test_detaching_the_teacher_changes_the_generators_gradient(name: str, labora
     found = []
     for detach in (False, True):
         state, context = laboratory(generator={**WEIGHTS, "gap": name, "detach_teacher": detach})
-        distill.generator_step(state, context)
+        steps.generator_step(state, context)
         found.append(gradients(state.generator))
     assert not close(*found)
 
@@ -122,7 +121,7 @@ def test_fused_adam_pairs_the_generators_gradients_with_the_right_weights(labora
         plain.generator.parameters(), lr=table.lr, betas=table.betas, fused=False
     )
     for state in (fused, plain):
-        distill.generator_step(state, context)
+        steps.generator_step(state, context)
     for mine, theirs in zip(fused.generator.parameters(), plain.generator.parameters(), strict=True):
         assert mine.grad is not None
         assert mine.grad.stride() == mine.stride()
@@ -135,7 +134,7 @@ def test_the_generator_step_moves_the_students_statistics_in_train_mode_alone(
 ) -> None:
     state, context = laboratory(generator={"student_mode": mode})
     before = snapshot(state.student)
-    distill.generator_step(state, context)
+    steps.generator_step(state, context)
     moved = changed(before, state.student)
     if mode == "eval":
         assert moved == set()
@@ -147,7 +146,7 @@ def test_the_generator_step_moves_the_students_statistics_in_train_mode_alone(
 def test_without_an_adversary_the_student_is_not_asked(laboratory: Laboratory) -> None:
     state, context = laboratory(generator={"student_mode": "train"})
     before = snapshot(state.student)
-    parts = distill.generator_step(state, context, adversary=0.0)
+    parts = steps.generator_step(state, context, adversary=0.0)
     assert set(parts) == {"one_hot", "balance", "activation", "batchnorm"}
     assert changed(before, state.student) == set()
 
@@ -157,25 +156,25 @@ def test_the_adversary_follows_its_ramp(laboratory: Laboratory) -> None:
     for step in (0, 6, 11):
         state, context = laboratory(generator={"adversary": 2.0, "adversary_ramp": [0.25, 0.75]})
         state.step = step
-        parts = distill.generator_step(state, context)
+        parts = steps.generator_step(state, context)
         if "adversary" in parts:
             _, again = laboratory(generator={"adversary": 1.0})
             twin, _ = laboratory()
             twin.step = step
-            weights.append(float(parts["adversary"] / distill.generator_step(twin, again)["adversary"]))
+            weights.append(float(parts["adversary"] / steps.generator_step(twin, again)["adversary"]))
     assert weights == pytest.approx([1.0, 2.0])
 
 
 def test_the_generator_step_counts_averages_and_measures_health(laboratory: Laboratory) -> None:
     state, context = laboratory(health={"window": 2})
     old = snapshot(state.generator_ema)
-    distill.generator_step(state, context)
+    steps.generator_step(state, context)
     name = "project.weight"
     decay = 0.1  # a young average: (1 + 0) / (10 + 0)
     expected = decay * old[name] + (1 - decay) * state.generator.state_dict()[name]
     assert torch.allclose(state.generator_ema.state_dict()[name], expected)
     for _ in range(3):
-        distill.generator_step(state, context)
+        steps.generator_step(state, context)
     assert (state.generator_updates, state.updates_since_init, len(state.health)) == (4, 4, 2)
     assert state.step == 0
 
@@ -208,7 +207,7 @@ def test_the_student_follows_the_teacher_on_novel_and_replayed_images(
     twin = make(student.parameters(), lr=0.05, weight_decay=0.01, fused=True, **momentum)
     values[loss].backward()
     twin.step()
-    logged = distill.student_step(state, context)
+    logged = steps.student_step(state, context)
     assert float(logged["student"]) == pytest.approx(float(values[loss].detach()), rel=1e-5)
     agree = (answers.argmax(1) == target.argmax(1)).float()
     assert float(logged["agreement_novel"]) == float(agree[:16].mean())
@@ -220,7 +219,7 @@ def test_the_student_follows_the_teacher_on_novel_and_replayed_images(
 def test_the_student_step_leaves_generator_weights_alone_and_moves_its_statistics(laboratory: Laboratory) -> None:
     state, context = laboratory()
     before = snapshot(state.generator)
-    distill.student_step(state, context)
+    steps.student_step(state, context)
     assert gradients(state.generator) == []
     assert {n.rsplit(".", 1)[1] for n in changed(before, state.generator)} <= {
         "running_mean",
@@ -234,8 +233,8 @@ def test_no_step_leaves_a_trace_in_the_teacher(laboratory: Laboratory) -> None:
     before = snapshot(context.teacher.network)
     for step in range(3):
         state.step = step
-        distill.generator_step(state, context)
-        distill.student_step(state, context)
+        steps.generator_step(state, context)
+        steps.student_step(state, context)
     assert changed(before, context.teacher.network) == set()
     assert gradients(context.teacher.network) == []
     assert not context.teacher.network.training
@@ -246,7 +245,7 @@ def test_the_learning_rate_of_a_step_is_that_of_the_schedule(laboratory: Laborat
     rates = []
     for step in (0, 3, 6, 9):
         state.step = step
-        distill.student_step(state, context)
+        steps.student_step(state, context)
         rates.append(state.student_optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0.1 / 6, 0.4 / 6, 0.1, 0.05])
 
@@ -254,7 +253,7 @@ def test_the_learning_rate_of_a_step_is_that_of_the_schedule(laboratory: Laborat
 def test_the_average_of_the_student_follows_it_also_where_it_is_not_shipped(laboratory: Laboratory) -> None:
     state, context = laboratory(student={"ema_decay": 0.9, "ship_average": False})
     before = snapshot(state.student_ema)
-    distill.student_step(state, context)
+    steps.student_step(state, context)
     assert changed(before, state.student_ema)
 
 
@@ -265,7 +264,7 @@ def test_replay_begins_at_its_start_and_updates_of_the_vae_fall_in_the_first_ste
     replayed, learned = [], []
     for step in range(12):
         state.step = step
-        logged = distill.student_step(state, context)
+        logged = steps.student_step(state, context)
         replayed.append("agreement_replay" in logged)
         learned.append("replay_pixel" in logged)
     assert replayed == [False] * 6 + [True] * 6
@@ -274,7 +273,7 @@ def test_replay_begins_at_its_start_and_updates_of_the_vae_fall_in_the_first_ste
 
 def test_a_closed_gate_holds_replay_back(laboratory: Laboratory) -> None:
     state, context = laboratory(vae={"gate": 1.0})
-    assert "agreement_replay" not in distill.student_step(state, context)
+    assert "agreement_replay" not in steps.student_step(state, context)
 
 
 # Dead channels
@@ -295,7 +294,7 @@ def test_dead_channels_are_revived_where_asked_for(weight: float, laboratory: La
     logged = []
     for step in range(12):
         state.step = step
-        logged.append(distill.student_step(state, context))
+        logged.append(steps.student_step(state, context))
     if weight:
         shares = [float(parts["dead_relus"]) for parts in logged]
         assert shares[0] > 0 == min(shares)
@@ -313,14 +312,14 @@ def test_in_consolidation_the_student_alone_learns_by_a_loss_of_its_own(laborato
     state, context = laboratory(consolidation=changes, vae={"gate": 0.0, "updates": 1}, generator={"period": 1})
     assert [context.explores(step) for step in (0, 5, 6, 11)] == [True, True, False, False]
     state.step = 5
-    assert "replay_pixel" in distill.student_step(state, context)
+    assert "replay_pixel" in steps.student_step(state, context)
     state.step = 6
     student, vae = copy.deepcopy(state.student).train(), snapshot(state.replay.vae)  # type: ignore[attr-defined]
     with torch.no_grad():
         novel = copy.deepcopy(state.generator).train()(context.draws.normal(6, "novel", 16, 8))
         x = torch.cat([novel, state.replay.sample(6, 8, context.draws)])
     expected = losses.gap_kl(student(x), context.teacher.network(x), 2.0) * 4
-    logged = distill.student_step(state, context)
+    logged = steps.student_step(state, context)
     assert float(logged["student"]) == pytest.approx(float(expected.detach()), rel=1e-5)
     assert {"agreement_novel", "agreement_replay"} < set(logged)
     assert "replay_pixel" not in logged
@@ -396,7 +395,7 @@ def test_every_replay_resumes_bit_for_bit_from_the_middle(name: str, teacher_fil
 def started(run: RunDir) -> dict[str, torch.Tensor]:
     """Return the student's weights at step 0."""
     first = run.stage("distill") / "checkpoints" / "step-00000000" / "state.safetensors"
-    return checkpoint.unflatten(checkpoint.load_tensors(first), {})["student"]
+    return state_dict.unflatten(checkpoint.load_tensors(first), {})["student"]
 
 
 def test_a_student_of_the_teachers_family_starts_as_it_and_learns_its_feature_maps(
@@ -492,7 +491,7 @@ def test_re_initialisations_on_schedule_end_in_time(teacher_file: Path, tmp_path
 def test_generations_are_different_and_reproducible(laboratory: Laboratory) -> None:
     _, context = laboratory()
     build = distill.build_generator
-    first, again, second = (build(context.recipe, context.description, n).project.weight for n in (1, 1, 2))
+    first, again, second = (build(context, n).project.weight for n in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
 
@@ -610,7 +609,7 @@ def test_memory_that_runs_out_says_how_to_go_on(
 ) -> None:
     real = distill.student_step
 
-    def full(state: State, context: distill.Context) -> dict[str, Tensor]:
+    def full(state: State, context: Context) -> dict[str, Tensor]:
         if state.step == 6:
             raise torch.OutOfMemoryError("allocation")
         return real(state, context)
@@ -643,7 +642,7 @@ def test_teacher_and_replay_see_the_images_that_the_student_sees(
         context.teacher.network.register_forward_pre_hook(lambda _, inputs: shown.update(teacher=inputs[0].clone())),
     ]
     monkeypatch.setattr(state.replay, "learn", lambda _step, novel, seen, _draws: shown.update(vae=novel) or {})
-    distill.student_step(state, context)
+    steps.student_step(state, context)
     for handle in handles:
         handle.remove()
     assert torch.equal(shown["student"], shown["teacher"])
@@ -661,7 +660,7 @@ def test_a_memory_that_was_never_replayed_is_not_drawn_from(
     assert "nothing was replayed" in " ".join(capsys.readouterr().err.split())
     kept = checkpoint.load_tensors(run.stage("select") / "replay.safetensors")
     assert {name.split("/")[0] for name in kept} == {"generator"}
-    assert artefacts.ReplaySource(run).decoder is None
+    assert artefacts.read_sampler(run).decoder is None
 
 
 def test_grace_and_window_delay_the_verdict(teacher_file: Path, tmp_path: Path) -> None:
@@ -701,7 +700,7 @@ def test_a_nan_in_a_weight_is_never_saved(
 ) -> None:
     real = distill.student_step
 
-    def poisoned(state: State, context: distill.Context) -> dict[str, Tensor]:
+    def poisoned(state: State, context: Context) -> dict[str, Tensor]:
         logged = real(state, context)
         if state.step == 7:
             with torch.no_grad():

@@ -35,6 +35,7 @@ from edgekd.stages import artefacts, clipping, comparing, export, onnx_files, re
 from edgekd.stages.images import unlabelled
 from edgekd.stages.samples import Samples, kept
 from edgekd.stopping import Stop
+from edgekd.synthesis.sampler import Sampler
 
 ALL = {"int8": True, "target": "all"}
 PIXELS = {"mean": [0.5], "std": [0.25]}
@@ -130,9 +131,13 @@ def test_int8_without_a_target_writes_every_file(
     assert files(run) == set(shown.json()["size_bytes"]) == {"student.fp32.onnx", "student.fp16.onnx", *int8}
 
 
+def drawn(run: RunDir, count: int) -> torch.Tensor:
+    return Samples.of_run(run, None).draw("test", count)
+
+
 def test_the_fp32_file_is_the_student(exported: RunDir) -> None:
     student = artefacts.student_network(exported)
-    (x,) = artefacts.ReplaySource(exported).batches("test", 16)
+    x = drawn(exported, 16)
     session = ort_session.open_session(exported.stage("export") / "student.fp32.onnx")
     np.testing.assert_allclose(ort_session.logits(session, x.numpy()), student(x).numpy(), rtol=1e-4, atol=1e-4)
 
@@ -356,7 +361,7 @@ def test_a_student_near_ties_costs_only_the_files_that_need_its_answers(
 def test_uint8_input_takes_pixels(teacher_file: Path, tmp_path: Path) -> None:
     wanted = toy.toy_recipe(teacher_file, export={**ALL, "uint8_input": True}, pixels=PIXELS)
     run = toy.advance(tmp_path / "toy", wanted)
-    samples = Samples(artefacts.ReplaySource(run), Normalization((0.5,), (0.25,)))
+    samples = Samples.of_run(run, Normalization((0.5,), (0.25,)))
     (pixels,) = samples.stream("test", 64)()
     assert pixels.dtype == np.uint8
     student = artefacts.student_network(run)
@@ -386,7 +391,7 @@ def test_memory_does_not_grow_with_the_number_of_calibration_samples(
     exported: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive, most = 0, 0
-    drawn = artefacts.ReplaySource.batches
+    batches = Sampler.batches
 
     def gone(size: int) -> None:
         nonlocal alive
@@ -394,15 +399,15 @@ def test_memory_does_not_grow_with_the_number_of_calibration_samples(
 
     def counted(*arguments: Any, **options: Any) -> Iterator[torch.Tensor]:
         nonlocal alive, most
-        for batch in drawn(*arguments, **options):
+        for batch in batches(*arguments, **options):
             alive += batch.nbytes
             most = max(most, alive)
             weakref.finalize(batch, gone, batch.nbytes)
             yield batch
             del batch
 
-    monkeypatch.setattr(artefacts.ReplaySource, "batches", counted)
-    samples = Samples(artefacts.ReplaySource(exported), None)
+    monkeypatch.setattr(Sampler, "batches", counted)
+    samples = Samples.of_run(exported, None)
     fp32 = exported.stage("export") / "student.fp32.onnx"
     peaks = []
     for count in (128, 1280):
@@ -413,7 +418,7 @@ def test_memory_does_not_grow_with_the_number_of_calibration_samples(
 
 
 def test_held_out_samples_beyond_a_bound_are_drawn_anew(exported: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    samples = Samples(artefacts.ReplaySource(exported), None).stream("test", 130)
+    samples = Samples.of_run(exported, None).stream("test", 130)
     held = kept(samples)
     assert [a is b for a, b in zip(held(), held(), strict=True)] == [True] * 3
     monkeypatch.setattr("edgekd.stages.samples.KEPT_BYTES", 64 * 64 * 4)
@@ -526,7 +531,7 @@ def test_a_student_from_elsewhere_gets_a_folder_of_its_own(exported: RunDir, els
     for name in ("agreement", "calibration"):
         assert json.loads((elsewhere.out / f"{name}.json").read_text())["data_free"] is None
     network = registry.build(toy.ARCH, input_shape=toy.SHAPE, classes=toy.CLASSES, seed=9).eval()
-    (x,) = artefacts.ReplaySource(exported).batches("test", 16)
+    x = drawn(exported, 16)
     found = ort_session.logits(ort_session.open_session(elsewhere.out / "student.fp32.onnx"), x.numpy())
     np.testing.assert_allclose(found, network(x).detach().numpy(), rtol=1e-4, atol=1e-4)
     assert export.run_elsewhere(exported, recipe, elsewhere, Stop()) is False, "done already"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import toy
-from edgekd import checkpoint, pipeline, recipe
+from edgekd import checkpoint, pipeline, recipe, state_dict
 from edgekd.errors import InputFileError, RecipeError
 from edgekd.models import registry
 from edgekd.recipe import Recipe
@@ -42,7 +42,7 @@ def starting_from(path: Path, teacher: Path, **changes: Any) -> Recipe:
 
 def student_at(run: RunDir, step: int, network: str = "student") -> dict[str, Tensor]:
     file = run.stage("distill") / f"checkpoints/step-{step:08d}/state.safetensors"
-    state: dict[str, Tensor] = checkpoint.unflatten(checkpoint.load_tensors(file), {})[network]
+    state: dict[str, Tensor] = state_dict.unflatten(checkpoint.load_tensors(file), {})[network]
     return state
 
 

@@ -11,10 +11,12 @@ import toy
 from edgekd.errors import MachineError
 from edgekd.models import footprint
 from edgekd.rundir import RunDir, sha256_file
-from edgekd.stages import artefacts, distill, plan
+from edgekd.stages import plan
 from edgekd.stages.plan import Plan
 from edgekd.stopping import Stop
 from edgekd.synthesis.state import State
+from edgekd.synthesis.steps import Context
+from edgekd.synthesis.vae import VAE
 
 PARTS = {"generator": 1e9, "student": 2e9, "replay": 1e9}
 COST = Plan(
@@ -65,14 +67,14 @@ def test_whole_periods_are_timed_with_replay_at_work(
     least: int, teacher_file: Path, ingested: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, bool]] = []
-    real = distill.student_step
+    real = plan.student_step
 
-    def watched(state: State, context: distill.Context) -> dict[str, torch.Tensor]:
+    def watched(state: State, context: Context) -> dict[str, torch.Tensor]:
         logged = real(state, context)
         seen.append((state.step % 3, "agreement_replay" in logged))
         return logged
 
-    monkeypatch.setattr(distill, "student_step", watched)
+    monkeypatch.setattr(plan, "student_step", watched)
     wanted = toy.toy_recipe(teacher_file, method={"replay": {"start": 0.9}, "vae": {"gate": 0.5}})
     plan.measure(ingested, wanted, Stop(), least_steps=least)
     periods = seen[3 + len(seen) % 3 :]  # before them a period warms up and single steps are counted
@@ -129,14 +131,14 @@ def test_consolidation_counts_with_its_share_of_the_steps(teacher_file: Path, in
 def test_too_little_memory_names_the_largest_batch_that_fits(
     teacher_file: Path, ingested: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = distill.student_step
+    real = plan.student_step
 
-    def hungry(state: State, context: distill.Context) -> dict[str, torch.Tensor]:
+    def hungry(state: State, context: Context) -> dict[str, torch.Tensor]:
         if context.recipe.method.student.batch_size > 20:
             raise torch.OutOfMemoryError("out of memory")
         return real(state, context)
 
-    monkeypatch.setattr(distill, "student_step", hungry)
+    monkeypatch.setattr(plan, "student_step", hungry)
     wanted = toy.toy_recipe(teacher_file, method={"student": {"batch_size": 64}})
     with pytest.raises(MachineError, match=r"batches of 64; a batch of 16 fits: --set method.student.batch_size=16"):
         plan.measure(ingested, wanted, Stop())
@@ -148,7 +150,7 @@ def test_a_machine_too_small_for_any_batch_is_told(
     def starving(*_: object) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(distill, "student_step", starving)
+    monkeypatch.setattr(plan, "student_step", starving)
     with pytest.raises(MachineError, match="not even a batch of 8 fits"):
         plan.measure(ingested, toy.toy_recipe(teacher_file), Stop())
 
@@ -156,4 +158,4 @@ def test_a_machine_too_small_for_any_batch_is_told(
 def test_the_named_batch_is_one_the_recipe_accepts(teacher_file: Path, ingested: RunDir) -> None:
     wanted = toy.toy_recipe(teacher_file, method={"student": {"batch_size": 16}})
     assert wanted.method.vae.novel <= 16
-    assert artefacts.build_vae(wanted.method.vae, artefacts.describe(ingested), 0).latent == 6
+    assert VAE.from_table(wanted.method.vae, toy.SHAPE, batchnorm=True, upsamplings=0).latent == 6

@@ -19,6 +19,7 @@ from edgekd.rng import Draws
 from edgekd.rundir import RunDir
 from edgekd.stages import artefacts, select
 from edgekd.stages.select import Candidate
+from edgekd.synthesis.sampler import Sampler
 
 CPU = torch.device("cpu")
 
@@ -90,32 +91,21 @@ def test_a_judgement_is_the_share_of_equal_answers_with_its_standard_error() -> 
     assert sure.standard_error < 1e-5
 
 
-def networks(finished: Any) -> select.Networks:
-    description = artefacts.describe(finished.run)
-    return select.replay_networks(finished.recipe, description, select.final_state(finished.run))
+def sampler_of(finished: Any) -> Sampler:
+    state = Sampler.state_of(select.final_state(finished.run), finished.recipe.method)
+    return Sampler.from_state(state, finished.recipe, artefacts.describe(finished.run))
 
 
 def test_the_pool_is_balanced_over_the_teachers_answers(finished: Any) -> None:
     teacher, description = artefacts.load_teacher(finished.run, "fp32", CPU)
-    draws, nets = Draws(1, "select", CPU), networks(finished)
-    pool = select.balanced_pool(finished.recipe, nets, teacher, draws, description.classes)
+    draws, sampler = Draws(1, "select", CPU), sampler_of(finished)
+    pool = select.balanced_pool(finished.recipe, sampler, teacher, draws, description.classes)
     share = math.ceil(finished.recipe.select.samples / toy.CLASSES)
-    drawn = torch.cat([select.synthetic(nets, draws, "judge", i, 128) for i in range(math.ceil(3 * 64 / 128))])
+    drawn = torch.cat([sampler.batch(draws, "judge", i, 128) for i in range(math.ceil(3 * 64 / 128))])
     available = teacher.logits(drawn).argmax(1).bincount(minlength=toy.CLASSES)
     counts = teacher.logits(pool).argmax(1).bincount(minlength=toy.CLASSES)
     assert torch.equal(counts, available.clamp(max=share))
     assert (available > share).any(), "the draw was not balanced by itself"
-
-
-def test_a_synthetic_batch_is_half_novel_and_half_replayed(finished: Any) -> None:
-    draws, nets = Draws(1, "select", CPU), networks(finished)
-    assert nets.vae is not None
-    batch = select.synthetic(nets, draws, "judge", 3, 9)
-    with torch.no_grad():
-        novel = nets.generator(draws.normal(3, "judge/novel", 5, 8))
-        codes = nets.vae.codes(draws.normal(3, "judge/replay", 4, 6), posterior=True)
-        assert torch.equal(batch, torch.cat([novel, nets.vae.decoder(codes)]))
-    assert not torch.equal(batch, select.synthetic(nets, draws, "batchnorm", 3, 9)), "who judges sees other samples"
 
 
 def test_re_estimated_statistics_are_the_plain_average_over_batches() -> None:
@@ -155,17 +145,6 @@ def test_re_estimation_can_be_left_out(teacher_file: Path, finished: Any, tmp_pa
     run = toy.advance(tmp_path / "toy", wanted, ("select",))
     selection = json.loads((run.stage("select") / "selection.json").read_text())
     assert [c["name"] for c in selection["candidates"]] == ["raw", "ema"]
-
-
-@pytest.mark.parametrize("sampling", ["posterior", "prior"])
-def test_the_latent_prior_that_travels_is_that_of_the_recipe(sampling: str, finished: Any) -> None:
-    nets = networks(finished)
-    assert nets.vae is not None
-    state = select.replay_state(select.Networks(nets.generator, nets.latent, nets.vae, sampling == "posterior"))
-    posterior = nets.vae.latent_mean, nets.vae.latent_variance.sqrt()
-    expected = posterior if sampling == "posterior" else (torch.zeros(6), torch.ones(6))
-    assert torch.equal(state["latent_mean"], expected[0])
-    assert torch.equal(state["latent_std"], expected[1])
 
 
 def test_a_final_checkpoint_that_is_gone_is_named(finished: Any, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekd import checkpoint
+from edgekd import checkpoint, state_dict
 from edgekd.machine import Precision
 from edgekd.method import ReplayTable, VaeTable
 from edgekd.models import registry
@@ -382,16 +382,16 @@ def test_a_restored_vae_goes_on_bit_for_bit(sampling: str, teacher: Teacher, tmp
     replay = vae_replay(teacher, sampling=sampling, gate=0.9)
     for step in range(3):
         learn(replay, step, seed=step)
-    tensors, plain = checkpoint.flatten(replay.state_dict())
+    tensors, plain = state_dict.flatten(replay.state_dict())
     checkpoint.save_tensors(tensors, tmp_path / "r")
     other = vae_replay(teacher, sampling=sampling, gate=0.9)
-    other.load_state_dict(checkpoint.unflatten(checkpoint.load_tensors(tmp_path / "r"), json.loads(json.dumps(plain))))
+    other.load_state_dict(state_dict.unflatten(checkpoint.load_tensors(tmp_path / "r"), json.loads(json.dumps(plain))))
     for step in range(3, 6):
         learn(replay, step, seed=step)
         learn(other, step, seed=step)
     assert (other.kept_answers, other.updates, other.open) == (replay.kept_answers, 6, replay.open)
     assert torch.equal(replay.sample(6, 9, DRAWS), other.sample(6, 9, DRAWS))
-    mine, theirs = (checkpoint.flatten(one.state_dict())[0] for one in (replay, other))
+    mine, theirs = (state_dict.flatten(one.state_dict())[0] for one in (replay, other))
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 

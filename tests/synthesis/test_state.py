@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgekd import checkpoint
+from edgekd import checkpoint, state_dict
 from edgekd.machine import Precision
 from edgekd.method import GeneratorTable, ReplayTable, UpdateTable
 from edgekd.models import registry
@@ -63,7 +63,7 @@ def work(state: State, seed: int) -> None:
 
 
 def flat(state: State) -> dict[str, object]:
-    tensors, plain = checkpoint.flatten(state.state_dict())
+    tensors, plain = state_dict.flatten(state.state_dict())
     return {**{name: tensor.tolist() for name, tensor in tensors.items()}, **plain}
 
 
@@ -71,11 +71,11 @@ def flat(state: State) -> dict[str, object]:
 def test_a_restored_state_continues_as_the_one_that_was_saved(optimizer: str, tmp_path: Path) -> None:
     state = make(optimizer=optimizer)
     work(state, 1)
-    tensors, plain = checkpoint.flatten(state.state_dict())
+    tensors, plain = state_dict.flatten(state.state_dict())
     checkpoint.save_tensors(tensors, tmp_path / "s")
     other = make(seed=9, optimizer=optimizer)
     assert flat(other) != flat(state)
-    other.load_state_dict(checkpoint.unflatten(checkpoint.load_tensors(tmp_path / "s"), json.loads(json.dumps(plain))))
+    other.load_state_dict(state_dict.unflatten(checkpoint.load_tensors(tmp_path / "s"), json.loads(json.dumps(plain))))
     assert flat(other) == flat(state)
     work(state, 2)
     work(other, 2)
@@ -122,8 +122,8 @@ def test_a_restart_takes_new_weights_and_forgets_moments_and_health() -> None:
     state.restart_generator(fresh)
     for mine, theirs in zip(state.generator.state_dict().values(), fresh.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs)
-    assert checkpoint.optimizer_state(state.generator_optimizer) == {}
-    assert checkpoint.optimizer_state(state.student_optimizer) != {}
+    assert state_dict.optimizer_state(state.generator_optimizer) == {}
+    assert state_dict.optimizer_state(state.student_optimizer) != {}
     assert (state.reinits, state.updates_since_init, state.health) == (5, 0, [])
     assert state.generator_updates == 2
     assert all(torch.equal(slow[name], value) for name, value in state.generator_ema.state_dict().items())

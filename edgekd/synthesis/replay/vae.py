@@ -1,126 +1,65 @@
-"""Replay: where the student's old synthetic knowledge comes from.
-
-Four sources share one interface: nothing, a bank of stored images (the memory-bank baseline), a slow copy of the
-generator (MAD, arXiv 2209.10359), or the VAE of PRE-DFKD, which stores no image.
-"""
+"""The VAE of PRE-DFKD learns what the generator shows and replays it: a few MB of weights, no stored image."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekd.checkpoint import optimizer_state, restore_optimizer
-from edgekd.machine import Precision
-from edgekd.method import ReplayTable, VaeTable
-from edgekd.rng import Draws
+from edgekd.machine import Precision, precision_for
+from edgekd.method import MethodTable, VaeTable
+from edgekd.rng import Draws, forked_global
+from edgekd.state_dict import optimizer_state, restore_optimizer
 from edgekd.synthesis import losses
+from edgekd.synthesis.replay.base import Replay, module_bytes
 from edgekd.synthesis.teacher import Observation, Teacher
 from edgekd.synthesis.vae import VAE
+
+if TYPE_CHECKING:
+    from edgekd.synthesis.state import State
+    from edgekd.synthesis.steps import Context
 
 GATE_DECAY = 0.95
 """Decay an update of the running share of reconstructions that keep the teacher's answer."""
 
 
-class Replay:
-    """No replay; also the interface of the other sources."""
-
-    ready = False
-    """Whether `sample` has anything worth replaying."""
-
-    def assume_ready(self) -> None:
-        """Make `sample` usable at once, for timing a step whose result is thrown away."""
-
-    def sample(self, step: int, count: int, draws: Draws) -> Tensor:
-        """Return `count` replayed images without a graph."""
-        raise NotImplementedError
-
-    def learn(self, step: int, novel: Tensor, seen: Observation, draws: Draws) -> dict[str, Tensor]:
-        """Take in the novel images of this step and what the teacher saw in them; return the losses of doing so."""
-        return {}
-
-    def size_bytes(self) -> int:
-        """Return what remembering costs in memory."""
-        return 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything the next step depends on."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-
-
-class BankReplay(Replay):
-    """Stored images, the oldest overwritten first."""
-
-    def __init__(self, table: ReplayTable, shape: tuple[int, int, int], device: torch.device) -> None:
-        self.table = table
-        self.images = torch.zeros(table.bank_size, *shape, device=device)
-        self.stored = 0
-
-    @property
-    def ready(self) -> bool:  # type: ignore[override]
-        """Whether the bank holds at least one replay batch."""
-        return self.stored >= self.table.batch_size
-
-    def assume_ready(self) -> None:
-        """Treat the empty bank as full."""
-        self.stored = len(self.images)
-
-    def sample(self, step: int, count: int, draws: Draws) -> Tensor:
-        """Return stored images drawn with replacement."""
-        filled = min(self.stored, len(self.images))
-        return self.images[draws.integers(step, "bank", filled, count)]
-
-    def learn(self, step: int, novel: Tensor, seen: Observation, draws: Draws) -> dict[str, Tensor]:
-        """Store the first images of the batch when a deposit is due."""
-        if step % self.table.bank_period == 0:
-            count = min(self.table.batch_size, len(novel))
-            places = (torch.arange(count, device=novel.device) + self.stored) % len(self.images)
-            self.images[places] = novel[:count]
-            self.stored += count
-        return {}
-
-    def size_bytes(self) -> int:
-        """Return the bytes of the bank."""
-        return self.images.nbytes
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the images and how many were ever stored."""
-        return {"images": self.images, "stored": self.stored}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the bank."""
-        self.images.copy_(state["images"])
-        self.stored = int(state["stored"])
-
-
-class EmaGeneratorReplay(Replay):
-    """The slow copy of the generator, which the algorithm keeps anyway."""
-
-    ready = True
-
-    def __init__(self, generator_ema: nn.Module, latent: int, precision: Precision) -> None:
-        self.generator_ema, self.latent, self.precision = generator_ema, latent, precision
-
-    @torch.no_grad()
-    def sample(self, step: int, count: int, draws: Draws) -> Tensor:
-        """Return images of the slow copy."""
-        with self.precision():
-            images: Tensor = self.generator_ema(draws.normal(step, "replay", count, self.latent))
-        return images
-
-    def size_bytes(self) -> int:
-        """Return the bytes of the slow copy's weights."""
-        return module_bytes(self.generator_ema)
-
-
 class VaeReplay(Replay):
     """The VAE: learns novel images in pixel and teacher-response space, and rehearses its own memory."""
+
+    waits_for = "too few reconstructions of the VAE kept the teacher's answer (method.vae.gate)"
+
+    @classmethod
+    def build(cls, context: Context, state: State) -> VaeReplay:
+        """Build a VAE whose images have the teacher's shape, its weights drawn from the seed."""
+        recipe, method, description = context.recipe, context.recipe.method, context.description
+        with forked_global(recipe.seed, "build", "vae"):
+            vae = VAE.from_table(
+                method.vae,
+                description.input_shape,
+                batchnorm=description.batchnorm,
+                upsamplings=method.generator.upsamplings,
+            ).to(context.draws.device)
+        precision = precision_for(vae, context.draws.device, recipe.precision)
+        return cls(vae, method.vae, context.teacher, precision, fused=True)
+
+    @staticmethod
+    def sampler_state(replay: Mapping[str, Any], method: MethodTable) -> dict[str, Any]:
+        """Return the decoder and the moments of its codes, once the gate has opened."""
+        if not replay["open"]:
+            return {}
+        vae = replay["vae"]
+        mean, std = vae["latent_mean"], vae["latent_variance"].sqrt()
+        if method.vae.sampling != "posterior":
+            mean, std = torch.zeros_like(mean), torch.ones_like(std)
+        decoder = {name.removeprefix("decoder."): value for name, value in vae.items() if name.startswith("decoder.")}
+        return {"decoder": decoder, "latent_mean": mean, "latent_std": std}
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return encoder and decoder."""
+        return {"encoder": self.vae.encoder, "decoder": self.vae.decoder}
 
     def __init__(self, vae: VAE, table: VaeTable, teacher: Teacher, precision: Precision, *, fused: bool) -> None:
         self.vae, self.table, self.teacher, self.precision = vae, table, teacher, precision
@@ -238,8 +177,3 @@ class VaeReplay(Replay):
         restore_optimizer(self.optimizer, state.get("optimizer", {}))
         self.kept_answers, self.open = float(state["kept_answers"]), bool(state["open"])
         self.updates = int(state["updates"])
-
-
-def module_bytes(module: nn.Module) -> int:
-    """Return the bytes of a module's parameters and buffers."""
-    return sum(t.nbytes for t in [*module.parameters(), *module.buffers()])

@@ -1,0 +1,66 @@
+"""What every source of replay offers to the student's step; the class itself replays nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from edgekd.method import MethodTable
+from edgekd.rng import Draws
+from edgekd.synthesis.teacher import Observation
+
+if TYPE_CHECKING:
+    from edgekd.synthesis.state import State
+    from edgekd.synthesis.steps import Context
+
+
+class Replay:
+    """No replay; also the interface of the other sources."""
+
+    ready = False
+    """Whether `sample` has anything worth replaying."""
+    waits_for = ""
+    """Why it is not ready, for the user; empty where it never will be."""
+
+    @classmethod
+    def build(cls, context: Context, state: State) -> Replay:
+        """Build the source for a distillation whose networks stand in `state`."""
+        return cls()
+
+    @staticmethod
+    def sampler_state(replay: Mapping[str, Any], method: MethodTable) -> dict[str, Any]:
+        """Return what a `Sampler` needs of this source's state: a decoder and the moments of its codes, or nothing."""
+        return {}
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the networks that this source trains, by name."""
+        return {}
+
+    def assume_ready(self) -> None:
+        """Make `sample` usable at once, for timing a step whose result is thrown away."""
+
+    def sample(self, step: int, count: int, draws: Draws) -> Tensor:
+        """Return `count` replayed images without a graph."""
+        raise NotImplementedError
+
+    def learn(self, step: int, novel: Tensor, seen: Observation, draws: Draws) -> dict[str, Tensor]:
+        """Take in the novel images of this step and what the teacher saw in them; return the losses of doing so."""
+        return {}
+
+    def size_bytes(self) -> int:
+        """Return what remembering costs in memory."""
+        return 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything the next step depends on."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+
+
+def module_bytes(module: nn.Module) -> int:
+    """Return the bytes of a module's parameters and buffers."""
+    return sum(t.nbytes for t in [*module.parameters(), *module.buffers()])

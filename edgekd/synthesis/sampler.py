@@ -1,0 +1,69 @@
+"""The synthetic samples that a distillation leaves behind: half novel images G(z), half replayed ones D(z')."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgekd.method import MethodTable
+from edgekd.recipe import Recipe
+from edgekd.rng import Draws, forked_global
+from edgekd.synthesis import replay
+from edgekd.synthesis.generator import Generator
+from edgekd.synthesis.teacher import Description
+from edgekd.synthesis.vae import VAE
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws samples from the averaged generator and, where replay came from a VAE, from its decoder.
+
+    Codes of the decoder are normal with the mean and standard deviation that the recipe's `vae.sampling` asks for.
+    """
+
+    generator: nn.Module
+    latent: int
+    decoder: nn.Module | None = None
+    code_mean: Tensor | None = None
+    code_std: Tensor | None = None
+
+    @staticmethod
+    def state_of(final: Mapping[str, Any], method: MethodTable) -> dict[str, Any]:
+        """Return what of a distillation's final state a sampler needs, as replay.safetensors holds it."""
+        source = replay.SOURCES[method.replay.source]
+        return {"generator": final["generator_ema"], **source.sampler_state(final["replay"], method)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], recipe: Recipe, description: Description) -> Sampler:
+        """Rebuild a sampler, in eval mode and without gradients, from what `state_of` returned."""
+        method, shape, batchnorm = recipe.method, description.input_shape, description.batchnorm
+        with forked_global(recipe.seed, "build", "replay"):  # drawn only to be replaced by what was trained
+            generator = Generator.from_table(method.generator, shape, batchnorm=batchnorm)
+            doublings = method.generator.upsamplings
+            decoder = VAE.from_table(method.vae, shape, batchnorm=batchnorm, upsamplings=doublings).decoder
+        generator.load_state_dict(state["generator"])
+        generator.eval().requires_grad_(False)
+        if "decoder" not in state:
+            return cls(generator, method.generator.latent)
+        decoder.load_state_dict(state["decoder"])
+        decoder.eval().requires_grad_(False)
+        return cls(generator, method.generator.latent, decoder, state["latent_mean"], state["latent_std"])
+
+    @torch.no_grad()
+    def batch(self, draws: Draws, purpose: str, index: int, size: int) -> Tensor:
+        """Return batch number `index` of a purpose, (size, C, H, W) in float32; without a decoder all are novel."""
+        replayed = 0 if self.decoder is None else size // 2
+        novel: Tensor = self.generator(draws.normal(index, f"{purpose}/novel", size - replayed, self.latent))
+        if self.decoder is None or self.code_mean is None or self.code_std is None:
+            return novel
+        noise = draws.normal(index, f"{purpose}/replay", replayed, len(self.code_mean))
+        return torch.cat([novel, self.decoder(noise * self.code_std + self.code_mean)])
+
+    def batches(self, draws: Draws, purpose: str, count: int, batch_size: int = 64) -> Iterator[Tensor]:
+        """Yield `count` samples in batches; the same draws and purpose give the same samples again."""
+        for index, start in enumerate(range(0, count, batch_size)):
+            yield self.batch(draws, purpose, index, min(batch_size, count - start))

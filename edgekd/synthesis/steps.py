@@ -1,0 +1,124 @@
+"""The two steps of the algorithm: the generator's, and the student's with what the replay learns from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edgekd.recipe import Recipe
+from edgekd.rng import Draws
+from edgekd.synthesis import health, hints, losses, revival, schedules
+from edgekd.synthesis.augmentation import augment
+from edgekd.synthesis.state import State, average_into
+from edgekd.synthesis.teacher import Description, Teacher
+from edgekd.synthesis.watching import watched
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step knows besides the state: the recipe, the teacher and its description, the draws."""
+
+    recipe: Recipe
+    steps: int
+    teacher: Teacher
+    description: Description
+    draws: Draws
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks train."""
+        return self.draws.device
+
+    def explores(self, step: int) -> bool:
+        """Return whether generator and replay still learn at a step; afterwards the student consolidates."""
+        return step < self.exploration_steps
+
+    @property
+    def exploration_steps(self) -> int:
+        """Return the number of steps before consolidation."""
+        return schedules.exploration_steps(self.recipe.method, self.steps)
+
+
+def generator_step(
+    state: State, context: Context, *, purpose: str = "generator", adversary: float | None = None
+) -> dict[str, Tensor]:
+    """Update G on x = G(z): confident, class-balanced, teacher-like statistics; with an adversary, far from S."""
+    table = context.recipe.method.generator
+    if adversary is None:
+        adversary = schedules.adversary_weight(table, state.step, context.steps)
+    z = context.draws.normal(state.step, purpose, context.recipe.method.student.batch_size, table.latent)
+    state.generator.train()
+    with state.generator_precision():
+        x = state.generator(z)
+    seen = context.teacher.observe(x, batchnorm=table.batchnorm > 0)
+    parts = {
+        "one_hot": table.one_hot * losses.one_hot(seen.logits),
+        "balance": table.balance * losses.balance(seen.logits),
+        "activation": table.activation * losses.activation(seen.features),
+        "batchnorm": table.batchnorm * seen.batchnorm,
+    }
+    if adversary > 0:
+        state.student.train(table.student_mode == "train")
+        with state.student_precision():
+            answers = state.student(x).float()
+        target = seen.logits.detach() if table.detach_teacher else seen.logits
+        parts["adversary"] = -adversary * losses.GAPS[table.gap](answers, target)
+    state.generator_optimizer.zero_grad()
+    # `inputs`: the student keeps no gradient. backward() also brings each gradient into its weight's memory layout,
+    # which fused Adam relies on; autograd.grad() would not.
+    torch.stack(list(parts.values())).sum().backward(inputs=list(state.generator.parameters()))
+    for group in state.generator_optimizer.param_groups:
+        group["lr"] = schedules.generator_learning_rate(table, state.step, context.exploration_steps)
+    state.generator_optimizer.step()
+    decay = schedules.ema_decay(context.recipe.method.replay.ema_decay, state.updates_since_init)
+    average_into(state.generator_ema, state.generator, decay)
+    state.generator_updates += 1
+    state.updates_since_init += 1
+    state.health = [*state.health, health.measure(x, seen.logits)][-context.recipe.method.health.window :]
+    return {name: value.detach() for name, value in parts.items()}
+
+
+def student_step(state: State, context: Context) -> dict[str, Tensor]:
+    """Update S towards T on novel images G(z) and replayed ones, in one batch; then let the replay learn."""
+    method, step = context.recipe.method, state.step
+    table = method.student
+    novel = table.batch_size
+    with torch.no_grad(), state.generator_precision():
+        state.generator.train()
+        x = state.generator(context.draws.normal(step, "novel", novel, method.generator.latent))
+    if state.replay.ready and method.replay.batch_size and step >= method.replay.start * context.steps:
+        x = torch.cat([x, state.replay.sample(step, method.replay.batch_size, context.draws)])
+    x = augment(x, table, step, context.draws)
+    with torch.no_grad(), watched(state.teacher_stages) as wanted:
+        seen = context.teacher.observe(x)
+
+    state.student.train()
+    with state.student_precision(), watched(state.relu_inputs) as highest, watched(state.student_stages) as given:
+        answers = state.student(x).float()
+    lesson = schedules.lesson(method, step, context.steps)
+    parts = {"student": losses.distance(answers, seen.logits, lesson.loss, lesson.temperature)}
+    if given:
+        parts["hint"] = table.hint * hints.distance(given, wanted)
+    if highest:
+        parts["revival"] = table.revive * revival.pull(highest)
+    state.student_optimizer.zero_grad()
+    torch.stack(list(parts.values())).sum().backward()
+    del given, wanted  # feature maps, which the VAE's step has no memory for
+    for group in state.student_optimizer.param_groups:
+        group["lr"] = lesson.lr
+    state.student_optimizer.step()
+    average_into(state.student_ema, state.student, schedules.ema_decay(table.ema_decay, step))
+
+    agree = (answers.argmax(1) == seen.logits.argmax(1)).float()
+    logged = {name: value.detach() for name, value in parts.items()} | {"agreement_novel": agree[:novel].mean()}
+    if highest:
+        logged["dead_relus"] = revival.dead_share(highest)
+    if len(x) > novel:
+        logged["agreement_replay"] = agree[novel:].mean()
+    due = step % method.generator.period < method.vae.updates or method.replay.source != "vae"
+    if due and context.explores(step):
+        learned = state.replay.learn(step, x[:novel], seen.first(novel), context.draws)
+        logged |= {f"replay_{name}": value.detach() for name, value in learned.items()}
+    return logged
