@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import re
+from functools import cache
 from pathlib import Path
 
 CONVENTIONAL = (("cgroup2", "/", "/sys/fs/cgroup"), ("cgroup", "/", "/sys/fs/cgroup/cpu"))
@@ -121,3 +123,14 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
     except OSError:
         return ""
+
+
+@cache
+def model() -> str:
+    """Return the CPU's model name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -171,7 +171,7 @@ def environment(device: torch.device, threads: int) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "cpu": cpu_model(),
+        "cpu": cpus.model(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "device": device.type,
         "threads": threads,
@@ -179,14 +179,3 @@ def environment(device: torch.device, threads: int) -> dict[str, Any]:
     if device.type == "cuda":
         facts |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
     return facts
-
-
-@cache
-def cpu_model() -> str:
-    """Return the CPU's model name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

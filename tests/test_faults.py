@@ -19,6 +19,7 @@ from edgekd import checkpoint, pipeline, recipe
 from edgekd.errors import GateError, InputFileError, MachineError, RecipeError, RunBusyError, UsageError
 from edgekd.rundir import RunDir
 from edgekd.stages import distill
+from edgekd.stages.catalog import DISTILL
 from edgekd.synthesis.state import State
 from edgekd.synthesis.steps import Context
 
@@ -210,8 +211,7 @@ def test_a_signal_saves_and_exits_resumably(
 
 
 def _distill_key(run: RunDir, wanted: recipe.Recipe) -> str:
-    stage = pipeline.STAGES["distill"]
-    return pipeline.key(stage, wanted, pipeline.inputs(stage, run, wanted))
+    return DISTILL.key(wanted, pipeline.Standing(run, wanted).inputs(DISTILL))
 
 
 def test_data_at_distillation_changes_no_artefact(teacher_file: Path, tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_data_at_distillation_changes_no_artefact(teacher_file: Path, tmp_path: 
         network.train(was)
         return hits
 
-    watched = toy.advance(tmp_path / "watched" / "toy", wanted, distill={"accuracy": accuracy})
+    watched = toy.advance(tmp_path / "watched" / "toy", wanted, accuracy=accuracy)
     points = watched.events("accuracy")
     assert [p["step"] for p in points] == list(range(13))
     assert all({"raw", "ema"} <= set(p) for p in points)

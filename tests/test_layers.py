@@ -12,7 +12,6 @@ import edgekd
 PACKAGE = Path(edgekd.__file__).parent
 LOWEST = {"errors", "console", "text", "locking", "cpus"}
 BASE = {
-    "afresh",
     "rng",
     "state_dict",
     "flops",
@@ -34,7 +33,19 @@ BASE = {
 ROOMS = {"models", "synthesis", "deploy"}
 LEVELS = [LOWEST, BASE, ROOMS, {"stages"}, {"pipeline"}, {"commands"}, {"cli", "cli_shipping", "options"}]
 NO_STAGE = {
-    *("artefacts", "clipping", "comparing", "curve", "device", "doctor", "fine_tuning", "images", "logbook"),
+    *(
+        "artefacts",
+        "base",
+        "catalog",
+        "clipping",
+        "comparing",
+        "curve",
+        "device",
+        "doctor",
+        "fine_tuning",
+        "images",
+        "logbook",
+    ),
     *("left_out", "onnx_files", "plan", "plots", "samples", "students"),
 }
 """Modules of stages/ that are no stage: stages may share them."""

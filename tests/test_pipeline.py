@@ -15,12 +15,14 @@ import pytest
 import toy
 from edgekd import pipeline, recipe
 from edgekd.errors import RecipeError, StoppedEarly, UsageError
-from edgekd.pipeline import STAGES
 from edgekd.recipe import Recipe
 from edgekd.rundir import Record, RunDir
+from edgekd.stages.catalog import BENCH, DISTILL, EXPORT, INGEST, SELECT
 from edgekd.stopping import Stop
 
 Copy = Callable[[], RunDir]
+
+CHAIN = (INGEST, DISTILL, SELECT, EXPORT)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def run(done: RunDir, tmp_path: Path) -> RunDir:
 
 
 def reasons(run: RunDir, wanted: Recipe) -> dict[str, str | None]:
-    return {name: pipeline.reason_to_run(STAGES[name], run, wanted) for name in toy.CHAIN}
+    return {name: pipeline.Standing(run, wanted).reason_to_run(toy.STAGES[name]) for name in toy.CHAIN}
 
 
 # Reasons
@@ -48,7 +50,7 @@ def reasons(run: RunDir, wanted: Recipe) -> dict[str, str | None]:
 def test_a_finished_run_has_nothing_to_do(run: RunDir, wanted: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     assert reasons(run, wanted) == dict.fromkeys(toy.CHAIN)
     before = toy.fingerprint(run)
-    assert pipeline.advance(run, wanted, toy.CHAIN, stop=Stop()) == []
+    assert pipeline.advance(run, wanted, *CHAIN, stop=Stop()) == []
     assert toy.fingerprint(run) == before
     assert capsys.readouterr().err.count("already done") == 4
 
@@ -63,9 +65,9 @@ def test_a_stage_that_never_ran_or_never_finished_says_so(run: RunDir, wanted: R
 
 @pytest.mark.parametrize("name", toy.CHAIN)
 def test_another_version_of_a_stage_runs_it_again(name: str, run: RunDir, wanted: Recipe) -> None:
-    now = STAGES[name].version
-    newer = replace(STAGES[name], version=now + 1)
-    assert pipeline.reason_to_run(newer, run, wanted) == f"its version changed ({now} -> {now + 1})"
+    now = toy.STAGES[name].version
+    newer = type(toy.STAGES[name].__class__.__name__, (toy.STAGES[name].__class__,), {"version": now + 1})()
+    assert pipeline.Standing(run, wanted).reason_to_run(newer) == f"its version changed ({now} -> {now + 1})"
 
 
 CHANGES: list[tuple[dict[str, Any], str]] = [
@@ -130,10 +132,10 @@ OUTPUTS = [
 
 @pytest.mark.parametrize(("name", "file"), OUTPUTS)
 def test_a_damaged_output_runs_its_stage_again(name: str, file: str, run: RunDir, wanted: Recipe) -> None:
-    path = run.stage(STAGES[name].folder) / file
+    path = run.stage(toy.STAGES[name].folder) / file
     path.write_bytes(path.read_bytes() + b" ")
     assert reasons(run, wanted)[name] == f"{file} does not hash as recorded"
-    assert not pipeline.intact(STAGES[name], run)
+    assert not pipeline.Standing(run, wanted).intact(toy.STAGES[name])
     path.unlink()
     assert reasons(run, wanted)[name] == f"{file} is missing"
 
@@ -148,9 +150,7 @@ def test_new_outputs_upstream_are_named(run: RunDir, wanted: Recipe) -> None:
 
 def test_new_pixels_run_ingest_and_export_but_never_distillation(run: RunDir, wanted: Recipe) -> None:
     changed = recipe.with_changes(wanted, {"pixels": {"normalize": "mnist"}})
-    assert pipeline.advance(run, pipeline.adopt(run, changed), ("ingest", "distill", "select"), stop=Stop()) == [
-        "ingest"
-    ]
+    assert pipeline.advance(run, pipeline.adopt(run, changed), INGEST, DISTILL, SELECT, stop=Stop()) == [INGEST]
     assert reasons(run, changed) == {
         "ingest": None,
         "distill": None,
@@ -162,13 +162,13 @@ def test_new_pixels_run_ingest_and_export_but_never_distillation(run: RunDir, wa
 def test_a_damaged_selection_is_made_again_as_it_was(run: RunDir, wanted: Recipe) -> None:
     before = toy.fingerprint(run)
     (run.stage("select") / "student.safetensors").write_bytes(b"x")
-    assert pipeline.advance(run, wanted, toy.CHAIN, stop=Stop()) == ["select"]
+    assert pipeline.advance(run, wanted, *CHAIN, stop=Stop()) == [SELECT]
     assert toy.fingerprint(run) == before
 
 
 def test_a_stop_is_heard_between_stages(run: RunDir, wanted: Recipe) -> None:
     with pytest.raises(StoppedEarly, match="the run before ingest"):
-        pipeline.advance(run, wanted, toy.CHAIN, stop=Stop(max_seconds=0))
+        pipeline.advance(run, wanted, *CHAIN, stop=Stop(max_seconds=0))
 
 
 # What other verbs need
@@ -177,15 +177,15 @@ def test_a_stop_is_heard_between_stages(run: RunDir, wanted: Recipe) -> None:
 def test_what_is_there_and_fresh_is_used_silently(
     run: RunDir, wanted: Recipe, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pipeline.require(run, wanted, "select")
+    pipeline.Standing(run, wanted).require(SELECT)
     assert capsys.readouterr().err == ""
 
 
 def test_what_is_stale_is_used_with_a_warning(run: RunDir, wanted: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
-    pipeline.require(run, recipe.with_changes(wanted, {"seed": 2}), "distill")
+    pipeline.Standing(run, recipe.with_changes(wanted, {"seed": 2})).require(DISTILL)
     said = capsys.readouterr().err
     assert "warning: distill is stale (its part of the recipe changed); using it as it is" in said
-    assert STAGES["distill"].command in said
+    assert toy.STAGES["distill"].command in said
     assert len(said.splitlines()) == 1
 
 
@@ -198,7 +198,7 @@ def test_what_is_missing_or_damaged_is_a_usage_error_naming_the_command(
     else:
         shutil.rmtree(run.stage("select"))
     with pytest.raises(UsageError, match=r"has no select to work on \(.*\); make it with `edgekd select`") as caught:
-        pipeline.require(run, wanted, "select")
+        pipeline.Standing(run, wanted).require(SELECT)
     assert caught.value.exit_code == 2
 
 
@@ -298,7 +298,7 @@ def test_pruning_removes_what_is_sensitive_and_undoes_no_stage(run: RunDir, want
         record = json.loads((run.stage(name) / "record.json").read_text())
         assert {f"{name}/{file}" for file in record["pruned"]} <= set(removed)
     assert reasons(run, wanted) == dict.fromkeys(toy.CHAIN)
-    assert pipeline.advance(run, wanted, toy.CHAIN, stop=Stop()) == []
+    assert pipeline.advance(run, wanted, *CHAIN, stop=Stop()) == []
     assert pipeline.prune(run) == [], "once is enough"
 
 
@@ -314,8 +314,8 @@ def test_a_stage_that_needs_what_was_pruned_says_so(
 ) -> None:
     pipeline.prune(run)
     with pytest.raises(UsageError, match=f"{name} needs {gone}, which was pruned"):
-        pipeline.advance(run, recipe.with_changes(wanted, changes), (name,), stop=Stop())
-    assert pipeline.intact(STAGES[name], run), "what was published stays"
+        pipeline.advance(run, recipe.with_changes(wanted, changes), toy.STAGES[name], stop=Stop())
+    assert pipeline.Standing(run, wanted).intact(toy.STAGES[name]), "what was published stays"
 
 
 def test_pruning_a_run_that_never_selected_removes_its_checkpoints(wanted: Recipe, tmp_path: Path) -> None:
@@ -353,14 +353,14 @@ def test_the_newest_run_that_has_what_is_needed_is_found(tmp_path: Path) -> None
         (folder / "record.json").write_text("{}")
         RunDir(tmp_path / name).note_command(["edgekd"])
         os.utime(folder / "record.json", (age, age))
-    assert pipeline.newest_run(tmp_path, "select").name == "b"
-    assert pipeline.newest_run(tmp_path, "ingest").name == "c"
-    assert pipeline.newest_run(tmp_path, "bench").path == tmp_path / "d"
+    assert pipeline.newest_run(tmp_path, SELECT).name == "b"
+    assert pipeline.newest_run(tmp_path, INGEST).name == "c"
+    assert pipeline.newest_run(tmp_path, BENCH).path == tmp_path / "d"
     (tmp_path / "d" / "run.json").write_text("{}")
     with pytest.raises(UsageError, match="has a finished bench"):
-        pipeline.newest_run(tmp_path, "bench")  # what edgekd did not make is no run
+        pipeline.newest_run(tmp_path, BENCH)  # what edgekd did not make is no run
     with pytest.raises(UsageError, match="has a finished export; `edgekd export` makes one"):
-        pipeline.newest_run(tmp_path, "export")
+        pipeline.newest_run(tmp_path, EXPORT)
 
 
 def test_the_folder_of_real_images_is_the_same_from_every_working_directory(

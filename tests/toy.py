@@ -19,10 +19,12 @@ from edgekd import pipeline, recipe
 from edgekd.models import registry
 from edgekd.recipe import Recipe
 from edgekd.rundir import RunDir
+from edgekd.stages import catalog
 from edgekd.stopping import graceful
 
 SHAPE, CLASSES, ARCH, STUDENT = (1, 8, 8), 4, "resnet8@0.5", "resnet8@0.25"
 CHAIN = ("ingest", "distill", "select", "export")
+STAGES = {stage.name: stage for stage in catalog.STAGES}
 
 
 def write_teacher(path: Path, shape: tuple[int, int, int] = SHAPE) -> Path:
@@ -76,7 +78,7 @@ def advance(folder: Path, wanted: Recipe, names: tuple[str, ...] = CHAIN, **extr
     """Run stages of a toy run under its lock."""
     run = RunDir(folder)
     with run.lock(), graceful() as stop:
-        pipeline.advance(run, pipeline.adopt(run, wanted), names, stop=stop, **extras)
+        pipeline.advance(run, pipeline.adopt(run, wanted), *map(STAGES.__getitem__, names), stop=stop, **extras)
     return run
 
 

@@ -10,14 +10,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekd import afresh, console, foreign, pipeline, trust
+from edgekd import console, foreign, pipeline, trust
 from edgekd import recipe as recipe_module
-from edgekd.afresh import Afresh
 from edgekd.commands.flags import Changes
 from edgekd.errors import InputFileError, MachineError, RecipeError, UsageError
 from edgekd.ownership import CONTENT, LEDGER, LOCK, MOST_BYTES, is_run, name_problem, refuse_foreign, remove
+from edgekd.pipeline import afresh
+from edgekd.pipeline.afresh import Afresh
 from edgekd.recipe import AUTO, Recipe
 from edgekd.rundir import Record, RunDir, command_line, read_json, write_text
+from edgekd.stages.base import Stage
 from edgekd.stopping import Stop, graceful
 
 RUNS = Path("runs")
@@ -72,7 +74,7 @@ def open_run(name: str) -> RunDir:
     return run
 
 
-def find_run(name: str, needed: str) -> RunDir:
+def find_run(name: str, needed: Stage) -> RunDir:
     """Return the named run, or the newest one that has what the verb needs; say which in the first line."""
     if name:
         return open_run(name)

@@ -23,6 +23,7 @@ from edgekd.stages import bench as benching
 from edgekd.stages import comparing
 from edgekd.stages import device as devices
 from edgekd.stages import report as reporting
+from edgekd.stages.catalog import BENCH, EXPORT
 from edgekd.stopping import graceful
 
 
@@ -139,19 +140,19 @@ def _given(asked: Mapping[str, Any], image: str, elsewhere: Elsewhere) -> list[s
 
 
 def _run(name: str, flags: Changes, options: Options, host: Host | None, elsewhere: Elsewhere) -> None:
-    run = find_run(name, "export")
+    run = find_run(name, EXPORT)
     with at_work(run, options) as stop:
         changed = recipe_module.with_changes(pipeline.open_recipe(run), flags)
         if host is None:
             recipe = pipeline.adopt(run, changed, reads_teacher=False)
-            pipeline.require(run, recipe, "export")
+            pipeline.Standing(run, recipe).require(EXPORT)
             approve(run, recipe, teacher=False, student="torch" in recipe.bench.runtime)
-            pipeline.advance(run, recipe, ("bench",), stop=stop)
+            pipeline.advance(run, recipe, BENCH, stop=stop)
             place = run.stage("bench") / "local"
             results = read_results(place / "results.json")
             results["verdicts"] = comparing.verdicts(results["results"], run)
         else:  # a device's flags are its own: they make nothing stale here
-            pipeline.require(run, changed, "export")
+            pipeline.Standing(run, changed).require(EXPORT)
             runtimes = flags.get("bench", {}).get("runtime", ())
             results = devices.on_device(
                 host, _exported(run), changed.bench, stop, runtimes=runtimes, energy=elsewhere.energy, run=run
@@ -161,7 +162,7 @@ def _run(name: str, flags: Changes, options: Options, host: Host | None, elsewhe
 
 
 def _import(name: str, file: Path, options: Options) -> None:
-    run = find_run(name, "export")
+    run = find_run(name, EXPORT)
     with at_work(run, options):
         results = devices.import_results(run, file)
     place = run.stage(comparing.folder_of(results["target"]))
@@ -186,10 +187,10 @@ def _show(facts: dict[str, Any], results: dict[str, Any], options: Options, writ
 
 def bundle(name: str, output: Path, options: Options) -> None:
     """Write one file with the models and all that measures them on a device without a network."""
-    run = find_run(name, "export")
+    run = find_run(name, EXPORT)
     with at_work(run, options):
         recipe = pipeline.open_recipe(run)
-        pipeline.require(run, recipe, "export")
+        pipeline.Standing(run, recipe).require(EXPORT)
         made = devices.write_bundle(run.name, _exported(run), recipe.bench, output)
     if options.json:
         console.print_json({**_facts(run), **made})

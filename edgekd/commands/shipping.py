@@ -17,20 +17,21 @@ from edgekd.stages import artefacts, clipping
 from edgekd.stages import eval as evaluation
 from edgekd.stages import export as exporting
 from edgekd.stages import images as images_of
+from edgekd.stages.catalog import EXPORT, INGEST, SELECT
 from edgekd.stopping import graceful
 
 
 def export(name: str, flags: Changes, options: Options, *, clipping_of: Path | None = None) -> None:
     """Write the ONNX files; with `clipping_of` say how far their INT8 ranges clip the images of that folder."""
     approve_typed(flags)
-    run = find_run(name, "select")
+    run = find_run(name, SELECT)
     with at_work(run, options) as stop:
         recipe = pipeline.adopt(run, recipe_module.with_changes(pipeline.open_recipe(run), flags), reads_teacher=False)
         _refuse_idle_images(recipe, flags, clipping_of)
         images = None if clipping_of is None else images_of.unlabelled(run, clipping_of, purpose="clipping")
-        pipeline.require(run, recipe, "select")
+        pipeline.Standing(run, recipe).require(SELECT)
         approve(run, recipe)
-        pipeline.advance(run, recipe, ("export",), stop=stop)
+        pipeline.advance(run, recipe, EXPORT, stop=stop)
         clipped = None
         if images is not None:
             with images:
@@ -64,15 +65,15 @@ def elsewhere(
 def export_elsewhere(name: str, student: exporting.Elsewhere, flags: Changes, options: Options) -> None:
     """Write the ONNX files of a student that the run did not make; the run is only read."""
     approve_typed(combine(flags, {"student": {"name": student.arch}}))
-    run = find_run(name, "select")
+    run = find_run(name, SELECT)
     with graceful(options.max_seconds) as stop:
         kept = pipeline.open_recipe(run)
         recipe = recipe_module.with_changes(kept, flags)
         _refuse_idle_keys(kept, recipe)
         _refuse_idle_images(recipe, flags, None)
-        pipeline.require(run, recipe, "select")
+        pipeline.Standing(run, recipe).require(SELECT)
         approve(run, recipe, student=False)
-        pipeline.refuse_pruned(pipeline.STAGES["export"], run)
+        pipeline.Standing(run, kept).refuse_pruned(EXPORT)
         if not exporting.run_elsewhere(run, recipe, student, stop):
             console.say("export   already done")
     extras, following = {"out": str(student.out)}, f"edgekd bench {shlex.quote(str(student.out / 'student.fp32.onnx'))}"
@@ -121,14 +122,14 @@ def _close_export(
 
 def evaluate(name: str, data: Path | None, options: Options) -> None:
     """Measure accuracy on real images."""
-    run = find_run(name, "ingest")
+    run = find_run(name, INGEST)
     with at_work(run, options) as stop:
         recipe = pipeline.open_recipe(run)
         folder = data or (Path(recipe.eval.data) if recipe.eval.data else None)
         if folder is None:
             raise UsageError("eval needs --data DIR, a folder with one subfolder of images per class.")
-        pipeline.require(run, recipe, "ingest")
-        approve(run, recipe, student=pipeline.intact(pipeline.STAGES["select"], run))
+        pipeline.Standing(run, recipe).require(INGEST)
+        approve(run, recipe, student=pipeline.Standing(run, recipe).intact(SELECT))
         result = evaluation.run(run, recipe, folder, stop)
     if options.json:
         console.print_json(

@@ -7,12 +7,14 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from edgekd import afresh, console, foreign, pipeline
+from edgekd import console, foreign, pipeline
 from edgekd.commands.common import Options, approve, at_work, named_run, open_run, run_called, typed, wanted_recipe
 from edgekd.commands.flags import Changes, approve_typed, combine
 from edgekd.errors import InputFileError, UsageError
 from edgekd.models.teacher import mapping_in_short
+from edgekd.pipeline import afresh
 from edgekd.rundir import Record, RunDir, read_json
+from edgekd.stages.catalog import INGEST
 
 MAPPED_LINES = 20
 
@@ -30,7 +32,7 @@ def ingest(teacher: Path | None, name: str, flags: Changes, options: Options) ->
     with at_work(run, options, teacher=teacher) as stop:
         recipe = pipeline.adopt(run, wanted_recipe(run, flags))
         approve(run, recipe, teacher=Record.read(run.stage("teacher")) is None, student=False)
-        pipeline.advance(run, recipe, ("ingest",), stop=stop)
+        pipeline.advance(run, recipe, INGEST, stop=stop)
     description, pixels = (read_json(run.stage("teacher") / file) for file in ("teacher.json", "pixels.json"))
     if options.json:
         console.print_json({"run": run.name, **description, **pixels, "teacher_probe": _timing(run)})

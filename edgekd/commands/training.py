@@ -36,6 +36,8 @@ from edgekd.stages import eval as evaluation
 from edgekd.stages import export as exporting
 from edgekd.stages import images as images_of
 from edgekd.stages import report as reporting
+from edgekd.stages.base import Accuracy
+from edgekd.stages.catalog import BENCH, DISTILL, EXPORT, INGEST, INIT, SELECT
 from edgekd.stopping import Stop
 from edgekd.text import sizes
 
@@ -57,7 +59,7 @@ def distill(
     with at_work(run, options, teacher=teacher) as stop:
         recipe = pipeline.adopt(run, wanted_recipe(run, flags))
         approve(run, recipe)
-        pipeline.advance(run, recipe, ("ingest",), stop=stop)
+        pipeline.advance(run, recipe, INGEST, stop=stop)
         recipe, size = _student(run, recipe, stop, host)
         recipe, cost = _planned(run, recipe, stop)
         _opening(run, recipe, size, cost)
@@ -66,7 +68,7 @@ def distill(
             _dry_run(cost, options)
             return
         with _accuracy(run, recipe, options) as accuracy:
-            pipeline.advance(run, recipe, ("distill", "select"), stop=stop, distill=accuracy)
+            pipeline.advance(run, recipe, DISTILL, SELECT, stop=stop, accuracy=accuracy)
         result = curve.summary(run)
         if options.data is not None:
             evaluation.run(run, recipe, options.data, stop)
@@ -110,11 +112,11 @@ def run_recipe(path: Path, name: str, flags: Changes, options: Options) -> None:
             wanted = with_chosen_student(wanted, kept)
         recipe = pipeline.adopt(run, wanted)
         approve(run, recipe)
-        pipeline.advance(run, recipe, ("ingest",), stop=stop)
+        pipeline.advance(run, recipe, INGEST, stop=stop)
         recipe, size = _student(run, recipe, stop)
         recipe, cost = _planned(run, recipe, stop)
         _opening(run, recipe, size, cost)
-        pipeline.advance(run, recipe, ("distill", "select", "export", "bench"), stop=stop)
+        pipeline.advance(run, recipe, DISTILL, SELECT, EXPORT, BENCH, stop=stop)
         data = options.data or (Path(recipe.eval.data) if recipe.eval.data else None)
         evaluated = None
         if data is not None:
@@ -147,12 +149,12 @@ def _beside(recipe: Recipe, folder: Path) -> Recipe:
 
 def select(name: str, options: Options) -> None:
     """Choose the final student."""
-    run = find_run(name, "distill")
+    run = find_run(name, DISTILL)
     with at_work(run, options) as stop:
         recipe = pipeline.open_recipe(run)
-        pipeline.require(run, recipe, "distill")
+        pipeline.Standing(run, recipe).require(DISTILL)
         approve(run, recipe)
-        pipeline.advance(run, recipe, ("select",), stop=stop)
+        pipeline.advance(run, recipe, SELECT, stop=stop)
     selection = read_json(run.stage("select") / "selection.json")
     if options.json:
         console.print_json({"run": run.name, **selection})
@@ -165,7 +167,7 @@ def _student(run: RunDir, recipe: Recipe, stop: Stop, host: Host | None = None) 
     """Settle which student is trained and from which weights, and make sure that it takes the teacher's images."""
     recipe = _chosen(run, recipe, stop, host)
     size = artefacts.student_footprint(recipe, artefacts.describe(run))
-    pipeline.advance(run, recipe, ("init",), stop=stop)
+    pipeline.advance(run, recipe, INIT, stop=stop)
     return recipe, size
 
 
@@ -273,12 +275,12 @@ def _dry_run(cost: plan.Plan | None, options: Options) -> None:
 
 
 @contextmanager
-def _accuracy(run: RunDir, recipe: Recipe, options: Options) -> Iterator[Changes]:
-    """Yield distill's extra argument: the measure of accuracy on --data, for numbers only."""
+def _accuracy(run: RunDir, recipe: Recipe, options: Options) -> Iterator[Accuracy | None]:
+    """Yield the measure of accuracy on --data, for numbers only; None without."""
     if options.data is None:
-        yield {}
+        yield None
         return
     machine.use_threads(recipe.machine.threads)
     with images_of.labelled(run, options.data, purpose="accuracy curve") as images:
         images.load()  # before hours are spent
-        yield {"accuracy": images.network_accuracy}
+        yield images.network_accuracy

@@ -13,16 +13,19 @@ from edgekd.commands.common import Options, at_work, caveat, find_run, typed
 from edgekd.errors import UsageError
 from edgekd.recipe import Recipe
 from edgekd.rundir import RunDir
+from edgekd.stages.base import Stage
+from edgekd.stages.catalog import EXPORT, INGEST
 
 
 def status(name: str, options: Options) -> None:
     """Show the state of every stage; works while the run is busy."""
-    run = find_run(name, "ingest")
+    run = find_run(name, INGEST)
     recipe = pipeline.open_recipe(run)
+    standing = pipeline.Standing(run, recipe)
     stages: list[dict[str, Any]] = []
-    for stage in pipeline.stages(recipe):
-        reason = pipeline.reason_to_run(stage, run, recipe)
-        state = "done" if reason is None else "stale" if pipeline.intact(stage, run) else "open"
+    for stage in standing.stages:
+        reason = standing.reason_to_run(stage)
+        state = "done" if reason is None else "stale" if standing.intact(stage) else "open"
         stages.append({"stage": stage.name, "state": state, "reason": reason})
     last = run.events("train")[-1:]
     step = last[0]["step"] if last else None
@@ -33,15 +36,15 @@ def status(name: str, options: Options) -> None:
     else:
         rows = [(entry["stage"], entry["state"], entry["reason"] or "") for entry in stages]
         console.print_table(("stage", "state", "why"), rows)
-    open_stages = [entry["stage"] for entry in stages if entry["state"] != "done"]
+    open_stages = [stage for stage, entry in zip(standing.stages, stages, strict=True) if entry["state"] != "done"]
     following = _making(run, recipe, open_stages[0]) if open_stages else f"edgekd report {typed(run)}"
     headline = caveat(result["data_free"]) + f"{len(stages) - len(open_stages)} of {len(stages)} stages done"
     console.closing("nothing", headline, following)
 
 
-def _making(run: RunDir, recipe: Recipe, stage: str) -> str:
+def _making(run: RunDir, recipe: Recipe, stage: Stage) -> str:
     """Return the command that makes a stage of this run."""
-    command, teacher = pipeline.STAGES[stage].command, shlex.quote(recipe.teacher.file or "TEACHER")
+    command, teacher = stage.command, shlex.quote(recipe.teacher.file or "TEACHER")
     if "TEACHER" not in command:
         return f"{command} {typed(run)}"
     command = command.replace("TEACHER", teacher).replace("NAME", shlex.quote(recipe.student.name))
@@ -52,7 +55,7 @@ def report(name: str, options: Options) -> None:
     """Write the report; works while the run is busy."""
     from edgekd.stages import report as reporting  # imports ONNX Runtime, which doctor must be able to do without
 
-    run = find_run(name, "ingest")
+    run = find_run(name, INGEST)
     summary = reporting.run(run)
     if options.json:
         console.print_json(summary)
@@ -64,10 +67,10 @@ def report(name: str, options: Options) -> None:
 
 def prune(name: str, options: Options) -> None:
     """Remove what is as sensitive as the teacher."""
-    run = find_run(name, "export")
+    run = find_run(name, EXPORT)
     with at_work(run, options):
         recipe = pipeline.open_recipe(run)
-        pipeline.require(run, recipe, "export")
+        pipeline.Standing(run, recipe).require(EXPORT)
         removed = pipeline.prune(run)
     if options.json:
         console.print_json({"run": run.name, "removed": removed})

@@ -18,25 +18,25 @@ from edgekd.deploy.agent.kernels import Runtime, kind_of
 from edgekd.deploy.agent.measure import Progress, measure
 from edgekd.deploy.agent.measurement import Comparison, Job, Settings
 from edgekd.errors import UsageError
-from edgekd.recipe import BenchTable, Recipe
+from edgekd.recipe import BenchTable
 from edgekd.rundir import RunDir
 from edgekd.stages import artefacts, comparing
+from edgekd.stages.base import Execution
 from edgekd.stopping import Stop
 
 
-def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], stop: Stop) -> None:
+def run(execution: Execution) -> None:
     """Publish bench/local/: environment.json, samples.json, results.json."""
-    export, table = run_dir.stage("export"), recipe.bench
-    files = [export / name.removeprefix("export/") for name in sorted(inputs) if name.endswith(".onnx")]
+    run_dir, table = execution.run, execution.recipe.bench
+    names = [name for name in sorted(execution.inputs) if name.endswith(".onnx")]
+    files = [run_dir.stage("export") / name.removeprefix("export/") for name in names]
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         program = torch_job(run_dir, Path(scratch)) if "torch" in table.runtime else None
-        results, comparisons = compare(jobs_of(files, table.runtime, program), table, stop, run_dir)
-    with run_dir.publish("bench/local") as (folder, record):
+        results, comparisons = compare(jobs_of(files, table.runtime, program), table, execution.stop, run_dir)
+    with execution.publish() as (folder, _):
         results_files.write(folder / "environment.json", comparisons[0].environment.to_json())
         results_files.write(folder / "samples.json", [comparing.samples_of(comparison) for comparison in comparisons])
         results_files.write(folder / "results.json", results)
-        record |= {"stage": "bench", "version": 1, "key": key, "inputs": inputs}
-        record["recipe_slice"] = table.model_dump(mode="json")
 
 
 def torch_job(run_dir: RunDir, folder: Path) -> Job:

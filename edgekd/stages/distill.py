@@ -24,9 +24,10 @@ from edgekd.errors import MachineError
 from edgekd.models import inheritance
 from edgekd.recipe import Recipe
 from edgekd.rng import Draws, forked_global
-from edgekd.rundir import RunDir, failpoint
+from edgekd.rundir import failpoint
 from edgekd.stages import artefacts
-from edgekd.stages.logbook import Accuracy, Logbook
+from edgekd.stages.base import Execution
+from edgekd.stages.logbook import Logbook
 from edgekd.stopping import Stop
 from edgekd.synthesis import health, replay
 from edgekd.synthesis.generator import Generator
@@ -36,10 +37,9 @@ from edgekd.synthesis.state import State, generator_optimizer, student_optimizer
 from edgekd.synthesis.steps import Context, generator_step, student_step
 
 
-def run(
-    run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], stop: Stop, accuracy: Accuracy | None = None
-) -> None:
+def run(execution: Execution) -> None:
     """Train until the last step and publish the final checkpoint; resumes from the newest intact one."""
+    run_dir, recipe = execution.run, execution.recipe
     device = machine.resolve_device(recipe.machine.device)
     machine.keep_freed_memory()
     environment = machine.environment(device, machine.use_threads(recipe.machine.threads))
@@ -57,20 +57,12 @@ def run(
         console.warn(f"the teacher has no BatchNorm: no statistics of its training images guide the generator{held}")
     context = Context(recipe, steps, teacher, description, Draws(recipe.seed, "distill", device))
     state = build(context, artefacts.initial_weights(run_dir, recipe))
-    book = Logbook(
-        run_dir,
-        steps=steps,
-        generator_period=method.generator.period,
-        checkpoint_period=recipe.checkpoint_period,
-        key=key,
-        environment=environment,
-        accuracy=accuracy,
-    )
+    book = Logbook(execution, steps=steps, environment=environment)
     book.restore(state)
     if state.inherited and state.step == 0:
         console.say(f"student  of the teacher's family: starts from {len(state.inherited)} of its tensors")
     try:
-        learn(state, context, book, stop)
+        learn(state, context, book, execution.stop)
     except torch.OutOfMemoryError as error:
         raise MachineError(
             f"{device} ran out of memory at step {state.step} of {steps}; close what else uses it and give the same "
@@ -78,7 +70,7 @@ def run(
         ) from error
     if not state.replay.ready and method.replay.batch_size and state.replay.waits_for:
         console.warn(f"nothing was replayed: {state.replay.waits_for}; train longer")
-    book.publish(state, notes(state, recipe), recipe_slice=method.model_dump(mode="json"), inputs=inputs)
+    book.publish(state, notes(state, recipe))
 
 
 def learn(state: State, context: Context, book: Logbook, stop: Stop) -> None:

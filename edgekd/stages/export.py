@@ -20,28 +20,28 @@ from edgekd.recipe import ExportTable, Recipe
 from edgekd.rundir import Record, RunDir, canonical_json, digest, sha256_file
 from edgekd.stages import artefacts, onnx_files
 from edgekd.stages import images as images_of
+from edgekd.stages.base import Execution
+from edgekd.stages.catalog import EXPORT
 from edgekd.stages.samples import Samples, of_images, uint8_input
 from edgekd.stopping import Stop
 from edgekd.synthesis.teacher import Description
 
-VERSION = 7
 ELSEWHERE = "export-elsewhere"
 """The stage in the record of a student that is not the run's own."""
 
 
-def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], stop: Stop) -> None:
+def run(execution: Execution) -> None:
     """Publish export/: ONNX files, parity.json, calibration.json, agreement.json."""
+    run_dir, recipe = execution.run, execution.recipe
     with _calibration_images(run_dir, recipe.export, purpose="calibration") as images:
         student = artefacts.student_network(run_dir)
-        job = _job(run_dir, recipe, student, inputs, images, stop, own=True)
+        job = _job(run_dir, recipe, student, execution.inputs, images, execution.stop, own=True)
         if images is not None:
             run_dir.note("data_free", False)  # first, so that no kill leaves such files without it
         try:
-            with run_dir.publish("export") as (folder, record):
+            with execution.publish() as (folder, notes):
                 numbers = onnx_files.write_all(job, folder)
-                record |= {"stage": "export", "version": VERSION, "key": key, "inputs": inputs}
-                record["recipe_slice"] = recipe.export.model_dump(mode="json")
-                record["notes"] = {"failures": numbers.failures}
+                notes["failures"] = numbers.failures
         finally:
             run_dir.note("data_free", run_dir.data_free())
     onnx_files.report(numbers)
@@ -94,7 +94,7 @@ def _publish_elsewhere(
     inputs = {"student": sha256_file(student.file), **_hashes(run_dir)}
     inputs |= {} if images is None else {"calibration_images": images.folder.sha256()}
     table = {"arch": student.arch, **recipe.export.model_dump(mode="json")}
-    key = digest([ELSEWHERE, VERSION, table, recipe.seed, inputs])
+    key = digest([ELSEWHERE, EXPORT.version, table, recipe.seed, inputs])
     before = Record.read(student.out)
     if before is not None and before.key == key and before.damaged_output(student.out) is None:
         return False
@@ -102,7 +102,7 @@ def _publish_elsewhere(
     out = student.out.resolve()
     with RunDir(out.parent).publish(out.name) as (folder, record):
         numbers = onnx_files.write_all(job, folder)
-        record |= {"stage": ELSEWHERE, "version": VERSION, "key": key, "inputs": inputs, "recipe_slice": table}
+        record |= {"stage": ELSEWHERE, "version": EXPORT.version, "key": key, "inputs": inputs, "recipe_slice": table}
         record["notes"] = {"failures": numbers.failures, "run": run_dir.name, "data_free": job.data_free}
         record["notes"] |= {} if images is None else {"real_images": len(images)}
     onnx_files.report(numbers)

@@ -16,7 +16,7 @@ from edgekd.models import probe, teacher
 from edgekd.models.stems import parse_shape
 from edgekd.recipe import PixelsTable, Recipe, TeacherTable
 from edgekd.rundir import Record, RunDir, read_json, sha256_file, write_json
-from edgekd.stopping import Stop
+from edgekd.stages.base import Execution
 
 NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -27,13 +27,13 @@ NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 """Mean and standard deviation per channel of well-known data sets, of pixels in [0, 1]."""
 
 
-def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], stop: Stop) -> None:
+def run(execution: Execution) -> None:
     """Publish teacher/: weights, description and the moments of real pixels."""
-    stop.raise_if_requested("ingest")
-    table = recipe.teacher
+    execution.stop.raise_if_requested("ingest")
+    run_dir, recipe = execution.run, execution.recipe
     published = run_dir.stage("teacher")
     notes: dict[str, Any] = {}
-    if _still_holds(run_dir, table, inputs):
+    if _still_holds(execution):
         # The checkpoint moved away, or only the pixels changed: what was read from it is still here, bit for bit.
         tensors = checkpoint.load_tensors(published / "teacher.safetensors")
         description: dict[str, Any] = read_json(published / "teacher.json")
@@ -45,22 +45,22 @@ def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], st
     if recipe.pixels.classes and os.access(recipe.pixels.classes, os.R_OK):
         run_dir.note_file(Path(recipe.pixels.classes), sha256_file(Path(recipe.pixels.classes)))
     pixels = pixel_moments(recipe.pixels, channels=description["input_shape"][0], classes=description["classes"])
-    with run_dir.publish("teacher") as (folder, record):
+    with execution.publish() as (folder, kept_notes):
         checkpoint.save_tensors(tensors, folder / "teacher.safetensors")
         write_json(folder / "teacher.json", description)
         write_json(folder / "pixels.json", pixels)
-        record |= {"stage": "ingest", "version": 1, "key": key, "inputs": inputs, "notes": notes}
-        record["recipe_slice"] = {"teacher": table.model_dump(mode="json"), "pixels": recipe.pixels.model_dump()}
+        kept_notes |= notes
 
 
-def _still_holds(run_dir: RunDir, table: TeacherTable, inputs: dict[str, str]) -> bool:
+def _still_holds(execution: Execution) -> bool:
     """Return whether teacher/ was read from this file with these settings."""
-    folder = run_dir.stage("teacher")
+    folder = execution.run.stage("teacher")
     record = Record.read(folder)
-    if record is None or record.inputs != inputs or record.damaged_output(folder) is not None:
+    if record is None or record.inputs != execution.inputs or record.damaged_output(folder) is not None:
         return False
-    kept, wanted = dict(record.recipe_slice["teacher"]), table.model_dump(mode="json")
-    return {k: v for k, v in kept.items() if k != "file"} == {k: v for k, v in wanted.items() if k != "file"}
+    read_with = record.recipe_slice["teacher"]  # which held other keys, too, before the hashed slice was recorded
+    wanted = execution.stage.slice(execution.recipe)["teacher"]
+    return all(name in read_with and read_with[name] == value for name, value in wanted.items())
 
 
 def _examined(run_dir: RunDir, recipe: Recipe) -> tuple[teacher.Inferred, dict[str, Any], dict[str, Any]]:

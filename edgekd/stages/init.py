@@ -11,15 +11,16 @@ from edgekd import checkpoint, console, foreign
 from edgekd.errors import InputFileError
 from edgekd.models import initial, weights
 from edgekd.recipe import Recipe
-from edgekd.rundir import RunDir, write_json
+from edgekd.rundir import write_json
 from edgekd.stages import artefacts
-from edgekd.stopping import Stop
+from edgekd.stages.base import Execution
 from edgekd.synthesis.teacher import Description
 
 
-def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], stop: Stop) -> None:
+def run(execution: Execution) -> None:
     """Publish init/: the tensors to start from, and which layers stay random."""
-    stop.raise_if_requested("reading the student's weights")
+    execution.stop.raise_if_requested("reading the student's weights")
+    run_dir, recipe = execution.run, execution.recipe
     path = Path(recipe.student.weights)
     run_dir.note_file(path, foreign.sha256_of(path))
     try:
@@ -33,11 +34,9 @@ def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], st
         console.say(f"init     weights = {loaded.entry}, not {', '.join(loaded.others)}")
     if found.left_random:
         console.say(f"init     left random: {', '.join(found.left_random)}")
-    with run_dir.publish("init") as (folder, record):
+    with execution.publish() as (folder, _):
         checkpoint.save_tensors(found.tensors, folder / "student.safetensors")
         write_json(folder / "init.json", {"student": recipe.student.name, "left_random": list(found.left_random)})
-        record |= {"stage": "init", "version": 1, "key": key, "inputs": inputs}
-        record["recipe_slice"] = {"student": recipe.student.name, "weights": recipe.student.weights}
 
 
 def fit(loaded: weights.Weights, path: Path, recipe: Recipe, description: Description) -> initial.Initial:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgekd import checkpoint, console
 from edgekd.errors import GateError
-from edgekd.rundir import Record, RunDir, failpoint, hash_outputs
+from edgekd.rundir import failpoint, hash_outputs
+from edgekd.stages.base import Execution
 from edgekd.synthesis.state import State
-
-Accuracy = Callable[[nn.Module], float]
-"""Measures a network on real images, for numbers only."""
 
 SAVING_SHARE = 0.01
 """Share of the time that periodic checkpoints may take; the first, the last and one at a stop are always written."""
@@ -32,22 +30,13 @@ class Logbook:
     What is due at a step is a function of the step alone, so that a resumed run writes what an untouched one writes.
     """
 
-    def __init__(
-        self,
-        run: RunDir,
-        *,
-        steps: int,
-        generator_period: int,
-        checkpoint_period: int,
-        key: str,
-        environment: dict[str, Any],
-        accuracy: Accuracy | None,
-    ) -> None:
-        self.run, self.steps, self.key, self.environment = run, steps, key, environment
-        self._accuracy = accuracy
-        self._generator_period = generator_period
-        self._checkpoint_period = checkpoint_period or max(1, steps // 20)
-        self._obey_period = checkpoint_period > 0
+    def __init__(self, execution: Execution, *, steps: int, environment: dict[str, Any]) -> None:
+        self.run, self.key = execution.run, execution.key
+        self.steps, self.environment = steps, environment
+        self._execution, self._accuracy = execution, execution.accuracy
+        self._generator_period = execution.recipe.method.generator.period
+        self._obey_period = execution.recipe.checkpoint_period > 0
+        self._checkpoint_period = execution.recipe.checkpoint_period or max(1, steps // 20)
         self._saved_at, self._saving_seconds = time.monotonic(), 0.0
         self._log_period, self._curve_period = max(1, steps // 200), max(1, steps // 100)
         self._seconds_before, self._start = 0.0, time.monotonic()
@@ -133,9 +122,7 @@ class Logbook:
         self._saving_seconds = self._saved_at - start
         self._all_saving_seconds += self._saving_seconds
 
-    def publish(
-        self, state: State, notes: dict[str, Any], *, recipe_slice: dict[str, Any], inputs: dict[str, str]
-    ) -> None:
+    def publish(self, state: State, notes: dict[str, Any]) -> None:
         """Publish distill/ by its record alone: the final checkpoint's files are the outputs."""
         checkpoint.keep_newest(self.run)
         folder = self.run.stage("distill")
@@ -143,7 +130,7 @@ class Logbook:
         outputs = {f"{final}/{name}": value for name, value in hash_outputs(folder / final).items()}
         notes = {"steps": state.step, "final": final, "environment": self.environment, **notes}
         failpoint("distill.before_record")
-        Record("distill", 1, self.key, recipe_slice, inputs, outputs, notes=notes).write(folder)
+        self._execution.publish_in_place(outputs, notes)
 
     def collapsed(self, state: State, what: str) -> GateError:
         """Return the error of a generator that cannot be rescued."""

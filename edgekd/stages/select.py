@@ -21,6 +21,7 @@ from edgekd.recipe import Recipe
 from edgekd.rng import Draws
 from edgekd.rundir import Record, RunDir, write_json
 from edgekd.stages import artefacts
+from edgekd.stages.base import Execution
 from edgekd.state_dict import flatten
 from edgekd.stopping import Stop
 from edgekd.synthesis.sampler import Sampler
@@ -41,20 +42,20 @@ class Candidate:
         return cls(name, agreement, math.sqrt(max(agreement * (1 - agreement), 1e-12) / samples))
 
 
-def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], stop: Stop) -> None:
+def run(execution: Execution) -> None:
     """Publish select/: the student, why it was chosen, and the networks that draw synthetic samples."""
-    device = torch.device("cpu")
+    run_dir, recipe, device = execution.run, execution.recipe, torch.device("cpu")
     teacher, description = artefacts.load_teacher(run_dir, "fp32", device)
     state = final_state(run_dir)
     drawn_by = Sampler.state_of(state, recipe.method)
     sampler = Sampler.from_state(drawn_by, recipe, description)
     draws = Draws(recipe.seed, "select", device)
     pool = balanced_pool(recipe, sampler, teacher, draws, description.classes)
-    students = candidates(recipe, description, state, sampler, stop)
+    students = candidates(recipe, description, state, sampler, execution.stop)
     judged = [judge(name, student, pool, teacher) for name, student in students.items()]
     chosen, reason = choose(judged, ships_average=recipe.method.student.ship_average)
     console.say(f"select   {chosen.name}: {chosen.agreement:.2%} synthetic agreement (not accuracy); {reason}")
-    with run_dir.publish("select") as (folder, record):
+    with execution.publish() as (folder, _):
         checkpoint.save_tensors(students[chosen.name].state_dict(), folder / "student.safetensors")
         checkpoint.save_tensors(flatten(drawn_by)[0], folder / "replay.safetensors")
         write_json(
@@ -67,8 +68,6 @@ def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], st
                 "candidates": [asdict(candidate) for candidate in judged],
             },
         )
-        record |= {"stage": "select", "version": 3, "key": key, "inputs": inputs}
-        record["recipe_slice"] = recipe.select.model_dump(mode="json")
 
 
 def candidates(

@@ -20,6 +20,7 @@ from edgekd.errors import GateError, MachineError, StoppedEarly
 from edgekd.models import registry
 from edgekd.rundir import Record, RunDir, read_json
 from edgekd.stages import artefacts, distill
+from edgekd.stages.catalog import DISTILL
 from edgekd.stopping import Stop
 from edgekd.synthesis import health, losses, steps
 from edgekd.synthesis.generator import Generator
@@ -360,7 +361,7 @@ def interrupted(folder: Path, wanted: recipe.Recipe, asked: int, **extras: Any) 
     """Distil until the loop has asked `asked` times whether to stop."""
     run = toy.advance(folder, wanted, ("ingest",))
     with run.lock(), pytest.raises(StoppedEarly, match="distillation at step"):
-        pipeline.advance(run, pipeline.adopt(run, wanted), ("distill",), stop=StopAt(asked), **extras)
+        pipeline.advance(run, pipeline.adopt(run, wanted), DISTILL, stop=StopAt(asked), **extras)
     return run
 
 

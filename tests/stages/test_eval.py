@@ -17,6 +17,7 @@ from edgekd.rundir import RunDir, read_json, sha256_file
 from edgekd.stages import artefacts
 from edgekd.stages import eval as evaluation
 from edgekd.stages import images as images_of
+from edgekd.stages.catalog import SELECT
 from edgekd.stopping import Stop
 
 
@@ -150,7 +151,7 @@ def test_a_network_can_be_measured_while_distilling(photos: Path, teacher_file: 
     plain = toy.advance(tmp_path / "plain" / "toy", wanted, stages)
     run = toy.advance(tmp_path / "toy", wanted, ("ingest",))
     images = images_of.labelled(run, photos, purpose="eval")
-    toy.advance(tmp_path / "toy", wanted, stages, distill={"accuracy": images.network_accuracy})
+    toy.advance(tmp_path / "toy", wanted, stages, accuracy=images.network_accuracy)
     points = run.events("accuracy")
     assert [point["step"] for point in points] == list(range(13))
     assert all(0 <= point["raw"] <= 1 and 0 <= point["ema"] <= 1 for point in points)
@@ -158,5 +159,5 @@ def test_a_network_can_be_measured_while_distilling(photos: Path, teacher_file: 
     assert {k: v for k, v in with_images.items() if k != "events"} == {
         k: v for k, v in without.items() if k != "events"
     }
-    distilled = [pipeline.inputs(pipeline.STAGES["select"], r, wanted) for r in (run, plain)]
+    distilled = [pipeline.Standing(r, wanted).inputs(SELECT) for r in (run, plain)]
     assert distilled[0] == distilled[1]

@@ -32,6 +32,8 @@ from edgekd.models import registry
 from edgekd.recipe import ExportTable, with_changes
 from edgekd.rundir import Record, RunDir, sha256_file
 from edgekd.stages import artefacts, clipping, comparing, export, onnx_files, report
+from edgekd.stages.base import Execution
+from edgekd.stages.catalog import EXPORT
 from edgekd.stages.images import unlabelled
 from edgekd.stages.samples import Samples, kept
 from edgekd.stopping import Stop
@@ -461,7 +463,7 @@ def test_an_export_on_real_images_that_was_stopped_leaves_the_one_before_it_data
     run = RunDir(Path(shutil.copytree(exported.path, tmp_path / "runs" / "toy")))
     wanted = with_changes(pipeline.open_recipe(run), {"export": {"calibrate_on_real": str(photos)}})
     with pytest.raises(StoppedEarly):
-        export.run(run, wanted, key="", inputs=pipeline.inputs(pipeline.STAGES["export"], run, wanted), stop=Stop(0))
+        export.run(Execution(EXPORT, run, wanted, pipeline.Standing(run, wanted).inputs(EXPORT), Stop(0)))
     assert (run.ledger()["real_images_read"], run.ledger()["data_free"]) == (20, True)
     assert report.collect(run)["data_free"] is True
     monkeypatch.chdir(tmp_path)

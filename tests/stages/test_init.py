@@ -17,6 +17,7 @@ from edgekd.models import registry
 from edgekd.recipe import Recipe
 from edgekd.rundir import Record, RunDir, read_json, sha256_file
 from edgekd.stages import artefacts
+from edgekd.stages.catalog import DISTILL
 
 WHOLE = ("ingest", "init", "distill", "select")
 ran: list[str] = []
@@ -114,10 +115,10 @@ def test_a_run_without_given_weights_has_no_such_stage_and_the_key_it_had_before
 ) -> None:
     wanted = toy.toy_recipe(teacher_file)
     assert [stage.name for stage in pipeline.stages(wanted)] == ["ingest", "distill", "select", "export", "bench"]
-    assert pipeline.STAGES["distill"].slice(wanted)["student"] == {"name": toy.STUDENT}
+    assert DISTILL.slice(wanted)["student"] == {"name": toy.STUDENT}
     run = toy.advance(tmp_path / "toy", wanted, ("ingest", "init"))
     assert not run.stage("init").exists()
-    assert set(pipeline.inputs(pipeline.STAGES["distill"], run, wanted)) == {
+    assert set(pipeline.Standing(run, wanted).inputs(DISTILL)) == {
         "ingest/teacher.safetensors",
         "ingest/teacher.json",
     }
@@ -128,7 +129,7 @@ def test_a_file_that_moved_away_undoes_nothing(run: RunDir, teacher_file: Path, 
     before = toy.fingerprint(run)
     toy.advance(run.path, moved, WHOLE)
     assert toy.fingerprint(run) == before
-    assert {pipeline.reason_to_run(stage, run, moved) for stage in pipeline.stages(moved)[:4]} == {None}
+    assert {pipeline.Standing(run, moved).reason_to_run(stage) for stage in pipeline.stages(moved)[:4]} == {None}
 
 
 @pytest.mark.slow

@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+import toy
 from edgekd import checkpoint
 from edgekd.errors import GateError
 from edgekd.rundir import Record, RunDir
+from edgekd.stages.base import Accuracy, Execution
+from edgekd.stages.catalog import DISTILL
 from edgekd.stages.logbook import Logbook
+from edgekd.stopping import Stop
 from edgekd.synthesis.state import State
 
 Laboratory = Callable[..., tuple[State, Any]]
@@ -24,15 +28,17 @@ def state(laboratory: Laboratory) -> State:
     return laboratory()[0]
 
 
-def book(run: RunDir, steps: int = 12, **values: Any) -> Logbook:
-    defaults = {
-        "generator_period": 1,
-        "checkpoint_period": 4,
-        "key": "k",
-        "environment": {"threads": 1},
-        "accuracy": None,
-    }
-    return Logbook(run, steps=steps, **{**defaults, **values})
+def book(
+    run: RunDir,
+    steps: int = 12,
+    generator_period: int = 1,
+    checkpoint_period: int = 4,
+    accuracy: Accuracy | None = None,
+) -> Logbook:
+    changes = {"checkpoint_period": checkpoint_period, "method": {"generator": {"period": generator_period}}}
+    wanted = toy.toy_recipe(Path("teacher.pt"), **changes)
+    execution = Execution(DISTILL, run, wanted, {"i": "h"}, Stop(), accuracy)
+    return Logbook(execution, steps=steps, environment={"threads": threads})
 
 
 def kinds(run: RunDir) -> list[tuple[str, int]]:
@@ -145,7 +151,7 @@ def test_another_environment_is_told_and_recorded(
 ) -> None:
     run = RunDir(tmp_path)
     book(run).restore(state)
-    book(run, environment={"threads": 8}).restore(state)
+    book(run, threads=8).restore(state)
     said = " ".join(capsys.readouterr().err.split())
     assert "resumed under another threads: not bit-identical" in said
     assert "--threads 1 is what it began with" in said
@@ -212,8 +218,8 @@ def test_the_record_names_the_final_checkpoint_and_its_files(state: State, tmp_p
     run = RunDir(tmp_path)
     log = book(run)
     for state.step in (8, 10, 12):
-        checkpoint.write(run, state.step, state.state_dict(), key="k", environment={})
-    log.publish(state, {"reinits": 3}, recipe_slice={"a": 1}, inputs={"i": "h"})
+        checkpoint.write(run, state.step, state.state_dict(), key=log.key, environment={})
+    log.publish(state, {"reinits": 3})
     record = Record.read(run.stage("distill"))
     assert record is not None
     assert record.notes == {
@@ -222,6 +228,7 @@ def test_the_record_names_the_final_checkpoint_and_its_files(state: State, tmp_p
         "environment": {"threads": 1},
         "reinits": 3,
     }
-    assert (record.key, record.inputs, record.recipe_slice) == ("k", {"i": "h"}, {"a": 1})
+    assert (record.key, record.inputs, record.version) == (log.key, {"i": "h"}, DISTILL.version)
+    assert record.recipe_slice["seed"] == 1
     assert record.damaged_output(run.stage("distill")) is None
     assert all(name.startswith("checkpoints/step-00000012/") for name in record.outputs)

@@ -1,0 +1,93 @@
+"""Which run a verb works on, and whether it may take over another recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgekd import recipe as recipes
+from edgekd.errors import RecipeError, RunBusyError, UsageError
+from edgekd.ownership import is_run
+from edgekd.pipeline import afresh
+from edgekd.pipeline.standing import Standing
+from edgekd.recipe import Recipe
+from edgekd.rundir import Record, RunDir, write_text
+from edgekd.stages.base import Stage
+from edgekd.stages.catalog import DISTILL, INGEST, SELECT
+
+
+def open_recipe(run: RunDir) -> Recipe:
+    """Read a run's resolved recipe; exit 2 when there is no such run."""
+    if not is_run(run.path):
+        raise UsageError(f"there is no run {run.path}; `edgekd distill TEACHER` starts one.")
+    if not run.recipe_file.is_file():
+        raise UsageError(f"run {run.path} was stopped before it had a recipe; give its first command again.")
+    return recipes.load_resolved(run.recipe_file)
+
+
+def adopt(run: RunDir, wanted: Recipe, *, reads_teacher: bool = True) -> Recipe:
+    """Make `wanted` the run's recipe, unless it changes what ingest, distill or select were made from.
+
+    Pixels are metadata: they may change at any time. A verb that does not read the files from outside does
+    not ask whether they are still those the run began with.
+    """
+    if run.recipe_file.is_file():
+        old = recipes.load_resolved(run.recipe_file)
+        lines = []
+        for stage in (INGEST, DISTILL, SELECT):
+            if Record.read(run.stage(stage.folder)) is None and not run.stage(stage.folder).exists():
+                continue
+            before, after = stage.slice(old), stage.slice(wanted)
+            before.pop("pixels", None)
+            after.pop("pixels", None)
+            lines += recipes.differences(before, after)
+        if reads_teacher:
+            lines += _other_files(run, old, wanted)
+        if lines:
+            raise RecipeError(
+                f"run {run.path} was started with another recipe: {'; '.join(lines)}. Start anew with --fresh, use "
+                "another run with --run NAME, or leave these settings as they were."
+            )
+    images = wanted.export.calibrate_on_real
+    if images:  # the next command may be given elsewhere
+        wanted = recipes.with_changes(wanted, {"export": {"calibrate_on_real": str(Path(images).resolve())}})
+    text = recipes.to_toml(wanted)
+    if not run.recipe_file.is_file() or run.recipe_file.read_text(encoding="utf-8") != text:
+        write_text(run.recipe_file, text)
+    return wanted
+
+
+def _other_files(run: RunDir, old: Recipe, wanted: Recipe) -> list[str]:
+    """Return one line for each file from outside whose content is not what the run began with.
+
+    The student's initial weights may still be exchanged as long as nothing was trained from them.
+    """
+    standing, lines = Standing(run, wanted), []
+    for stage in standing.stages:
+        record = standing.record(stage)
+        begun = stage is INGEST or run.stage(DISTILL.folder).exists()
+        if not stage.file_key or not begun or record is None:
+            continue
+        if standing.inputs(stage)["file"] != record.inputs.get("file"):
+            before, after = str(stage.file(old)), str(stage.file(wanted))
+            lines.append(f"{stage.file_key}: {before!r} -> {after!r}, with another content")
+    return lines
+
+
+def newest_run(root: Path, stage: Stage) -> RunDir:
+    """Return the run under `root` that most recently published what a verb needs."""
+    folder, busy = stage.folder, []
+    for ledger in sorted(root.glob("*/run.json")):
+        try:
+            afresh.recover(RunDir(ledger.parent))
+        except RunBusyError as error:
+            busy.append(error)
+    found = [
+        (record.stat().st_mtime_ns, record.parents[len(Path(folder).parts)])
+        for record in root.glob(f"*/{folder}/record.json")
+        if is_run(record.parents[len(Path(folder).parts)])
+    ]
+    if busy and not found:
+        raise busy[0]
+    if not found:
+        raise UsageError(f"no run under {root}/ has a finished {stage.name}; `{stage.command}` makes one.")
+    return RunDir(max(found)[1])

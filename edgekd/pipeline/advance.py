@@ -1,0 +1,31 @@
+"""Run the stages that need it, in order."""
+
+from __future__ import annotations
+
+from edgekd import console, machine
+from edgekd.pipeline.standing import Standing
+from edgekd.recipe import Recipe
+from edgekd.rundir import RunDir
+from edgekd.stages.base import Accuracy, Execution, Stage
+from edgekd.stopping import Stop
+
+
+def advance(run: RunDir, recipe: Recipe, *stages: Stage, stop: Stop, accuracy: Accuracy | None = None) -> list[Stage]:
+    """Run those of the given stages that need it, in order; return the ones that ran.
+
+    `accuracy` is what the curve of a distillation measures on real images, where the user gave some.
+    """
+    standing, ran = Standing(run, recipe), []
+    for stage in stages:
+        if not stage.wanted(recipe):
+            continue
+        stop.raise_if_requested(f"the run before {stage.name}")
+        if standing.reason_to_run(stage) is None:
+            console.say(f"{stage.name:<9}already done")
+            continue
+        standing.refuse_pruned(stage)
+        machine.use_threads(recipe.machine.threads)
+        stage.run(Execution(stage, run, recipe, standing.inputs(stage), stop, accuracy))
+        standing.forget(stage)
+        ran.append(stage)
+    return ran

@@ -1,0 +1,190 @@
+"""The stages of a run in their order: what each is called, reads and depends on, and the door to its work.
+
+A stage's work is imported when it runs, so that `edgekd status` needs no torch to say what is stale.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar
+
+from edgekd.recipe import Recipe
+from edgekd.rundir import digest
+from edgekd.stages.base import Execution, Reads, Stage
+
+_TEACHER = ("teacher.safetensors", "teacher.json")
+
+
+def _file_hash(path: Path, recorded: Mapping[str, str]) -> dict[str, str]:
+    from edgekd import foreign
+
+    there = path.name and os.access(path, os.F_OK)
+    return {"file": foreign.sha256_of(path) if there else recorded.get("file", "")}
+
+
+class Ingest(Stage):
+    """Read the teacher and find out what it is."""
+
+    name, folder, version = "ingest", "teacher", 1
+    command = "edgekd ingest TEACHER"
+    file_key = "teacher.file"
+
+    def slice(self, recipe: Recipe) -> dict[str, Any]:
+        """Return how the file is to be read, and what is known of real pixels."""
+        teacher = recipe.teacher.model_dump(mode="json", exclude={"file", "trust_pickle", "accept_mapping"})
+        return {"teacher": teacher, "pixels": recipe.pixels.model_dump(mode="json")}
+
+    def outside(self, recipe: Recipe, recorded: Mapping[str, str]) -> dict[str, str]:
+        """Return the hash of the teacher's file."""
+        return _file_hash(self.file(recipe), recorded)
+
+    def run(self, execution: Execution) -> None:
+        """Publish teacher/."""
+        from edgekd.stages import ingest
+
+        ingest.run(execution)
+
+
+INGEST = Ingest()
+
+
+class Init(Stage):
+    """Read the weights that the student starts from, where the user gives some."""
+
+    name, folder, version = "init", "init", 1
+    command = "edgekd distill TEACHER --student NAME --student-weights FILE"
+    reads: ClassVar[Reads] = {INGEST: ("teacher.json",)}
+    file_key = "student.weights"
+
+    def slice(self, recipe: Recipe) -> dict[str, Any]:
+        """Return the student that the weights have to fit."""
+        return {"student": recipe.student.name}
+
+    def wanted(self, recipe: Recipe) -> bool:
+        """Return whether the recipe names a file of weights."""
+        return bool(recipe.student.weights)
+
+    def outside(self, recipe: Recipe, recorded: Mapping[str, str]) -> dict[str, str]:
+        """Return the hash of the file of weights."""
+        return _file_hash(self.file(recipe), recorded)
+
+    def run(self, execution: Execution) -> None:
+        """Publish init/."""
+        from edgekd.stages import init
+
+        init.run(execution)
+
+
+INIT = Init()
+
+
+class Distill(Stage):
+    """Train the student without data."""
+
+    name, folder, version = "distill", "distill", 1
+    command = "edgekd distill TEACHER --student NAME"
+    reads: ClassVar[Reads] = {INGEST: _TEACHER, INIT: ("student.safetensors",)}
+
+    def slice(self, recipe: Recipe) -> dict[str, Any]:
+        """Return seed, precision, student and method."""
+        method = recipe.method.model_dump(mode="json", exclude={"minutes", "source", "steps_by_area"})
+        student = {"name": recipe.student.name}
+        if recipe.student.weights:  # their content comes with the inputs
+            student["weights"] = "from a file"
+        return {"seed": recipe.seed, "precision": recipe.precision, "student": student, "method": method}
+
+    def run(self, execution: Execution) -> None:
+        """Fill distill/ and publish it by its record."""
+        from edgekd.stages import distill
+
+        distill.run(execution)
+
+
+DISTILL = Distill()
+
+
+class Select(Stage):
+    """Choose the final student among those known at the end."""
+
+    name, folder, version = "select", "select", 3
+    command = "edgekd select"
+    reads: ClassVar[Reads] = {INGEST: _TEACHER, DISTILL: ()}
+
+    def slice(self, recipe: Recipe) -> dict[str, Any]:
+        """Return the whole table."""
+        return recipe.select.model_dump(mode="json")
+
+    def run(self, execution: Execution) -> None:
+        """Publish select/."""
+        from edgekd.stages import select
+
+        select.run(execution)
+
+
+SELECT = Select()
+
+
+class Export(Stage):
+    """Write the student as ONNX files."""
+
+    name, folder, version = "export", "export", 7
+    command = "edgekd export"
+    reads: ClassVar[Reads] = {INGEST: (*_TEACHER, "pixels.json"), SELECT: ("student.safetensors", "replay.safetensors")}
+
+    def slice(self, recipe: Recipe) -> dict[str, Any]:
+        """Return the table without the path of real images, whose content comes with the inputs."""
+        table = recipe.export.model_dump(mode="json", exclude={"calibrate_on_real"})
+        if recipe.export.calibrates_on_real:
+            table["calibrate_on_real"] = "a folder"
+        return table
+
+    def outside(self, recipe: Recipe, recorded: Mapping[str, str]) -> dict[str, str]:
+        """Return the hash of the real images that INT8 ranges are set from, where there are any."""
+        if not recipe.export.calibrates_on_real:
+            return {}
+        from edgekd import realdata
+
+        folder, kept = Path(recipe.export.calibrate_on_real), recorded.get("calibration_images", "")
+        images = realdata.open_unlabelled(folder, recipe.export.calibration_samples) if folder.is_dir() else None
+        return {"calibration_images": images.sha256() if images else kept}
+
+    def run(self, execution: Execution) -> None:
+        """Publish export/."""
+        from edgekd.stages import export
+
+        export.run(execution)
+
+
+EXPORT = Export()
+
+
+class Bench(Stage):
+    """Measure the latency of the ONNX files here."""
+
+    name, folder, version = "bench", "bench/local", 1
+    command = "edgekd bench"
+    reads: ClassVar[Reads] = {EXPORT: ()}
+
+    def slice(self, recipe: Recipe) -> dict[str, Any]:
+        """Return the whole table."""
+        return recipe.bench.model_dump(mode="json")
+
+    def outside(self, recipe: Recipe, recorded: Mapping[str, str]) -> dict[str, str]:
+        """Return this machine and its runtime: a latency belongs to both."""
+        from edgekd import cpus
+
+        return {"machine": digest([cpus.model(), version("onnxruntime")])}
+
+    def run(self, execution: Execution) -> None:
+        """Publish bench/local/."""
+        from edgekd.stages import bench
+
+        bench.run(execution)
+
+
+BENCH = Bench()
+
+STAGES: tuple[Stage, ...] = (INGEST, INIT, DISTILL, SELECT, EXPORT, BENCH)
