@@ -34,6 +34,7 @@ def book(
     generator_period: int = 1,
     checkpoint_period: int = 4,
     accuracy: Accuracy | None = None,
+    threads: int = 1,
 ) -> Logbook:
     changes = {"checkpoint_period": checkpoint_period, "method": {"generator": {"period": generator_period}}}
     wanted = toy.toy_recipe(Path("teacher.pt"), **changes)
