@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Make docs/results/arm64.json: a bundle checked and measured on an emulated arm64 Linux, by root on Debian or Ubuntu.
+# Make docs/studies/arm64/results.json: a bundle checked and measured on an emulated arm64 Linux, by root on Debian or
+# Ubuntu.
 #
-#   docs/arm64.sh RUN ROOT     RUN is a run after `edgekd export --int8`, ROOT a folder for the system (made if missing)
+#   docs/studies/arm64/run.sh RUN ROOT
 #
-# Needs debootstrap, qemu-user-static and Linux 6.7. The system is Debian's own packages unpacked, its Python runs the
+# RUN is a run after `edgekd export --int8`, ROOT a folder for the system (made if missing). Needs debootstrap, qemu-user-static and Linux 6.7. The system is Debian's own packages unpacked, its Python runs the
 # bundle with onnxruntime's arm64 wheel; every process is translated by qemu-aarch64, so that kernels, formats and
 # rounding are ARM's and the times say nothing about any board.
 set -euo pipefail
+source docs/studies/common/shell.sh
 run=$1 root=$2
 python=${PYTHON:-.venv/bin/python}
 
@@ -34,7 +36,7 @@ if test -z "${EMULATED:-}"; then
     { echo "$run has no int8-cpu-arm file: edgekd export $run --int8" >&2; exit 4; }
   # What is mounted and registered below exists in namespaces of its own, and is gone when they end.
   EMULATED=yes unshare --user --map-root-user --mount --uts --pid --fork --mount-proc "$0" "$run" "$root"
-  cp "$root/work/results.json" docs/results/arm64.json
+  "$python" -m docs.studies.common.provenance "$root/work/results.json" docs/studies/arm64/results.json "$run"
   exit
 fi
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Make docs/results/cifar10.json: CIFAR-10 on a CPU, a public ResNet-20 or -32 -> ResNet-8, three presets at equal steps,
-# and edgekd and pre-dfkd with and without a start from the teacher's layers and hints, which only edgekd has by itself.
+# Make docs/studies/cifar10/results.json: CIFAR-10 on a CPU, a public ResNet-20 or -32 -> ResNet-8, three presets at
+# equal steps, and edgekd and pre-dfkd with and without a start from the teacher's layers and hints, which only edgekd
+# has by itself.
 #
-#   docs/cifar.sh TEACHER DATA RUNS [MINUTES]
+#   docs/studies/cifar10/run.sh TEACHER DATA RUNS [MINUTES]
 #
 # TEACHER is cifar10-resnet20.th or -resnet32.th of akamaster/pytorch_resnet_cifar10, DATA holds cifar10/test as class
 # folders, RUNS is a folder for runs; edgekd gets MINUTES (45) and its steps go to the others. Two runs at a time, one
@@ -10,16 +11,17 @@
 # choice depends on the test images: they are read for the curves, 200 of each class at each of 101 points, and at the
 # end all of them.
 set -euo pipefail
+source docs/studies/common/shell.sh
 teacher=$1 data=$2 runs=$3 minutes=${4:-45}
 python=${PYTHON:-.venv/bin/python}
 mkdir -p "$runs"
 export OMP_NUM_THREADS=1
 
 curve=$runs/curve # all 10,000 at every point would take as long as a third of the training
-source docs/few.sh
 few "$data/cifar10/test" "$curve"
 
-source docs/lean.sh
+overlay lean
+overlay cifar
 distil() { # NAME FLAGS...
   local name=$1
   shift
@@ -52,6 +54,6 @@ labelled=()
 for run in edgekd pre-dfkd dfad edgekd-early-replay edgekd-random-start pre-dfkd-head-start; do
   labelled+=("$run=$runs/$run")
 done
-out=${OUT:-docs/results/cifar10}
-"$python" docs/collect.py "$out.json" "$out.svg" "${labelled[@]}" \
-  --note "docs/cifar.sh TEACHER DATA RUNS $minutes; curves on 2,000 of CIFAR-10's test images, evals on all 10,000"
+out=${OUT:-docs/studies/cifar10}
+"$python" -m docs.studies.common.collect "$out/results.json" "$out/curves.svg" "${labelled[@]}" \
+  --note "$minutes minutes; curves on 2,000 of CIFAR-10's test images, evals on all 10,000"

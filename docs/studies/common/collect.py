@@ -1,4 +1,4 @@
-"""Bring runs into docs/results: python docs/collect.py OUT.json [OUT.svg] LABEL=RUN... [--note TEXT].
+"""Bring runs into a study: python -m docs.studies.common.collect OUT.json [OUT.svg] LABEL=RUN... [--note TEXT].
 
 The JSON holds, per run, the method's differences from its preset, seconds, the whole accuracy curve with its
 statistics, the accuracy of the shipped student on each `eval`, replay_bytes and the machine. The SVG shows the curves;
@@ -14,6 +14,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
+from docs.studies.common.provenance import method_of, provenance
 from edgekd import recipe as recipes
 from edgekd.rundir import Record, RunDir, read_json
 from edgekd.stages import curve
@@ -94,7 +95,7 @@ def _at(train: list[tuple[int, float]], step: int) -> float:
 
 def draw(runs: dict[str, dict[str, Any]], path: Path) -> None:
     """Draw the curves of the shipped weights over the steps."""
-    from matplotlib.figure import Figure  # not at the top: docs/gpu.py runs where there is none
+    from matplotlib.figure import Figure  # not at the top: the GPU study runs where there is none
 
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.add_subplot()
@@ -136,13 +137,15 @@ def main(arguments: list[str]) -> None:
     picture = named.pop(0) if named[0].endswith(".svg") else None
     folders = dict(item.split("=", 1) for item in named)
     runs = {label: facts(RunDir(Path(folder))) for label, folder in folders.items()}
+    methods = {label: method_of(RunDir(Path(folder))) for label, folder in folders.items()}
     if picture:
         draw(runs, Path(picture))
     else:
         for run in runs.values():
             run["points"] = {name: run["points"][name] for name in ("step", run["shipped"])}
     print(table(runs))  # noqa: T201
-    Path(out).write_text(json.dumps({"note": note, "runs": runs}, indent=1) + "\n", encoding="utf-8")
+    content = {**provenance(methods), "note": note, "runs": runs}
+    Path(out).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

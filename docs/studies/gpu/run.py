@@ -1,4 +1,4 @@
-"""Measure on a GPU what a CPU cannot: gpu.py DATA RUNS OUT [--max-seconds S] [--jobs N] [--steps N] [--toy] ...
+"""Measure on a GPU what a CPU cannot: run.py DATA RUNS OUT [--max-seconds S] [--jobs N] [--steps N] [--toy] ...
 
 DATA holds cifar10/train and cifar10/test as class folders; RUNS is a folder for teachers and runs; OUT gets a file
 for each pair. Teachers are trained on the spot by recipes/train_teacher.py, the rows distilled, `--jobs` of them at
@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import collect
-
+from docs.studies.common import collect, overlay
+from docs.studies.common.provenance import method_of, provenance
 from edgekd.errors import StoppedEarly
 from edgekd.rundir import RunDir, read_json, write_json
 
@@ -37,16 +37,13 @@ FAMILY_ROWS = ROWS | {
     "pre-dfkd-head-start": ("pre-dfkd", ("method.student.inherit=true", "method.student.hint=5")),
 }
 """The rows of a student of its teacher's family: what start and hints are worth by themselves."""
-SIZES = (
-    *("method.generator.latent=256", "method.generator.width=64", "method.generator.norm_eps=1e-5"),
-    *("method.vae.latent=128", "method.vae.width=64", "method.vae.norm_eps=1e-5", "method.vae.released_encoder=false"),
-)
-"""Generator and VAE of both presets: a table compares methods at equal sizes; spectral norm is each one's own."""
+SIZES = Path(__file__).with_name("sizes.toml")
+"""Generator and VAE of both presets."""
 PLANNED_BATCHES = (256, 1024)
 BATCHES = {"student.batch_size": 256, "replay.batch_size": 128, "vae.novel": 128, "vae.rehearsed": 64}
 EPOCHS = {"wrn-40-2": 25, "resnet34": 18}
 TRAINING = {"batch": 512, "lr": 0.4, "hold-out": 5000}
-EDGEKD = ("-m", "edgekd")
+EDGEKD, SELECTION = ("-m", "edgekd"), ("-m", "docs.studies.selection.run")
 GRACE_S = 30
 """What a distillation gets beyond its time to write its checkpoint, before it is killed."""
 TOY_TRAINING = {"batch": 8, "lr": 0.01, "epochs": 1, "hold-out": 0}
@@ -159,7 +156,8 @@ class Bench:
         """Return the flags of a distillation."""
         preset, values = pair.rows[row]
         sizes = dict.fromkeys(batches, 8) if self.toy else batches
-        sets = [*(TOY_SIZES if self.toy else SIZES), *(f"method.{name}={size}" for name, size in sizes.items())]
+        networks = TOY_SIZES if self.toy else overlay.assignments(SIZES)
+        sets = [*networks, *(f"method.{name}={size}" for name, size in sizes.items())]
         steps = 4 if self.toy else self.steps or pair.steps
         flags = [*PIXELS, "--student", pair.student, "--method", preset, "--steps", str(steps)]
         return [*flags, *(word for value in [*sets, *MOVED, *values] for word in ("--set", value))]
@@ -179,7 +177,7 @@ class Bench:
         if not (run.path / "eval" / "test.json").is_file():
             self.python(*EDGEKD, "eval", run.path, "--data", self.data / "test")
         if not self.selection_file(pair, row).is_file():
-            self.python("docs/selection.py", self.selection_file(pair, row), f"{row}={run.path}={self.data / 'test'}")
+            self.python(*SELECTION, self.selection_file(pair, row), f"{row}={run.path}={self.data / 'test'}")
 
     def selection_file(self, pair: Pair, row: str) -> Path:
         """Return where a row keeps what the choice of its student was worth."""
@@ -187,7 +185,7 @@ class Bench:
 
     def link_curve(self) -> None:
         """Link 200 test images of each class, on which the curves are drawn."""
-        few = 'source docs/few.sh; few "$1" "$2"'
+        few = 'source docs/studies/common/shell.sh; few "$1" "$2"'
         subprocess.run(["bash", "-c", few, "few", str(self.data / "test"), str(self.curve)], check=True)  # noqa: S603, S607
 
     def side_by_side(self, work: Sequence[Callable[[], None]]) -> None:
@@ -205,7 +203,9 @@ class Bench:
             found = {row: collect.facts(run) for row, run in runs.items()}
             files = [file for row in pair.rows if (file := self.selection_file(pair, row)).is_file()]
             selection = {row: judged for file in files for row, judged in read_json(file)["runs"].items()}
-            write_json(out, {"toy": self.toy, "jobs": self.jobs, "plans": plans, "selection": selection, "runs": found})
+            methods = {row: method_of(run) for row, run in runs.items()}
+            how = {**provenance(methods), "toy": self.toy, "jobs": self.jobs}
+            write_json(out, {**how, "plans": plans, "selection": selection, "runs": found})
             print(f"wrote {out}")  # noqa: T201
 
     def run(self) -> None:

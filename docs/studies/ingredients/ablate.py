@@ -1,4 +1,4 @@
-"""Measure what each ingredient is worth: ablation.py OUT.json TEACHER DATA RUNS --steps N FLAGS...
+"""Measure what each ingredient is worth: ablate.py OUT.json TEACHER DATA RUNS --steps N FLAGS...
 
 An ingredient is a group of recipe keys in which the presets `edgekd` and `pre-dfkd` differ. Each is taken out of
 `edgekd` (its keys get the values of `pre-dfkd`) and put into `pre-dfkd` (the other way round), everything else equal.
@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import collect
-
+from docs.studies.common import collect, overlay
+from docs.studies.common.provenance import method_of, provenance
 from edgekd import recipe as recipes
 from edgekd.rundir import RunDir
 
@@ -40,12 +40,12 @@ INGREDIENTS = {
     "codes of the aggregate posterior, a gate": ("vae.sampling", "vae.decoder_leak", "vae.gate", "replay.start"),
 }
 """Keys of `[method]` by ingredient; sizes and batches are no ingredients, both presets get those of `edgekd`. The
-teacher's layers and hints are none here: a student of another family has neither (docs/cifar.sh measures them). The
-VAE's reconstruction has been the paper's in both since the table showed that leaving features out did not pay."""
+teacher's layers and hints are none here: a student of another family has neither (cifar10/ measures them). The VAE's
+reconstruction has been the paper's in both since the table showed that leaving features out did not pay."""
+LEAN = overlay.assignments(Path(collect.__file__).with_name("lean.toml"))
 SIZES = (
-    *("generator.latent", "generator.width", "generator.upsamplings", "generator.spectral_norm", "generator.norm_eps"),
-    *("student.batch_size", "replay.batch_size", "vae.latent", "vae.width", "vae.released_encoder", "vae.norm_eps"),
-    *("vae.novel", "vae.rehearsed"),
+    *("generator.upsamplings", "generator.spectral_norm"),
+    *(assignment.partition("=")[0].removeprefix("method.") for assignment in LEAN),
 )
 
 
@@ -70,12 +70,17 @@ def distil(options: argparse.Namespace, flags: list[str], label: str, seed: int)
     preset, keys = variants()[label]
     other = PAPER if preset == OURS else OURS
     sets = {key: value(OURS, key) for key in SIZES} | {key: value(other, key) for key in keys}
-    run = RunDir(options.runs / f"{label.replace(' ', '-').replace(chr(39), '')}-{seed}")
+    run = folder(options, label, seed)
     command = [sys.executable, "-m", "edgekd", "distill", str(options.teacher), "--method", preset]
     command += ["--steps", str(options.steps), "--seed", str(seed), "--data", str(options.data), "--run", str(run.path)]
     command += [*(word for key, text in sets.items() for word in ("--set", f"method.{key}={text}")), *flags]
     subprocess.run(command, check=True)  # noqa: S603
     return collect.facts(run)
+
+
+def folder(options: argparse.Namespace, label: str, seed: int) -> RunDir:
+    """Return where a run lies."""
+    return RunDir(options.runs / f"{label.replace(' ', '-').replace(chr(39), '')}-{seed}")
 
 
 def row(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -110,7 +115,8 @@ def main() -> None:
             for label in options.only or variants()
         }
     rows = {label: row([run.result() for run in of_label]) for label, of_label in runs.items()}
-    content = {"steps": options.steps, "seeds": seeds, "flags": flags, "rows": rows}
+    methods = {label: method_of(folder(options, label, seeds[0])) for label in runs}
+    content = {**provenance(methods), "steps": options.steps, "seeds": seeds, "flags": flags, "rows": rows}
     options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

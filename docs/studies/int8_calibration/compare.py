@@ -1,4 +1,4 @@
-"""Compare what INT8 files are calibrated on, by accuracy on real images: int8.py OUT.json LABEL=RUN=DATA...
+"""Compare what INT8 files are calibrated on, by accuracy on real images: compare.py OUT.json LABEL=RUN=DATA...
 
 RUN is the folder of a run with an export, DATA a folder with `test/` and perhaps `train/`, each with one folder per
 class. Every INT8 file is made up to four times, by the chain that `edgekd export` uses. Only the samples differ that
@@ -21,9 +21,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from docs.studies.common import images
+from docs.studies.common.provenance import commit, provenance
 from edgekd import machine, pipeline
 from edgekd.deploy import int8, onnx_export, ort_session
 from edgekd.deploy.agent.environment import this_machine
@@ -43,7 +44,7 @@ from edgekd.deploy.parity import TOLERANCE_FP32
 from edgekd.deploy.quantize import FLAVOURS, Flavour
 from edgekd.deploy.ranges import Batches, Ranges, collect_ranges
 from edgekd.errors import GateError
-from edgekd.realdata import ImageFolder, RealImages, describe_transform, open_folder
+from edgekd.realdata import RealImages, describe_transform
 from edgekd.recipe import Recipe
 from edgekd.rng import Draws
 from edgekd.rundir import RunDir, read_json, sha256_file, write_json
@@ -133,12 +134,12 @@ def fitted(subject: Subject, starts: tuple[Batches, Batches]) -> Source:
     return Source(of_tensors(calibration), of_tensors(held_out), facts)
 
 
-def split(images: RealImages, sizes: tuple[int, int]) -> Source:
+def split(real: RealImages, sizes: tuple[int, int]) -> Source:
     """Return disjoint parts of real images in an order that a seed shuffled."""
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
+    order = torch.randperm(len(real), generator=torch.Generator().manual_seed(0)).tolist()
 
     def part(chosen: list[int]) -> Batches:
-        stack: Tensor = torch.stack([images.normalised(images.folder.files[index]) for index in chosen])
+        stack: Tensor = torch.stack([real.normalised(real.folder.files[index]) for index in chosen])
         return of_tensors(list(stack.split(BATCH)))
 
     return Source(part(order[: sizes[0]]), part(order[sizes[0] : sum(sizes)]), headrooms=(1.0,))
@@ -179,6 +180,7 @@ class Study:
         self.labels, self.images = subject.test.folder.labels.numpy(), of_images(subject.test, None)
         self.reference = ort_session.all_logits(subject.fp32, self.images(), threads=subject.threads)
         self.found: dict[str, Any] = {
+            **provenance({subject.label: subject.recipe.method}),
             "student": subject.recipe.student.name,
             "test_set": "/".join(subject.test.folder.path.parts[-2:]),
             "test_images": len(subject.test),
@@ -270,35 +272,15 @@ def host(threads: int) -> dict[str, Any]:
     """Return what a row may depend on."""
     here = this_machine()
     facts = {"cpu": here.cpu_model, "int8_instructions": here.int8_instructions, "threads": threads}
-    return {**facts, "onnxruntime": version("onnxruntime")}
-
-
-def limited(folder: ImageFolder, count: int) -> ImageFolder:
-    """Return the first `count` images of a folder, one of each class in turn; all of them for 0."""
-    if not count:
-        return folder
-    before: Counter[int] = Counter()
-    turns = []
-    for index, label in enumerate(folder.labels.tolist()):
-        turns.append((before[label], label, index))
-        before[label] += 1
-    chosen = sorted(index for _, _, index in sorted(turns)[:count])
-    return replace(folder, files=tuple(folder.files[index] for index in chosen), labels=folder.labels[chosen])
-
-
-def labelled_images(run: RunDir, folder: Path, limit: int = 0, *, cache: bool = True) -> RealImages:
-    """Return the images of a folder, or the first `limit` of them, as the run's student takes them."""
-    description, pixels = artefacts.describe(run), artefacts.read_pixels(run)
-    found = limited(open_folder(folder.resolve(), classes=description.classes, names=pixels.class_names), limit)
-    return RealImages(found, description.input_shape, mean=pixels.mean, std=pixels.std, cache=cache)
+    return {**facts, "onnxruntime": version("onnxruntime"), "commit": commit()}
 
 
 def opened(label: str, run: RunDir, data: Path, options: argparse.Namespace) -> Subject:
     """Return a run with its images."""
     recipe = pipeline.open_recipe(run)
     threads = machine.use_threads(options.threads or recipe.machine.threads)
-    test = labelled_images(run, data / "test", options.test_limit)
-    train = labelled_images(run, data / "train", cache=False) if (data / "train").is_dir() else None
+    test = images.labelled(run, data / "test", options.test_limit)
+    train = images.labelled(run, data / "train", cache=False) if (data / "train").is_dir() else None
     return Subject(label, run, recipe, artefacts.describe(run), artefacts.student_network(run), test, train, threads)
 
 

@@ -1,4 +1,4 @@
-"""Say what wider INT8 ranges and corrected biases win: headroom.py OUT.json LABEL=RUN=IMAGES... [--limit N].
+"""Say what wider INT8 ranges and corrected biases win: run.py OUT.json LABEL=RUN=IMAGES... [--limit N].
 
 RUN is the folder of a run with an export, IMAGES a folder of development images with one folder per class: they chose
 `int8.HEADROOMS`, so no test image may be among them. Ranges of the run's replay samples are multiplied by each of
@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import int8 as study
-
+from docs.studies.common import images
+from docs.studies.common.provenance import provenance
 from edgekd import machine, pipeline
 from edgekd.deploy import int8
 from edgekd.deploy.bias_correction import correct_bias
@@ -24,6 +24,7 @@ from edgekd.deploy.clipping import clipping
 from edgekd.deploy.quantize import FLAVOURS
 from edgekd.deploy.ranges import collect_ranges
 from edgekd.realdata import RealImages
+from edgekd.recipe import Recipe
 from edgekd.rundir import RunDir, read_json, write_json
 from edgekd.stages import artefacts
 from edgekd.stages.samples import Samples, kept, of_images
@@ -31,14 +32,14 @@ from edgekd.stages.samples import Samples, kept, of_images
 FACTORS = (1.0, 1.15, 1.3, 1.5, 2.0)
 
 
-def rows(run: RunDir, images: RealImages) -> list[dict[str, Any]]:
+def rows(run: RunDir, recipe: Recipe, development: RealImages) -> list[dict[str, Any]]:
     """Return what each file kind makes of each factor."""
-    recipe, samples = pipeline.open_recipe(run), Samples(artefacts.ReplaySource(run), None)
+    samples = Samples(artefacts.ReplaySource(run), None)
     fp32 = run.stage("export") / "student.fp32.onnx"
     calibration = samples.stream("export/calibration", recipe.export.calibration_samples)
     ranges = collect_ranges(fp32, calibration)
     synthetic = int8.HeldOut.of(fp32, kept(samples.stream("export/held-out", recipe.export.holdout_samples)))
-    real = int8.HeldOut.of(fp32, kept(of_images(images, None)))
+    real = int8.HeldOut.of(fp32, kept(of_images(development, None)))
     found = []
     for flavour in FLAVOURS.values():
         for factor in FACTORS:
@@ -73,9 +74,15 @@ def main() -> None:
     for item in options.runs:
         label, folder, data = item.split("=")
         run = RunDir(Path(folder))
-        machine.use_threads(pipeline.open_recipe(run).machine.threads)
-        images = study.labelled_images(run, Path(data), options.limit)
-        results[label] = {"images": len(images), "images_sha256": images.folder.sha256(), "rows": rows(run, images)}
+        recipe = pipeline.open_recipe(run)
+        machine.use_threads(recipe.machine.threads)
+        development = images.labelled(run, Path(data), options.limit)
+        results[label] = {
+            **provenance({label: recipe.method}),
+            "images": len(development),
+            "images_sha256": development.folder.sha256(),
+            "rows": rows(run, recipe, development),
+        }
         write_json(options.out, results)
         for row in results[label]["rows"]:
             shares = [row[kind]["agreement"]["share"] for kind in ("synthetic", "images")]

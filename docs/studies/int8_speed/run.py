@@ -1,4 +1,4 @@
-"""Time INT8 against FP32 on this CPU, batch 1, as `edgekd bench` does: int8_speed.py OUT.json [--toy] [STUDENT...].
+"""Time INT8 against FP32 on this CPU, batch 1, as `edgekd bench` does: run.py OUT.json [--toy] [STUDENT...].
 
 Each student (mobilenetv2 and resnet18 if none is named) is measured at 3x224x224 and 3x96x96, with one thread and with
 two, on an idle x86-64 machine. Networks are untrained, with the BatchNorm statistics of noise: what a multiplication
@@ -23,6 +23,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from docs.studies.common.provenance import provenance
 from edgekd.deploy.agent.environment import this_machine
 from edgekd.deploy.agent.kernels import Kind
 from edgekd.deploy.agent.measure import measure
@@ -82,7 +83,7 @@ def main(out: Path, students: list[str], toy: bool) -> None:
     """Measure all students and write the results after each."""
     if not this_machine().int8_instructions:
         sys.stderr.write(f"warning: {NO_VNNI}\n")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for student in students:
         for side in TOY_SIDES if toy else SIDES:
             with TemporaryDirectory() as folder:
@@ -93,7 +94,7 @@ def main(out: Path, students: list[str], toy: bool) -> None:
                     sys.stderr.write(
                         f"{student} {side} {threads}: {rows[-1]['speedup']['int8-cpu-x86']['value']:.2f}\n"
                     )
-            out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            out.write_text(json.dumps({**provenance(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

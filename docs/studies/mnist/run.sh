@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# Make docs/results/mnist.json: MNIST, LeNet-5 -> LeNet-5-half, two seeds of 30 minutes and all presets at equal steps.
+# Make docs/studies/mnist/results.json: MNIST, LeNet-5 -> LeNet-5-half, two seeds of 30 minutes and all presets at equal
+# steps.
 #
-#   docs/mnist.sh DATA RUNS [STEPS]     DATA holds mnist/train and mnist/test as class folders; RUNS is a folder for runs
+#   docs/studies/mnist/run.sh DATA RUNS [STEPS]
 #
+# DATA holds mnist/train and mnist/test as class folders; RUNS is a folder for runs.
 # STEPS is what half an hour holds; without it the runs are planned by `--minutes 30`, which measures a step before the
 # other run is at work, and may take longer.
 # Every command goes on where it was cut off. The machine should do nothing else meanwhile. No choice depends on the
 # test images: they are read for the curves alone.
 set -euo pipefail
+source docs/studies/common/shell.sh
 data=$1 runs=$2
 length=(--minutes 30)
 test -z "${3:-}" || length=(--steps "$3")
@@ -28,7 +31,7 @@ distil() { # NAME FLAGS...
 }
 
 # At equal steps: as many as edgekd manages in ten minutes, three tenths of that for the rest.
-source docs/lean.sh
+overlay lean
 equal() { # PRESET MINUTES
   local steps sets=()
   steps=$(sed -n 's/^steps = //p' "$runs/edgekd-30min-seed2/recipe.toml")
@@ -55,5 +58,6 @@ for run in edgekd-30min-seed1 edgekd-30min-seed2 edgekd-10min pre-dfkd-10min dfa
   edgekd-3min dafl-3min memory-bank-3min pre-dfkd-released-3min; do
   labelled+=("$run=$runs/$run")
 done
-"$python" docs/collect.py docs/results/mnist.json docs/results/mnist.svg "${labelled[@]}" \
-  --note "docs/mnist.sh DATA RUNS ${3:-}; accuracies on MNIST's 10,000 test images; how often they were opened: README.md"
+out=docs/studies/mnist
+"$python" -m docs.studies.common.collect "$out/results.json" "$out/curves.svg" "${labelled[@]}" \
+  --note "accuracies on MNIST's 10,000 test images; how often they were opened: README.md"

@@ -1,4 +1,4 @@
-"""Measure what safety costs a run: overhead.py OUT.json TEACHER RUNS --steps N --max-seconds S [--rounds R] FLAGS...
+"""Measure what safety costs a run: run.py OUT.json TEACHER RUNS --steps N --max-seconds S [--rounds R] FLAGS...
 
 In each round two distillations run at once, one thread on a core each: one as it is, and one that --max-seconds stops
 half-way and the same command continues. FLAGS go to both.
@@ -27,6 +27,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from docs.studies.common.provenance import method_of, provenance
 from edgekd.errors import StoppedEarly
 from edgekd.rundir import RunDir
 
@@ -103,6 +104,7 @@ def main() -> None:
         )
     costs = [cost for row in rounds for cost in row["checkpoint_s"]]
     result = {
+        **provenance({"whole": method_of(RunDir(whole))}),
         "steps": options.steps,
         "flags": flags,
         "stop_and_resume_s": statistics.median(idle_s(row["stopped"]) - idle_s(row["whole"]) for row in rounds),

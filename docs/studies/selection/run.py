@@ -1,4 +1,4 @@
-"""Ask of finished runs whether the synthetic choice was right: selection.py OUT.json [LABEL=RUN=DATA]...
+"""Ask of finished runs whether the synthetic choice was right: run.py OUT.json [LABEL=RUN=DATA]...
 
 For each run: the synthetic agreement of every candidate, beside its accuracy on the real images in DATA, and what the
 rule of today chooses by the agreement (a run may have been made under an earlier rule). The choice was right if no
@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from docs.studies.common import images
+from docs.studies.common.provenance import provenance
 from edgekd import recipe as recipes
-from edgekd.realdata import RealImages, open_folder
 from edgekd.rundir import RunDir, read_json, write_json
 from edgekd.stages import artefacts, select
 from edgekd.stopping import Stop
@@ -23,18 +24,18 @@ from edgekd.stopping import Stop
 def judged(run: RunDir, data: Path) -> dict[str, Any]:
     """Return agreement and accuracy of each candidate of a run, and what the choice was worth."""
     recipe = recipes.load_resolved(run.recipe_file)
-    description, pixels = artefacts.describe(run), artefacts.read_pixels(run)
+    description = artefacts.describe(run)
     state = select.final_state(run)
     networks = select.replay_networks(recipe, description, state)
-    folder = open_folder(data, classes=description.classes, names=pixels.class_names)
-    images = RealImages(folder, description.input_shape, mean=pixels.mean, std=pixels.std)
+    real = images.labelled(run, data)
     students = select.candidates(recipe, description, state, networks, Stop())
-    accuracy = {name: images.network_accuracy(student) for name, student in students.items()}
+    accuracy = {name: real.network_accuracy(student) for name, student in students.items()}
     selection = read_json(run.stage("select") / "selection.json")
     return {
+        **provenance({recipe.method.preset: recipe.method}),
         "preset": recipe.method.preset,
         "seed": recipe.seed,
-        "images": len(images),
+        "images": len(real),
         "samples": selection["samples"],
         "ships_average": recipe.method.student.ship_average,
         "candidates": {

@@ -33,7 +33,7 @@ def main(checkout: Path, steps: int) -> float:
     sys.path.insert(0, str(checkout))
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     for kind in (torch.Tensor, nn.Module):
-        kind.cuda = lambda self, *_: self  # type: ignore[method-assign, assignment]
+        kind.cuda = lambda self, *_: self  # type: ignore[method-assign]
     torch.randn, torch.ones, torch.zeros = (on_cpu(make) for make in (torch.randn, torch.ones, torch.zeros))
     code, lenet, generators = map(importlib.import_module, ("distillation", "networks.lenet", "networks.generator"))
     torch.manual_seed(1)

@@ -1,7 +1,7 @@
-"""Time a step of the released method, here and in its authors' code: step.py OUT.json LENET5.pt CHECKOUT [ROUNDS].
+"""Time a step of the released method, here and in its authors' code: run.py OUT.json LENET5.pt CHECKOUT [ROUNDS].
 
 LeNet-5 -> LeNet-5-half at 1x32x32, latent 1000, 128 novel and 16 replayed images, on an idle machine. Every round plans
-the run with edgekd and times the authors' code (docs/authors.py, CHECKOUT), one after the other on the same cores.
+the run with edgekd and times the authors' code (authors.py, CHECKOUT), one after the other on the same cores.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from functools import reduce
 from pathlib import Path
 
 import torch
 
+from docs.studies.common.provenance import provenance
 from edgekd import machine
+from edgekd import recipe as recipes
 
+PRESET = "pre-dfkd-released"
 SETS = ("student.batch_size=128", "replay.batch_size=16", "vae.novel=64", "vae.rehearsed=16")
 
 
@@ -28,8 +32,8 @@ def output(command: list[str]) -> str:
 def main(out: Path, teacher: Path, checkout: Path, rounds: int) -> None:
     """Time both several times and write every time and the medians."""
     command = [sys.executable, "-m", "edgekd", "distill", str(teacher), "--input", "1x32x32", "--student"]
-    command += ["lenet5-half", "--method", "pre-dfkd-released", *(f"--set=method.{item}" for item in SETS)]
-    authors = [sys.executable, str(Path(__file__).with_name("authors.py")), str(checkout)]
+    command += ["lenet5-half", "--method", PRESET, *(f"--set=method.{item}" for item in SETS)]
+    authors = [sys.executable, "-m", "docs.studies.step_time.authors", str(checkout)]
     plans, authors_s = [], []
     with tempfile.TemporaryDirectory() as folder:
         command += ["--run", f"{folder}/plan", "--dry-run", "--json"]
@@ -41,7 +45,10 @@ def main(out: Path, teacher: Path, checkout: Path, rounds: int) -> None:
         for name in ("seconds_per_step", "utilisation", "machine_peak_flops", "flops_per_step")
     }
     ratios = [theirs / plan["seconds_per_step"] for theirs, plan in zip(authors_s, plans, strict=True)]
+    sets = [recipes.assignment(f"method.{item}") for item in SETS]
+    method = reduce(recipes.merge, sets, {"method": {"preset": PRESET}})
     content = {
+        **provenance({PRESET: recipes.parse(method, origin="the command").method}),
         "median": median,
         "authors_seconds_per_step": statistics.median(authors_s),
         "authors_over_ours": statistics.median(ratios),
@@ -54,4 +61,5 @@ def main(out: Path, teacher: Path, checkout: Path, rounds: int) -> None:
 if __name__ == "__main__":
     if len(sys.argv) < 4:
         sys.exit(__doc__)
-    main(*map(Path, sys.argv[1:4]), int(sys.argv[4]) if len(sys.argv) > 4 else 5)
+    out, teacher, checkout = map(Path, sys.argv[1:4])
+    main(out, teacher, checkout, int(sys.argv[4]) if len(sys.argv) > 4 else 5)

@@ -1,4 +1,4 @@
-"""Run every `$ edgekd` line of docs/teachers.md in order and keep what it prints: teachers.py OUT.json TEACHERS DATA.
+"""Run every `$ edgekd` line of docs/teachers.md in order and keep what it prints: run.py OUT.json TEACHERS DATA.
 
 TEACHERS holds the public cifar10-resnet20.th and cifar10-resnet32.th of akamaster/pytorch_resnet_cifar10, DATA the
 CIFAR-10 test images, a folder per class. Works in a temporary folder in which the other checkpoints of the page are
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from docs.studies.common.provenance import provenance
 from edgekd.models import registry
 
 MODULE = """from torch import nn
@@ -76,7 +77,7 @@ def run(line: str, folder: Path) -> dict[str, Any]:
 
 def main(out: Path, teachers: Path, data: Path) -> None:
     """Write the transcript and the accuracies."""
-    page = Path(__file__).with_name("teachers.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "teachers.md").read_text(encoding="utf-8")
     lines = [line[2:] for line in page.splitlines() if line.startswith("$ edgekd")]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -89,7 +90,7 @@ def main(out: Path, teachers: Path, data: Path) -> None:
         evals = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("runs/*/eval/*.json"))]
     kept = ("accuracy", "folder", "images", "images_sha256", "artefacts_sha256", "transform")
     accuracies = {record["run"]: {name: record[name] for name in kept} for record in evals}
-    result = {"accuracy": accuracies, "commands": commands}
+    result = {**provenance(), "accuracy": accuracies, "commands": commands}
     out.write_text(json.dumps(result, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 
 

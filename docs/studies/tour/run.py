@@ -1,4 +1,4 @@
-"""Run every `$ edgekd` line of the README in order and keep what it prints: tour.py README.md OUT.txt.
+"""Run every `$ edgekd` line of the README in order and keep what it prints: run.py README.md OUT.txt.
 
 Works in a temporary folder with a copy of recipes/ and the digits; the output goes, command by command, to OUT.txt.
 """

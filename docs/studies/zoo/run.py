@@ -1,4 +1,4 @@
-"""Run the `$ edgekd students` commands of docs/students.md and keep all they print: students.py OUT.txt.
+"""Run the `$ edgekd students` commands of docs/students.md and keep all they print: run.py OUT.txt.
 
 Each is followed by the seconds it took. The machine should do nothing else meanwhile; what speaks against a measurement
 is in the output itself.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from edgekd.deploy.agent.environment import this_machine
 
-PAGE = Path(__file__).parent / "students.md"
+PAGE = Path(__file__).parents[2] / "students.md"
 
 
 def printed(line: str) -> str:
