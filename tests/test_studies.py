@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -87,11 +89,13 @@ def test_collected_runs_have_curves_figures_and_no_path_of_this_machine(run: Pat
 
 
 def test_a_result_says_command_machine_commit_and_method(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STUDY_COMMAND", f"MINUTES=0 {ROOT}/docs/run.sh /elsewhere/data runs label=/elsewhere/run=set")
+    monkeypatch.setenv(
+        "STUDY_COMMAND", f"MINUTES=0 {ROOT}/docs/studies/mnist/run.sh /elsewhere/data runs label=/elsewhere/run=set"
+    )
     preset = recipes.parse({"method": {"preset": "dafl"}}, origin="test").method
     found = provenance.provenance({"row": preset})
     assert list(found) == ["command", "machine", "commit", "preset_digest"]
-    assert found["command"] == "MINUTES=0 docs/run.sh data runs label=run=set"
+    assert found["command"] == "MINUTES=0 docs/studies/mnist/run.sh data runs label=run=set"
     assert found["machine"]["cpu_model"] == this_machine().cpu_model
     assert {"torch", "numpy", "onnxruntime"} <= set(found["machine"]["libraries"])
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -106,6 +110,42 @@ def test_the_digest_of_a_method_knows_its_values_and_not_its_length() -> None:
     assert digest(steps=12) == digest(steps=400) == digest()
     assert digest(vae={"feature": 0.0}) != digest()
     assert digest(preset="pre-dfkd") != digest()
+
+
+def test_what_edgekd_wrote_gets_its_provenance(tmp_path: Path) -> None:
+    (tmp_path / "in.json").write_text('{"run": "small", "files": [1]}')
+    provenance.main(tmp_path / "in.json", tmp_path / "out.json", None)
+    found = content(tmp_path / "out.json")
+    assert found.pop("preset_digest") == {}
+    assert {"command", "machine", "commit"} < set(found)
+    assert (found["run"], found["files"]) == ("small", [1])
+
+
+SCRIPTS = sorted((ROOT / "docs" / "studies").glob("*/*.py"))
+
+
+@pytest.mark.parametrize("file", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_script_is_a_module_of_the_checkout(file: Path) -> None:
+    importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
+
+
+def test_a_module_starts_in_a_checkout_that_nothing_was_installed_for() -> None:
+    command = [sys.executable, "-S", "-m", "docs.studies.common.overlay", "docs/studies/common/cifar.toml"]
+    done = subprocess.run(command, cwd=ROOT, env={}, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == overlay.flags(ROOT / "docs/studies/common/cifar.toml")
+    assert "method.student.flip=true" in done.stdout
+
+
+def test_shell_scripts_name_their_command_and_stop_where_an_overlay_cannot_be_read() -> None:
+    def shell(python: str) -> subprocess.CompletedProcess[str]:
+        lines = 'source docs/studies/common/shell.sh; overlay lean; echo "$STUDY_COMMAND"; printf "%s\n" "${lean[@]}"'
+        command = ["bash", "-euc", f"python={python}; {lines}", "docs/studies/mnist/run.sh", "two words", "3"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    named, *flags = shell(sys.executable).stdout.splitlines()
+    assert shlex.split(named) == ["docs/studies/mnist/run.sh", "two words", "3"]
+    assert flags == overlay.flags(ROOT / "docs/studies/common/lean.toml")
+    assert shell("false").returncode != 0
 
 
 def test_the_sizes_of_a_comparison_are_those_of_the_default() -> None:

@@ -72,13 +72,13 @@ def summary(runs: dict[str, Any]) -> dict[str, Any]:
 
 def main(out: Path, named: list[str]) -> None:
     """Write what the choices were worth."""
-    known: dict[str, Any] = read_json(out)["runs"] if out.is_file() else {}
-    runs = {label: with_choice(row) for label, row in known.items()}
-    write_json(out, {"summary": summary(runs), "runs": runs})
+    known: dict[str, Any] = read_json(out) if out.is_file() else {"runs": {}}
+    runs = {label: with_choice(row) for label, row in known["runs"].items()}
+    write_json(out, known | {"summary": summary(runs), "runs": runs})
     for item in named:
         label, run, data = item.split("=")
         runs[label] = with_choice(judged(RunDir(Path(run)), Path(data)))
-        write_json(out, {"summary": summary(runs), "runs": runs})
+        write_json(out, known | {"summary": summary(runs), "runs": runs})
 
 
 if __name__ == "__main__":
