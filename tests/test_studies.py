@@ -9,6 +9,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,12 @@ from PIL import Image
 
 import toy
 from docs.studies.common import collect, overlay, provenance
+from docs.studies.gpu import run as gpu
+from docs.studies.ingredients import ablate
 from docs.studies.overhead import run as overhead
 from edgekd import recipe as recipes
 from edgekd.deploy.agent.environment import this_machine
+from edgekd.method import MethodTable
 
 ROOT = Path(__file__).parent.parent
 TINY = (
@@ -176,15 +181,33 @@ def test_selection_shows_agreement_beside_accuracy_for_every_candidate(run: Path
     assert content(tmp_path / "out.json") == found, "today's rule chooses for runs measured before, too"
 
 
+def method(preset: str, assignments: Iterable[str]) -> MethodTable:
+    changes = (recipes.assignment(assignment) for assignment in assignments)
+    table = reduce(recipes.merge, changes, {"method": {"preset": preset}})
+    return recipes.parse(table, origin="test").method
+
+
+def test_the_ablation_takes_every_ingredient_out_of_one_preset_and_puts_it_into_the_other() -> None:
+    variants = ablate.variants()
+    assert len(variants) == 2 + 2 * len(ablate.INGREDIENTS) > 15
+    digests = set()
+    for preset, keys in variants.values():
+        other = {ablate.OURS: ablate.PAPER, ablate.PAPER: ablate.OURS}[preset]
+        sets = {key: ablate.value(ablate.OURS, key) for key in ablate.SIZES}
+        sets |= {key: ablate.value(other, key) for key in keys}
+        digests.add(provenance.method_digest(method(preset, (f"method.{key}={text}" for key, text in sets.items()))))
+    assert len(digests) == len(variants), "each row is a method of its own"
+
+
 @pytest.mark.slow
-def test_the_ablation_goes_through_every_ingredient_both_ways(teacher_file: Path, data: Path, tmp_path: Path) -> None:
-    arguments = (tmp_path / "out.json", teacher_file, data, tmp_path / "runs", "--steps", 2, "--seeds", "1", *TINY)
-    study("ingredients.ablate", *arguments)
-    rows = content(tmp_path / "out.json")["rows"]
-    plain = {label for label in rows if " with" not in label}
-    assert plain == {"edgekd", "pre-dfkd"}
-    assert len(rows) > 15
-    assert all(rows[label]["changes"] != rows["edgekd"]["changes"] for label in rows if " without " in label)
+def test_the_ablation_makes_the_rows_it_is_asked_for(teacher_file: Path, data: Path, tmp_path: Path) -> None:
+    label = "pre-dfkd with class balance in nats"
+    only = ("--only", "pre-dfkd", "--only", label)
+    arguments = (tmp_path / "out.json", teacher_file, data, tmp_path / "runs", "--steps", 2, "--seeds", "1", *only)
+    study("ingredients.ablate", *arguments, *TINY)
+    found = content(tmp_path / "out.json")
+    assert set(found["rows"]) == set(found["preset_digest"]) == {"pre-dfkd", label}
+    assert found["rows"][label]["changes"] != found["rows"]["pre-dfkd"]["changes"]
 
 
 def test_the_cost_of_a_checkpoint_is_what_lines_around_it_cannot_explain() -> None:
@@ -337,17 +360,28 @@ def test_int8_speed_names_the_machine_and_no_path_of_it(tmp_path: Path) -> None:
     assert ("no VNNI" in done.stderr) == (not has)
 
 
+def test_the_rows_of_the_gpu_differ_in_method_and_are_equal_in_size() -> None:
+    sizes = overlay.assignments(gpu.SIZES)
+    for pair in gpu.PAIRS:
+        rows = [method(preset, (*sizes, *gpu.MOVED, *values)) for preset, values in pair.rows.values()]
+        assert len(rows) == (4 if pair.family else 2)
+        assert len({provenance.method_digest(row) for row in rows}) == len(rows)
+        assert {(row.generator.latent, row.generator.width, row.vae.latent, row.vae.width) for row in rows} == {
+            (256, 64, 128, 64)
+        }
+
+
 @pytest.mark.slow
 def test_the_gpu_check_goes_through_at_toy_length_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     for part in ("train", "test"):
         images(tmp_path / "cifar10" / part, 10, 32, "RGB")
-    pair = "wrn-40-2-wrn-16-2"
+    pair = "wrn-40-2-wrn-16-1"
     arguments = (tmp_path, tmp_path / "runs", tmp_path / "out", "--toy", "--only", pair)
     assert "time is up" in study("gpu.run", *arguments, "--max-seconds", 1)
     study("gpu.run", *arguments, "--max-seconds", 1500, "--jobs", 2)
     found = content(tmp_path / "out" / f"{pair}.json")
     assert (found["toy"], found["jobs"]) == (True, 2)
-    assert set(found["runs"]) == {"edgekd", "pre-dfkd", "edgekd-random-start", "pre-dfkd-head-start"}
+    assert set(found["runs"]) == {"edgekd", "pre-dfkd"}
     assert all(set(row["evals"]) == {"curve", "test"} for row in found["runs"].values())
     assert set(found["selection"]) == set(found["runs"])
     assert all("ema+batchnorm" in row["candidates"] for row in found["selection"].values())
