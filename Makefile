@@ -25,10 +25,10 @@ test-slow: $(VENV)/ready
 
 # DATA holds cifar10/train and cifar10/test as class folders. Ten minutes at most; the same command goes on.
 gpu-check: $(VENV)/ready
-	$(BIN)/python docs/gpu.py $(DATA) runs/gpu docs/results/gpu
+	$(BIN)/python -m docs.studies.gpu.run $(DATA) runs/gpu docs/studies/gpu
 
 tour: $(VENV)/ready
-	$(BIN)/python docs/tour.py README.md docs/results/tour.txt
+	$(BIN)/python -m docs.studies.tour.run README.md docs/studies/tour/tour.txt
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

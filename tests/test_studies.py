@@ -1,13 +1,16 @@
-"""The scripts under docs/ that make docs/results/ run from end to end at toy length."""
+"""The studies under docs/studies/ run from end to end at toy length, as `python -m` from the root of a checkout."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,13 @@ from onnx.numpy_helper import from_array
 from PIL import Image
 
 import toy
+from docs.studies.common import collect, overlay, provenance
+from docs.studies.gpu import run as gpu
+from docs.studies.ingredients import ablate
+from docs.studies.overhead import run as overhead
+from edgekd import recipe as recipes
 from edgekd.deploy.agent.environment import this_machine
+from edgekd.method import MethodTable
 
 ROOT = Path(__file__).parent.parent
 TINY = (
@@ -38,9 +47,11 @@ def images(folder: Path, classes: int, side: int, mode: str, each: int = 2) -> P
     return folder
 
 
-def script(name: str, *arguments: object) -> str:
-    command = [sys.executable, f"docs/{name}", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def study(name: str, *arguments: object) -> str:
+    """Run a module of docs/studies/ as its README says; only the root of the checkout is on its path."""
+    command = [sys.executable, "-m", f"docs.studies.{name}", *map(str, arguments)]
+    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "STUDY_COMMAND")}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -68,7 +79,7 @@ def run(teacher_file: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.mark.slow
 def test_collected_runs_have_curves_figures_and_no_path_of_this_machine(run: Path, tmp_path: Path) -> None:
-    script("collect.py", tmp_path / "out.json", tmp_path / "out.svg", f"a={run}", "--note", "how")
+    study("common.collect", tmp_path / "out.json", tmp_path / "out.svg", f"a={run}", "--note", "how")
     found = content(tmp_path / "out.json")
     assert found["note"] == "how"
     facts = found["runs"]["a"]
@@ -78,18 +89,85 @@ def test_collected_runs_have_curves_figures_and_no_path_of_this_machine(run: Pat
     assert 0 <= facts["forgotten"]["ema"]["deepest_fall"] <= facts["curve"]["max"]
     assert str(tmp_path.parent) not in json.dumps(found)
     assert (tmp_path / "out.svg").read_text().startswith("<?xml")
+    assert found["command"] == f"python -m docs.studies.common.collect out.json out.svg a={run.name} --note how"
+    assert len(found["preset_digest"]["a"]) == 64
 
 
-def test_what_a_student_forgot_is_measured_from_its_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "docs")
-    collect = importlib.import_module("collect")
+def test_a_result_says_command_machine_commit_and_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(
+        "STUDY_COMMAND", f"MINUTES=0 {ROOT}/docs/studies/mnist/run.sh /elsewhere/data runs label=/elsewhere/run=set"
+    )
+    preset = recipes.parse({"method": {"preset": "dafl"}}, origin="test").method
+    found = provenance.provenance({"row": preset})
+    assert list(found) == ["command", "machine", "commit", "preset_digest"]
+    assert found["command"] == "MINUTES=0 docs/studies/mnist/run.sh data runs label=run=set"
+    assert found["machine"]["cpu_model"] == this_machine().cpu_model
+    assert {"torch", "numpy", "onnxruntime"} <= set(found["machine"]["libraries"])
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (found["commit"] or "").removesuffix("-dirty") == head.stdout.strip()
+
+
+def test_the_digest_of_a_method_knows_its_values_and_not_its_length() -> None:
+    def digest(**changes: object) -> str:
+        method = {"preset": "edgekd", **changes}
+        return provenance.method_digest(recipes.parse({"method": method}, origin="test").method)
+
+    assert digest(steps=12) == digest(steps=400) == digest()
+    assert digest(vae={"feature": 0.0}) != digest()
+    assert digest(preset="pre-dfkd") != digest()
+
+
+def test_what_edgekd_wrote_gets_its_provenance(tmp_path: Path) -> None:
+    (tmp_path / "in.json").write_text('{"run": "small", "files": [1]}')
+    provenance.main(tmp_path / "in.json", tmp_path / "out.json", None)
+    found = content(tmp_path / "out.json")
+    assert found.pop("preset_digest") == {}
+    assert {"command", "machine", "commit"} < set(found)
+    assert (found["run"], found["files"]) == ("small", [1])
+
+
+SCRIPTS = sorted((ROOT / "docs" / "studies").glob("*/*.py"))
+
+
+@pytest.mark.parametrize("file", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_script_is_a_module_of_the_checkout(file: Path) -> None:
+    importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
+
+
+def test_a_module_starts_in_a_checkout_that_nothing_was_installed_for() -> None:
+    command = [sys.executable, "-S", "-m", "docs.studies.common.overlay", "docs/studies/common/cifar.toml"]
+    done = subprocess.run(command, cwd=ROOT, env={}, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == overlay.flags(ROOT / "docs/studies/common/cifar.toml")
+    assert "method.student.flip=true" in done.stdout
+
+
+def test_shell_scripts_name_their_command_and_stop_where_an_overlay_cannot_be_read() -> None:
+    def shell(python: str) -> subprocess.CompletedProcess[str]:
+        lines = 'source docs/studies/common/shell.sh; overlay lean; echo "$STUDY_COMMAND"; printf "%s\n" "${lean[@]}"'
+        command = ["bash", "-euc", f"python={python}; {lines}", "docs/studies/mnist/run.sh", "two words", "3"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    named, *flags = shell(sys.executable).stdout.splitlines()
+    assert shlex.split(named) == ["docs/studies/mnist/run.sh", "two words", "3"]
+    assert flags == overlay.flags(ROOT / "docs/studies/common/lean.toml")
+    assert shell("false").returncode != 0
+
+
+def test_the_sizes_of_a_comparison_are_those_of_the_default() -> None:
+    lean = overlay.assignments(ROOT / "docs/studies/common/lean.toml")
+    default = recipes.parse({"method": {"preset": "edgekd"}}, origin="test")
+    for assignment in lean:
+        assert recipes.with_changes(default, recipes.assignment(assignment)) == default, assignment
+
+
+def test_what_a_student_forgot_is_measured_from_its_best() -> None:
     found = collect.forgotten([0.1, 0.5, 0.2, 0.6, 0.57], [0, 10, 20, 30, 40])
     assert found == {"deepest_fall": pytest.approx(0.3), "at_step": 20, "share_below_by_2_points": 0.4}
 
 
 @pytest.mark.slow
 def test_selection_shows_agreement_beside_accuracy_for_every_candidate(run: Path, data: Path, tmp_path: Path) -> None:
-    script("selection.py", tmp_path / "out.json", f"a={run}={data}")
+    study("selection.run", tmp_path / "out.json", f"a={run}={data}")
     found = content(tmp_path / "out.json")
     row = found["runs"]["a"]
     assert set(row["candidates"]) == {"raw", "ema", "raw+batchnorm", "ema+batchnorm"}
@@ -99,24 +177,40 @@ def test_selection_shows_agreement_beside_accuracy_for_every_candidate(run: Path
     assert found["summary"]["edgekd"]["runs"] == 1
     changed = {"summary": {}, "runs": {"a": row | {"chosen": "earlier", "right": False, "cost": 1.0}}}
     (tmp_path / "out.json").write_text(json.dumps(changed))
-    script("selection.py", tmp_path / "out.json")
+    study("selection.run", tmp_path / "out.json")
     assert content(tmp_path / "out.json") == found, "today's rule chooses for runs measured before, too"
 
 
+def method(preset: str, assignments: Iterable[str]) -> MethodTable:
+    changes = (recipes.assignment(assignment) for assignment in assignments)
+    table = reduce(recipes.merge, changes, {"method": {"preset": preset}})
+    return recipes.parse(table, origin="test").method
+
+
+def test_the_ablation_takes_every_ingredient_out_of_one_preset_and_puts_it_into_the_other() -> None:
+    variants = ablate.variants()
+    assert len(variants) == 2 + 2 * len(ablate.INGREDIENTS) > 15
+    digests = set()
+    for preset, keys in variants.values():
+        other = {ablate.OURS: ablate.PAPER, ablate.PAPER: ablate.OURS}[preset]
+        sets = {key: ablate.value(ablate.OURS, key) for key in ablate.SIZES}
+        sets |= {key: ablate.value(other, key) for key in keys}
+        digests.add(provenance.method_digest(method(preset, (f"method.{key}={text}" for key, text in sets.items()))))
+    assert len(digests) == len(variants), "each row is a method of its own"
+
+
 @pytest.mark.slow
-def test_the_ablation_goes_through_every_ingredient_both_ways(teacher_file: Path, data: Path, tmp_path: Path) -> None:
-    arguments = (tmp_path / "out.json", teacher_file, data, tmp_path / "runs", "--steps", 2, "--seeds", "1", *TINY)
-    script("ablation.py", *arguments)
-    rows = content(tmp_path / "out.json")["rows"]
-    plain = {label for label in rows if " with" not in label}
-    assert plain == {"edgekd", "pre-dfkd"}
-    assert len(rows) > 15
-    assert all(rows[label]["changes"] != rows["edgekd"]["changes"] for label in rows if " without " in label)
+def test_the_ablation_makes_the_rows_it_is_asked_for(teacher_file: Path, data: Path, tmp_path: Path) -> None:
+    label = "pre-dfkd with class balance in nats"
+    only = ("--only", "pre-dfkd", "--only", label)
+    arguments = (tmp_path / "out.json", teacher_file, data, tmp_path / "runs", "--steps", 2, "--seeds", "1", *only)
+    study("ingredients.ablate", *arguments, *TINY)
+    found = content(tmp_path / "out.json")
+    assert set(found["rows"]) == set(found["preset_digest"]) == {"pre-dfkd", label}
+    assert found["rows"][label]["changes"] != found["rows"]["pre-dfkd"]["changes"]
 
 
-def test_the_cost_of_a_checkpoint_is_what_lines_around_it_cannot_explain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "docs")
-    overhead = importlib.import_module("overhead")
+def test_the_cost_of_a_checkpoint_is_what_lines_around_it_cannot_explain() -> None:
     lines, seconds, saved = [], 0.0, 0.0
     for step in range(0, 200, 2):
         lines.append({"step": step, "seconds": seconds, "saving_seconds": saved})
@@ -131,7 +225,7 @@ def test_the_cost_of_a_checkpoint_is_what_lines_around_it_cannot_explain(monkeyp
 def test_what_safety_costs_is_told_from_log_lines_and_clocks(teacher_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     length = ("--steps", 400, "--max-seconds", 1, "--rounds", 1)
-    script("overhead.py", out, teacher_file, tmp_path / "runs", *length, *TINY)
+    study("overhead.run", out, teacher_file, tmp_path / "runs", *length, *TINY)
     found = content(out)
     assert found["checkpoint_s"]["checkpoints"] == sum(len(row["checkpoint_s"]) for row in found["rounds"]) > 1
     assert found["stop_and_resume_s"] > 1, "Python and torch are imported once more"
@@ -149,7 +243,7 @@ def test_int8_files_are_compared_by_what_they_are_calibrated_on_and_the_rest_is_
     export = [sys.executable, "-m", "edgekd", "export", str(copy), *(f"--set=export.{item}" for item in sets)]
     subprocess.run(export, check=True, capture_output=True)
     arguments = (out, f"toy={copy}={data}", "--test-limit", 10, "--threads", 1)
-    script("int8.py", *arguments)
+    study("int8_calibration.compare", *arguments)
     found = content(out)["toy"]
     assert (found["test_set"], found["test_images"]) == ("set/test", 10)
     assert 0 <= found["fp32_right"] <= 10
@@ -170,10 +264,17 @@ def test_int8_files_are_compared_by_what_they_are_calibrated_on_and_the_rest_is_
     marked["toy"]["rows"][5]["kept"] = True
     lost = marked["toy"]["rows"].pop()
     out.write_text(json.dumps(marked))
-    script("int8.py", *arguments)
+    study("int8_calibration.compare", *arguments)
     again = content(out)["toy"]["rows"]
     assert (len(again), again[5]["kept"], again[-1]) == (16, True, lost)
-    twice = [sys.executable, "docs/int8.py", str(out), f"a={copy}={data}", f"a={copy}={data}"]
+    twice = [
+        sys.executable,
+        "-m",
+        "docs.studies.int8_calibration.compare",
+        str(out),
+        f"a={copy}={data}",
+        f"a={copy}={data}",
+    ]
     refused = subprocess.run(twice, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (refused.returncode, "a label of its own" in refused.stderr) == (2, True)
 
@@ -186,7 +287,7 @@ def test_wider_ranges_clip_less_of_real_images(run: Path, tmp_path: Path) -> Non
     export = [sys.executable, "-m", "edgekd", "export", str(copy), *(f"--set=export.{item}" for item in sets)]
     subprocess.run(export, check=True, capture_output=True)
     out.write_text('{"other": 1}')
-    script("headroom.py", out, f"toy={copy}={data}", "--limit", 10)
+    study("int8_headroom.run", out, f"toy={copy}={data}", "--limit", 10)
     found = content(out)
     assert (found["other"], found["toy"]["images"]) == (1, 10)
     clipped: dict[str, list[float]] = {}
@@ -209,7 +310,7 @@ def test_a_calibration_that_no_file_can_be_made_of_is_a_row_with_its_reason(run:
     bias = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 1)
     bias.CopyFrom(from_array(np.full(tuple(bias.dims), -np.inf, np.float32), bias.name))
     onnx.save(model, file)
-    script("int8.py", out, f"toy={copy}={data}")
+    study("int8_calibration.compare", out, f"toy={copy}={data}")
     rows = content(out)["toy"]["rows"]
     assert {row["calibration"] for row in rows} == {"replay", "noise", "batchnorm"}, "there is no train/"
     assert all("not finite" in row["failed"] for row in rows)
@@ -223,12 +324,12 @@ def test_the_int8_study_goes_on_without_what_is_missing(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text(
         f'#!/usr/bin/env bash\necho "$@" >>{tmp_path}/log\n'
-        'case "$1" in *digits.py) mkdir -p "$2/heldout" ;; -m) exit 5 ;; esac\n'
+        'case "$1 $2" in *digits.py*) mkdir -p "$2/heldout" ;; *" edgekd") exit 5 ;; esac\n'
     )
     python.chmod(0o755)
     named = (f"good={tmp_path}/good=mnist", f"gone={tmp_path}/gone=mnist", f"setless={tmp_path}/good=none")
     env = {**os.environ, "PYTHON": str(python), "MINUTES": "0", "FLAGS": "--threads 1"}
-    command = ["docs/int8.sh", str(tmp_path / "no.th"), str(data), str(runs), *named]
+    command = ["docs/studies/int8_calibration/run.sh", str(tmp_path / "no.th"), str(data), str(runs), *named]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert [line.split()[1] for line in done.stderr.splitlines()] == ["mobilenetv2@0.5", "gone", "setless"]
@@ -236,16 +337,17 @@ def test_the_int8_study_goes_on_without_what_is_missing(tmp_path: Path) -> None:
     assert (runs / "digits" / "test").is_dir()
     *_, study = (tmp_path / "log").read_text().splitlines()
     assert study == (
-        f"docs/int8.py docs/results/int8.json quickstart={runs}/quickstart={runs}/digits "
+        "-m docs.studies.int8_calibration.compare docs/studies/int8_calibration/results.json "
+        f"quickstart={runs}/quickstart={runs}/digits "
         f"good={tmp_path}/good={data}/mnist --threads 1"
     )
 
 
 @pytest.mark.slow
 def test_int8_speed_names_the_machine_and_no_path_of_it(tmp_path: Path) -> None:
-    command = [sys.executable, "docs/int8_speed.py", str(tmp_path / "out.json"), "lenet5-half", "--toy"]
+    command = [sys.executable, "-m", "docs.studies.int8_speed.run", str(tmp_path / "out.json"), "lenet5-half", "--toy"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    rows = json.loads((tmp_path / "out.json").read_text())
+    rows = content(tmp_path / "out.json")["rows"]
     assert [(row["input"], row["threads"], row["toy"]) for row in rows] == [("3x32x32", 1, True), ("3x32x32", 2, True)]
     has = this_machine().int8_instructions
     for row in rows:
@@ -258,17 +360,28 @@ def test_int8_speed_names_the_machine_and_no_path_of_it(tmp_path: Path) -> None:
     assert ("no VNNI" in done.stderr) == (not has)
 
 
+def test_the_rows_of_the_gpu_differ_in_method_and_are_equal_in_size() -> None:
+    sizes = overlay.assignments(gpu.SIZES)
+    for pair in gpu.PAIRS:
+        rows = [method(preset, (*sizes, *gpu.MOVED, *values)) for preset, values in pair.rows.values()]
+        assert len(rows) == (4 if pair.family else 2)
+        assert len({provenance.method_digest(row) for row in rows}) == len(rows)
+        assert {(row.generator.latent, row.generator.width, row.vae.latent, row.vae.width) for row in rows} == {
+            (256, 64, 128, 64)
+        }
+
+
 @pytest.mark.slow
 def test_the_gpu_check_goes_through_at_toy_length_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     for part in ("train", "test"):
         images(tmp_path / "cifar10" / part, 10, 32, "RGB")
-    pair = "wrn-40-2-wrn-16-2"
+    pair = "wrn-40-2-wrn-16-1"
     arguments = (tmp_path, tmp_path / "runs", tmp_path / "out", "--toy", "--only", pair)
-    assert "time is up" in script("gpu.py", *arguments, "--max-seconds", 1)
-    script("gpu.py", *arguments, "--max-seconds", 1500, "--jobs", 2)
+    assert "time is up" in study("gpu.run", *arguments, "--max-seconds", 1)
+    study("gpu.run", *arguments, "--max-seconds", 1500, "--jobs", 2)
     found = content(tmp_path / "out" / f"{pair}.json")
     assert (found["toy"], found["jobs"]) == (True, 2)
-    assert set(found["runs"]) == {"edgekd", "pre-dfkd", "edgekd-random-start", "pre-dfkd-head-start"}
+    assert set(found["runs"]) == {"edgekd", "pre-dfkd"}
     assert all(set(row["evals"]) == {"curve", "test"} for row in found["runs"].values())
     assert set(found["selection"]) == set(found["runs"])
     assert all("ema+batchnorm" in row["candidates"] for row in found["selection"].values())

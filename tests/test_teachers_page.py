@@ -1,4 +1,4 @@
-"""docs/teachers.md shows commands and output that docs/teachers.py really ran and kept."""
+"""docs/teachers.md shows commands and output that docs/studies/teachers/run.py really ran and kept."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 
 def test_every_line_shown_is_what_its_command_printed() -> None:
-    ran = json.loads((DOCS / "results" / "teachers.json").read_text(encoding="utf-8"))["commands"]
+    ran = json.loads((DOCS / "studies" / "teachers" / "results.json").read_text(encoding="utf-8"))["commands"]
     printed = {entry["command"]: {*entry["stdout"], *entry["stderr"]} for entry in ran}
     page = (DOCS / "teachers.md").read_text(encoding="utf-8")
     command = ""
@@ -24,7 +24,7 @@ def test_every_line_shown_is_what_its_command_printed() -> None:
 
 
 def test_the_accuracies_of_the_public_teachers_are_those_of_their_readme() -> None:
-    found = json.loads((DOCS / "results" / "teachers.json").read_text(encoding="utf-8"))["accuracy"]
+    found = json.loads((DOCS / "studies" / "teachers" / "results.json").read_text(encoding="utf-8"))["accuracy"]
     for name, percent in (("cifar10-resnet20", 81.03), ("cifar10-resnet32", 82.56)):
         assert abs(100 * found[name]["accuracy"]["teacher"] - percent) <= 0.3
         assert found[name]["images"] == 10_000

@@ -1,0 +1,1 @@
+"""The measurements behind the numbers, one folder each; see README.md."""
