@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from edgekd.errors import InputFileError, RecipeError
-from edgekd.rundir import Record, RunDir, failpoint
+from edgekd.failpoints import failpoint
+from edgekd.rundir import Record, RunDir
 
 State = Mapping[str, Any]
 

@@ -13,6 +13,7 @@ PACKAGE = Path(edgekd.__file__).parent
 LOWEST = {"errors", "console", "text"}
 BASE = {
     "afresh",
+    "failpoints",
     "rng",
     "flops",
     "machine",

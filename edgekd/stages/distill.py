@@ -22,10 +22,11 @@ from torch import Tensor
 
 from edgekd import console, machine
 from edgekd.errors import MachineError
+from edgekd.failpoints import failpoint
 from edgekd.models import inheritance
 from edgekd.recipe import Recipe
 from edgekd.rng import Draws, forked_global
-from edgekd.rundir import RunDir, failpoint
+from edgekd.rundir import RunDir
 from edgekd.stages import artefacts
 from edgekd.stages.logbook import Accuracy, Logbook
 from edgekd.stopping import Stop

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from edgekd import checkpoint, console
 from edgekd.errors import GateError
-from edgekd.rundir import Record, RunDir, failpoint, hash_outputs
+from edgekd.failpoints import failpoint
+from edgekd.rundir import Record, RunDir, hash_outputs
 from edgekd.synthesis.state import State
 
 Accuracy = Callable[[nn.Module], float]
