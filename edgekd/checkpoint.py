@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from edgekd.errors import InputFileError, RecipeError
-from edgekd.rundir import RECORD, Record, RunDir, failpoint, sha256_file
+from edgekd.failpoints import failpoint
+from edgekd.rundir import RECORD, Record, RunDir, sha256_file
 from edgekd.state_dict import State, flatten, unflatten
 
 

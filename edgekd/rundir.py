@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import shutil
-import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,27 +22,10 @@ from typing import Any, TextIO
 
 from edgekd import __version__, console, locking
 from edgekd.errors import InputFileError, MachineError, RunBusyError, UsageError
+from edgekd.failpoints import failpoint
 from edgekd.ownership import clean_leftovers, remove
 
 RECORD = "record.json"
-
-
-def failpoint(name: str) -> None:
-    """Kill this process when EDGEKD_FAILPOINT names this point (`name` or `name@k` for its k-th passing).
-
-    The crash tests use it to die between any two steps of publishing; it costs one look-up otherwise.
-    """
-    wanted = os.environ.get("EDGEKD_FAILPOINT")
-    if wanted is None:
-        return
-    target, _, count = wanted.partition("@")
-    if target == name:
-        _passed[name] = _passed.get(name, 0) + 1
-        if _passed[name] == int(count or 1):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-_passed: dict[str, int] = {}
 
 
 def sha256_file(path: Path) -> str:
@@ -172,6 +154,15 @@ def hash_outputs(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): sha256_file(p) for p in files}
 
 
+def strangers(folder: Path) -> list[Path]:
+    """Return the files in a published folder that are not in its record: the user's. Without a record nobody knows."""
+    record = Record.read(folder)
+    if record is None:
+        return []
+    known = {folder / name for name in (RECORD, f".tmp-{RECORD}", *record.outputs)}
+    return sorted(path for path in folder.rglob("*") if path not in known and (path.is_symlink() or path.is_file()))
+
+
 def blank_ledger() -> dict[str, Any]:
     """Return the ledger of a run that has only begun."""
     return {"files_read": {}, "commands": [], "real_images_read": 0, "data_free": True}
@@ -244,6 +235,11 @@ class RunDir:
                         _fsync(path)
                 Record(outputs=hash_outputs(temporary), **fields).write(temporary)
                 failpoint(f"{point}.before_rename")
+                for stranger in strangers(place):
+                    kept = temporary / stranger.relative_to(place)
+                    if not kept.exists():
+                        kept.parent.mkdir(parents=True, exist_ok=True)
+                        shutil.copy2(stranger, kept, follow_symlinks=False)
                 if place.exists():
                     remove(aside)
                     place.rename(aside)

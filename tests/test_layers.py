@@ -12,6 +12,7 @@ import edgekd
 PACKAGE = Path(edgekd.__file__).parent
 LOWEST = {"errors", "console", "text", "locking", "cpus"}
 BASE = {
+    "failpoints",
     "rng",
     "state_dict",
     "flops",

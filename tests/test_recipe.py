@@ -268,3 +268,14 @@ def test_a_recipe_differs_from_itself_in_nothing_after_a_round_trip() -> None:
     one = recipe.parse({"method": {"preset": "pre-dfkd"}}, origin="x")
     other = Recipe.model_validate(tomllib.loads(recipe.to_toml(one)))
     assert recipe.differences(one.model_dump(mode="json"), other.model_dump(mode="json")) == []
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "/etc", ".", "..", ".x", "-x", "~x", "a\\b", " x", "x\n", "x" * 256])
+def test_a_name_is_never_a_path(name: str) -> None:
+    with pytest.raises(RecipeError, match="name: "):
+        recipe.parse({"name": name}, origin="test")
+
+
+@pytest.mark.parametrize("name", ["", "x", "digits-2", "größe 3", "a.b", "x" * 255])
+def test_a_name_may_be_what_a_folder_may_be_called(name: str) -> None:
+    assert recipe.parse({"name": name}, origin="test").name == name

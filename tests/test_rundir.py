@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 import resource
-import signal
 import stat
 import subprocess
 import sys
@@ -74,6 +73,21 @@ def test_publishing_again_replaces_the_whole_folder(run: RunDir) -> None:
     assert hidden(run) == []
 
 
+def test_files_of_the_user_go_over_into_the_new_folder_and_are_in_no_record(run: RunDir) -> None:
+    folder = publish(run, a="one")
+    (folder / "deep").mkdir()
+    for name in ("mine.engine", "deep/notes.md"):
+        (folder / name).write_text("mine")
+    (folder / "link").symlink_to("nowhere")
+    for text in ("two", "three"):
+        publish(run, a=text)
+        record = Record.read(folder)
+        assert record is not None
+        assert list(record.outputs) == ["a"]
+        assert [(folder / name).read_text() for name in ("a", "mine.engine", "deep/notes.md")] == [text, "mine", "mine"]
+        assert (folder / "link").is_symlink()
+
+
 @pytest.mark.parametrize("before", [True, False])
 def test_an_error_inside_publishes_nothing_and_keeps_what_was_there(before: bool, run: RunDir) -> None:
     if before:
@@ -108,6 +122,21 @@ def test_leftovers_of_a_killed_process_are_cleaned_under_the_lock(there: bool, n
     with run.lock():
         assert (place / "a").read_text() == ("new" if there else "old")
         assert hidden(run) == []
+
+
+@pytest.mark.parametrize("name", ["eval/.tmp-photos.json", "select/.tmp-record.json", "distill/.tmp-record.json"])
+def test_leftovers_inside_the_folders_of_a_run_are_cleaned_too(name: str, run: RunDir) -> None:
+    (run.path / name).parent.mkdir()
+    (run.path / name).write_text("half")
+    with run.lock():
+        assert hidden(run) == []
+
+
+def test_what_is_not_edgekds_is_never_cleaned(run: RunDir) -> None:
+    for name in (".tmp-notes", ".old-code"):
+        (run.path / name).mkdir()
+    with run.lock():
+        assert hidden(run) == [".old-code", ".tmp-notes"]
 
 
 # Records
@@ -402,19 +431,3 @@ def test_the_ledger_collects_files_commands_and_differences(run: RunDir) -> None
     assert ledger["threads"] == 2
     assert {"edgekd", "python", "torch", "onnx", "onnxruntime", "numpy"} <= set(ledger["versions"])
     assert json.loads(run.ledger_file.read_text()) == ledger
-
-
-# The failpoints of the crash tests
-
-
-@pytest.mark.parametrize(("wanted", "printed"), [("b", "a\n"), ("a@2", "a\nb\n"), ("c", "a\nb\na\nb\nend\n")])
-def test_a_failpoint_kills_at_its_passing(wanted: str, printed: str) -> None:
-    script = (
-        "from edgekd.rundir import failpoint\n"
-        "for _ in range(2):\n  for name in 'ab':\n    failpoint(name)\n    print(name, flush=True)\n"
-        "print('end')"
-    )
-    env = {**os.environ, "EDGEKD_FAILPOINT": wanted}
-    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
-    assert done.stdout == printed
-    assert done.returncode == (0 if wanted == "c" else -signal.SIGKILL)

@@ -122,12 +122,15 @@ def recipes(copy: str, check: Path | None, options: Options) -> None:
         copies = {target: source}
         if teacher and (source.parent / teacher).is_file():
             copies = {Path(teacher): source.parent / teacher, **copies}
-        existing = next((place for place in copies if place.exists()), None)
-        if existing is not None:
-            raise UsageError(f"{existing} exists already; move it away first.")
+        for place, original in copies.items():
+            same = place != target and place.is_file() and place.read_bytes() == original.read_bytes()
+            if place.exists() and not same:  # the same teacher: of a copying that was killed
+                raise UsageError(f"{place} exists already; move it away first.")
         for place, original in copies.items():
             place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(original, place)
+            temporary = place.with_name(f".tmp-{place.name}")
+            shutil.copyfile(original, temporary)
+            temporary.rename(place)
         console.closing(str(target), f"a copy of {copy}", f"edgekd recipes --check {target}")
         return
     listing = {

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from edgekd import console
 from edgekd.errors import InputFileError, RunBusyError, UsageError
 from edgekd.ownership import CONTENT, exists, interrupted, is_run, remove
-from edgekd.rundir import RECORD, Record, RunDir, _fsync, blank_ledger, disk_errors, write_json
+from edgekd.rundir import RECORD, Record, RunDir, _fsync, blank_ledger, disk_errors, strangers, write_json
 
 ASIDE = ".edgekd-aside"
 
@@ -171,13 +171,10 @@ def _with_images(ledger: dict[str, Any], refused: dict[str, Any]) -> dict[str, A
 
 def _strangers(run: RunDir) -> Iterator[Path]:
     """Yield what lies in the folders of a run and is not edgekd's, as far as their records tell."""
-    for folder in (*map(run.stage, ("teacher", "init", "select", "export", "report")), *run.stage("bench").glob("*")):
-        record = Record.read(folder)
-        if record is None and folder.parent == run.stage("bench"):
-            yield folder
-        elif record is not None:
-            known = {folder / name for name in (RECORD, *record.outputs)}
-            yield from (path for path in sorted(folder.rglob("*")) if not path.is_dir() and path not in known)
+    for name in ("teacher", "init", "select", "export", "report"):
+        yield from strangers(run.stage(name))
+    for folder in sorted(run.stage("bench").glob("*")):
+        yield from [folder] if Record.read(folder) is None else strangers(folder)
     yield from (path for path in sorted(run.stage("eval").glob("*")) if path.suffix != ".json")
     distill = run.stage("distill")
     known = {distill / RECORD, distill / "checkpoints", *(distill / "checkpoints").glob("*step-*")}

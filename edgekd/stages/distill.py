@@ -21,10 +21,10 @@ from torch import Tensor
 
 from edgekd import console, machine
 from edgekd.errors import MachineError
+from edgekd.failpoints import failpoint
 from edgekd.models import inheritance
 from edgekd.recipe import Recipe
 from edgekd.rng import Draws, forked_global
-from edgekd.rundir import failpoint
 from edgekd.stages import artefacts
 from edgekd.stages.base import Execution
 from edgekd.stages.logbook import Logbook

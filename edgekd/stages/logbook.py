@@ -11,7 +11,8 @@ from torch import Tensor
 
 from edgekd import checkpoint, console
 from edgekd.errors import GateError
-from edgekd.rundir import failpoint, hash_outputs
+from edgekd.failpoints import failpoint
+from edgekd.rundir import hash_outputs
 from edgekd.stages.base import Execution
 from edgekd.synthesis.state import State
 

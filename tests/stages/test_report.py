@@ -95,6 +95,12 @@ def test_accuracy_stands_beside_its_artefact(run: RunDir) -> None:
     assert rows["student.fp16.onnx"][1] == "–"
 
 
+def test_a_record_of_accuracy_that_is_still_being_written_is_not_read(run: RunDir) -> None:
+    run.stage("eval").mkdir()
+    (run.stage("eval") / ".tmp-photos.json").write_text('{"half')
+    assert report.run(run)["evaluations"] == {}
+
+
 def test_tables_are_printed_whole(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     summary = report.collect(run)
     report.print_summary(summary)
