@@ -13,6 +13,7 @@ from edgekd.commands.common import Options, at_work, caveat, find_run, typed
 from edgekd.errors import UsageError
 from edgekd.recipe import Recipe
 from edgekd.rundir import RunDir
+from edgekd.stages.left_out import LeftOut
 
 
 def status(name: str, options: Options) -> None:
@@ -24,9 +25,8 @@ def status(name: str, options: Options) -> None:
         reason = pipeline.reason_to_run(stage, run, recipe)
         state = "done" if reason is None else "stale" if pipeline.intact(stage, run) else "open"
         stages.append({"stage": stage.name, "state": state, "reason": reason})
-    last = run.events("train")[-1:]
-    step = last[0]["step"] if last else None
-    result: dict[str, Any] = {"run": run.name, "data_free": run.data_free(), "stages": stages, "step": step}
+    last = LeftOut().unless(_last_step, run)
+    result: dict[str, Any] = {"run": run.name, "data_free": run.data_free(), "stages": stages, "step": last}
     result["steps"] = recipe.method.steps or None
     if options.json:
         console.print_json(result)
@@ -37,6 +37,12 @@ def status(name: str, options: Options) -> None:
     following = _making(run, recipe, open_stages[0]) if open_stages else f"edgekd report {typed(run)}"
     headline = caveat(result["data_free"]) + f"{len(stages) - len(open_stages)} of {len(stages)} stages done"
     console.closing("nothing", headline, following)
+
+
+def _last_step(run: RunDir) -> int | None:
+    """Return the last step that was logged."""
+    last = run.events("train")[-1:]
+    return int(last[0]["step"]) if last else None
 
 
 def _making(run: RunDir, recipe: Recipe, stage: str) -> str:

@@ -97,6 +97,7 @@ class Scene:
                 self.converse(process)
         self.answers["hello"]["machine"] |= {"jetson": JETSON, "tensorrt": {"through": "x", "version": "10.3.0"}}
         self.answers["open"]["missing"] = ["net.onnx"]
+        self.answers["close"] = {"id": 0, "ok": True, "op": "close"}
         self.seal("measure", jetson_before=JETSON, jetson_after=JETSON)
         energy = {"source": "hwmon", "rails": "VDD_IN", "period_s": 0.1, "idle_w": 1.0, "gross_w": 2.0, "net_w": 1.0}
         energy |= {"gross_mj_per_run": 1.0, "net_mj_per_run": 0.5, "batch": 1, "runs": 9, "seconds": 15.0}
