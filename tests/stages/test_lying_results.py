@@ -149,11 +149,17 @@ def test_a_report_leaves_out_what_it_cannot_read_and_says_so(run: RunDir, capsys
     assert refused > 0.6 * len(told[::13])
 
 
-@pytest.mark.parametrize("damage", [b"nonsense", b"[]", b"7", b"{}", b'{"a": NaN}', b'{"a": "\\ud800"}', b"\xff", b""])
+NO_RECORD = b'{"stage": 1, "version": 1, "key": 1, "recipe_slice": [], "inputs": [], "outputs": [], "pruned": 7}'
+
+
+@pytest.mark.parametrize(
+    "damage", [NO_RECORD, b"nonsense", b"[]", b"7", b"{}", b'{"a": NaN}', b'{"a": "\\ud800"}', b"\xff", b""]
+)
 def test_no_damaged_file_takes_the_report_with_it(
     damage: bytes, run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = ["teacher/teacher.json", "select/selection.json", "export/agreement.json", "export/parity.json"]
+    files += [f"{stage}/record.json" for stage in ("distill", "export", "bench/local")]
     files += ["bench/local/results.json", "bench/local/samples.json", "run.json", "events.jsonl", "eval/photos.json"]
     (run.path / "eval").mkdir(exist_ok=True)
     monkeypatch.setattr(report.plots, "_svg", lambda draw: draw(report.plots.Figure().add_subplot()) or "<svg></svg>")
