@@ -15,7 +15,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
@@ -127,8 +127,9 @@ class Record:
     def read(folder: Path) -> Record | None:
         """Return the record of a stage folder, or None when it is missing or does not parse."""
         try:
-            return Record(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError, ValueError, TypeError):
+            record = Record(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
+            return replace(record, inputs={**record.inputs}, outputs={**record.outputs}, pruned=[*record.pruned])
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
 
     def write(self, folder: Path) -> None:

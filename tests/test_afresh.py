@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from edgekd import afresh
-from edgekd.pipeline.afresh import ASIDE, Afresh
 from edgekd.errors import InputFileError, RunBusyError, UsageError
 from edgekd.ownership import CONTENT
 from edgekd.pipeline import STAGES
+from edgekd.pipeline.afresh import ASIDE, Afresh
 from edgekd.rundir import RunDir
 
 FIELDS: dict[str, Any] = {"stage": "x", "version": 1, "key": "", "recipe_slice": {}, "inputs": {}}

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import io
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tomli_w
 from rich.console import Console
 
 from edgekd import cli, console
@@ -178,3 +181,61 @@ def test_an_error_of_the_system_that_nobody_foresaw_is_the_machines(
         cli.main()
     assert ended.value.code == 6
     assert words in capsys.readouterr().err
+
+
+HOSTILE = "x\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\r\x7f\u2028\x00 [bold]y[/] $z^"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_nothing_that_is_printed_commands_a_terminal(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    if terminal:
+        monkeypatch.setattr(console, "_stdout", Console(file=stream, force_terminal=True, no_color=True, width=500))
+    monkeypatch.setattr(console, "_stderr", Console(file=stream, force_terminal=False, width=500))
+    monkeypatch.setattr("sys.stdout", stream)
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    console.say(HOSTILE)
+    console.warn(HOSTILE)
+    console.error(HOSTILE)
+    console.opening([(HOSTILE, HOSTILE)])
+    console.closing(HOSTILE, HOSTILE, HOSTILE)
+    console.print_table((HOSTILE, HOSTILE), [(HOSTILE, HOSTILE)], title=HOSTILE)
+    console.print_list([(HOSTILE, HOSTILE)])
+    console.print_json({HOSTILE: [HOSTILE]})
+    console.print_toml(tomli_w.dumps({HOSTILE: HOSTILE}))
+    console.confirm(HOSTILE)
+    with console.progress(HOSTILE, 1) as bar:
+        bar.update(1, HOSTILE)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
+    assert shown.count("owned") > 12
+    assert [c for c in shown if not c.isprintable() and c != "\n"] == []
+    assert "[bold]y[/]" in shown
+
+
+def test_the_live_bar_shows_names_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(console, "_stderr", Console(file=stream, force_terminal=True, width=300))
+    with console.progress(HOSTILE, 1) as bar:
+        bar.update(1, HOSTILE)
+    assert "x\\x1b]0;owned\\x07" in stream.getvalue()
+    assert "owned\x07" not in stream.getvalue()
+    assert "\x9b" not in stream.getvalue()
+
+
+def test_escapes_mean_the_same_to_a_parser(capsys: Streams) -> None:
+    value = {HOSTILE: [HOSTILE, "ü", "\U000e0001", "\udcff"]}
+    console.print_json(value)
+    assert json.loads(capsys.readouterr().out) == value
+    console.print_toml(tomli_w.dumps({"a": HOSTILE, "b": "\U000e0001 ü"}))
+    assert tomllib.loads(capsys.readouterr().out) == {"a": HOSTILE, "b": "\U000e0001 ü"}
+
+
+def test_wrong_usage_is_told_without_its_escapes(monkeypatch: pytest.MonkeyPatch, capsys: Streams) -> None:
+    for arguments in (["bench", "a.onnx", HOSTILE], [HOSTILE], [f"--{HOSTILE}"], ["status", HOSTILE.replace("\0", "")]):
+        monkeypatch.setattr("sys.argv", ["edgekd", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert caught.value.code == 2
+        err = capsys.readouterr().err
+        assert "owned" in err
+        assert [c for c in err if not c.isprintable() and c != "\n"] == []

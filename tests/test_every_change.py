@@ -19,9 +19,9 @@ from PIL import Image
 
 import toy
 from edgekd import recipe
-from edgekd.pipeline.afresh import ASIDE
 from edgekd.errors import UsageError
 from edgekd.ownership import CONTENT, LEDGER, LOCK
+from edgekd.pipeline.afresh import ASIDE
 from edgekd.rundir import Record
 
 RUN = Path("runs/toy")

@@ -15,6 +15,7 @@ from edgekd.recipe import Recipe
 from edgekd.rundir import RunDir
 from edgekd.stages.base import Stage
 from edgekd.stages.catalog import EXPORT, INGEST
+from edgekd.stages.left_out import LeftOut
 
 
 def status(name: str, options: Options) -> None:
@@ -27,9 +28,8 @@ def status(name: str, options: Options) -> None:
         reason = standing.reason_to_run(stage)
         state = "done" if reason is None else "stale" if standing.intact(stage) else "open"
         stages.append({"stage": stage.name, "state": state, "reason": reason})
-    last = run.events("train")[-1:]
-    step = last[0]["step"] if last else None
-    result: dict[str, Any] = {"run": run.name, "data_free": run.data_free(), "stages": stages, "step": step}
+    last = LeftOut().unless(_last_step, run)
+    result: dict[str, Any] = {"run": run.name, "data_free": run.data_free(), "stages": stages, "step": last}
     result["steps"] = recipe.method.steps or None
     if options.json:
         console.print_json(result)
@@ -40,6 +40,12 @@ def status(name: str, options: Options) -> None:
     following = _making(run, recipe, open_stages[0]) if open_stages else f"edgekd report {typed(run)}"
     headline = caveat(result["data_free"]) + f"{len(stages) - len(open_stages)} of {len(stages)} stages done"
     console.closing("nothing", headline, following)
+
+
+def _last_step(run: RunDir) -> int | None:
+    """Return the last step that was logged."""
+    last = run.events("train")[-1:]
+    return int(last[0]["step"]) if last else None
 
 
 def _making(run: RunDir, recipe: Recipe, stage: Stage) -> str:

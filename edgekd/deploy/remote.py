@@ -184,8 +184,8 @@ class Host:
         version = re.fullmatch(r"([0-9]{1,4})\.([0-9]{1,4})", said.get("version", ""))
         if version is None or (int(version.group(1)), int(version.group(2))) < (3, 8):
             raise MachineError(
-                f"{self.python} on {self.address} is Python {said.get('version', 'unknown')}; 3.8 or newer is needed. "
-                "Name another with --python PATH."
+                f"{self.python} on {self.address} is Python {said.get('version', 'unknown')[:20]}; 3.8 or newer is "
+                "needed. Name another with --python PATH."
             )
         free = said.get("free", "")
         free_kib = int(free) if re.fullmatch("[0-9]{1,18}", free) else 0

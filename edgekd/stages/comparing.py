@@ -16,8 +16,8 @@ from edgekd.deploy.rows import Row, SkippedRow
 from edgekd.deploy.verdict import verdict
 from edgekd.errors import InputFileError
 from edgekd.recipe import BenchTable
-from edgekd.rundir import Record, RunDir, read_json
-from edgekd.stages.left_out import LeftOut
+from edgekd.rundir import Record, RunDir
+from edgekd.stages.left_out import LeftOut, read_whole
 from edgekd.text import first_line
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def verdicts(
 
 def fitting(path: Path, **checks: Check) -> Any:
     """Read a JSON file of a run in which what stands under these keys is as it should be; else an `InputFileError`."""
-    value = read_json(path)
+    value = read_whole(path, dict)
     try:
         for key, check in checks.items():
             check(value[key], key)

@@ -11,9 +11,9 @@ from typing import Any
 from edgekd import console
 from edgekd.deploy import results as results_files
 from edgekd.deploy.agent.schema import many, number, text
-from edgekd.rundir import Record, RunDir, digest, read_json, write_json, write_text
+from edgekd.rundir import Record, RunDir, canonical_json, digest, write_json, write_text
 from edgekd.stages import artefacts, comparing, curve, plots
-from edgekd.stages.left_out import LeftOut
+from edgekd.stages.left_out import LeftOut, read_whole
 from edgekd.text import visible
 
 
@@ -30,7 +30,14 @@ def run(run_dir: RunDir) -> dict[str, Any]:
 
 
 def _read(path: Path) -> Any:
-    return read_json(path) if path.is_file() else None
+    return read_whole(path, dict) if path.is_file() else None
+
+
+def _distillation(run_dir: RunDir) -> dict[str, Any] | None:
+    """Return the summary of a distillation, if there is one that can be written."""
+    found = curve.summary(run_dir) if run_dir.stage("distill").exists() else None
+    canonical_json(found).encode()
+    return found
 
 
 def collect(run_dir: RunDir, left_out: LeftOut | None = None) -> dict[str, Any]:
@@ -40,7 +47,7 @@ def collect(run_dir: RunDir, left_out: LeftOut | None = None) -> dict[str, Any]:
     """
     left_out = left_out or LeftOut()
     export, eval_folder = run_dir.stage("export"), run_dir.stage("eval")
-    ledger = left_out.unless(run_dir.ledger) or {}
+    ledger = left_out.unless(_read, run_dir.ledger_file) or {}
     bench = left_out.unless(_local, run_dir)
     agreement = left_out.unless(_read, export / "agreement.json")
     files = sorted(export.glob("*.onnx"), key=lambda path: artefacts.precision_rank(path.name))
@@ -54,11 +61,11 @@ def collect(run_dir: RunDir, left_out: LeftOut | None = None) -> dict[str, Any]:
         "data_free": run_dir.data_free(),
         "real_images_read": ledger.get("real_images_read"),
         "teacher": left_out.unless(_read, run_dir.stage("teacher") / "teacher.json"),
-        "distillation": left_out.unless(curve.summary, run_dir) if run_dir.stage("distill").exists() else None,
+        "distillation": left_out.unless(_distillation, run_dir),
         "selection": left_out.unless(_selection, run_dir.stage("select") / "selection.json"),
         "size_bytes": sizes,
         "parity": left_out.unless(_read, export / "parity.json"),
-        "agreement": agreement["chain"] if isinstance(agreement, dict) and "chain" in agreement else None,
+        "agreement": None if agreement is None else agreement.get("chain"),
         "latency": latency,
         "verdict": verdict,
         "devices": _devices(run_dir, left_out),

@@ -139,12 +139,12 @@ class Pipes:
         self._note(line)
         self._count(len(line) + 1)
 
-    def messages(self, within_s: float = 0.05) -> list[str]:
+    def messages(self, within_s: float = 0.0) -> list[str]:
         """Return the last lines of stderr, and of strays; wait so long for stderr to end."""
-        end_s = time.monotonic() + within_s
+        end_s, reading = time.monotonic() + max(within_s, 1.0), {self._err.fileno()}
         try:
-            while self._err.fileno() in self._open:
-                self._wait(end_s, {self._err.fileno()})
+            while reading <= self._open and (self._wait(end_s, reading, most_s=within_s) or within_s):
+                pass
         except (SilentError, FloodError):  # what is known by then are the last words
             pass
         return [*self._tail, *([self._shown(bytes(self._message))] if self._message else [])]

@@ -33,6 +33,7 @@ ERRORS: dict[str, type[EdgekdError]] = {
     "protocol": MachineError,
 }
 _FAREWELL_S = 3.0
+_WORDS = 1500
 PULSE_S = 10.0
 
 
@@ -208,18 +209,18 @@ class AgentProcess:
             if self._heard or line.startswith(b'{"'):
                 raise SchemaError(f"a line ({error})", line[:200], "an object of JSON") from error
             reply = None
-        if isinstance(reply, dict) and reply.get("id") == number:
-            self._heard = True
-            if reply.get("protocol", PROTOCOL) != PROTOCOL:
-                raise self._stopped(
-                    f"the agent speaks protocol {reprlib.repr(reply['protocol'])}, this edgekd {PROTOCOL}; "
-                    "use the agent and the edgekd of one version"
-                )
-            return reply
-        if self._heard:
+        if not self._heard and not isinstance(reply, dict):
+            self._pipes.stray(line)
+            return None
+        self._heard = True
+        if not isinstance(reply, dict) or reply.get("id") != number:
             raise SchemaError("", reply, f"an object with the id {number}")
-        self._pipes.stray(line)
-        return None
+        if reply.get("protocol", PROTOCOL) != PROTOCOL:
+            raise self._stopped(
+                f"the agent speaks protocol {reprlib.repr(reply['protocol'])}, this edgekd {PROTOCOL}; "
+                "use the agent and the edgekd of one version"
+            )
+        return reply
 
     @staticmethod
     def _farther(progress: Any, before: dict[str, Any] | None) -> dict[str, Any]:
@@ -266,4 +267,4 @@ class AgentProcess:
 
 
 def _last_words(messages: Sequence[str]) -> str:
-    return " Its last messages: " + " | ".join(messages) if messages else " It left no message."
+    return " Its last messages: " + " | ".join(messages)[-_WORDS:] if messages else " It left no message."
