@@ -12,7 +12,6 @@ import os
 import re
 import shlex
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.deploy import pack
+from edgekd.deploy.agent import scratch
 from edgekd.deploy.agent.environment import Environment, from_facts
 from edgekd.deploy.agent.machine import sha256_of
 from edgekd.deploy.agent.measure import LOAD_TIMEOUT_S, Progress
@@ -136,8 +136,8 @@ class Host:
         key = hashlib.sha256(f"{key} {digest}".encode()).hexdigest()[:20]
         folder = f".cache/edgekd/work-{key}"
         self._probe(key, len(agent_zip))
-        with tempfile.TemporaryDirectory(prefix="edgekd-") as here:
-            file = Path(here) / AGENT
+        with scratch.folder() as here:
+            file = here / AGENT
             file.write_bytes(agent_zip)
             temporary = f"{folder}/agent-{os.getpid()}.pyz"  # a bench under way may run from the final place
             self._copy(file, temporary)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from edgekd import console
 from edgekd.deploy import golden
+from edgekd.deploy.agent import scratch
 from edgekd.deploy.agent.kernels import Runtime, kind_of
 from edgekd.deploy.agent.measure import Progress, measure
 from edgekd.deploy.agent.measurement import Comparison, Job, Settings
@@ -26,8 +26,8 @@ def run(run_dir: RunDir, recipe: Recipe, *, key: str, inputs: dict[str, str], st
     """Publish bench/local/: environment.json, samples.json, results.json."""
     export, table = run_dir.stage("export"), recipe.bench
     files = [export / name.removeprefix("export/") for name in sorted(inputs) if name.endswith(".onnx")]
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
-        program = torch_job(run_dir, Path(scratch)) if "torch" in table.runtime else None
+    with scratch.folder() as place:
+        program = torch_job(run_dir, place) if "torch" in table.runtime else None
         results, comparisons = compare(jobs_of(files, table.runtime, program), table, stop, run_dir)
     with run_dir.publish("bench/local") as (folder, record):
         write_json(folder / "environment.json", comparisons[0].environment.to_json())
