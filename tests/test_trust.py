@@ -118,7 +118,7 @@ def own(teacher_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             result = Result(*command)
             assert result.exit_code == 0, result.stderr
         (folder / "ran").unlink()
-        shutil.rmtree(folder / "state")
+        shutil.rmtree(folder / "state", ignore_errors=True)
     yield folder
     forget()
 
@@ -415,9 +415,11 @@ def test_the_question_hears_the_first_signal(
     monkeypatch.setattr(console, "confirm", asked)
     rescue = threading.Timer(5, terminal, (b"y\n",))  # else code that hears nothing would wait for ever
     rescue.start()
-    with pytest.raises(Interrupted) as caught:
-        ingest(teacher_file)
-    rescue.cancel()
-    rescue.join()
+    try:
+        with pytest.raises(Interrupted) as caught:
+            ingest(teacher_file)
+    finally:
+        rescue.cancel()
+        rescue.join()
     assert caught.value.exit_code == 128 + number
     assert not (here / "ran").exists()
