@@ -8,7 +8,7 @@
     ├── MachineError       6   the machine or the device lacks something
     ├── RunBusyError       7   another process works on the run
     └── StoppedEarly       8   stopped at a deadline, resumable
-        └── Interrupted  130   stopped by a signal (143 for SIGTERM), resumable
+        └── Interrupted  130   stopped by a signal (143 for SIGTERM, 129 for SIGHUP), resumable
 
 A message is one sentence of what happened, which file or key, and how to mend it.
 """

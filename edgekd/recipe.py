@@ -25,11 +25,12 @@ class TeacherTable(Table):
     file: str = ""
     """Checkpoint, relative to the recipe."""
     arch: str = ""
-    """Architecture with options (`resnet18,maxpool=false`) or `package.module:factory`; inferred when empty."""
+    """Architecture with options (`resnet18,maxpool=false`) or `package.module:factory`, code that has to be approved
+    of; inferred when empty."""
     input: str = ""
     """Input shape such as `3x32x32`; inferred or assumed when empty."""
     trust_pickle: bool = False
-    """Run the code inside a pickled module (its sha256 is printed and recorded)."""
+    """Run the code inside a pickled module, which has to be approved of (its sha256 is printed and recorded)."""
     accept_mapping: bool = False
     """Accept a mapping between differing parameter names that was shown before."""
 

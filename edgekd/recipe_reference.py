@@ -43,6 +43,12 @@ VALUE is TOML; what is not TOML is taken as text, so `--set export.target=all` n
 recipe file they are relative to that file, and to the working directory where nothing is found there. On the command
 line they are relative to the working directory.
 
+**A recipe and a run are programs.** `teacher.arch` and `student.name` may name code of your own
+(`package.module:factory`), and `teacher.trust_pickle` runs the code in the teacher's file. In a recipe or a run such a
+key alone runs nothing: the code runs after you named it on the command line, after a yes on a terminal, or with
+`--trust-code HASH` ([privacy](privacy.md#what-code-from-outside-may-do-here)). Read
+what you are given before you run it.
+
 **Mistakes.** An unknown key, a wrong type or a value out of range ends with exit code 3; all such keys are named at
 once. So does a changed key of ingest, distillation or selection in a run where that stage has begun
 ([keys of the stages](run-directory.md#keys)); only `[pixels]` may change at any time.

@@ -113,6 +113,11 @@ def test_dangerous_calls_stay_where_they_belong(call: str, allowed: str | None) 
                 assert path.name == allowed, f"{path.name}:{node.lineno} calls {call}"
 
 
+def test_temporary_folders_are_made_where_what_a_kill_leaves_is_removed() -> None:
+    makers = {path.name for path in MODULES if "tempfile" in path.read_text(encoding="utf-8")}
+    assert makers == {"scratch.py"}
+
+
 def test_modules_are_short_enough_to_read_in_one_sitting() -> None:
     long = {p.name: len(p.read_text(encoding="utf-8").splitlines()) for p in MODULES}
     assert {name: n for name, n in long.items() if n > 400} == {}

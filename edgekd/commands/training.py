@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgekd import console, machine, pipeline
+from edgekd import console, machine, pipeline, stopping
 from edgekd import recipe as recipe_module
 from edgekd.commands.common import (
     Options,
@@ -253,7 +253,9 @@ def _expectation(run: RunDir, options: Options) -> None:
     if options.yes:
         console.warn(text)
     elif sys.stdin.isatty():
-        if not console.confirm(f"{text} Go on?"):
+        with stopping.at_once():
+            agreed = console.confirm(f"{text} Go on?")
+        if not agreed:
             raise UsageError("stopped before training.")
     else:
         raise UsageError(f"{text} Give --yes to go on.")

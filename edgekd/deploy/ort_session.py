@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 from onnxruntime.capi import onnxruntime_pybind11_state as states
 
+from edgekd.deploy.agent import scratch
 from edgekd.deploy.agent.environment import this_machine
 from edgekd.errors import InputFileError, MachineError
 from edgekd.text import first_line
@@ -156,8 +156,8 @@ def all_logits(
 
 def integer_node_share(source: Path | ModelProto, *, arm_rules: bool = False) -> IntegerShare:
     """Count the integer compute nodes in the graph that ONNX Runtime makes of a model on this CPU."""
-    with tempfile.TemporaryDirectory() as folder:
-        optimised = Path(folder) / "optimised.onnx"
+    with scratch.folder() as folder:
+        optimised = folder / "optimised.onnx"
         open_session(source, optimised_path=optimised, arm_rules=arm_rules)
         ops = [node.op_type for node in onnx.load(str(optimised)).graph.node]
     integer = sum(op in _INTEGER_OPS for op in ops)

@@ -10,13 +10,13 @@ import hashlib
 import os
 import re
 import shlex
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd.deploy import pack, ssh
+from edgekd.deploy.agent import scratch
 from edgekd.deploy.agent.protocol import AgentDiedError, AgentProcess
 from edgekd.deploy.device_session import Say, Session
 from edgekd.errors import EdgekdError, GateError, InputFileError, MachineError, RunBusyError, UsageError
@@ -126,8 +126,8 @@ class Host:
         key = hashlib.sha256(f"{key} {digest}".encode()).hexdigest()[:20]
         folder = f".cache/edgekd/work-{key}"
         self._probe(key, len(agent_zip), while_waiting)
-        with tempfile.TemporaryDirectory(prefix="edgekd-") as here:
-            file = Path(here) / AGENT
+        with scratch.folder() as here:
+            file = here / AGENT
             file.write_bytes(agent_zip)
             temporary = f"{folder}/agent-{os.getpid()}.pyz"  # a bench under way may run from the final place
             self.copy(file, temporary, while_waiting)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +13,7 @@ import torch
 from edgekd import console
 from edgekd.deploy import golden
 from edgekd.deploy import results as results_files
+from edgekd.deploy.agent import scratch
 from edgekd.deploy.agent.kernels import Runtime, kind_of
 from edgekd.deploy.agent.measure import Progress, measure
 from edgekd.deploy.agent.measurement import Comparison, Job, Settings
@@ -30,8 +30,8 @@ def run(execution: Execution) -> None:
     run_dir, table = execution.run, execution.recipe.bench
     names = [name for name in sorted(execution.inputs) if name.endswith(".onnx")]
     files = [run_dir.stage("export") / name.removeprefix("export/") for name in names]
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
-        program = torch_job(run_dir, Path(scratch)) if "torch" in table.runtime else None
+    with scratch.folder() as place:
+        program = torch_job(run_dir, place) if "torch" in table.runtime else None
         results, comparisons = compare(jobs_of(files, table.runtime, program), table, execution.stop, run_dir)
     with execution.publish() as (folder, _):
         results_files.write(folder / "environment.json", comparisons[0].environment.to_json())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from typing import Any
 from edgekd import console
 from edgekd.deploy import golden, pack, remote
 from edgekd.deploy import results as results_files
+from edgekd.deploy.agent import scratch
 from edgekd.deploy.agent import tensorrt_rules as rules
 from edgekd.deploy.agent.bundle import FORMAT
 from edgekd.deploy.agent.environment import Environment
@@ -53,11 +53,11 @@ def on_device(
     asked = partial(stop.raise_if_requested, "bench")
     with (
         host.session(key, console.say, tensorrt=wanted, while_waiting=asked) as session,
-        tempfile.TemporaryDirectory(prefix="edgekd-") as scratch,
+        scratch.folder() as place,
     ):
         chosen = runtimes or (runtime_of(session.environment, host),)
         jobs = [golden.described(job) for job in bench.jobs_of(files, chosen, image_shape=image_shape)]
-        expected = golden.write_files(jobs, Path(scratch))
+        expected = golden.write_files(jobs, place)
         session.put([*files, *dict.fromkeys(file for file, _ in expected.values())])
         raw: dict[str, Any] = {"comparisons": [], "numerics": [], "energy": []}
         for settings in comparing.settings_of(table):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from edgekd import console
 from edgekd.deploy import onnx_export
+from edgekd.deploy.agent import scratch
 from edgekd.deploy.graph import read_model
 from edgekd.deploy.int8 import Plan
 from edgekd.deploy.int8_chain import FineTuned
@@ -70,8 +69,8 @@ class FineTuning:
             )
         settings = {"steps": table.qat_steps, "lr": table.qat_lr}
         metadata = {**self.metadata, "edgekd.fine_tuned": canonical_json({"quantisation_aware": settings})}
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "tuned.onnx"
+        with scratch.folder() as folder:
+            path = folder / "tuned.onnx"
             onnx_export.export_fp32(
                 tuned.network, self.input_shape, path, metadata=metadata, uint8_input=self.samples.pixels
             )

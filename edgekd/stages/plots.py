@@ -6,12 +6,12 @@ import functools
 import io
 import math
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.deploy import results
+from edgekd.deploy.agent import scratch
 from edgekd.rundir import RunDir
 from edgekd.stages import comparing
 from edgekd.stages.left_out import LeftOut
@@ -59,9 +59,11 @@ def _latency_pictures(folder: Path) -> list[Picture]:
 @functools.cache
 def _import_matplotlib() -> None:
     """Import matplotlib so that it leaves no list of fonts in the user's home and reads no settings from there."""
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+    with scratch.folder() as folder:
         before = dict(os.environ)
-        os.environ.update(MPLCONFIGDIR=folder, XDG_CACHE_HOME=folder)  # the second for fontconfig, which it asks
+        os.environ.update(
+            MPLCONFIGDIR=str(folder), XDG_CACHE_HOME=str(folder)
+        )  # the second for fontconfig, which it asks
         try:
             import matplotlib.figure  # noqa: F401
         finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgekd import console, rng
+from edgekd.deploy.agent import scratch
 from edgekd.deploy.agent.kernels import Runtime
 from edgekd.deploy.agent.measure import Progress, measure
 from edgekd.deploy.agent.measurement import Comparison, Job, Settings, Skipped
@@ -89,11 +89,11 @@ def time_each(
     """
     settings = replace(SETTINGS, threads=threads)
     timed: list[Candidate] = []
-    with console.progress("students", len(candidates)) as bar, TemporaryDirectory(prefix="edgekd-") as folder:
+    with console.progress("students", len(candidates)) as bar, scratch.folder() as folder:
         for one in candidates:
             stop.raise_if_requested("measuring students")
             if one.reason is None:
-                file = Path(folder) / "student.onnx"  # one name: on a device each replaces the one before
+                file = folder / "student.onnx"  # one name: on a device each replaces the one before
                 try:
                     one = _timed(one, shape, classes, file, settings, measurer, runtime, stop)
                 except (UsageError, InputFileError) as error:

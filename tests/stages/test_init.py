@@ -178,7 +178,8 @@ def test_a_file_that_does_not_fit_is_refused_and_nothing_is_published(teacher_fi
     assert not (tmp_path / "toy" / "init").exists()
 
 
-def test_a_hostile_file_runs_nothing_and_gets_no_way_round(teacher_file: Path, tmp_path: Path) -> None:
+def test_a_hostile_file_runs_nothing_and_gets_no_way_round(teacher_file: Path, tmp_path: Path, approve: Any) -> None:
+    approve(pickles=True)
     torch.save({"weights": Trap()}, tmp_path / "trap.pth")
     (tmp_path / "empty.pth").write_bytes(b"")
     trusting = {"teacher": {"trust_pickle": True}}

@@ -102,7 +102,10 @@ def test_a_row_is_flat_and_says_what_is_unknown(timed: tuple[list[Candidate], El
     assert timed[0][0].to_json(budget_ms=None)["fits"] is None
 
 
-def test_what_cannot_be_exported_carries_the_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_cannot_be_exported_carries_the_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, approve: Any
+) -> None:
+    approve(["branching_net:Branching"])
     (tmp_path / "branching_net.py").write_text(
         textwrap.dedent("""
         from torch import nn

@@ -8,14 +8,13 @@ import json
 import os
 import platform
 import sys
-import tempfile
 import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgekd.deploy.agent import power, session
+from edgekd.deploy.agent import power, scratch, session
 from edgekd.deploy.agent.kernels import RUNTIMES, Runtime
 from edgekd.deploy.agent.machine import publish
 from edgekd.deploy.agent.measure import Progress, Tools, require_some
@@ -101,12 +100,12 @@ class _Bundle:
         """Do what was asked; return the results."""
         place = Workplace()
         tools = Tools(self.asked.trtexec, str(place.engines), time.time())
-        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
-            self._unpack(Path(folder))
+        with scratch.folder() as folder:
+            self._unpack(folder)
             runtime: Runtime = self.asked.runtime or ("tensorrt" if known(find(self.asked.trtexec)) else "ort-cpu")
             if self.asked.action == "bench" or runtime == "tensorrt":  # answers alone need no lock and no cache
                 place.hold()
-            jobs = [replace(job_from_json(one, Path(folder)), runtime=runtime) for one in self.manifest["jobs"]]
+            jobs = [replace(job_from_json(one, folder), runtime=runtime) for one in self.manifest["jobs"]]
             results: dict[str, Any] = {
                 "format": FORMAT,
                 "run": self.manifest["run"],
@@ -120,12 +119,12 @@ class _Bundle:
                 results["comparisons"].append(session.compare(jobs, self.settings, tools, _report))
                 compared = from_json(results["comparisons"][0]["comparison"])
                 require_some(compared.results)
-                ready = [replace(one.job, model=Path(folder) / one.job.model) for one in compared.measurements]
+                ready = [replace(one.job, model=folder / one.job.model) for one in compared.measurements]
                 for warning in compared.warnings:
                     _say(f"warning: {warning}")
             else:
                 ready = session.planned(jobs, self.settings, tools)
-            results["numerics"] = self._numerics(ready, tools, Path(folder))
+            results["numerics"] = self._numerics(ready, tools, folder)
             if self.asked.action == "bench" and not self.asked.no_energy:
                 results["energy"] = self._energy(ready, tools)
         return results

@@ -6,11 +6,11 @@ import functools
 import json
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from edgekd.deploy.agent import scratch
 from edgekd.deploy.agent.inputs import input_shape, noise
 from edgekd.deploy.agent.kernels import PROVIDERS
 from edgekd.deploy.agent.machine import memory_use, sha256_of
@@ -185,8 +185,8 @@ class OrtModel:
 
     def _executed_ops(self) -> list[dict[str, str]]:
         """Return `op_name` and `provider` of every node that one profiled run executed."""
-        with tempfile.TemporaryDirectory() as folder:
-            prefix = str(Path(folder) / "profile")
+        with scratch.folder() as folder:
+            prefix = str(folder / "profile")
             session = open_session(self.ort, self.path, self.provider, self.threads, prefix)
             session.run(None, self.feed)
             log = Path(session.end_profiling())

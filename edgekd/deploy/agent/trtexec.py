@@ -8,10 +8,10 @@ import re
 import shlex
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from edgekd.deploy.agent import scratch
 from edgekd.deploy.agent import tensorrt_rules as rules
 from edgekd.deploy.agent.engines import cached, engine_key
 from edgekd.deploy.agent.inputs import input_shape
@@ -122,8 +122,8 @@ class TrtexecModel:
 
     def _times(self, runs: int, seconds: float, *, spin_wait: bool) -> tuple[list[dict[str, float]], float]:
         """Return trtexec's own times of one process, without its warm-up, and the Unix time at which they ended."""
-        with tempfile.TemporaryDirectory() as folder:
-            times = Path(folder) / "times.json"
+        with scratch.folder() as folder:
+            times = folder / "times.json"
             duration = math.ceil(seconds)
             limits = ["--warmUp=200", f"--duration={duration}", f"--iterations={runs}", f"--exportTimes={times}"]
             flags = rules.timing_flags(self.runtime_version, spin_wait=spin_wait)
@@ -165,8 +165,8 @@ class TrtexecModel:
         return logits_reply(rows)
 
     def _outputs(self, images: bytes) -> list[list[float]]:
-        with tempfile.TemporaryDirectory() as folder:
-            feed, out = Path(folder) / "in.bin", Path(folder) / "out.json"
+        with scratch.folder() as folder:
+            feed, out = folder / "in.bin", folder / "out.json"
             feed.write_bytes(images)
             once = ["--warmUp=0", "--duration=0", "--iterations=1"]
             run_trtexec([*self._base, *once, f"--loadInputs={self.name}:{feed}", f"--exportOutput={out}"], 600.0)

@@ -207,7 +207,8 @@ def converse(
     silence_s: float | None = None,
 ) -> int:
     """Serve requests until `quit`, the end of stdin, or `silence_s` without a line: a network ends without a word."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    for number in (signal.SIGINT, signal.SIGHUP):  # they reach the whole group; the parent decides
+        signal.signal(number, signal.SIG_IGN)
     lines: queue.Queue[bytes] = queue.Queue()
     threading.Thread(target=_read_requests, args=(lines, silence_s), daemon=True).start()
     while True:
