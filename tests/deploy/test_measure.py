@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -166,3 +167,44 @@ def test_every_measurement_is_one(comparison: Comparison) -> None:
     assert all(isinstance(one, Measurement) for one in comparison.measurements)
     assert all(one.peak_memory_bytes > one.baseline_memory_bytes > 0 for one in comparison.measurements)
     assert comparison.target == "local"
+
+
+class Lying:
+    """This machine, whose agents answer all but one request as they should."""
+
+    target = "local"
+
+    def __init__(self, op: str, **lie: object) -> None:
+        self.code = f"""import json
+from edgekd.deploy.agent import worker
+told = worker.answer
+def answer(line, ops):
+    reply = told(line, ops)
+    return {{**reply, **json.loads({json.dumps(json.dumps(lie))})}} if reply.get("op") == {op!r} else reply
+worker.answer = answer
+worker.main()"""
+
+    def argv(self) -> list[str]:
+        return [sys.executable, "-c", self.code]
+
+    def place(self, file: Path) -> str:
+        return str(file)
+
+
+@pytest.mark.parametrize(
+    ("op", "lie"),
+    [
+        ("hello", {"machine": {}}),
+        ("observe", {"other_cpus": -1}),
+        ("load", {"sha256": "x"}),
+        ("warm_up", {"medians_ms": [0.0]}),
+        ("round", {"samples_ms": [1.0, float("nan")]}),
+        ("round", {"samples_ms": []}),
+        ("memory", {"peak_memory_bytes": 1e30}),
+        ("executed", {"integer_nodes": 7, "compute_nodes": 3}),
+    ],
+)
+def test_an_agent_here_is_believed_no_more_than_one_there(op: str, lie: dict[str, object], tmp_path: Path) -> None:
+    quick = Settings(rounds=2, min_runs=2, min_seconds=0.01, warm_up_seconds=0.1)
+    with pytest.raises(MachineError, match=f'its answer to "{op}" is not what an agent'):
+        measure([Job("net.onnx", conv_net(tmp_path / "net.onnx"))], quick, transport=Lying(op, **lie))

@@ -15,7 +15,7 @@ from edgekd.errors import InputFileError, Interrupted, MachineError
 ENDLESS = {
     "a line without end": "while True: os.write(1, b'x' * 65536)",
     "lines without end": "while True: os.write(1, b'hello\\n' * 8192)",
-    "JSON lines without end": "while True: os.write(1, b'{\"id\": 7}\\n' * 4096)",
+    "JSON without end": "while True: os.write(1, b'[7]\\n' * 4096)",
     "progress that nobody asked for": 'while True: os.write(1, b\'{"id": 1, "progress": {}}\\n\' * 4096)',
     "messages without end": "while True: os.write(2, b'trouble\\n' * 8192)",
     "a message without end": "while True: os.write(2, b'trouble' * 8192)",

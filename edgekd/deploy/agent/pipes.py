@@ -137,7 +137,7 @@ class Pipes:
             FloodError: there are too many.
         """
         self._note(line)
-        self._count(len(line) + 1)
+        self._count(max(len(line), _TAIL_CHARACTERS))  # a short line takes as much time
 
     def messages(self, within_s: float = 0.0) -> list[str]:
         """Return the last lines of stderr, and of strays; wait so long for stderr to end."""
