@@ -84,10 +84,10 @@ def factory(arch: str) -> Code:
     files = imports.files_of(module)
     if not files:
         raise UsageError(
-            f"{name} cannot be built: ModuleNotFoundError: no file of a module {module!r}, neither in the working "
-            "directory nor installed."
+            f"{name} cannot be built: ModuleNotFoundError: there is no module {module!r} with source files, neither "
+            "in the working directory nor installed."
         )
-    return Code(name, f"{name} ({_places(files)})", _hash(name, files))
+    return Code(name, f"{name} ({_places(module, files)})", _hash(name, files))
 
 
 def pickle(path: Path) -> Code:
@@ -149,9 +149,9 @@ def _hash(what: str, files: Files) -> str:
         raise UsageError(f"{error.filename} cannot be read ({error.strerror}), so nobody can approve of it.") from error
 
 
-def _places(files: Files) -> str:
-    first = next(iter(files.values()))
-    return str(first) if len(files) == 1 else f"{first} and {len(files) - 1} more files"
+def _places(module: str, files: Files) -> str:
+    own = files.get(f"{module.replace('.', '/')}.py", next(iter(files.values())))
+    return str(own) if len(files) == 1 else f"{own} and what belongs to it, {len(files)} files"
 
 
 def _place(code: Code) -> Path | None:

@@ -158,20 +158,21 @@ def approve(run: RunDir, recipe: Recipe, *, teacher: bool = True, student: bool 
 
     What is missed here is refused where it would run; what is found here is told in one message.
     """
-    asked: dict[trust.Code, str] = {}
+    asked: list[tuple[trust.Code, str]] = []
     if teacher and Record.read(run.stage("teacher")) is None:
         file = Path(recipe.teacher.file)
         if trust.is_code(recipe.teacher.arch):
-            asked[trust.factory(recipe.teacher.arch)] = "teacher.arch"
+            asked.append((trust.factory(recipe.teacher.arch), "teacher.arch"))
         if recipe.teacher.trust_pickle and foreign.is_pickle(file):
-            asked[trust.pickle(file)] = "teacher.trust_pickle"
+            asked.append((trust.pickle(file), "teacher.trust_pickle"))
     elif teacher:
         arch = read_json(run.stage("teacher") / "teacher.json")["arch"]
         if trust.is_code(arch):
-            asked[trust.factory(arch)] = "teacher/teacher.json"
+            asked.append((trust.factory(arch), "teacher/teacher.json"))
     if student and trust.is_code(recipe.student.name):
-        asked[trust.factory(recipe.student.name)] = "student.name"
-    trust.require(list(asked), f"{' and '.join(dict.fromkeys(asked.values()))} of run {run.path}")
+        asked.append((trust.factory(recipe.student.name), "student.name"))
+    keys = " and ".join(key for _, key in asked)
+    trust.require(list(dict.fromkeys(code for code, _ in asked)), f"{keys} of run {run.path}")
 
 
 def wanted_recipe(run: RunDir, flags: Changes) -> Recipe:
