@@ -9,7 +9,7 @@ import math
 import os
 import platform
 import re
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 CONVENTIONAL = (("cgroup2", "/", "/sys/fs/cgroup"), ("cgroup", "/", "/sys/fs/cgroup/cpu"))
@@ -125,7 +125,7 @@ def _text(path: Path) -> str:
         return ""
 
 
-@cache
+@lru_cache(maxsize=1)
 def model() -> str:
     """Return the CPU's model name."""
     try:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from edgekd import afresh
 from edgekd.errors import InputFileError, RunBusyError, UsageError
 from edgekd.ownership import CONTENT
-from edgekd.pipeline import STAGES
+from edgekd.pipeline import afresh
 from edgekd.pipeline.afresh import ASIDE, Afresh
-from edgekd.rundir import RunDir
+from edgekd.rundir import RunDir, write_json
+from edgekd.stages.catalog import STAGES
 
 FIELDS: dict[str, Any] = {"stage": "x", "version": 1, "key": "", "recipe_slice": {}, "inputs": {}}
 STAGE_FOLDERS = ("teacher", "select", "export", "bench/local", "report")
@@ -32,10 +32,18 @@ def run(tmp_path: Path) -> RunDir:
     run = RunDir(tmp_path / "run")
     with run.lock():
         run.note_command(["edgekd", "distill"])
-        run.note_images(Path("photos"), 3, "hash", purpose="eval")
+        read_images(run, "photos", 3)
         fill(run, "old")
     (run.path / "notes.md").write_text("mine")
     return run
+
+
+def read_images(run: RunDir, folder: str, count: int) -> None:
+    ledger = run.ledger()
+    ledger["real_images_read"] += count
+    ledger.setdefault("real_images", []).append({"folder": folder, "images": count})
+    ledger["files_read"][folder] = "hash"
+    write_json(run.ledger_file, ledger)
 
 
 def fill(run: RunDir, text: str, names: tuple[str, ...] = STAGE_FOLDERS) -> None:
@@ -70,7 +78,7 @@ def aside(run: RunDir) -> bool:
 
 
 def test_every_stage_has_a_name_that_is_edgekds() -> None:
-    assert {Path(stage.folder).parts[0] for stage in STAGES.values()} | {"eval", "report"} <= set(CONTENT)
+    assert {Path(stage.folder).parts[0] for stage in STAGES} | {"eval", "report"} <= set(CONTENT)
     assert CONTENT[-1] == "distill"
 
 
@@ -103,7 +111,7 @@ def test_the_old_run_goes_once_there_is_a_new_one(training: bool, run: RunDir, t
 def test_real_images_that_a_refused_beginning_read_stay_in_the_ledger(run: RunDir, teacher: Path) -> None:
     with run.lock():
         Afresh(run).begin(teacher)
-        run.note_images(Path("others"), 5, "hash", purpose="accuracy curve")
+        read_images(run, "others", 5)
         Afresh(run).settle()
     ledger = run.ledger()
     assert ledger["real_images_read"] == 8

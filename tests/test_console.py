@@ -173,7 +173,7 @@ def test_a_log_that_cannot_be_written_ends_nothing() -> None:
 def test_an_error_of_the_system_that_nobody_foresaw_is_the_machines(
     error: OSError, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail() -> None:
+    def fail(**_: object) -> None:
         raise error
 
     monkeypatch.setattr(cli, "app", fail)

@@ -19,7 +19,7 @@ from edgekd import checkpoint, pipeline, recipe
 from edgekd.errors import GateError, InputFileError, MachineError, RecipeError, RunBusyError, UsageError
 from edgekd.rundir import RunDir
 from edgekd.stages import distill
-from edgekd.stages.catalog import DISTILL
+from edgekd.stages.catalog import DISTILL, EXPORT
 from edgekd.synthesis.state import State
 from edgekd.synthesis.steps import Context
 
@@ -128,7 +128,7 @@ def test_a_damaged_artefact_is_made_again(stage: str, teacher_file: Path, tmp_pa
     victim = next(p for p in sorted(run.stage(stage).iterdir()) if p.suffix in (".safetensors", ".onnx"))
     victim.write_bytes(victim.read_bytes()[:-1])
     name = "ingest" if stage == "teacher" else stage
-    assert "hash" in (pipeline.reason_to_run(pipeline.STAGES[name], run, wanted) or "")
+    assert "hash" in (pipeline.Standing(run, wanted).reason_to_run(toy.STAGES[name]) or "")
     assert toy.fingerprint(toy.advance(tmp_path / "toy", wanted)) == before
 
 
@@ -169,7 +169,7 @@ def test_a_moved_teacher_undoes_nothing(teacher_file: Path, tmp_path: Path) -> N
     run = toy.advance(tmp_path / "toy", wanted, TRAINING)
     moved.unlink()
     for name in TRAINING:
-        assert pipeline.reason_to_run(pipeline.STAGES[name], run, wanted) is None
+        assert pipeline.Standing(run, wanted).reason_to_run(toy.STAGES[name]) is None
 
 
 def test_unknown_keys_students_and_stages_are_refused(teacher_file: Path, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_unknown_keys_students_and_stages_are_refused(teacher_file: Path, tmp_pa
     with pytest.raises(UsageError, match="mobilenetv2"):
         toy.advance(tmp_path / "toy", toy.toy_recipe(teacher_file, student={"name": "mobilenetv3x"}), TRAINING)
     with pytest.raises(UsageError, match="no export"):
-        pipeline.require(RunDir(tmp_path / "toy"), toy.toy_recipe(teacher_file), "export")
+        pipeline.Standing(RunDir(tmp_path / "toy"), toy.toy_recipe(teacher_file)).require(EXPORT)
 
 
 @pytest.mark.slow

@@ -174,4 +174,4 @@ def test_the_environment_names_what_bit_identity_depends_on() -> None:
     assert {"torch", "python", "machine", "cpu", "cpu_capability", "device", "threads"} == set(found)
     assert found["threads"] == 3
     assert found["torch"] == torch.__version__
-    assert machine.cpu_model()
+    assert cpus.model()

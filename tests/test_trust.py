@@ -23,6 +23,7 @@ import toy
 from edgekd import cli, recipe, trust
 from edgekd.errors import Interrupted, UsageError
 from edgekd.models import registry
+from edgekd.rundir import RunDir
 
 CODE = """
 from pathlib import Path
@@ -107,6 +108,7 @@ def own(teacher_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         patch.setenv("XDG_STATE_HOME", str(folder / "state"))
         (folder / "own_nets.py").write_text(CODE)
         (folder / "runs/mine").mkdir(parents=True)
+        RunDir(folder / "runs/mine").note_command(["edgekd"])
         (folder / "runs/mine/recipe.toml").write_text(recipe.to_toml(toy.toy_recipe(teacher_file)))
         flags = ("--arch", "own_nets:teacher", "--student", "own_nets:student")
         for command in (
@@ -151,6 +153,7 @@ def test_a_strangers_run_is_refused_before_anything_runs(
     command: tuple[str, ...], strangers: Path, teacher_file: Path, state: Path
 ) -> None:
     Path("runs/half").mkdir()
+    RunDir(Path("runs/half")).note_command(["edgekd"])
     shutil.copy("runs/mine/recipe.toml", "runs/half")
     before = contents(strangers)
     command = tuple(str(teacher_file) if part == "TEACHER" else part for part in command)
@@ -225,6 +228,7 @@ def test_a_strangers_pickle_runs_when_the_user_says_so(here: Path, teacher_file:
     torch.save({"state_dict": torch.load(teacher_file), "more": Ran(here / "ran")}, "theirs.pt")
     run = here / "runs/theirs"
     run.mkdir(parents=True)
+    RunDir(run).note_command(["edgekd"])
     shutil.copy(recipe_file(Path("theirs.pt"), teacher={"trust_pickle": True}), run / "recipe.toml")
     verb = ("distill", "theirs.pt", "--dry-run") if "--set" in flags else ("ingest", "theirs.pt")
     first = Result(*verb, "--run", "theirs")
@@ -380,6 +384,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], int]
 def ingest(teacher: Path) -> None:
     """Give a command that finds code in a run's recipe, without the runner that takes stdin away."""
     Path("runs/theirs").mkdir(parents=True)
+    RunDir(Path("runs/theirs")).note_command(["edgekd"])
     wanted = toy.toy_recipe(teacher, teacher={"arch": "own_nets:teacher"})
     Path("runs/theirs/recipe.toml").write_text(recipe.to_toml(wanted))
     cli.app(["ingest", str(teacher), "--run", "theirs"], standalone_mode=False)

@@ -78,6 +78,8 @@ def advance(folder: Path, wanted: Recipe, names: tuple[str, ...] = CHAIN, **extr
     """Run stages of a toy run under its lock."""
     run = RunDir(folder)
     with run.lock(), graceful() as stop:
+        if not run.ledger_file.is_file():
+            run.note_command(["edgekd", "toy"])
         pipeline.advance(run, pipeline.adopt(run, wanted), *map(STAGES.__getitem__, names), stop=stop, **extras)
     return run
 

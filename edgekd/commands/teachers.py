@@ -12,6 +12,7 @@ from edgekd.commands.common import Options, approve, at_work, named_run, open_ru
 from edgekd.commands.flags import Changes, approve_typed, combine
 from edgekd.errors import InputFileError, UsageError
 from edgekd.models.teacher import mapping_in_short
+from edgekd.ownership import name_problem
 from edgekd.pipeline import afresh
 from edgekd.rundir import Record, RunDir, read_json
 from edgekd.stages.catalog import INGEST
@@ -55,14 +56,18 @@ def run_of(teacher: Path, name: str, label: str = "") -> RunDir:
         str(teacher).encode()
     except UnicodeEncodeError:
         raise InputFileError(f"the name of {str(teacher)!r} is not in UTF-8; rename the file.") from None
-    run = named_run(name) if name else run_called(f"{teacher.stem.strip('.- ') or 'teacher'}{label}")
+    label = f"{teacher.stem.strip('.- ') or 'teacher'}{label}"
     try:
         foreign.require_file(teacher)
     except InputFileError:
-        afresh.recover(run)
-        if os.access(teacher, os.F_OK) or not run.recipe_file.is_file():
+        if os.access(teacher, os.F_OK) or name_problem(label):
             raise
-    return run
+        run = named_run(name) if name else run_called(label)
+        afresh.recover(run)
+        if not run.recipe_file.is_file():
+            raise
+        return run
+    return named_run(name) if name else run_called(label)
 
 
 def probe_sentence(run: RunDir, description: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgekd import recipe as recipes
 from edgekd.errors import RecipeError, RunBusyError, UsageError
-from edgekd.ownership import is_run
+from edgekd.ownership import LEDGER
 from edgekd.pipeline import afresh
 from edgekd.pipeline.standing import Standing
 from edgekd.recipe import Recipe
@@ -17,7 +17,7 @@ from edgekd.stages.catalog import DISTILL, INGEST, SELECT
 
 def open_recipe(run: RunDir) -> Recipe:
     """Read a run's resolved recipe; exit 2 when there is no such run."""
-    if not is_run(run.path):
+    if not run.ledger_file.is_file():  # a damaged one is told by whoever needs it
         raise UsageError(f"there is no run {run.path}; `edgekd distill TEACHER` starts one.")
     if not run.recipe_file.is_file():
         raise UsageError(f"run {run.path} was stopped before it had a recipe; give its first command again.")
@@ -84,7 +84,7 @@ def newest_run(root: Path, stage: Stage) -> RunDir:
     found = [
         (record.stat().st_mtime_ns, record.parents[len(Path(folder).parts)])
         for record in root.glob(f"*/{folder}/record.json")
-        if is_run(record.parents[len(Path(folder).parts)])
+        if (record.parents[len(Path(folder).parts)] / LEDGER).is_file()
     ]
     if busy and not found:
         raise busy[0]

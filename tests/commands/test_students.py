@@ -236,7 +236,7 @@ def test_the_page_names_every_student_option_and_value() -> None:
 
 def test_the_output_on_the_page_is_what_was_printed() -> None:
     docs = Path(__file__).parents[2] / "docs"
-    printed = set((docs / "results" / "students.txt").read_text(encoding="utf-8").splitlines())
+    printed = set((docs / "studies" / "zoo" / "students.txt").read_text(encoding="utf-8").splitlines())
     blocks = re.findall(r"```console\n(.*?)```", (docs / "students.md").read_text(encoding="utf-8"), re.DOTALL)
     shown = [line for block in blocks for line in block.splitlines() if not line.startswith("$ ")]
     assert shown

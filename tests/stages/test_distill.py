@@ -460,7 +460,7 @@ def test_a_stop_before_or_right_after_the_first_step_changes_nothing(
 ) -> None:
     """The warm-up of the generator lies between the checkpoint of step 0 and the first step."""
     wanted = toy.toy_recipe(teacher_file)
-    curve = {"distill": {"accuracy": lambda network: 0.5}}
+    curve = {"accuracy": lambda network: 0.5}
     untouched = toy.advance(tmp_path / "untouched" / "toy", wanted, ENDED, **curve)
     run = interrupted(tmp_path / "toy", wanted, asked, **curve)
     toy.advance(run.path, wanted, ENDED, **curve)

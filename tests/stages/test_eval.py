@@ -56,7 +56,7 @@ def test_every_artefact_is_measured(finished: Any, photos: Path, teacher_file: P
     assert ledger["files_read"][str(photos)] == images.folder.sha256()
     assert ledger["data_free"] is True
     for name in ("ingest", "distill", "select"):
-        assert pipeline.reason_to_run(pipeline.STAGES[name], run, recipe) is None
+        assert pipeline.Standing(run, recipe).reason_to_run(toy.STAGES[name]) is None
 
 
 @pytest.mark.parametrize("saturates", [True, False])
