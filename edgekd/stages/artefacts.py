@@ -1,37 +1,21 @@
-"""What stages read from one another's folders: the teacher, the student, the replay networks, real pixels' moments.
-
-Stages never import one another; this module is the one place that knows how their files become networks.
-"""
+"""What lies in the folders of a run, as networks and descriptions: the one place that knows how files become these."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from edgekd import checkpoint, machine
+from edgekd import checkpoint
 from edgekd.errors import InputFileError
 from edgekd.models import footprint, probe, registry
+from edgekd.models.description import Description, Pixels
 from edgekd.models.footprint import Footprint
+from edgekd.models.stems import Shape
 from edgekd.recipe import Recipe, load_resolved
 from edgekd.rundir import RunDir, read_json
-from edgekd.state_dict import unflatten
-from edgekd.synthesis.generator import Shape
-from edgekd.synthesis.sampler import Sampler
-from edgekd.synthesis.teacher import Description, Teacher
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """How real pixels in [0, 1] become the teacher's input; unknown when mean or std is None."""
-
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    class_names: tuple[str, ...] | None
 
 
 def describe(run: RunDir) -> Description:
@@ -61,15 +45,6 @@ def teacher_network(run: RunDir, description: Description) -> nn.Module:
     """Rebuild the teacher in eval mode, in float32."""
     network = registry.build(description.arch, input_shape=description.input_shape, classes=description.classes, seed=0)
     return _load(network, run.stage("teacher") / "teacher.safetensors").eval().requires_grad_(False)
-
-
-def load_teacher(run: RunDir, precision: str, device: torch.device) -> tuple[Teacher, Description]:
-    """Return the teacher as the algorithm sees it, and its description."""
-    description = describe(run)
-    network = teacher_network(run, description).to(device).to(memory_format=torch.channels_last)
-    machine.float32_head(network, description.head)
-    arithmetic = machine.precision_for(network, device, precision)
-    return Teacher(network, head=description.head, undo=description.undo, precision=arithmetic), description
 
 
 def initial_weights(run: RunDir, recipe: Recipe) -> dict[str, Tensor]:
@@ -107,10 +82,3 @@ def student_footprint(recipe: Recipe, description: Description) -> Footprint:
 def student_head(student: nn.Module, shape: Shape) -> str:
     """Return the name of the layer that makes the student's logits."""
     return probe.head_name(student, shape)
-
-
-def read_sampler(run: RunDir) -> Sampler:
-    """Rebuild what draws synthetic samples from select/replay.safetensors."""
-    recipe, description = load_resolved(run.recipe_file), describe(run)
-    state = unflatten(checkpoint.load_tensors(run.stage("select") / "replay.safetensors"), {})
-    return Sampler.from_state(state, recipe, description)

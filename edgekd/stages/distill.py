@@ -25,7 +25,7 @@ from edgekd.failpoints import failpoint
 from edgekd.models import inheritance
 from edgekd.recipe import Recipe
 from edgekd.rng import Draws, forked_global
-from edgekd.stages import artefacts
+from edgekd.stages import artefacts, loading
 from edgekd.stages.base import Execution
 from edgekd.stages.logbook import Logbook
 from edgekd.stopping import Stop
@@ -43,7 +43,7 @@ def run(execution: Execution) -> None:
     device = machine.resolve_device(recipe.machine.device)
     machine.keep_freed_memory()
     environment = machine.environment(device, machine.use_threads(recipe.machine.threads))
-    teacher, description = artefacts.load_teacher(run_dir, recipe.precision, device)
+    teacher, description = loading.load_teacher(run_dir, recipe.precision, device)
     method, steps = recipe.method, recipe.method.steps_for(description.pixels, description.classes)
     if method.student.batch_size < 2 * description.classes and method.generator.balance:
         console.warn(

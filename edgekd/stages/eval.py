@@ -11,6 +11,7 @@ from edgekd import checkpoint, console, machine
 from edgekd.deploy import ort_session
 from edgekd.deploy.agent.kernels import kind_of
 from edgekd.deploy.onnx_export import Normalization
+from edgekd.models.description import Pixels
 from edgekd.realdata import RealImages, describe_transform
 from edgekd.recipe import Recipe
 from edgekd.rundir import RunDir, digest, read_json, write_json
@@ -92,7 +93,7 @@ def _free_name(eval_folder: Path, name: str, folder: dict[str, str]) -> str:
 
 
 def _onnx_accuracy(
-    file: Path, images: RealImages, pixels: artefacts.Pixels, threads: int, *, default_kernels: bool = False
+    file: Path, images: RealImages, pixels: Pixels, threads: int, *, default_kernels: bool = False
 ) -> float:
     kind = kind_of(file.name)
     session = ort_session.open_for_target(file, kind, threads=threads, default_kernels=default_kernels)

@@ -10,11 +10,11 @@ from pathlib import Path
 from edgekd import checkpoint, console, foreign
 from edgekd.errors import InputFileError
 from edgekd.models import initial, weights
+from edgekd.models.description import Description
 from edgekd.recipe import Recipe
 from edgekd.rundir import write_json
 from edgekd.stages import artefacts
 from edgekd.stages.base import Execution
-from edgekd.synthesis.teacher import Description
 
 
 def run(execution: Execution) -> None:

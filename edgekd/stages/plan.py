@@ -19,7 +19,7 @@ from edgekd.flops import FlopsByDtype, effective_peak
 from edgekd.recipe import Recipe
 from edgekd.rng import Draws
 from edgekd.rundir import RunDir
-from edgekd.stages import artefacts, distill
+from edgekd.stages import distill, loading
 from edgekd.stopping import Stop
 from edgekd.synthesis.state import State
 from edgekd.synthesis.steps import Context, generator_step, student_step
@@ -93,7 +93,7 @@ def measure(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: int = 1
     device = machine.resolve_device(recipe.machine.device)
     threads = machine.use_threads(recipe.machine.threads)
     machine.keep_freed_memory()
-    teacher, description = artefacts.load_teacher(run_dir, recipe.precision, device)
+    teacher, description = loading.load_teacher(run_dir, recipe.precision, device)
     steps = recipe.method.steps_for(description.pixels, description.classes)
     context = Context(recipe, steps, teacher, description, Draws(recipe.seed, "plan", device))
     share = context.exploration_steps / steps

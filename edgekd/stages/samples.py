@@ -21,7 +21,7 @@ from edgekd.realdata import RealImages
 from edgekd.recipe import ExportTable, load_resolved
 from edgekd.rng import Draws
 from edgekd.rundir import RunDir
-from edgekd.stages import artefacts
+from edgekd.stages import artefacts, loading
 from edgekd.synthesis.sampler import Sampler
 
 Array = NDArray[Any]
@@ -41,7 +41,7 @@ class Samples:
     def of_run(cls, run: RunDir, pixels: Normalization | None) -> Samples:
         """Return the samples of a run's replay, under the seed of its recipe."""
         seed = load_resolved(run.recipe_file).seed
-        return cls(artefacts.read_sampler(run), Draws(seed, "synthetic", torch.device("cpu")), pixels)
+        return cls(loading.read_sampler(run), Draws(seed, "synthetic", torch.device("cpu")), pixels)
 
     def stream(self, purpose: str, count: int) -> Batches:
         """Return the batches of a purpose, drawn anew whenever they are read; the same purpose gives the same."""

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.method import MethodTable
+from edgekd.models.description import Description
 from edgekd.recipe import Recipe
 from edgekd.rng import Draws, forked_global
 from edgekd.synthesis import replay
 from edgekd.synthesis.generator import Generator
-from edgekd.synthesis.teacher import Description
 from edgekd.synthesis.vae import VAE
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edgekd.models.description import Description
 from edgekd.recipe import Recipe
 from edgekd.rng import Draws
 from edgekd.synthesis import health, hints, losses, revival, schedules
 from edgekd.synthesis.augmentation import augment
 from edgekd.synthesis.state import State, average_into
-from edgekd.synthesis.teacher import Description, Teacher
+from edgekd.synthesis.teacher import Teacher
 from edgekd.synthesis.watching import watched
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 
 from edgekd.machine import Precision
 from edgekd.synthesis.batchnorm import statistics_distance
-from edgekd.synthesis.generator import Shape
 
 
 @dataclass(frozen=True)
@@ -28,23 +26,6 @@ class Observation:
     def first(self, count: int) -> Observation:
         """Return what was seen of the first images of the batch."""
         return replace(self, logits=self.logits[:count], features=self.features[:count])
-
-
-@dataclass(frozen=True)
-class Description:
-    """What is known of a teacher besides its weights, and every stage needs."""
-
-    arch: str
-    input_shape: Shape
-    classes: int
-    head: str
-    undo: str
-    batchnorm: bool
-
-    @property
-    def pixels(self) -> int:
-        """Height times width."""
-        return math.prod(self.input_shape[1:])
 
 
 class Teacher:

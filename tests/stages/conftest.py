@@ -14,7 +14,7 @@ import toy
 from edgekd.recipe import Recipe, merge
 from edgekd.rng import Draws
 from edgekd.rundir import RunDir
-from edgekd.stages import artefacts, distill
+from edgekd.stages import distill, loading
 from edgekd.synthesis.state import State
 from edgekd.synthesis.steps import Context
 
@@ -70,7 +70,7 @@ def laboratory(teacher_file: Path, ingested: RunDir) -> Laboratory:
 
     def build(**method: Any) -> tuple[State, Context]:
         recipe = toy.toy_recipe(teacher_file, precision="fp32", method=merge(plain, method))
-        teacher, description = artefacts.load_teacher(ingested, "fp32", CPU)
+        teacher, description = loading.load_teacher(ingested, "fp32", CPU)
         context = Context(recipe, recipe.method.steps, teacher, description, Draws(recipe.seed, "distill", CPU))
         return distill.build(context), context
 

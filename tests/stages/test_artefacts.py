@@ -13,8 +13,9 @@ import toy
 from edgekd import checkpoint
 from edgekd.errors import InputFileError
 from edgekd.machine import Float32Linear
+from edgekd.models.description import Pixels
 from edgekd.rundir import RunDir
-from edgekd.stages import artefacts
+from edgekd.stages import artefacts, loading
 
 CPU = torch.device("cpu")
 
@@ -23,11 +24,11 @@ def test_the_description_and_the_pixels_are_what_ingest_wrote(ingested: RunDir) 
     found = artefacts.describe(ingested)
     assert (found.input_shape, found.classes, found.head, found.undo) == (toy.SHAPE, toy.CLASSES, "linear", "none")
     assert found.pixels == 64
-    assert artefacts.read_pixels(ingested) == artefacts.Pixels(None, None, None)
+    assert artefacts.read_pixels(ingested) == Pixels(None, None, None)
 
 
 def test_the_teacher_is_rebuilt_frozen_with_a_float32_head(ingested: RunDir) -> None:
-    teacher, description = artefacts.load_teacher(ingested, "bf16", CPU)
+    teacher, description = loading.load_teacher(ingested, "bf16", CPU)
     saved = checkpoint.load_tensors(ingested.stage("teacher") / "teacher.safetensors")
     rebuilt = teacher.network.state_dict()
     assert {name.rsplit(".", 1)[1] for name in rebuilt.keys() - saved.keys()} <= {"num_batches_tracked"}
@@ -49,7 +50,7 @@ def test_weights_that_do_not_fit_are_named(damage: str, ingested: RunDir, tmp_pa
         del tensors["linear.bias"]
         checkpoint.save_tensors(tensors, path)
     with pytest.raises(InputFileError, match=r"teacher\.safetensors"):
-        artefacts.load_teacher(run, "fp32", CPU)
+        loading.load_teacher(run, "fp32", CPU)
 
 
 def test_the_selected_student_is_rebuilt(finished: Any) -> None:

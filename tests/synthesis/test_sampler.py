@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from edgekd.method import MethodTable
+from edgekd.models.description import Description
 from edgekd.recipe import Recipe
 from edgekd.rng import Draws
 from edgekd.synthesis.generator import Generator
 from edgekd.synthesis.sampler import Sampler
-from edgekd.synthesis.teacher import Description
 from edgekd.synthesis.vae import VAE
 
 CPU = torch.device("cpu")

@@ -44,13 +44,14 @@ from edgekd.deploy.parity import TOLERANCE_FP32
 from edgekd.deploy.quantize import FLAVOURS, Flavour
 from edgekd.deploy.ranges import Batches, Ranges, collect_ranges
 from edgekd.errors import GateError
+from edgekd.models.description import Description
 from edgekd.realdata import RealImages, describe_transform
 from edgekd.recipe import Recipe
 from edgekd.rng import Draws
 from edgekd.rundir import RunDir, read_json, sha256_file, write_json
 from edgekd.stages import artefacts
 from edgekd.stages.samples import Samples, kept, of_images
-from edgekd.synthesis.teacher import Description, Teacher
+from edgekd.synthesis.teacher import Teacher
 
 BATCH, FIT_STEPS, FIT_LR, FITTED = 64, 60, 0.1, 128
 
