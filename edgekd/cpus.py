@@ -1,6 +1,6 @@
 """How many CPUs this process may use: affinity, cut by the quotas of its control groups.
 
-Standard library and Python 3.8: the file travels to devices with the agent (`deploy/pack.py`).
+Standard library and Python 3.8: the file travels to devices with the agent (`bench/pack.py`).
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ import pytest
 import tomli_w
 from rich.console import Console
 
-from edgekd import cli, console
+from edgekd import console
+from edgekd.cli import program
 
 Streams = pytest.CaptureFixture[str]
 LONG = "student.int8-cpu-x86.onnx [bold]not markup[/] " + "word " * 60
@@ -176,9 +177,9 @@ def test_an_error_of_the_system_that_nobody_foresaw_is_the_machines(
     def fail(**_: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(program, "app", fail)
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        program.main()
     assert ended.value.code == 6
     assert words in capsys.readouterr().err
 
@@ -234,7 +235,7 @@ def test_wrong_usage_is_told_without_its_escapes(monkeypatch: pytest.MonkeyPatch
     for arguments in (["bench", "a.onnx", HOSTILE], [HOSTILE], [f"--{HOSTILE}"], ["status", HOSTILE.replace("\0", "")]):
         monkeypatch.setattr("sys.argv", ["edgekd", *arguments])
         with pytest.raises(SystemExit) as caught:
-            cli.main()
+            program.main()
         assert caught.value.code == 2
         err = capsys.readouterr().err
         assert "owned" in err

@@ -223,7 +223,7 @@ def test_a_real_quota_is_seen_by_everything_that_counts(group: Path) -> None:
         from pathlib import Path
         Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
         from edgekd import machine
-        from edgekd.deploy.agent.environment import this_machine
+        from edgekd.agent.device.environment import this_machine
         from edgekd.stages import doctor
         doctor.bf16_speedup = lambda device: 1.0  # takes a second of half a CPU
         facts = doctor.examine()["facts"]

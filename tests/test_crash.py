@@ -13,7 +13,7 @@ import pytest
 
 import toy
 from edgekd import pipeline, recipe
-from edgekd.rundir import Record, RunDir
+from edgekd.run.directory import Record, RunDir
 from edgekd.stages.catalog import BENCH
 
 PUBLISHING = ("before_fsync", "before_rename", "after_rename")

@@ -20,9 +20,9 @@ from PIL import Image
 import toy
 from edgekd import recipe
 from edgekd.errors import UsageError
-from edgekd.ownership import CONTENT, LEDGER, LOCK
 from edgekd.pipeline.afresh import ASIDE
-from edgekd.rundir import Record
+from edgekd.run.directory import Record
+from edgekd.run.ownership import CONTENT, LEDGER, LOCK
 
 RUN = Path("runs/toy")
 NOWHERE = {"device": "abacus"}

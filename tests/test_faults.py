@@ -15,9 +15,10 @@ import pytest
 import torch
 
 import toy
-from edgekd import checkpoint, pipeline, recipe
+from edgekd import pipeline, recipe
 from edgekd.errors import GateError, InputFileError, MachineError, RecipeError, RunBusyError, UsageError
-from edgekd.rundir import RunDir
+from edgekd.run import checkpoint
+from edgekd.run.directory import RunDir
 from edgekd.stages import distill
 from edgekd.stages.catalog import DISTILL, EXPORT
 from edgekd.synthesis.state import State
@@ -134,7 +135,7 @@ def test_a_damaged_artefact_is_made_again(stage: str, teacher_file: Path, tmp_pa
 
 def test_a_second_process_is_told_who_holds_the_run(teacher_file: Path, tmp_path: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from edgekd.rundir import RunDir\n"
+        "import sys, time; from pathlib import Path; from edgekd.run.directory import RunDir\n"
         "with RunDir(Path(sys.argv[1])).lock():\n    print('held', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "toy")]

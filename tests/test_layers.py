@@ -1,4 +1,4 @@
-"""The rooms import one way: cli -> commands -> pipeline -> stages -> rooms -> base -> console, errors and text."""
+"""The rooms import one way, in the order of docs/architecture.md, which this test reads; its figure is up to date."""
 
 from __future__ import annotations
 
@@ -7,102 +7,83 @@ from pathlib import Path
 
 import pytest
 
-import edgekd
+from docs import architecture
+from docs.architecture import PACKAGE, imports, modules, room_of
 
-PACKAGE = Path(edgekd.__file__).parent
-LOWEST = {"errors", "console", "text", "locking", "cpus"}
-BASE = {
-    "failpoints",
-    "rng",
-    "state_dict",
-    "flops",
-    "machine",
-    "method",
-    "recipe",
-    "ownership",
-    "recipe_reference",
-    "rundir",
-    "checkpoint",
-    "foreign",
-    "pickles",
-    "imports",
-    "realdata",
-    "ledger",
-    "stopping",
-    "trust",
-}
-ROOMS = {"models", "synthesis", "deploy"}
-LEVELS = [LOWEST, BASE, ROOMS, {"stages"}, {"pipeline"}, {"commands"}, {"cli", "cli_shipping", "options"}]
-NO_STAGE = {
-    *(
-        "artefacts",
-        "base",
-        "catalog",
-        "clipping",
-        "comparing",
-        "curve",
-        "device",
-        "doctor",
-        "fine_tuning",
-        "images",
-        "logbook",
-    ),
-    *("left_out", "onnx_files", "plan", "plots", "samples", "students"),
-}
+PAGE = (architecture.ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+FLOORS = architecture.floors(PAGE)
+LEVEL = {room: height for height, rooms in enumerate(reversed(FLOORS)) for room in rooms}
+MODULES = modules()
+NO_STAGE = {"base", "catalog", "logbook", "plots"}
 """Modules of stages/ that are no stage: stages may share them."""
-STAGES = {"ingest", "init", "distill", "select", "export", "bench", "eval", "report"}
-
-
-def level(room: str) -> int:
-    return next(i for i, rooms in enumerate(LEVELS) if room in rooms)
-
-
-def imports(path: Path) -> set[tuple[str, ...]]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "edgekd":
-            parts = tuple(node.module.split(".")[1:])
-            found |= {(*parts, alias.name) for alias in node.names}
-        elif isinstance(node, ast.Import):
-            found |= {tuple(a.name.split(".")[1:]) for a in node.names if a.name.split(".")[0] == "edgekd"}
-    return {parts for parts in found if parts and parts[0] not in ("__version__",)}
-
-
-MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name not in ("__init__.py", "__main__.py"))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_go_one_way(path: Path) -> None:
-    here = path.relative_to(PACKAGE).with_suffix("").parts
+    here = room_of(path.relative_to(PACKAGE).with_suffix("").parts)
     for parts in imports(path):
-        target = parts[0]
-        if target == here[0]:
-            continue  # within a room, or within one module
-        assert level(target) <= level(here[0]), f"{'.'.join(here)} imports {'.'.join(parts)} upwards"
-        if here[0] in ROOMS:
-            assert target not in ROOMS, f"{'.'.join(here)} imports its sibling room {target}"
+        target = room_of(parts)
+        assert target == here or LEVEL[target] < LEVEL[here], f"{path.name} of {here} imports {'.'.join(parts)}"
 
 
-def test_every_module_has_a_place_in_the_order() -> None:
-    tops = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in MODULES}
-    assert tops == set().union(*LEVELS)
+def test_the_page_names_every_room_and_every_file_of_the_ground() -> None:
+    rooms = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
+    assert rooms == set(LEVEL) - {architecture.GROUND}
+    ground = {path.stem for path in MODULES if path.parent == PACKAGE}
+    assert len(ground) <= 10
+    assert [name for name in sorted(ground) if f"`{name}`" not in PAGE] == []
 
 
-def test_every_module_of_stages_is_a_stage_or_known_to_be_none() -> None:
-    assert {path.stem for path in MODULES if path.parent.name == "stages"} == STAGES | NO_STAGE
+def test_the_figure_shows_the_imports_of_today() -> None:
+    drawn = (architecture.ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8")
+    assert drawn == architecture.drawing(FLOORS), "draw it again: python -m docs.architecture"
+
+
+def test_no_room_is_over_a_fifth_of_the_house() -> None:
+    lines: dict[str, int] = {}
+    for path in MODULES:
+        room = room_of(path.relative_to(PACKAGE).with_suffix("").parts)
+        lines[room] = lines.get(room, 0) + len(path.read_text(encoding="utf-8").splitlines())
+    assert {room: n for room, n in lines.items() if n > sum(lines.values()) / 5} == {}
+
+
+def test_every_path_that_the_page_names_exists() -> None:
+    import re
+
+    names = re.findall(r"`((?:\w+/)+\w+\.py)`", PAGE)
+    assert len(names) > 20
+    assert [name for name in names if not (PACKAGE / name).is_file() and not (architecture.ROOT / name).is_file()] == []
 
 
 def test_stages_do_not_import_one_another() -> None:
-    for name in STAGES:
-        for parts in imports(PACKAGE / "stages" / f"{name}.py"):
+    for path in (PACKAGE / "stages").glob("*.py"):
+        if path.stem in {*NO_STAGE, "__init__"}:
+            continue
+        for parts in imports(path):
             if parts[0] == "stages":
-                assert parts[1] in NO_STAGE, f"stage {name} imports {'.'.join(parts)}"
+                assert parts[1] in NO_STAGE, f"stage {path.stem} imports {'.'.join(parts)}"
+
+
+def test_the_science_touches_no_file_even_through_others() -> None:
+    """Follow imports from synthesis/ at the top of files: none leads to the run directory."""
+    waiting = list((PACKAGE / "synthesis").rglob("*.py"))
+    seen: set[Path] = set()
+    while waiting:
+        path = waiting.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        for parts in imports(path):
+            places = [PACKAGE.joinpath(*parts[:n]) for n in (len(parts), len(parts) - 1)]
+            found = [p for place in places for p in (place.with_suffix(".py"), place / "__init__.py") if p.is_file()]
+            waiting += found[:1]
+    assert [str(path) for path in seen if path.is_relative_to(PACKAGE / "run")] == []
 
 
 @pytest.mark.parametrize(
     ("call", "allowed"),
     [
-        *[("torch.load", "foreign.py"), ("os.replace", "rundir.py"), ("pickle.load", None), ("print", None)],
+        *[("torch.load", "foreign.py"), ("os.replace", "directory.py"), ("pickle.load", None), ("print", None)],
         *[("RealImages", "images.py"), ("read_image", "realdata.py"), ("Image.open", "realdata.py")],
     ],
 )

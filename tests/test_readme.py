@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from edgekd import cli
+from edgekd.cli import program
 
 ROOT = Path(__file__).parent.parent
 EXCEPTIONS: dict[str, str] = {}
@@ -75,7 +75,7 @@ def test_the_tour_of_the_readme_works(tmp_path: Path, monkeypatch: pytest.Monkey
     tour = commands()
     assert {"distill", "export", "bench", "report", "status", "eval", "doctor", "recipes"} <= {c[0] for c in tour}
     for arguments in tour:
-        result = CliRunner().invoke(cli.app, without_steps(arguments) + TOY.get(arguments[0], []))
+        result = CliRunner().invoke(program.app, without_steps(arguments) + TOY.get(arguments[0], []))
         assert result.exit_code == 0, f"edgekd {shlex.join(arguments)}: {result.output}{result.exception}"
 
 

@@ -26,8 +26,8 @@ from docs.studies.gpu import run as gpu
 from docs.studies.ingredients import ablate
 from docs.studies.overhead import run as overhead
 from edgekd import recipe as recipes
-from edgekd.deploy.agent.environment import this_machine
-from edgekd.method import MethodTable
+from edgekd.agent.device.environment import this_machine
+from edgekd.recipe.method import MethodTable
 
 ROOT = Path(__file__).parent.parent
 TINY = (

@@ -17,16 +17,16 @@ import pytest
 import torch
 
 import toy
-from edgekd import checkpoint, recipe, state_dict
-from edgekd.deploy.graph import read_model
-from edgekd.deploy.onnx_export import export_fp32
-from edgekd.deploy.parity import TOLERANCE_FP32, check_parity
-from edgekd.models import registry
+from edgekd import recipe, state_dict
+from edgekd.export.fidelity import TOLERANCE_FP32, check_parity
+from edgekd.export.graph import read_model
+from edgekd.export.onnx_export import export_fp32
+from edgekd.export.samples import Samples
+from edgekd.models import artefacts, registry
 from edgekd.models.registry import ArchSpec
 from edgekd.recipe import Recipe
-from edgekd.rundir import RunDir
-from edgekd.stages import artefacts
-from edgekd.stages.samples import Samples
+from edgekd.run import checkpoint
+from edgekd.run.directory import RunDir
 from edgekd.stages.select import reestimate_batchnorm
 
 SMALLEST = {

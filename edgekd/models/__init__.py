@@ -1,1 +1,1 @@
-"""Architectures by name, small-image stems, and teachers read from foreign checkpoints."""
+"""The zoo: architectures by name, small-image stems, and what a run holds of them."""

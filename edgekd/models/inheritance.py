@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from edgekd.models import probe
-from edgekd.models.matching import shapes_in
+from edgekd.models.shapes import shapes_in
 from edgekd.models.stems import Shape
 
 

@@ -11,9 +11,9 @@ from functools import cache
 
 from torch import nn
 
-from edgekd import imports, rng, trust
+from edgekd import rng
 from edgekd.errors import MachineError, UsageError, did_you_mean
-from edgekd.models import cifar, lenet, stems
+from edgekd.models import cifar, imports, lenet, stems, trust
 from edgekd.models import torchvision_zoo as zoo
 from edgekd.models.stems import Shape
 from edgekd.text import first_line, sizes

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from edgekd import recipe as recipes
 from edgekd.errors import RecipeError, RunBusyError, UsageError
-from edgekd.ownership import LEDGER
 from edgekd.pipeline import afresh
 from edgekd.pipeline.standing import Standing
 from edgekd.recipe import Recipe
-from edgekd.rundir import Record, RunDir, write_text
+from edgekd.run.directory import Record, RunDir, write_text
+from edgekd.run.ownership import LEDGER
 from edgekd.stages.base import Stage
 from edgekd.stages.catalog import DISTILL, INGEST, SELECT
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgekd import console, machine
 from edgekd.pipeline.standing import Standing
 from edgekd.recipe import Recipe
-from edgekd.rundir import RunDir
+from edgekd.run.directory import RunDir
 from edgekd.stages.base import Accuracy, Execution, Stage
 from edgekd.stopping import Stop
 

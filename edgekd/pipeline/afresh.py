@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from edgekd import console
 from edgekd.errors import InputFileError, RunBusyError, UsageError
-from edgekd.ownership import CONTENT, exists, interrupted, is_run, remove
-from edgekd.rundir import RECORD, Record, RunDir, _fsync, blank_ledger, disk_errors, strangers, write_json
+from edgekd.run.directory import RECORD, Record, RunDir, _fsync, blank_ledger, disk_errors, strangers, write_json
+from edgekd.run.ownership import CONTENT, exists, interrupted, is_run, remove
 
 ASIDE = ".edgekd-aside"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from edgekd.ownership import remove
-from edgekd.rundir import RECORD, Record, RunDir
+from edgekd.run.directory import RECORD, Record, RunDir
+from edgekd.run.ownership import remove
 from edgekd.stages.catalog import DISTILL, SELECT
 
 

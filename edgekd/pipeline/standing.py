@@ -9,7 +9,7 @@ from __future__ import annotations
 from edgekd import console
 from edgekd.errors import UsageError
 from edgekd.recipe import Recipe
-from edgekd.rundir import Record, RunDir
+from edgekd.run.directory import Record, RunDir
 from edgekd.stages.base import Stage
 from edgekd.stages.catalog import STAGES
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgekd.recipe import Recipe
-from edgekd.rundir import Record, RunDir, digest
+from edgekd.run.directory import Record, RunDir, digest
 from edgekd.stopping import Stop
 
 if TYPE_CHECKING:

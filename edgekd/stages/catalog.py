@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edgekd.recipe import Recipe
-from edgekd.rundir import digest
+from edgekd.run.directory import digest
 from edgekd.stages.base import Execution, Reads, Stage
 
 _TEACHER = ("teacher.safetensors", "teacher.json")
 
 
 def _file_hash(path: Path, recorded: Mapping[str, str]) -> dict[str, str]:
-    from edgekd import foreign
+    from edgekd.ingestion import foreign
 
     there = path.name and os.access(path, os.F_OK)
     return {"file": foreign.sha256_of(path) if there else recorded.get("file", "")}

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from edgekd import console, machine
 from edgekd.errors import MachineError
-from edgekd.failpoints import failpoint
-from edgekd.models import inheritance
+from edgekd.export import samples
+from edgekd.models import artefacts, inheritance
 from edgekd.recipe import Recipe
 from edgekd.rng import Draws, forked_global
-from edgekd.stages import artefacts, loading
+from edgekd.run.failpoints import failpoint
 from edgekd.stages.base import Execution
 from edgekd.stages.logbook import Logbook
 from edgekd.stopping import Stop
@@ -43,7 +43,7 @@ def run(execution: Execution) -> None:
     device = machine.resolve_device(recipe.machine.device)
     machine.keep_freed_memory()
     environment = machine.environment(device, machine.use_threads(recipe.machine.threads))
-    teacher, description = loading.load_teacher(run_dir, recipe.precision, device)
+    teacher, description = samples.load_teacher(run_dir, recipe.precision, device)
     method, steps = recipe.method, recipe.method.steps_for(description.pixels, description.classes)
     if method.student.batch_size < 2 * description.classes and method.generator.balance:
         console.warn(

@@ -7,16 +7,17 @@ from typing import Any
 
 import torch
 
-from edgekd import checkpoint, console, machine
-from edgekd.deploy import ort_session
-from edgekd.deploy.agent.kernels import kind_of
-from edgekd.deploy.onnx_export import Normalization
+from edgekd import console, machine
+from edgekd.agent.kernels import kind_of
+from edgekd.export import ort_session
+from edgekd.export.onnx_export import Normalization
+from edgekd.models import artefacts
+from edgekd.models import images as images_of
 from edgekd.models.description import Pixels
 from edgekd.realdata import RealImages, describe_transform
 from edgekd.recipe import Recipe
-from edgekd.rundir import RunDir, digest, read_json, write_json
-from edgekd.stages import artefacts
-from edgekd.stages import images as images_of
+from edgekd.run import checkpoint
+from edgekd.run.directory import RunDir, digest, read_json, write_json
 from edgekd.stopping import Stop
 
 

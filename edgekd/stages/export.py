@@ -11,19 +11,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgekd import console, foreign, machine
-from edgekd.deploy.onnx_export import FLOAT_INPUT, UINT8_INPUT
+from edgekd import console, machine
 from edgekd.errors import GateError, InputFileError, UsageError
-from edgekd.models import initial, registry, weights
+from edgekd.export import onnx_files
+from edgekd.export.onnx_export import FLOAT_INPUT, UINT8_INPUT
+from edgekd.export.samples import Samples, load_teacher, of_images, uint8_input
+from edgekd.ingestion import foreign, initial, weights
+from edgekd.models import artefacts, registry
+from edgekd.models import images as images_of
 from edgekd.models.description import Description
 from edgekd.realdata import RealImages
 from edgekd.recipe import ExportTable, Recipe
-from edgekd.rundir import Record, RunDir, canonical_json, digest, sha256_file
-from edgekd.stages import artefacts, loading, onnx_files
-from edgekd.stages import images as images_of
+from edgekd.run.directory import Record, RunDir, canonical_json, digest, sha256_file
 from edgekd.stages.base import Execution
 from edgekd.stages.catalog import EXPORT
-from edgekd.stages.samples import Samples, of_images, uint8_input
 from edgekd.stopping import Stop
 
 ELSEWHERE = "export-elsewhere"
@@ -178,7 +179,7 @@ def _job(
     own: bool,
 ) -> onnx_files.Job:
     threads = machine.use_threads(recipe.machine.threads)
-    teacher, description = loading.load_teacher(run_dir, "fp32", torch.device("cpu"))
+    teacher, description = load_teacher(run_dir, "fp32", torch.device("cpu"))
     samples = Samples.of_run(run_dir, uint8_input(run_dir, recipe.export))
     if images is not None:
         console.warn(f"INT8 ranges come from {len(images)} real images of {images.folder.path}: not data-free.")

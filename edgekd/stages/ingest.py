@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgekd import checkpoint, console, foreign
+from edgekd import console
 from edgekd.errors import InputFileError, UsageError
-from edgekd.models import probe, teacher
+from edgekd.ingestion import foreign, teacher
+from edgekd.models import probe
 from edgekd.models.stems import parse_shape
 from edgekd.recipe import PixelsTable, Recipe, TeacherTable
-from edgekd.rundir import Record, RunDir, read_json, sha256_file, write_json
+from edgekd.run import checkpoint
+from edgekd.run.directory import Record, RunDir, read_json, sha256_file, write_json
 from edgekd.stages.base import Execution
 
 NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgekd import checkpoint, console, foreign
+from edgekd import console
 from edgekd.errors import InputFileError
-from edgekd.models import initial, weights
+from edgekd.ingestion import foreign, initial, weights
+from edgekd.models import artefacts
 from edgekd.models.description import Description
 from edgekd.recipe import Recipe
-from edgekd.rundir import write_json
-from edgekd.stages import artefacts
+from edgekd.run import checkpoint
+from edgekd.run.directory import write_json
 from edgekd.stages.base import Execution
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from edgekd import checkpoint, console
+from edgekd import console
 from edgekd.errors import GateError
-from edgekd.failpoints import failpoint
-from edgekd.rundir import hash_outputs
+from edgekd.run import checkpoint
+from edgekd.run.directory import hash_outputs
+from edgekd.run.failpoints import failpoint
 from edgekd.stages.base import Execution
 from edgekd.synthesis.state import State
 

@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.deploy import results
-from edgekd.deploy.agent import scratch
-from edgekd.rundir import RunDir
-from edgekd.stages import comparing
-from edgekd.stages.left_out import LeftOut
+from edgekd.agent.device import scratch
+from edgekd.bench import comparing, results
+from edgekd.run.directory import RunDir
+from edgekd.run.left_out import LeftOut
 from edgekd.text import visible
 
 Picture = tuple[str, str, str]

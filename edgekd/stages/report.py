@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import console
-from edgekd.deploy import results as results_files
-from edgekd.deploy.agent.schema import many, number, text
-from edgekd.rundir import Record, RunDir, canonical_json, digest, write_json, write_text
-from edgekd.stages import artefacts, comparing, curve, plots
-from edgekd.stages.left_out import LeftOut, read_whole
+from edgekd.agent.schema import many, number, text
+from edgekd.bench import comparing
+from edgekd.bench import results as results_files
+from edgekd.models import artefacts
+from edgekd.run import curve
+from edgekd.run.directory import Record, RunDir, canonical_json, digest, write_json, write_text
+from edgekd.run.left_out import LeftOut, read_whole
+from edgekd.stages import plots
 from edgekd.text import visible
 
 

@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgekd import checkpoint, console
+from edgekd import console
 from edgekd.errors import InputFileError
+from edgekd.export import samples
+from edgekd.models import artefacts
 from edgekd.models.description import Description
 from edgekd.recipe import Recipe
 from edgekd.rng import Draws
-from edgekd.rundir import Record, RunDir, write_json
-from edgekd.stages import artefacts, loading
+from edgekd.run import checkpoint
+from edgekd.run.directory import Record, RunDir, write_json
 from edgekd.stages.base import Execution
 from edgekd.state_dict import flatten
 from edgekd.stopping import Stop
@@ -46,7 +48,7 @@ class Candidate:
 def run(execution: Execution) -> None:
     """Publish select/: the student, why it was chosen, and the networks that draw synthetic samples."""
     run_dir, recipe, device = execution.run, execution.recipe, torch.device("cpu")
-    teacher, description = loading.load_teacher(run_dir, "fp32", device)
+    teacher, description = samples.load_teacher(run_dir, "fp32", device)
     state = final_state(run_dir)
     drawn_by = Sampler.state_of(state, recipe.method)
     sampler = Sampler.from_state(drawn_by, recipe, description)

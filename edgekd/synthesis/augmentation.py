@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgekd.method import UpdateTable
+from edgekd.recipe.method import UpdateTable
 from edgekd.rng import Draws
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from edgekd.method import GeneratorTable
+from edgekd.recipe.method import GeneratorTable
 
 Shape = tuple[int, int, int]
 """Channels, height, width of an image."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgekd.method import HealthTable
+from edgekd.recipe.method import HealthTable
 
 
 @torch.no_grad()

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgekd.method import MethodTable
 from edgekd.models.description import Description
 from edgekd.recipe import Recipe
+from edgekd.recipe.method import MethodTable
 from edgekd.rng import Draws, forked_global
 from edgekd.synthesis import replay
 from edgekd.synthesis.generator import Generator

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from edgekd.method import GeneratorTable, MethodTable, UpdateTable
+from edgekd.recipe.method import GeneratorTable, MethodTable, UpdateTable
 
 
 @dataclass(frozen=True)

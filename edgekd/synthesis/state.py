@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from edgekd.machine import Precision
-from edgekd.method import GeneratorTable, UpdateTable
+from edgekd.recipe.method import GeneratorTable, UpdateTable
 from edgekd.state_dict import flatten, optimizer_state, restore_optimizer
 from edgekd.synthesis.generator import Generator
 from edgekd.synthesis.hints import StageOutputs

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgekd.machine import channels_last
-from edgekd.method import VaeTable
+from edgekd.recipe.method import VaeTable
 from edgekd.synthesis.generator import Generator, Shape, initialise, learns_moments
 
 POSTERIOR_DECAY = 0.98

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgekd.deploy.onnx_export import export_fp32
-from edgekd.deploy.quantize import FLAVOURS, quantize_to
-from edgekd.deploy.ranges import collect_ranges
 from edgekd.errors import UsageError
+from edgekd.export.onnx_export import export_fp32
+from edgekd.export.quantize import FLAVOURS, quantize_to
+from edgekd.export.ranges import collect_ranges
 from edgekd.models import footprint, probe, registry
 
 

@@ -23,7 +23,7 @@ from mutation import damage
 from PIL import Image
 from torch import nn
 
-from edgekd import cli
+from edgekd.cli import program
 from edgekd.models import registry
 
 
@@ -35,7 +35,7 @@ def ingest(path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
         patch.setattr(sys, "argv", ["edgekd", "ingest", str(path)])
         patch.delenv("EDGEKD_DEBUG", raising=False)
         try:
-            cli.main()
+            program.main()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0
     out, err = capsys.readouterr()
@@ -351,7 +351,9 @@ def test_no_permission(here, locked):
     path = here / "locked" / "teacher.pt"
     path.parent.mkdir()
     path.write_bytes(zip_bytes(good()))
-    script = "import sys; from edgekd.cli import main; sys.argv = ['edgekd', 'ingest', 'locked/teacher.pt']; main()"
+    script = (
+        "import sys; from edgekd.cli.program import main; sys.argv = ['edgekd', 'ingest', 'locked/teacher.pt']; main()"
+    )
     command = [sys.executable, "-c", script]
     if os.geteuid() == 0:
         if shutil.which("setpriv") is None:

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from edgekd.errors import MachineError, UsageError
-from edgekd.models import matching, registry, stems
+from edgekd.ingestion import matching
+from edgekd.models import registry, stems
 from edgekd.models.registry import ArchSpec
 
 

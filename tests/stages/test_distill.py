@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 import toy
-from edgekd import checkpoint, pipeline, recipe, state_dict
+from edgekd import pipeline, recipe, state_dict
 from edgekd.errors import GateError, MachineError, StoppedEarly
-from edgekd.models import registry
-from edgekd.rundir import Record, RunDir, read_json
-from edgekd.stages import artefacts, distill, loading
+from edgekd.export import samples
+from edgekd.models import artefacts, registry
+from edgekd.run import checkpoint
+from edgekd.run.directory import Record, RunDir, read_json
+from edgekd.stages import distill
 from edgekd.stages.catalog import DISTILL
 from edgekd.stopping import Stop
 from edgekd.synthesis import health, losses, steps
@@ -661,7 +663,7 @@ def test_a_memory_that_was_never_replayed_is_not_drawn_from(
     assert "nothing was replayed" in " ".join(capsys.readouterr().err.split())
     kept = checkpoint.load_tensors(run.stage("select") / "replay.safetensors")
     assert {name.split("/")[0] for name in kept} == {"generator"}
-    assert loading.read_sampler(run).decoder is None
+    assert samples.read_sampler(run).decoder is None
 
 
 def test_grace_and_window_delay_the_verdict(teacher_file: Path, tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ import torch
 
 import toy
 from edgekd import pipeline
-from edgekd.deploy import ort_session
 from edgekd.errors import InputFileError, UsageError
-from edgekd.rundir import RunDir, read_json, sha256_file
-from edgekd.stages import artefacts
+from edgekd.export import ort_session
+from edgekd.models import artefacts
+from edgekd.models import images as images_of
+from edgekd.run.directory import RunDir, read_json, sha256_file
 from edgekd.stages import eval as evaluation
-from edgekd.stages import images as images_of
 from edgekd.stages.catalog import SELECT
 from edgekd.stopping import Stop
 

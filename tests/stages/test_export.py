@@ -19,23 +19,24 @@ from command import Result
 
 import toy
 from edgekd import pipeline
-from edgekd.commands.common import caveat
-from edgekd.deploy import ort_session, qdq_check
-from edgekd.deploy.agent.environment import this_machine
-from edgekd.deploy.int8 import HEADROOMS
-from edgekd.deploy.int8_chain import FINE_TUNING
-from edgekd.deploy.onnx_export import Normalization
-from edgekd.deploy.quantize import FLAVOURS
-from edgekd.deploy.ranges import Range, Ranges
+from edgekd.agent.device.environment import this_machine
+from edgekd.bench import comparing
+from edgekd.cli.common import caveat
 from edgekd.errors import GateError, InputFileError, StoppedEarly, UsageError
-from edgekd.models import registry
+from edgekd.export import clipping, onnx_files, ort_session, qdq_check
+from edgekd.export.int8 import HEADROOMS
+from edgekd.export.int8_chain import FINE_TUNING
+from edgekd.export.onnx_export import Normalization
+from edgekd.export.quantize import FLAVOURS
+from edgekd.export.ranges import Range, Ranges
+from edgekd.export.samples import Samples, kept
+from edgekd.models import artefacts, registry
+from edgekd.models.images import unlabelled
 from edgekd.recipe import ExportTable, with_changes
-from edgekd.rundir import Record, RunDir, sha256_file
-from edgekd.stages import artefacts, clipping, comparing, export, onnx_files, report
+from edgekd.run.directory import Record, RunDir, sha256_file
+from edgekd.stages import export, report
 from edgekd.stages.base import Execution
 from edgekd.stages.catalog import EXPORT
-from edgekd.stages.images import unlabelled
-from edgekd.stages.samples import Samples, kept
 from edgekd.stopping import Stop
 from edgekd.synthesis.sampler import Sampler
 
@@ -423,7 +424,7 @@ def test_held_out_samples_beyond_a_bound_are_drawn_anew(exported: RunDir, monkey
     samples = Samples.of_run(exported, None).stream("test", 130)
     held = kept(samples)
     assert [a is b for a, b in zip(held(), held(), strict=True)] == [True] * 3
-    monkeypatch.setattr("edgekd.stages.samples.KEPT_BYTES", 64 * 64 * 4)
+    monkeypatch.setattr("edgekd.export.samples.KEPT_BYTES", 64 * 64 * 4)
     drawn = kept(samples)
     assert [a is b for a, b in zip(drawn(), drawn(), strict=True)] == [False] * 3
     assert all(np.array_equal(a, b) for a, b in zip(drawn(), held(), strict=True))

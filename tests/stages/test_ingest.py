@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import toy
-from edgekd import checkpoint, recipe
+from edgekd import recipe
 from edgekd.errors import InputFileError, UsageError
 from edgekd.recipe import PixelsTable
-from edgekd.rundir import Record, RunDir, sha256_file
+from edgekd.run import checkpoint
+from edgekd.run.directory import Record, RunDir, sha256_file
 from edgekd.stages import ingest
 
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 import toy
-from edgekd import checkpoint, pipeline, recipe, state_dict
+from edgekd import pipeline, recipe, state_dict
 from edgekd.errors import InputFileError, RecipeError
-from edgekd.models import registry
+from edgekd.models import artefacts, registry
 from edgekd.recipe import Recipe
-from edgekd.rundir import Record, RunDir, read_json, sha256_file
-from edgekd.stages import artefacts
+from edgekd.run import checkpoint
+from edgekd.run.directory import Record, RunDir, read_json, sha256_file
 from edgekd.stages.catalog import BENCH, DISTILL, EXPORT, INGEST, SELECT, STAGES
 
 WHOLE = ("ingest", "init", "distill", "select")

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import toy
-from edgekd import checkpoint
 from edgekd.errors import GateError
-from edgekd.rundir import Record, RunDir
+from edgekd.run import checkpoint
+from edgekd.run.directory import Record, RunDir
 from edgekd.stages.base import Accuracy, Execution
 from edgekd.stages.catalog import DISTILL
 from edgekd.stages.logbook import Logbook

@@ -14,17 +14,18 @@ from typing import Any
 import pytest
 from command import Result
 
-from edgekd.deploy import agent, device_session, golden, latency, remote, results
-from edgekd.deploy.agent import pipes
-from edgekd.deploy.agent.measurement import Job, Settings
-from edgekd.deploy.agent.protocol import AgentProcess
-from edgekd.deploy.device_session import Session
+from edgekd import agent
+from edgekd.agent import pipes
+from edgekd.agent.measurement import Job, Settings
+from edgekd.agent.protocol import AgentProcess
+from edgekd.bench import comparing, device_session, golden, latency, remote, results
+from edgekd.bench import device as devices
+from edgekd.bench.device_session import Session
 from edgekd.errors import MachineError
-from edgekd.stages import comparing, report
-from edgekd.stages import device as devices
+from edgekd.stages import report
 from tiny_onnx import conv_net
 
-LIAR = Path(__file__).parent.parent / "deploy" / "liar.py"
+LIAR = Path(__file__).parents[1] / "helpers" / "liar.py"
 HOST = remote.Host("device")
 QUICK = Settings(rounds=2, min_runs=4, min_seconds=0.02, warm_up_seconds=0.2)
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\n"

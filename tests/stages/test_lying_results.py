@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from command import Result
 
-from edgekd.deploy import golden, latency, results
-from edgekd.deploy.agent.bundle import FORMAT
-from edgekd.deploy.agent.measure import measure
-from edgekd.deploy.agent.measurement import Job, Settings, to_json
-from edgekd.deploy.agent.numerics import compare
+from edgekd.agent.bundle import FORMAT
+from edgekd.agent.measure import measure
+from edgekd.agent.measurement import Job, Settings, to_json
+from edgekd.agent.numerics import compare
+from edgekd.bench import comparing, golden, latency, results
+from edgekd.bench import device as devices
 from edgekd.errors import InputFileError, MachineError
-from edgekd.rundir import Record, RunDir, write_json
-from edgekd.stages import comparing, report
-from edgekd.stages import device as devices
+from edgekd.run.directory import Record, RunDir, write_json
+from edgekd.stages import report
 
 QUICK = Settings(rounds=2, min_runs=4, min_seconds=0.02, warm_up_seconds=0.2)
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e"

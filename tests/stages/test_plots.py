@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 import pytest
 from matplotlib.figure import Figure
 
-from edgekd.deploy.agent.measurement import Settings
-from edgekd.rundir import RunDir
+from edgekd.agent.measurement import Settings
+from edgekd.run.directory import RunDir
 from edgekd.stages import plots
 
 SETTINGS = asdict(Settings(batch=1, threads=1))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import toy
-from edgekd.rundir import RunDir, sha256_file
+from edgekd.run.directory import RunDir, sha256_file
 from edgekd.stages import report
 
 

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 import toy
-from edgekd import checkpoint
 from edgekd.errors import InputFileError
+from edgekd.export import samples
+from edgekd.models import artefacts
 from edgekd.rng import Draws
-from edgekd.rundir import RunDir
-from edgekd.stages import artefacts, loading, select
+from edgekd.run import checkpoint
+from edgekd.run.directory import RunDir
+from edgekd.stages import select
 from edgekd.stages.select import Candidate
 from edgekd.synthesis.sampler import Sampler
 
@@ -97,7 +99,7 @@ def sampler_of(finished: Any) -> Sampler:
 
 
 def test_the_pool_is_balanced_over_the_teachers_answers(finished: Any) -> None:
-    teacher, description = loading.load_teacher(finished.run, "fp32", CPU)
+    teacher, description = samples.load_teacher(finished.run, "fp32", CPU)
     draws, sampler = Draws(1, "select", CPU), sampler_of(finished)
     pool = select.balanced_pool(finished.recipe, sampler, teacher, draws, description.classes)
     share = math.ceil(finished.recipe.select.samples / toy.CLASSES)

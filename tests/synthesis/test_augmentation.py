@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from edgekd.method import UpdateTable
+from edgekd.recipe.method import UpdateTable
 from edgekd.rng import Draws
 from edgekd.synthesis.augmentation import augment
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edgekd.method import HealthTable
+from edgekd.recipe.method import HealthTable
 from edgekd.synthesis import health
 
 TABLE = HealthTable(window=3, min_coverage=0.2, min_diversity=0.02)

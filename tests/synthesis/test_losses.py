@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgekd.method import GeneratorTable
+from edgekd.recipe.method import GeneratorTable
 from edgekd.synthesis import losses
 
 GOLDEN = json.loads((Path(__file__).parent / "pre_dfkd.json").read_text())

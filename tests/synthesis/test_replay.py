@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekd import checkpoint, state_dict
+from edgekd import state_dict
 from edgekd.machine import Precision
-from edgekd.method import ReplayTable, VaeTable
 from edgekd.models import registry
+from edgekd.recipe.method import ReplayTable, VaeTable
 from edgekd.rng import Draws
+from edgekd.run import checkpoint
 from edgekd.synthesis import losses
 from edgekd.synthesis.generator import Generator
 from edgekd.synthesis.replay import GATE_DECAY, BankReplay, EmaGeneratorReplay, Replay, VaeReplay

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from edgekd.method import MethodTable
 from edgekd.models.description import Description
 from edgekd.recipe import Recipe
+from edgekd.recipe.method import MethodTable
 from edgekd.rng import Draws
 from edgekd.synthesis.generator import Generator
 from edgekd.synthesis.sampler import Sampler

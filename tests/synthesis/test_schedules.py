@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from edgekd.method import GeneratorTable, MethodTable, UpdateTable
+from edgekd.recipe.method import GeneratorTable, MethodTable, UpdateTable
 from edgekd.synthesis import schedules
 from edgekd.synthesis.schedules import Lesson
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgekd import checkpoint, state_dict
+from edgekd import state_dict
 from edgekd.machine import Precision
-from edgekd.method import GeneratorTable, ReplayTable, UpdateTable
 from edgekd.models import registry
+from edgekd.recipe.method import GeneratorTable, ReplayTable, UpdateTable
+from edgekd.run import checkpoint
 from edgekd.synthesis.generator import Generator
 from edgekd.synthesis.replay import BankReplay
 from edgekd.synthesis.state import State, average_into, frozen_copy, generator_optimizer, student_optimizer

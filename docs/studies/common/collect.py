@@ -16,8 +16,8 @@ from typing import Any
 
 from docs.studies.common.provenance import method_of, provenance
 from edgekd import recipe as recipes
-from edgekd.rundir import Record, RunDir, read_json
-from edgekd.stages import curve
+from edgekd.run import curve
+from edgekd.run.directory import Record, RunDir, read_json
 
 
 def facts(run: RunDir) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from edgekd.models import artefacts
 from edgekd.realdata import ImageFolder, RealImages, open_folder
-from edgekd.rundir import RunDir
-from edgekd.stages import artefacts
+from edgekd.run.directory import RunDir
 
 
 def labelled(run: RunDir, folder: Path, limit: int = 0, *, cache: bool = True) -> RealImages:

@@ -15,10 +15,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from edgekd.deploy.agent.environment import this_machine
-from edgekd.method import MethodTable
+from edgekd.agent.device.environment import this_machine
 from edgekd.recipe import load_resolved
-from edgekd.rundir import RunDir, digest, read_json, write_json
+from edgekd.recipe.method import MethodTable
+from edgekd.run.directory import RunDir, digest, read_json, write_json
 
 ROOT = Path(__file__).parents[3]
 """The checkout."""

@@ -21,7 +21,7 @@ from typing import Any
 from docs.studies.common import collect, overlay
 from docs.studies.common.provenance import method_of, provenance
 from edgekd import recipe as recipes
-from edgekd.rundir import RunDir
+from edgekd.run.directory import RunDir
 
 OURS, PAPER = "edgekd", "pre-dfkd"
 INGREDIENTS = {

@@ -35,22 +35,21 @@ from torch import Tensor, nn
 from docs.studies.common import images
 from docs.studies.common.provenance import commit, provenance
 from edgekd import machine, pipeline
-from edgekd.deploy import int8, onnx_export, ort_session
-from edgekd.deploy.agent.environment import this_machine
-from edgekd.deploy.agreement import agreement
-from edgekd.deploy.clipping import clipping
-from edgekd.deploy.int8_chain import Int8Result, quantize_keeping_answers
-from edgekd.deploy.parity import TOLERANCE_FP32
-from edgekd.deploy.quantize import FLAVOURS, Flavour
-from edgekd.deploy.ranges import Batches, Ranges, collect_ranges
+from edgekd.agent.device.environment import this_machine
 from edgekd.errors import GateError
+from edgekd.export import int8, onnx_export, ort_session
+from edgekd.export.clipping import clipping
+from edgekd.export.fidelity import TOLERANCE_FP32, agreement
+from edgekd.export.int8_chain import Int8Result, quantize_keeping_answers
+from edgekd.export.quantize import FLAVOURS, Flavour
+from edgekd.export.ranges import Batches, Ranges, collect_ranges
+from edgekd.export.samples import Samples, kept, of_images
+from edgekd.models import artefacts
 from edgekd.models.description import Description
 from edgekd.realdata import RealImages, describe_transform
 from edgekd.recipe import Recipe
 from edgekd.rng import Draws
-from edgekd.rundir import RunDir, read_json, sha256_file, write_json
-from edgekd.stages import artefacts
-from edgekd.stages.samples import Samples, kept, of_images
+from edgekd.run.directory import RunDir, read_json, sha256_file, write_json
 from edgekd.synthesis.teacher import Teacher
 
 BATCH, FIT_STEPS, FIT_LR, FITTED = 64, 60, 0.1, 128

@@ -18,15 +18,15 @@ from typing import Any
 from docs.studies.common import images
 from docs.studies.common.provenance import provenance
 from edgekd import machine, pipeline
-from edgekd.deploy import int8
-from edgekd.deploy.bias_correction import correct_bias
-from edgekd.deploy.clipping import clipping
-from edgekd.deploy.quantize import FLAVOURS
-from edgekd.deploy.ranges import collect_ranges
+from edgekd.export import int8
+from edgekd.export.clipping import clipping
+from edgekd.export.int8_chain import correct_bias
+from edgekd.export.quantize import FLAVOURS
+from edgekd.export.ranges import collect_ranges
+from edgekd.export.samples import Samples, kept, of_images
 from edgekd.realdata import RealImages
 from edgekd.recipe import Recipe
-from edgekd.rundir import RunDir, read_json, write_json
-from edgekd.stages.samples import Samples, kept, of_images
+from edgekd.run.directory import RunDir, read_json, write_json
 
 FACTORS = (1.0, 1.15, 1.3, 1.5, 2.0)
 

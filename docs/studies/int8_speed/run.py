@@ -24,16 +24,16 @@ import onnx
 from numpy.typing import NDArray
 
 from docs.studies.common.provenance import provenance
-from edgekd.deploy.agent.environment import this_machine
-from edgekd.deploy.agent.kernels import Kind
-from edgekd.deploy.agent.measure import measure
-from edgekd.deploy.agent.measurement import Job, Settings
-from edgekd.deploy.int8 import HeldOut, choose_ranges
-from edgekd.deploy.latency import speedup_estimate, summarise
-from edgekd.deploy.onnx_export import export_fp32
-from edgekd.deploy.quantize import FLAVOURS, compute_nodes
-from edgekd.deploy.ranges import collect_ranges
-from edgekd.stages.students import settled
+from edgekd.agent.device.environment import this_machine
+from edgekd.agent.kernels import Kind
+from edgekd.agent.measure import measure
+from edgekd.agent.measurement import Job, Settings
+from edgekd.bench.latency import speedup_estimate, summarise
+from edgekd.bench.students import settled
+from edgekd.export.int8 import HeldOut, choose_ranges
+from edgekd.export.onnx_export import export_fp32
+from edgekd.export.quantize import FLAVOURS, compute_nodes
+from edgekd.export.ranges import collect_ranges
 
 KINDS: dict[str, Kind] = {"fp32": "fp32", "int8-cpu-x86": "int8-cpu-x86", "other-start": "int8-cpu-x86"}
 SIDES, TOY_SIDES, THREADS = (224, 96), (32,), (1, 2)

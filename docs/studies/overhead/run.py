@@ -29,7 +29,7 @@ from typing import Any
 
 from docs.studies.common.provenance import method_of, provenance
 from edgekd.errors import StoppedEarly
-from edgekd.rundir import RunDir
+from edgekd.run.directory import RunDir
 
 NEAR = 5  # log lines on either side that tell what a step takes
 

@@ -16,8 +16,9 @@ from typing import Any
 from docs.studies.common import images
 from docs.studies.common.provenance import provenance
 from edgekd import recipe as recipes
-from edgekd.rundir import RunDir, read_json, write_json
-from edgekd.stages import artefacts, select
+from edgekd.models import artefacts
+from edgekd.run.directory import RunDir, read_json, write_json
+from edgekd.stages import select
 from edgekd.stopping import Stop
 from edgekd.synthesis.sampler import Sampler
 

@@ -14,7 +14,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from edgekd.deploy.agent.environment import this_machine
+from edgekd.agent.device.environment import this_machine
 
 PAGE = Path(__file__).parents[2] / "students.md"
 

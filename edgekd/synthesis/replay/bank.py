@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from edgekd.method import ReplayTable
+from edgekd.recipe.method import ReplayTable
 from edgekd.rng import Draws
 from edgekd.synthesis.replay.base import Replay
 from edgekd.synthesis.teacher import Observation

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from edgekd.method import MethodTable
+from edgekd.recipe.method import MethodTable
 from edgekd.rng import Draws
 from edgekd.synthesis.teacher import Observation
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgekd.machine import Precision, precision_for
-from edgekd.method import MethodTable, VaeTable
+from edgekd.recipe.method import MethodTable, VaeTable
 from edgekd.rng import Draws, forked_global
 from edgekd.state_dict import optimizer_state, restore_optimizer
 from edgekd.synthesis import losses

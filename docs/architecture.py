@@ -1,0 +1,100 @@
+"""Draw docs/architecture.svg: the rooms of docs/architecture.md from the top down, and their imports as arrows."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "edgekd"
+GROUND = "ground"
+WIDTH, HEIGHT, GAP = 200, 46, 34
+
+
+def floors(page: str) -> list[tuple[str, ...]]:
+    """Return the rooms of the page's table, the highest floor first, the ground last."""
+    table = page.split("## Rooms")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    return [*(tuple(re.findall(r"`(\w+)`", row)) for row in rows), (GROUND,)]
+
+
+def room_of(parts: tuple[str, ...]) -> str:
+    """Return the room of a module, given by its path below the package."""
+    return parts[0] if (PACKAGE / parts[0]).is_dir() else GROUND
+
+
+def imports(path: Path) -> set[tuple[str, ...]]:
+    """Return the modules of the package that a file imports, anywhere in it, as paths below the package."""
+    found: set[tuple[str, ...]] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == PACKAGE.name:
+            base = tuple(node.module.split(".")[1:])
+            found |= {(*base, alias.name) for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {tuple(a.name.split(".")[1:]) for a in node.names if a.name.split(".")[0] == PACKAGE.name}
+    return {parts for parts in found if parts and not parts[0].startswith("__")}
+
+
+def modules() -> list[Path]:
+    """Return every module of the package."""
+    return sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or not path.stem.startswith("__"))
+
+
+def arrows() -> Counter[tuple[str, str]]:
+    """Return how many imports lead from one room to another."""
+    counted: Counter[tuple[str, str]] = Counter()
+    for path in modules():
+        here = room_of(path.relative_to(PACKAGE).with_suffix("").parts)
+        for parts in imports(path):
+            if room_of(parts) != here:
+                counted[here, room_of(parts)] += 1
+    return counted
+
+
+def drawing(levels: list[tuple[str, ...]]) -> str:
+    """Return the figure as SVG."""
+    sizes = Counter(room_of(path.relative_to(PACKAGE).with_suffix("").parts) for path in modules())
+    lines = Counter[str]()
+    for path in modules():
+        text = path.read_text(encoding="utf-8")
+        lines[room_of(path.relative_to(PACKAGE).with_suffix("").parts)] += text.count("\n")
+    width = 4 * WIDTH
+    places = {}
+    for row, rooms in enumerate(levels):
+        for column, room in enumerate(rooms):
+            x = width / 2 + (column - (len(rooms) - 1) / 2) * (WIDTH + 40)
+            places[room] = (x, 20 + row * (HEIGHT + GAP) + HEIGHT / 2)
+    height = 40 + len(levels) * (HEIGHT + GAP)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
+        'font-size="14" text-anchor="middle">',
+        '<rect width="100%" height="100%" fill="white"/>',
+    ]
+    for (above, below), count in sorted(arrows().items()):
+        (x1, y1), (x2, y2) = places[above], places[below]
+        bend = (y2 - y1 - HEIGHT - GAP) * 0.9 * (-1 if (places[above][1] + places[below][1]) % 80 < 40 else 1)
+        y1, y2 = y1 + HEIGHT / 2, y2 - HEIGHT / 2
+        curve = f"M {x1} {y1} C {x1 + bend} {y1 + 20}, {x2 + bend} {y2 - 20}, {x2} {y2}"
+        thickness = 0.5 + min(count, 40) / 16
+        parts.append(f'<path d="{curve}" fill="none" stroke="#8aa" stroke-width="{thickness:.2f}"/>')
+    for room, (x, y) in places.items():
+        share = lines[room] / lines.total()
+        parts.append(
+            f'<rect x="{x - WIDTH / 2}" y="{y - HEIGHT / 2}" width="{WIDTH}" height="{HEIGHT}" rx="6" fill="#eef4f4" '
+            'stroke="#355"/>'
+        )
+        parts.append(f'<text x="{x}" y="{y - 3}" font-weight="bold">{room}</text>')
+        parts.append(f'<text x="{x}" y="{y + 15}" font-size="11">{sizes[room]} files, {share:.0%} of the lines</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def main() -> None:
+    """Draw the figure beside the page."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    (ROOT / "docs" / "architecture.svg").write_text(drawing(floors(page)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""What only a Jetson has: L4T and JetPack, power mode, clocks, temperatures, throttling. Read without sudo.
+
+Every fact that cannot be read is a sentence that begins with "n/a: ".
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from edgekd.agent.device.machine import Watch, read_text
+
+JETPACKS = {
+    "35.1": "5.0.2",
+    "35.2": "5.1",
+    "35.3": "5.1.1",
+    "35.4": "5.1.2",
+    "35.5": "5.1.3",
+    "35.6": "5.1.4 to 5.1.6",
+    "36.3": "6.0",
+    "36.4.0": "6.1",
+    "36.4.2": "6.1",
+    "36.4.3": "6.2",
+    "36.4.4": "6.2.1",
+    "36.5": "6.2.2",
+    "38.2": "7.0",
+    "38.4": "7.1",
+    "39.0": "7.2 EA",
+    "39.2": "7.2",
+}
+"""JetPack by L4T, the longest prefix that fits."""
+
+
+def facts(root: Path = Path("/")) -> dict[str, Any] | None:
+    """Return what is known of this Jetson; None where /etc/nv_tegra_release does not exist."""
+    release = root / "etc" / "nv_tegra_release"
+    if not release.is_file():
+        return None
+    l4t = l4t_of(read_text(release))
+    return {
+        "board": read_text(root / "proc/device-tree/model") or "n/a: no /proc/device-tree/model",
+        "l4t": l4t or "n/a: /etc/nv_tegra_release has another form",
+        "jetpack": jetpack_of(l4t),
+        "power_mode": power_mode(),
+        "clocks": clocks(root),
+        "temperatures_c": temperatures(root),
+        "throttle_events": throttle_events(root),
+        "cooling": cooling(root),
+    }
+
+
+def l4t_of(text: str) -> str | None:
+    """Return `36.4.3` of `# R36 (release), REVISION: 4.3, GCID: ...`."""
+    found = re.search(r"R(\d+)\s.*?REVISION:\s*([\d.]+)", text)
+    return f"{found.group(1)}.{found.group(2)}" if found else None
+
+
+def jetpack_of(l4t: str | None) -> str:
+    """Return the JetPack an L4T belongs to."""
+    parts = (l4t or "").split(".")
+    for length in range(len(parts), 0, -1):
+        name = JETPACKS.get(".".join(parts[:length]))
+        if name is not None:
+            return name
+    return f"n/a: L4T {l4t} is in no table of this edgekd"
+
+
+def power_mode(tool: str | None = None) -> str:
+    """Return the name of the power mode that `nvpmodel -q` prints; setting it would need sudo."""
+    tool = tool or shutil.which("nvpmodel") or shutil.which("/usr/sbin/nvpmodel")
+    if tool is None:
+        return "n/a: no nvpmodel on this device"
+    try:
+        ran = subprocess.run([tool, "-q"], capture_output=True, text=True, timeout=20, check=False)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"n/a: nvpmodel -q failed ({error})"
+    found = re.search(r"NV Power Mode:\s*(\S+)", ran.stdout)
+    return found.group(1) if found else f"n/a: nvpmodel -q said {(ran.stdout + ran.stderr).strip()[:120]!r}"
+
+
+def clocks(root: Path) -> dict[str, Any]:
+    """Return the range the GPU's and the CPUs' clocks may move in; locked where it is a point."""
+    found: dict[str, Any] = {}
+    for folder in _gpus(root):
+        low, high, now = (read_text(folder / name) for name in ("min_freq", "max_freq", "cur_freq"))
+        if low.isdigit():
+            found[folder.name] = _clock(int(low) / 1e6, int(high) / 1e6, int(now or 0) / 1e6)
+    for folder in sorted((root / "sys/devices/system/cpu/cpufreq").glob("policy*")):
+        low, high, now = (read_text(folder / f"scaling_{name}_freq") for name in ("min", "max", "cur"))
+        if low.isdigit():
+            found[f"cpu {folder.name}"] = _clock(int(low) / 1e3, int(high) / 1e3, int(now or 0) / 1e3)
+    locked = [bool(one["locked"]) for one in found.values()]
+    if not locked:
+        return {"locked": "n/a: no clock can be read without sudo"}
+    hint = "yes" if all(locked) else "no: `sudo jetson_clocks` locks them until the next boot"
+    return {"locked": hint, **found}
+
+
+def _gpus(root: Path) -> list[Path]:
+    folders = sorted((root / "sys/class/devfreq").glob("*"))
+    return [one for one in folders if "gpu" in one.name or "gv11b" in one.name or "ga10b" in one.name]
+
+
+class GpuClockWatch(Watch):
+    """The highest clock of the GPU while the context was open; None where it cannot be read.
+
+    Highest, because it rests between runs and while trtexec starts: one that is capped under load has no high one.
+    """
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        super().__init__(0.2)
+        self._files = [folder / "cur_freq" for folder in _gpus(root)]
+        self.highest_mhz: float | None = None
+
+    def look(self) -> None:
+        """Raise the highest clock if it is higher now."""
+        for text in map(read_text, self._files):
+            if text.isdigit():
+                self.highest_mhz = max(self.highest_mhz or 0.0, int(text) / 1e6)
+
+
+def _clock(low_mhz: float, high_mhz: float, now_mhz: float) -> dict[str, Any]:
+    return {"min_mhz": low_mhz, "max_mhz": high_mhz, "now_mhz": now_mhz, "locked": low_mhz == high_mhz}
+
+
+def temperatures(root: Path) -> dict[str, float] | str:
+    """Return the temperature of each thermal zone that answers."""
+    found = {}
+    for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
+        value = read_text(zone / "temp")
+        if value.lstrip("-").isdigit():
+            found[read_text(zone / "type") or zone.name] = int(value) / 1000
+    return found or "n/a: no thermal zone can be read"
+
+
+def throttle_events(root: Path) -> dict[str, int] | str:
+    """Return the over-current events that the board has counted since boot."""
+    found = {}
+    for path in sorted((root / "sys/class/hwmon").glob("hwmon*/oc*_event_cnt")):
+        value = read_text(path)
+        if value.isdigit():
+            found[path.name.rpartition("_event_cnt")[0]] = int(value)
+    return found or "n/a: no oc*_event_cnt under /sys/class/hwmon"
+
+
+def cooling(root: Path) -> dict[str, int] | str:
+    """Return the state of each cooling device that is at work (0 is at rest); a clock capped by heat is one."""
+    found = {}
+    for device in sorted((root / "sys/class/thermal").glob("cooling_device*")):
+        value = read_text(device / "cur_state")
+        if value.isdigit():
+            found[read_text(device / "type") or device.name] = int(value)
+    return found or "n/a: no cooling device can be read"
+
+
+def changes(before: dict[str, Any] | None, after: dict[str, Any] | None) -> list[str]:
+    """Return one sentence for each reason that a Jetson's state gives not to trust what was measured meanwhile."""
+    if before is None or after is None:
+        return []
+    found = []
+    if str(after["clocks"]["locked"]) != "yes":
+        found.append(f"The clocks were not locked ({after['clocks']['locked']}).")
+    for what, sentence in (
+        ("throttle_events", "The board counted over-current events ({}) during the measurement."),
+        ("cooling", "The board cooled itself harder ({}) during the measurement: a clock may have been capped."),
+    ):
+        old, new = before[what], after[what]
+        if isinstance(old, dict) and isinstance(new, dict):
+            risen = [name for name, value in new.items() if value > old.get(name, 0)]
+            found += [sentence.format(", ".join(risen))] if risen else []
+    return found

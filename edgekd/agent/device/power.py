@@ -1,0 +1,159 @@
+"""Power of a Jetson's rails while something runs: the INA3221 sensors as files, else the lines of tegrastats."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from edgekd.agent.device.machine import Watch, read_text
+
+PERIOD_S = 0.1
+TOTALS = ("VDD_IN", "POM_5V_IN")
+"""Rails that feed the whole module; a board without one is summed over all its rails."""
+IDLE_S, BUSY_S = 10.0, 15.0
+_RAIL = re.compile(r"\b([A-Z][A-Z0-9_]+) (\d+)mW/\d+mW")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A way to read the power of each rail, in watts, now."""
+
+    name: str
+    read: Callable[[], dict[str, float]]
+    close: Callable[[], None] = lambda: None
+
+
+def find(root: Path = Path("/")) -> Source | str:
+    """Return what the rails are read from, or why they cannot be read, as "n/a: ..."."""
+    channels = _channels(root)
+    if channels and hwmon_watts(channels):
+        return Source("hwmon (INA3221)", lambda: hwmon_watts(channels))
+    tool = shutil.which("tegrastats")
+    if tool is not None:
+        return _tegrastats(tool)
+    return "n/a: no INA3221 sensor can be read and there is no tegrastats"
+
+
+def _channels(root: Path) -> list[tuple[str, Path, Path]]:
+    """Return label, millivolts and milliamperes of each connected channel; channel 7 is a sum of others."""
+    found = []
+    for device in sorted((root / "sys/bus/i2c/devices").glob("*")):
+        if not read_text(device / "name").startswith("ina3221"):
+            continue
+        for label in sorted(device.glob("hwmon/hwmon*/in*_label")):
+            number, name = label.name[2 : -len("_label")], read_text(label)
+            volts, amperes = label.with_name(f"in{number}_input"), label.with_name(f"curr{number}_input")
+            if number != "7" and name not in ("", "NC") and amperes.is_file():
+                found.append((name, volts, amperes))
+    return found
+
+
+def hwmon_watts(channels: list[tuple[str, Path, Path]]) -> dict[str, float]:
+    """Return the power of each channel that answers."""
+    readings = ((name, read_text(volts), read_text(amperes)) for name, volts, amperes in channels)
+    return {name: int(v) * int(a) / 1e6 for name, v, a in readings if v.isdigit() and a.isdigit()}
+
+
+def tegrastats_watts(line: str) -> dict[str, float]:
+    """Return the present power of each rail on a line of tegrastats: the first of `NAME 4890mW/4890mW[/4890mW]`."""
+    return {name: int(milliwatts) / 1000 for name, milliwatts in _RAIL.findall(line)}
+
+
+def _tegrastats(tool: str) -> Source:
+    command = [tool, "--interval", str(round(1000 * PERIOD_S))]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)  # noqa: S603
+    latest: dict[str, float] = {}
+
+    def follow() -> None:
+        assert process.stdout is not None
+        with process.stdout:
+            for line in process.stdout:
+                latest.update(tegrastats_watts(line))
+        latest.clear()  # one that ended reads nothing any more
+
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
+
+    def close() -> None:
+        process.terminate()
+        process.wait()
+        follower.join()
+
+    return Source("tegrastats", lambda: dict(latest), close)
+
+
+class Sampler(Watch):
+    """Reads a source every 0.1 s while the context is open."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(PERIOD_S)
+        self.source = source
+        self.samples: list[tuple[float, dict[str, float]]] = []
+
+    def look(self) -> None:
+        """Take a sample, if the source has one."""
+        watts = self.source.read()
+        if watts:
+            self.samples.append((time.time(), watts))
+
+    def mean_watts(self, start_s: float, end_s: float) -> dict[str, float] | None:
+        """Return the mean power of each rail between two Unix times, over the samples that have it.
+
+        None where fewer than ten samples fell, or fewer than half of those that the time has room for.
+        """
+        inside = [watts for at, watts in self.samples if start_s <= at <= end_s]
+        if len(inside) < max(10.0, (end_s - start_s) / PERIOD_S / 2):
+            return None
+        rails = sorted({name for watts in inside for name in watts})
+        return {name: fmean(watts[name] for watts in inside if name in watts) for name in rails}
+
+
+def total(rails: dict[str, float]) -> tuple[str, float]:
+    """Return the rails that make the total, and it in watts."""
+    whole = next((name for name in TOTALS if name in rails), None)
+    return (whole, rails[whole]) if whole else (" + ".join(sorted(rails)), sum(rails.values()))
+
+
+def energy(
+    source: Source, run: Callable[[float], dict[str, Any]], batch: int, idle_s: float = IDLE_S, busy_s: float = BUSY_S
+) -> dict[str, Any]:
+    """Return energy a run of `batch` images, gross and net of idle, from `idle_s` of rest and `busy_s` of running.
+
+    `run(seconds)` returns how many `runs` it did in which `seconds`, and the Unix time `end_unix_s` at the end.
+    """
+    with Sampler(source) as sampler:
+        begin = time.time()
+        time.sleep(idle_s)
+        idle = sampler.mean_watts(begin, time.time())
+        done = run(busy_s)
+        busy = sampler.mean_watts(done["end_unix_s"] - done["seconds"], done["end_unix_s"])
+    if idle is None or busy is None:
+        return {"energy": f"n/a: {source.name} gave too few readings"}
+    if idle.keys() != busy.keys():
+        one_sided = ", ".join(sorted(idle.keys() ^ busy.keys()))
+        return {"energy": f"n/a: {source.name} read {one_sided} at rest or at work only"}
+    rails, idle_w = total(idle)
+    _, gross_w = total(busy)
+    per_run_s = done["seconds"] / done["runs"]
+    return {
+        "source": source.name,
+        "rails": rails,
+        "period_s": PERIOD_S,
+        "idle_w": idle_w,
+        "gross_w": gross_w,
+        "net_w": gross_w - idle_w,
+        "gross_mj_per_run": 1000 * gross_w * per_run_s,
+        "net_mj_per_run": 1000 * (gross_w - idle_w) * per_run_s,
+        "batch": batch,
+        "runs": done["runs"],
+        "seconds": done["seconds"],
+        "rails_w": busy,
+    }

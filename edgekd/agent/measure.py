@@ -1,0 +1,262 @@
+"""Measure artefacts side by side: one child process each, rounds interleaved, one child computing at a time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from edgekd.agent.device.disturbance import warnings
+from edgekd.agent.device.environment import Environment, from_facts
+from edgekd.agent.device.machine import sha256_of
+from edgekd.agent.kernels import skip_reason
+from edgekd.agent.measurement import Activity, Comparison, Job, Measurement, Round, Settings, Skipped
+from edgekd.agent.protocol import AgentProcess, Local, Transport
+from edgekd.agent.runners.tensorrt import MISSING
+from edgekd.agent.runners.tensorrt_rules import uses_of
+from edgekd.errors import InputFileError, MachineError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    OnProgress = Callable[["Progress"], None]
+
+_OBSERVED_S = 0.5
+LOAD_TIMEOUT_S = 3600.0
+"""An engine of TensorRT takes minutes to build, on a small board many."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One finished step of a measurement: `done` of `total`."""
+
+    step: str  # load, warm-up or round
+    artefact: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Tools:
+    """Where a device keeps its own: trtexec, and the engines that are built there."""
+
+    trtexec: str | None = None
+    engines: str | None = None
+    engines_since_s: float | None = None
+    """The Unix time from which on engines that were used stay: when the work began."""
+
+    def to_request(self) -> dict[str, Any]:
+        """Return what a load request says of them."""
+        given = asdict(self)
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def measure(
+    jobs: Sequence[Job],
+    settings: Settings,
+    on_progress: OnProgress | None = None,
+    transport: Transport | None = None,
+    tools: Tools = Tools(),
+    while_waiting: Callable[[], None] = lambda: None,
+) -> Comparison:
+    """Measure all jobs by the protocol; what the runtime has no kernels for or cannot build is skipped with the reason.
+
+    `while_waiting` is called twice a second while an agent works, and may raise.
+
+    Raises:
+        InputFileError: a file is missing, changed on its way, or no model with one image input.
+        UsageError: two jobs share a name, or a file does not take this batch.
+        MachineError: the machine lacks a runtime, or an agent died or hung.
+    """
+    _check(jobs)
+    transport = transport or Local()
+    tools = replace(tools, engines_since_s=tools.engines_since_s or time.time())
+
+    def agent(name: str) -> AgentProcess:
+        return AgentProcess(name, transport.argv(), settings.reply_timeout_s, while_waiting=while_waiting)
+
+    with agent(transport.target) as scout:
+        wants_tensorrt = any(job.runtime == "tensorrt" for job in jobs)
+        environment = from_facts(scout.hello(tensorrt=wants_tensorrt, **tools.to_request()))
+        before = _activity(scout.ask("observe", seconds=_OBSERVED_S))
+    planned = plan(jobs, environment)
+    timed = [one for one in planned if isinstance(one, Job)]
+    found = {one.job: one for one in _measure(timed, settings, on_progress, transport, tools, agent)}
+    results = tuple(found[one] if isinstance(one, Job) else one for one in planned)
+    measured = [one for one in results if isinstance(one, Measurement)]
+    doubts = warnings(environment, settings, before, measured)
+    return Comparison(transport.target, environment, settings, before, results, doubts)
+
+
+def require_some(results: Sequence[Job | Measurement | Skipped]) -> None:
+    """Raise `MachineError` with the reasons when nothing of it runs on this machine."""
+    reasons = [f"{one.job.label}: {one.reason}" for one in results if isinstance(one, Skipped)]
+    if len(reasons) == len(results):
+        raise MachineError(f"nothing could be run: {'; '.join(reasons)}.")
+
+
+def plan(jobs: Sequence[Job], environment: Environment) -> list[Job | Skipped]:
+    """Return what is timed on this machine, one job for each engine of TensorRT, and what is not, with the reason."""
+    planned: list[Job | Skipped] = []
+    for job in jobs:
+        reason = skip_reason(job.kind, job.runtime, environment)
+        if reason is not None:
+            planned.append(Skipped(job, reason))
+        elif job.runtime == "tensorrt":
+            planned += _engines(job, environment)
+        else:
+            planned.append(job)
+    return planned
+
+
+def _engines(job: Job, environment: Environment) -> list[Job | Skipped]:
+    if environment.tensorrt is None:
+        raise MachineError(MISSING)
+    uses = uses_of(job.kind, environment.tensorrt["version"])
+    if isinstance(uses, str):
+        return [Skipped(job, uses)]
+    wanted = uses[:1] if job.first_engine else uses
+    return [replace(job, artefact=job.artefact + use.suffix, kind=use.kind, flags=use.flags) for use in wanted]
+
+
+def _check(jobs: Sequence[Job]) -> None:
+    names = [job.label for job in jobs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(f"{', '.join(twice)} is to be measured twice; give each artefact its own name.")
+    for job in jobs:
+        if not job.model.is_file():
+            raise InputFileError(f"{job.model} is not a file; nothing was measured.")
+
+
+def _measure(
+    jobs: Sequence[Job],
+    settings: Settings,
+    on_progress: OnProgress | None,
+    transport: Transport,
+    tools: Tools,
+    agent: Callable[[str], AgentProcess],
+) -> list[Measurement | Skipped]:
+    total, done = len(jobs) * (2 + settings.rounds), 0
+
+    def report(step: str, job: Job) -> None:
+        nonlocal done
+        done += 1
+        if on_progress is not None:
+            on_progress(Progress(step, job.label, done, total))
+
+    with ExitStack() as stack:
+        subjects: list[_Subject] = []
+        skipped: list[Measurement | Skipped] = []
+        for job in jobs:
+            process = stack.enter_context(agent(job.label))
+            with _or_skipped(job, skipped):
+                subjects.append(_Subject(job, settings, process, transport, tools))
+            report("load", job)
+        for subject in subjects:
+            with _or_skipped(subject.job, skipped):
+                subject.warm_up()
+            report("warm-up", subject.job)
+        subjects = [one for one in subjects if one.job not in [other.job for other in skipped]]
+        for number in range(settings.rounds):
+            # Every other round runs backwards (A B C, C B A), so that a steady drift weighs on all alike.
+            for subject in subjects if number % 2 == 0 else reversed(subjects):
+                subject.round()
+                report("round", subject.job)
+        return [*skipped, *(subject.measurement() for subject in subjects)]
+
+
+@contextmanager
+def _or_skipped(job: Job, skipped: list[Measurement | Skipped]) -> Iterator[None]:
+    """Note why an engine cannot be built or started: the others are measured all the same."""
+    try:
+        yield
+    except (MachineError, InputFileError) as error:
+        if job.runtime != "tensorrt":
+            raise
+        skipped.append(Skipped(job, "n/a: " + " | ".join(str(error).rstrip(".").splitlines())))
+
+
+def load_request(
+    job: Job, settings: Settings, transport: Transport, tools: Mapping[str, Any], *, spin_wait: bool = True
+) -> dict[str, Any]:
+    """Return the request that loads an artefact on its machine; threads that wait may spin, but not for energy."""
+    return {
+        "model": transport.place(job.model),
+        "sha256": sha256_of(job.model),
+        "runtime": job.runtime,
+        "threads": settings.threads,
+        "batch": settings.batch,
+        "image_shape": job.image_shape,
+        "input_name": job.input_name,
+        "declared": job.declared,
+        "flags": job.flags,
+        "seed": settings.seed,
+        "spin_wait": spin_wait,
+        **tools,
+    }
+
+
+class _Subject:
+    """One artefact in its own process, from loading to the last round."""
+
+    def __init__(self, job: Job, settings: Settings, agent: AgentProcess, transport: Transport, tools: Tools) -> None:
+        self.job, self._settings, self._agent = job, settings, agent
+        self._rounds: list[Round] = []
+        self._warm_up: dict[str, Any] = {}
+        request = load_request(job, settings, transport, tools.to_request())
+        self._load = agent.ask("load", timeout_s=max(LOAD_TIMEOUT_S, settings.reply_timeout_s), **request)
+
+    def warm_up(self) -> None:
+        self._warm_up = self._agent.ask(
+            "warm_up",
+            window=self._settings.warm_up_window,
+            agreement=self._settings.warm_up_agreement,
+            most_seconds=self._settings.warm_up_seconds,
+        )
+
+    def round(self) -> None:
+        reply = self._agent.ask(
+            "round",
+            runs=math.ceil(self._settings.min_runs / self._settings.rounds),
+            seconds=self._settings.min_seconds / self._settings.rounds,
+            settle_runs=self._settings.settle_runs,
+        )
+        self._rounds.append(Round(tuple(reply["samples_ms"]), _activity(reply)))
+
+    def measurement(self) -> Measurement:
+        memory = self._agent.ask("memory")  # before the profiled run, which opens a second session
+        executed = self._agent.ask("executed")
+        return Measurement(
+            job=self.job,
+            provider=self._load["provider"],
+            runtime_version=self._load["runtime_version"],
+            sha256=self._load["sha256"],
+            size_bytes=self._load["size_bytes"],
+            load_ms=self._load["load_ms"],
+            first_inference_ms=self._load["first_inference_ms"],
+            baseline_memory_bytes=memory["baseline_memory_bytes"],
+            peak_memory_bytes=memory["peak_memory_bytes"],
+            integer_nodes=executed["integer_nodes"],
+            compute_nodes=executed["compute_nodes"],
+            stable=self._warm_up["stable"],
+            warm_up_ms=tuple(self._warm_up["medians_ms"]),
+            rounds=tuple(self._rounds),
+            build_s=self._load["build_s"],
+            commands=tuple(self._load["commands"]),
+        )
+
+
+def _activity(reply: dict[str, Any]) -> Activity:
+    return Activity(
+        start_s=reply["start_s"],
+        end_s=reply["end_s"],
+        other_cpus=reply["other_cpus"],
+        stolen_cpus=reply["stolen_cpus"],
+        clock_mhz=reply["clock_mhz"],
+        throttle_events=reply["throttle_events"],
+        gpu_clock_mhz=reply.get("gpu_clock_mhz"),
+    )

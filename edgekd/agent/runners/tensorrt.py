@@ -1,0 +1,56 @@
+"""The TensorRT of a device: trtexec before the Python API, and what to say where there is neither."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from edgekd.agent.device.machine import gpu_names, read_text
+from edgekd.agent.refusal import RefusedError
+from edgekd.agent.runners import trtexec
+
+MISSING = (
+    "there is neither trtexec nor TensorRT's Python module on this device; on a Jetson: sudo apt-get install tensorrt "
+    "(one in another place: --trtexec PATH, with --on or to student.pyz)"
+)
+
+
+def find(given: str | None = None) -> dict[str, str] | None:
+    """Return `through` (trtexec's path, or python) and `version` of the TensorRT that would be used; None without."""
+    tool = trtexec.find(given)
+    if tool is not None:
+        return {"through": tool, "version": trtexec.version(tool)}
+    module = _module()
+    return None if module is None else {"through": "python", "version": str(module.__version__)}
+
+
+def _module() -> Any:
+    if importlib.util.find_spec("tensorrt") is None:
+        return None
+    try:
+        return importlib.import_module("tensorrt")
+    except (ImportError, OSError, RuntimeError):  # a wheel whose libraries are missing is no TensorRT
+        return None
+
+
+def gpu_identity() -> str:
+    """Return what an engine is bound to besides TensorRT's version."""
+    gpus = gpu_names()
+    return gpus[0] if gpus else read_text("/proc/device-tree/model") or "unknown GPU"
+
+
+def load(request: dict[str, Any]) -> Any:
+    """Return the model of a load request, its engine built or taken from the cache."""
+    request = {"engines": str(Path.home() / ".cache" / "edgekd" / "engines"), **request}
+    tool = trtexec.find(request.get("trtexec"))
+    if tool is not None:
+        return trtexec.TrtexecModel(request, tool, gpu_identity())
+    module = _module()
+    if module is None:
+        raise RefusedError("machine", MISSING)
+    from edgekd.agent.runners.cuda import Cuda
+    from edgekd.agent.runners.tensorrt_model import TensorRTModel
+
+    return TensorRTModel(request, module, Cuda(spin_wait=request.get("spin_wait", True)), gpu_identity())

@@ -1,0 +1,183 @@
+"""TensorRT through its own `trtexec`, which needs no Python package: build once, then one process a round."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from edgekd.agent.device import scratch
+from edgekd.agent.device.machine import RamWatch, ram_in_use
+from edgekd.agent.refusal import RefusedError
+from edgekd.agent.runners import tensorrt_rules as rules
+from edgekd.agent.runners.engines import cached, engine_key
+from edgekd.agent.runners.inputs import input_shape
+from edgekd.agent.runners.npy import ITEM_BYTES, full_batches, logits_reply, read_npy
+from edgekd.agent.runners.ort_model import model_file
+
+JETPACK = "/usr/src/tensorrt/bin/trtexec"
+BUILD_TIMEOUT_S = 3600.0
+BANNER_TIMEOUT_S = 60.0
+
+
+def find(given: str | None) -> str | None:
+    """Return the trtexec to use: the given one, JetPack's, the one on PATH."""
+    if given:
+        if shutil.which(given) is None:
+            raise RefusedError("machine", f"there is no program {given} (--trtexec) on this device")
+        return given
+    return shutil.which(JETPACK) or shutil.which("trtexec")
+
+
+def version(tool: str) -> str:
+    """Return the TensorRT version that trtexec's first line names."""
+    text = _run([tool, "--help"], BANNER_TIMEOUT_S)[1]
+    found = rules.version_of_banner(text)
+    if found is None:
+        line = text.strip().partition("\n")[0]
+        raise RefusedError("machine", f"{tool} does not say its TensorRT version; its first line is {line[:120]!r}")
+    return found
+
+
+_running: set[subprocess.Popen[bytes]] = set()
+
+
+def kill_running() -> None:
+    """End the trtexec that is at work: whoever waited for it is gone."""
+    for process in list(_running):
+        process.kill()
+
+
+def _run(command: list[str], timeout_s: float) -> tuple[int, str]:
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # noqa: S603
+    except OSError as error:
+        raise RefusedError("machine", f"{command[0]} cannot be started ({error.strerror})") from error
+    _running.add(process)
+    try:
+        log, _ = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired as error:
+        process.kill()
+        process.communicate()
+        raise RefusedError("machine", f"{command[0]} did not end within {timeout_s:g} s") from error
+    finally:
+        _running.discard(process)
+    return process.returncode, log.decode("utf-8", "replace")
+
+
+def run_trtexec(command: list[str], timeout_s: float) -> None:
+    """Run trtexec; a failure carries its own error lines."""
+    code, log = _run(command, timeout_s)
+    if code != 0 or "&&&& FAILED" in log:
+        lines = log.splitlines()
+        errors = [line for line in lines if "[E]" in line][-5:] or lines[-5:]
+        raise RefusedError("machine", f"`{shlex.join(command)}` failed (exit code {code}):\n" + "\n".join(errors))
+
+
+def first_values(file: Path) -> list[float]:
+    """Return the values of the first output of an --exportOutput file, which is no JSON where they are not finite."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        (found,) = re.findall(r'"values"\s*:\s*\[([^\]]+)\]', text)[:1]
+        return [float(value) for value in found.split(",")]  # nan, -nan, inf and -inf too
+    except (OSError, ValueError) as error:
+        raise RefusedError("machine", f"trtexec wrote no readable --exportOutput ({error})") from error
+
+
+class TrtexecModel:
+    """One engine; every round is a process of its own, timed by trtexec."""
+
+    load_ms: float | None = None
+    first_inference_ms: float | None = None
+    output_shapes: tuple[()] = ()
+
+    def __init__(self, request: dict[str, Any], tool: str, gpu: str) -> None:
+        self.path, self.sha256 = model_file(request)
+        self.tool, self.runtime_version = tool, version(tool)
+        self.provider = "trtexec, GPU compute"
+        self.batch, self.name = request["batch"], request["input_name"]
+        self.input_shape = input_shape(self.path, request["declared"], self.batch, request["image_shape"])
+        flags = list(request.get("flags", ()))
+        shape = "x".join(map(str, self.input_shape))
+        shapes = [f"--shapes={self.name}:{shape}"] if None in request["declared"] else []
+        key = engine_key("trtexec", self.sha256, self.runtime_version, gpu, *flags, *shapes)
+        self.commands: list[str] = []
+
+        def build(engine: Path) -> None:
+            onnx = [f"--onnx={self.path}", f"--saveEngine={engine}"]
+            command = [tool, *onnx, *rules.build_flags(self.runtime_version), *flags, *shapes]
+            self.commands.append(shlex.join(command))
+            run_trtexec(command, BUILD_TIMEOUT_S)
+
+        since_s = request.get("engines_since_s", math.inf)
+        engine, self.build_s = cached(Path(request["engines"]), key, build, used_since_s=since_s)
+        self.baseline = self._peak = ram_in_use()
+        self._base = [tool, f"--loadEngine={engine}", *shapes]
+        self.commands.append(shlex.join([*self._base, *rules.timing_flags(self.runtime_version)]))
+
+    def _times(self, runs: int, seconds: float, *, spin_wait: bool) -> tuple[list[dict[str, float]], float]:
+        """Return trtexec's own times of one process, without its warm-up, and the Unix time at which they ended."""
+        with scratch.folder() as folder:
+            times = folder / "times.json"
+            duration = math.ceil(seconds)
+            limits = ["--warmUp=200", f"--duration={duration}", f"--iterations={runs}", f"--exportTimes={times}"]
+            flags = rules.timing_flags(self.runtime_version, spin_wait=spin_wait)
+            with RamWatch() as watch:
+                run_trtexec([*self._base, *flags, *limits], BUILD_TIMEOUT_S)
+            self._peak = max(self._peak or 0, watch.peak_bytes or 0) or None
+            try:
+                found = json.loads(times.read_text(encoding="utf-8"))
+                ended = times.stat().st_mtime
+            except (OSError, ValueError) as error:
+                raise RefusedError("machine", f"{self.tool} wrote no readable --exportTimes ({error})") from error
+        if not found:
+            raise RefusedError("machine", f"{self.tool} timed not one run of {self.path.name}")
+        return found, ended
+
+    def settle(self, runs: int) -> None:
+        """Do nothing: trtexec warms up by itself at the start of each process."""
+
+    def samples(self, runs: int, seconds: float, most_seconds: float) -> list[float]:
+        """Return the milliseconds of GPU compute of each run; a window is never cut short here."""
+        found, _ended = self._times(max(1, runs), min(seconds, most_seconds), spin_wait=True)
+        return [float(one["computeMs"]) for one in found]
+
+    def sustain(self, seconds: float) -> tuple[int, float, float]:
+        """Run without spin wait; return how often, for how many seconds, and the Unix time at the end."""
+        found, ended = self._times(1, seconds, spin_wait=False)
+        span_ms = max(one["endComputeMs"] for one in found) - min(one["startEnqMs"] for one in found)
+        return len(found), span_ms / 1000, ended
+
+    def logits(self, path: str) -> dict[str, Any]:
+        """Return the first output for the images of an .npy file."""
+        dtype, shape, data = read_npy(Path(path))
+        if shape[1:] != self.input_shape[1:]:
+            raise RefusedError("file", f"{path} holds images of {shape[1:]}; the engine takes {self.input_shape[1:]}")
+        image_bytes = ITEM_BYTES[dtype] * math.prod(shape[1:])
+        rows: list[list[float]] = []
+        for images, count in full_batches(data, image_bytes, self.batch):
+            rows += self._outputs(images)[:count]
+        return logits_reply(rows)
+
+    def _outputs(self, images: bytes) -> list[list[float]]:
+        with scratch.folder() as folder:
+            feed, out = folder / "in.bin", folder / "out.json"
+            feed.write_bytes(images)
+            once = ["--warmUp=0", "--duration=0", "--iterations=1"]
+            run_trtexec([*self._base, *once, f"--loadInputs={self.name}:{feed}", f"--exportOutput={out}"], 600.0)
+            values = first_values(out)
+        width = len(values) // self.batch
+        return [values[start : start + width] for start in range(0, len(values), width)]
+
+    def peak_memory_bytes(self) -> int | None:
+        """Return the most RAM that the whole device had in use while trtexec ran; a Jetson's GPU shares it."""
+        return self._peak
+
+    def executed(self) -> dict[str, Any]:
+        """Return that trtexec does not say which layers ran as integers."""
+        return {"integer_nodes": None, "compute_nodes": None, "providers": ["TensorRT"]}

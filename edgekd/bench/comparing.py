@@ -1,0 +1,162 @@
+"""From raw comparisons to results.json: rows, verdicts and warnings, whichever machine they were made on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.agent.measurement import Comparison, Settings
+from edgekd.agent.schema import maybe, number, table
+from edgekd.bench import rows as tables
+from edgekd.bench.rows import Row, SkippedRow
+from edgekd.bench.verdict import verdict
+from edgekd.errors import InputFileError
+from edgekd.export.ort_session import PRECISION, integer_node_share
+from edgekd.recipe import BenchTable
+from edgekd.run.directory import Record, RunDir
+from edgekd.run.left_out import LeftOut, read_whole
+from edgekd.text import first_line
+
+if TYPE_CHECKING:
+    from edgekd.agent.schema import Check
+
+
+def settings_of(table: BenchTable) -> list[Settings]:
+    """Return the settings of each comparison that a recipe asks for."""
+    each = {"rounds": table.rounds, "min_runs": table.min_runs, "min_seconds": table.min_seconds}
+    return [Settings(batch=batch, threads=threads, **each) for batch in table.batch for threads in table.threads]  # type: ignore[arg-type]
+
+
+def results_of(comparisons: Sequence[Comparison], folder: Path, run: RunDir | None) -> dict[str, Any]:
+    """Return the content of results.json; the files that were measured lie in `folder`."""
+    results: list[Row | SkippedRow] = []
+    warnings: list[str] = []
+    for comparison in comparisons:
+        results += [_by_its_own_rules(row, folder) for row in tables.rows(comparison)]
+        found_here = [*comparison.warnings, *_saturation(comparison)]
+        warnings += [warning for warning in found_here if warning not in warnings]
+    written = [row.to_json() for row in results]
+    target = comparisons[0].target if comparisons else None
+    found = {"target": target, "results": written, "verdicts": verdicts(written, run), "warnings": warnings}
+    return found if run is None else {"data_free": run.data_free(), **found}
+
+
+def _saturation(comparison: Comparison) -> list[str]:
+    """Say that the default mode, which is timed, saturates on an x86 without VNNI; no other measurement runs in it."""
+    machine, jobs = comparison.environment, [one.job for one in comparison.measurements]
+    files = [job.artefact for job in jobs if (job.kind, job.runtime) == ("int8-cpu-x86", "ort-cpu")]
+    if not files or machine.int8_instructions or not machine.x86:
+        return []
+    return [
+        f"{files[0]} was timed in ONNX Runtime's default mode, which saturates on a CPU without VNNI; its agreement "
+        f"and accuracy are those of {PRECISION}=1, which takes longer there (docs/export.md)."
+    ]
+
+
+def _by_its_own_rules(row: Row | SkippedRow, folder: Path) -> Row | SkippedRow:
+    """Say of an ARM file that is not timed here what share of it ONNX Runtime runs as integers on ARM."""
+    file = folder / row.artefact
+    if isinstance(row, Row) or row.kind != "int8-cpu-arm" or row.runtime != "ort-cpu" or not file.is_file():
+        return row
+    share = integer_node_share(file, arm_rules=True).share
+    return replace(row, integer_share=share, skipped=f"{row.skipped}; integer share by ARM rules: {share:.0%}")
+
+
+def verdicts(
+    results: Sequence[Mapping[str, Any]], run: RunDir | None, left_out: LeftOut | None = None
+) -> dict[str, str]:
+    """Return one sentence for each comparison and runtime, with what is known of accuracy by now.
+
+    What is known in a file that cannot be read is left out, and named.
+    """
+    left_out = LeftOut() if left_out is None else left_out
+    found: dict[str, str] = {}
+    rows = [tables.from_json(dict(row)) for row in results]
+    several = len({row.runtime for row in rows}) > 1
+    known, agreed = None, None
+    if run is not None:
+        known, agreed = left_out.unless(accuracies, run), left_out.unless(agreements, run)
+    for row in rows:
+        name = f"batch {row.batch}, threads {row.threads}" + (f", {row.runtime}" if several else "")
+        peers = [one for one in rows if (one.batch, one.threads, one.runtime) == (row.batch, row.threads, row.runtime)]
+        found.setdefault(name, (f"{row.runtime}: " if several else "") + verdict(peers, known, agreed))
+    return found
+
+
+def fitting(path: Path, **checks: Check) -> Any:
+    """Read a JSON file of a run in which what stands under these keys is as it should be; else an `InputFileError`."""
+    value = read_whole(path, dict)
+    try:
+        for key, check in checks.items():
+            check(value[key], key)
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputFileError(f"{path} does not hold what belongs there ({first_line(error)}).") from error
+    return value
+
+
+def shares(run: RunDir) -> dict[str, float | None] | None:
+    """Return the synthetic agreement of each artefact with the one before it in export's chain; None without one."""
+    path = run.stage("export") / "agreement.json"
+    if not path.is_file():
+        return None
+    chain = fitting(path, chain=_chain)["chain"]
+    return {link.rpartition("-> ")[2]: value["share"] for link, value in chain.items()}
+
+
+def agreements(run: RunDir) -> dict[str, float] | None:
+    """Return the synthetic agreement of each file with the student, where export's chain knows it."""
+    found = shares(run)
+    if found is None:
+        return None
+    return {file: share for file, share in found.items() if share is not None and file.endswith(".onnx")}
+
+
+def accuracies(run: RunDir) -> dict[str, float]:
+    """Return the accuracy of each artefact by the newest evaluation, where it was of the present file."""
+    found = sorted(run.stage("eval").glob("[!.]*.json"), key=lambda path: path.stat().st_mtime_ns)
+    if not found:
+        return {}
+    newest, hashes = fitting(found[-1], accuracy=ACCURACY), _hashes(run)
+    return {k: v for k, v in newest["accuracy"].items() if newest["artefacts_sha256"][k] == hashes.get(k)}
+
+
+ACCURACY = table(number(0, 1))
+
+
+def _chain(value: Any, place: str) -> None:
+    table(lambda one, here: maybe(number(0, 1))(one["share"], f"{here}.share"))(value, place)
+
+
+def _hashes(run: RunDir) -> dict[str, str]:
+    """Return the recorded hash of every artefact that eval measures, under eval's names."""
+    hashes = {}
+    for stage in ("teacher", "select", "export"):
+        record = Record.read(run.stage(stage))
+        for name, value in ({} if record is None else record.outputs).items():
+            hashes[name if name.endswith(".onnx") else Path(name).stem] = value
+    return hashes
+
+
+def samples_of(comparison: Comparison) -> dict[str, Any]:
+    """Return settings and every sample of a comparison, by round."""
+    return {
+        "settings": asdict(comparison.settings),
+        "samples_ms": {
+            found.job.label: [list(round_.samples_ms) for round_ in found.rounds] for found in comparison.measurements
+        },
+    }
+
+
+def folder_of(target: str) -> str:
+    """Return the folder of a target's results: bench/<target>."""
+    name = re.sub(r"[^A-Za-z0-9@._-]", "_", target).lstrip(".") or "device"
+    return f"bench/{name if name != 'local' else 'local-device'}"
+
+
+def targets(run: RunDir) -> list[Path]:
+    """Return the folders with measurements, this machine's first."""
+    found = sorted(path.parent for path in run.stage("bench").glob("*/samples.json") if path.parent.name[:1] != ".")
+    return sorted(found, key=lambda path: path.name != "local")

@@ -1,0 +1,147 @@
+"""Golden inputs, seeded noise and no synthetic image, and the logits that this machine computes for them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from edgekd.agent.kernels import Arithmetic, kind_of
+from edgekd.agent.measurement import Job
+from edgekd.agent.runners.inputs import noise
+from edgekd.agent.runners.ort_model import INTEGER_OPS
+from edgekd.errors import InputFileError, UsageError
+from edgekd.export import ort_session
+
+IMAGES, SEED = 8, 20250115
+_TYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.UINT8: "uint8"}
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What an ONNX classifier takes: one image input."""
+
+    name: str
+    dtype: str
+    image_shape: tuple[int, ...]
+    declared: tuple[int | None, ...]
+    """The whole shape as the file has it, None where it is open: no number, or one below 1."""
+    arithmetic: Arithmetic
+
+    @property
+    def batch(self) -> int | None:
+        """Return the batch of the file, None for any."""
+        return self.declared[0]
+
+
+def signature(file: Path, image_shape: tuple[int, ...] | None = None) -> Signature:
+    """Read the input of an ONNX file; `image_shape` fills what the file leaves open.
+
+    Raises:
+        InputFileError: it is no ONNX file, has not one image input, or keeps its weights in another file.
+        UsageError: the image size is open and not given, or not the given one.
+    """
+    try:
+        model = onnx.load(str(file), load_external_data=False)
+    except Exception as error:  # protobuf's own errors have no common base
+        raise InputFileError(f"{file} is not a readable ONNX file ({type(error).__name__}: {error}).") from error
+    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        raise InputFileError(
+            f"{file} keeps its weights in a second file, which neither its size nor its hash would cover; save it "
+            "as one file (onnx.save of onnx.load without external data)."
+        )
+    known = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in known]
+    if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type not in _TYPES:
+        raise InputFileError(f"{file} must have one float or uint8 image input to be measured.")
+    sizes = tuple(d.dim_value if d.dim_value > 0 else None for d in inputs[0].type.tensor_type.shape.dim)
+    if not sizes:
+        raise InputFileError(f"{file} must have an image input with a batch, not a single number.")
+    rest = sizes[1:] if image_shape is None else image_shape
+    if len(rest) != len(sizes) - 1 or any(have not in (None, want) for have, want in zip(sizes[1:], rest, strict=True)):
+        raise UsageError(f"the input of {file} is {_written(sizes)}; {_written(rest)} does not fit it.")
+    if any(size is None for size in rest):
+        raise UsageError(f"{file} leaves the size of an image open; give it with --input, such as --input 3x224x224.")
+    shape = tuple(int(size) for size in rest if size is not None)
+    dtype = _TYPES[inputs[0].type.tensor_type.elem_type]
+    return Signature(inputs[0].name, dtype, shape, sizes, _arithmetic(model.graph))
+
+
+def _arithmetic(graph: onnx.GraphProto) -> Arithmetic:
+    """Return the coarsest numbers a file computes with: quantised, half precision weights or casts, else float."""
+    if any("quantize" in node.op_type.lower() or node.op_type in INTEGER_OPS for node in graph.node):
+        return "int8"
+    casts = (attribute.i for node in graph.node if node.op_type == "Cast" for attribute in node.attribute)
+    types = {*casts, *(tensor.data_type for tensor in graph.initializer)}
+    return "fp32" if types.isdisjoint((TensorProto.FLOAT16, TensorProto.BFLOAT16)) else "fp16"
+
+
+def _written(shape: tuple[int | None, ...]) -> str:
+    return "x".join("?" if size is None else str(size) for size in shape)
+
+
+def described(job: Job) -> Job:
+    """Return the job with what a device needs to know of its input."""
+    known = signature(job.model, job.image_shape)
+    return replace(
+        job,
+        image_shape=known.image_shape,
+        input_name=known.name,
+        declared=known.declared,
+        arithmetic=known.arithmetic,
+    )
+
+
+def images(known: Signature) -> NDArray[Any]:
+    """Return the golden inputs: a few, and a whole number of batches where the batch is fixed."""
+    count = IMAGES if known.batch is None else known.batch * math.ceil(IMAGES / known.batch)
+    drawn: NDArray[Any] = noise(np, [count, *known.image_shape], known.dtype, SEED)
+    return drawn
+
+
+def to_npy(array: NDArray[Any]) -> bytes:
+    """Return the bytes of an .npy file."""
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def logits(file: Path, inputs: NDArray[Any]) -> list[list[float]]:
+    """Return the N x K logits of an ONNX file in ONNX Runtime on this CPU, by the rules of the file's own target."""
+    kind, known = kind_of(file.name), signature(file, inputs.shape[1:])
+    session = ort_session.open_for_target(file, kind)
+    step = known.batch or len(inputs)
+    found = [ort_session.logits(session, inputs[first : first + step]) for first in range(0, len(inputs), step)]
+    rows: list[list[float]] = np.concatenate(found).reshape(len(inputs), -1).tolist()
+    return rows
+
+
+def write_files(jobs: Sequence[Job], folder: Path) -> dict[Path, tuple[Path, list[list[float]]]]:
+    """Write the golden inputs of each model, one file an input type and size; return them with the host's logits."""
+    found: dict[Path, tuple[Path, list[list[float]]]] = {}
+    for job in jobs:
+        if job.model in found:
+            continue
+        known = signature(job.model, job.image_shape)
+        inputs = images(known)
+        size = "x".join(map(str, inputs.shape))
+        file = folder / f"golden-{known.dtype}-{size}.npy"
+        if not file.is_file():
+            file.write_bytes(to_npy(inputs))
+        found[job.model] = (file, logits(job.model, inputs))
+    return found
+
+
+def array_in(reply: dict[str, Any]) -> NDArray[Any]:
+    """Return the array of a `logits` reply, bit for bit."""
+    data = base64.b64decode(reply["base64"], validate=True)
+    return np.frombuffer(data, dtype=np.dtype(reply["dtype"])).reshape(reply["shape"])

@@ -1,0 +1,205 @@
+"""What students cost before one is trained: their size, and the FP32 latency of the untrained network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from edgekd import console, rng
+from edgekd.agent.device import scratch
+from edgekd.agent.kernels import Runtime
+from edgekd.agent.measure import Progress, measure
+from edgekd.agent.measurement import Comparison, Job, Settings, Skipped
+from edgekd.bench.latency import summarise
+from edgekd.errors import EdgekdError, InputFileError, MachineError, UsageError
+from edgekd.export.onnx_export import export_fp32
+from edgekd.models import footprint, registry
+from edgekd.models.footprint import Footprint
+from edgekd.models.stems import Shape
+from edgekd.stopping import Stop
+from edgekd.text import first_line, listed
+
+Measurer = Callable[[Sequence[Job], Settings, Callable[[Progress], None] | None], Comparison]
+"""A way to measure jobs: `measure` here, or a device that is held."""
+SETTINGS = Settings(rounds=3, min_runs=30, min_seconds=0.6, warm_up_seconds=3.0)
+"""At least two seconds of timing a student: enough to tell 2 ms from 3 ms, not 2.0 ms from 2.1 ms."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A student by name, with what is known of it so far."""
+
+    name: str
+    size: Footprint | None = None
+    latency_ms: float | None = None
+    """Median latency of one image, FP32."""
+    reason: str | None = None
+    """Why the student is not to be had for this input, or not to be measured."""
+    warnings: tuple[str, ...] = ()
+    """What speaks against the measurement."""
+
+    def fits(self, budget_ms: float) -> bool | None:
+        """Return whether its latency is within the budget; None where it is unknown."""
+        return None if self.latency_ms is None else self.latency_ms <= budget_ms
+
+    def to_json(self, budget_ms: float | None) -> dict[str, Any]:
+        """Return a flat row; what is unknown is None."""
+        size = {one.name: None for one in fields(Footprint)} if self.size is None else asdict(self.size)
+        fits = None if budget_ms is None else self.fits(budget_ms)
+        row = {"student": self.name, **size, "latency_ms": self.latency_ms, "fits": fits, "reason": self.reason}
+        return {**row, "warnings": list(self.warnings)}
+
+
+def size_up(names: Iterable[str], shape: Shape, classes: int) -> list[Candidate]:
+    """Return each student with its size, or with the reason why it cannot be built for this input."""
+    found = []
+    for name in names:
+        try:
+            found.append(Candidate(name, footprint.build(name, input_shape=shape, classes=classes, seed=0)[1]))
+        except (UsageError, InputFileError, MachineError) as error:
+            found.append(Candidate(name, reason=str(error)))
+    return found
+
+
+def time_each(
+    candidates: Sequence[Candidate],
+    shape: Shape,
+    classes: int,
+    *,
+    stop: Stop,
+    threads: int = 1,
+    measurer: Measurer = measure,
+    runtime: Runtime = "ort-cpu",
+    enough: Callable[[Candidate], bool | None] = lambda _: False,
+) -> list[Candidate]:
+    """Measure untrained students one after the other, in FP32 and batch 1, until one is `enough`.
+
+    Each is exported into a temporary folder and measured by the protocol of docs/benchmarking.md, by `measurer` in
+    `runtime` on its machine. Returns all candidates, in order; what cannot be exported or run
+    carries the reason.
+
+    Raises:
+        MachineError: the machine lacks a runtime, or its agent died.
+    """
+    settings = replace(SETTINGS, threads=threads)
+    timed: list[Candidate] = []
+    with console.progress("students", len(candidates)) as bar, scratch.folder() as folder:
+        for one in candidates:
+            stop.raise_if_requested("measuring students")
+            if one.reason is None:
+                file = folder / "student.onnx"  # one name: on a device each replaces the one before
+                try:
+                    one = _timed(one, shape, classes, file, settings, measurer, runtime, stop)
+                except (UsageError, InputFileError) as error:
+                    one = replace(one, reason=str(error))
+                file.unlink(missing_ok=True)
+            timed.append(one)
+            bar.update(len(timed), one.name if one.latency_ms is None else f"{one.name} {one.latency_ms:.2f} ms")
+            if enough(one):
+                break
+    return [*timed, *candidates[len(timed) :]]
+
+
+def largest_within(
+    budget_ms: float,
+    shape: Shape,
+    classes: int,
+    *,
+    below_macs: int,
+    stop: Stop,
+    threads: int = 1,
+    measurer: Measurer = measure,
+    runtime: Runtime = "ort-cpu",
+    where: str = "here",
+) -> tuple[Candidate, list[Candidate]]:
+    """Return the student of the zoo with the most MACs that keeps the budget, and the larger ones that do not.
+
+    MACs stand for accuracy: parameters of a wide last layer cost a budget nothing. Students with as many as the
+    teacher, `below_macs`, or more are left out.
+
+    Raises:
+        UsageError: no student has fewer MACs than the teacher.
+        MachineError: none keeps the budget.
+    """
+    known = [(one.size.macs, one) for one in size_up(registry.student_names(), shape, classes) if one.size is not None]
+    smaller = [one for macs, one in sorted(known, key=lambda pair: -pair[0]) if macs < below_macs]
+    if not smaller:
+        raise UsageError(f"no student of the zoo has fewer MACs than the teacher's {below_macs:,}; name a --student.")
+    if len(smaller) < len(known):
+        left_out = [one.name for macs, one in known if macs >= below_macs]
+        console.say(f"auto     left out, having no fewer MACs than the teacher: {listed(left_out)}")
+    timed = time_each(
+        smaller,
+        shape,
+        classes,
+        stop=stop,
+        threads=threads,
+        measurer=measurer,
+        runtime=runtime,
+        enough=lambda one: one.fits(budget_ms),
+    )
+    place = next((i for i, one in enumerate(timed) if one.fits(budget_ms)), None)
+    if place is None:
+        raise MachineError(_nothing_fits(timed, budget_ms, where))
+    return timed[place], timed[:place]
+
+
+def _nothing_fits(timed: list[Candidate], budget_ms: float, where: str) -> str:
+    measured = [(one.latency_ms, one.name) for one in timed if one.latency_ms is not None]
+    if not measured:
+        return f"no student could be measured {where}: {timed[0].name}: {timed[0].reason}"
+    latency_ms, name = min(measured)
+    return (
+        f"no student keeps {budget_ms:g} ms {where} in FP32; the fastest, {name}, takes {latency_ms:.2f} ms. "
+        f"Give a larger --budget-ms, or a narrower network such as --student mobilenetv2@0.35."
+    )
+
+
+def _timed(
+    one: Candidate,
+    shape: Shape,
+    classes: int,
+    file: Path,
+    settings: Settings,
+    measurer: Measurer,
+    runtime: Runtime,
+    stop: Stop,
+) -> Candidate:
+    try:
+        export_fp32(settled(one.name, shape, classes), shape, file)
+    except EdgekdError:
+        raise
+    except Exception as error:  # foreign networks may raise anything
+        raise UsageError(f"{one.name} cannot be exported: {type(error).__name__}: {first_line(error)}") from error
+    comparison = measurer(
+        [Job(one.name, file, "fp32", runtime, first_engine=True)],
+        settings,
+        lambda _: stop.raise_if_requested("measuring students"),
+    )
+    found = next((measured for measured in comparison.measurements if measured.job.kind == "fp32"), None)
+    if found is None:
+        reasons = [skipped.reason for skipped in comparison.results if isinstance(skipped, Skipped)]
+        return replace(one, reason=f"{one.name}: {'; '.join(reasons)}")
+    p50_ms = summarise([piece.samples_ms for piece in found.rounds], settings.batch).p50_ms
+    return replace(one, latency_ms=p50_ms, warnings=comparison.warnings)
+
+
+def settled(name: str, shape: Shape, classes: int) -> nn.Module:
+    """Build a student whose BatchNorm statistics are those of noise.
+
+    With the initial ones the activations of a deep network shrink from layer to layer, down to denormal numbers,
+    which a CPU multiplies many times slower than those of a trained network.
+    """
+    network = registry.build(name, input_shape=shape, classes=classes, seed=0)
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = None  # the average over all batches seen: of this one
+    with torch.no_grad(), rng.forked_global(0, "students"):
+        network.train()(torch.randn(4, *shape))
+    return network.eval()

@@ -1,0 +1,101 @@
+"""The arguments and options that several verbs of the command line share, and what all verbs have in common."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgekd.errors import Interrupted
+from edgekd.models import trust
+
+RunArgument = Annotated[
+    str, typer.Argument(metavar="[RUN]", help="Run to work on; the newest fitting one if left out.")
+]
+Teacher = Annotated[  # whether it can be read is said once, by what reads it, as of every other file that is unusable
+    Path,
+    typer.Argument(metavar="TEACHER", readable=False, help="The teacher's checkpoint (.pt, .pth, .safetensors)."),
+]
+RunOption = Annotated[
+    str, typer.Option("--run", metavar="NAME", help="Name of the run; runs/<teacher>-<student> by default.")
+]
+Data = Annotated[
+    Path | None, typer.Option("--data", metavar="DIR", help="Real images, one folder per class; for numbers only.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+MaxSeconds = Annotated[
+    float | None, typer.Option(min=0, metavar="N", help="Stop and save after N seconds (exit code 8).")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any recipe key (docs/recipe.md).")
+]
+BudgetMs = Annotated[
+    float | None,
+    typer.Option("--budget-ms", min=0.001, metavar="X", help="FP32 latency here, or there with --on, in ms."),
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what the run holds and start anew.")]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:i.")]
+Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads; by default the usable CPUs.")]
+Arch = Annotated[
+    str, typer.Option(metavar="NAME", help="Teacher architecture, or package.module:factory; inferred by default.")
+]
+Input = Annotated[
+    str, typer.Option("--input", metavar="CxHxW", help="Input shape, such as 3x32x32; inferred by default.")
+]
+Normalize = Annotated[str, typer.Option(metavar="NAME", help="imagenet, cifar10, cifar100, mnist or none.")]
+Mean = Annotated[str, typer.Option(metavar="M[,M,M]", help="Mean per channel of pixels in [0, 1].")]
+Std = Annotated[str, typer.Option(metavar="S[,S,S]", help="Standard deviation per channel.")]
+Classes = Annotated[str, typer.Option(metavar="FILE", help="Class names, one a line.")]
+AcceptMapping = Annotated[bool, typer.Option("--accept-mapping", help="Accept the shown mapping of parameter names.")]
+On = Annotated[str, typer.Option("--on", metavar="USER@HOST", help="Measure on this device, over ssh.")]
+RemotePython = Annotated[str, typer.Option("--python", metavar="PATH", help="With --on: the Python there.")]
+Trtexec = Annotated[str, typer.Option(metavar="PATH", help="With --on: trtexec there (JetPack's, or on PATH).")]
+TrustPickle = Annotated[bool, typer.Option("--trust-pickle", help="Run the code inside a pickled module.")]
+TrustCode = Annotated[
+    list[str] | None,
+    typer.Option("--trust-code", metavar="HASH", help="Run the code of this hash, which a refusal printed."),
+]
+
+Int8 = Annotated[bool | None, typer.Option("--int8/--no-int8", help="Also write INT8 files.")]
+Target = Annotated[
+    str, typer.Option("--target", metavar="NAME", help="Whom the INT8 files are for: cpu, tensorrt or all.")
+]
+Uint8Input = Annotated[
+    bool | None, typer.Option("--uint8-input/--float-input", help="Put the normalisation into the graph.")
+]
+Qat = Annotated[
+    bool | None, typer.Option("--qat/--no-qat", help="Fine-tune for an INT8 file that misses its gate otherwise.")
+]
+CalibData = Annotated[
+    Path | None, typer.Option("--calib-data", metavar="DIR", help="Say how far INT8 ranges clip real images.")
+]
+CalibrateOnReal = Annotated[
+    str, typer.Option("--calibrate-on-real", metavar="DIR", help="Set INT8 ranges from real images: not data-free.")
+]
+StudentWeights = Annotated[
+    Path | None, typer.Option("--student-weights", metavar="FILE", help="Export this student from elsewhere.")
+]
+StudentArch = Annotated[str, typer.Option("--arch", metavar="NAME", help="Architecture of that student.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for that student's files.")]
+
+
+def verb(function: Callable[..., None]) -> Callable[..., None]:
+    """Turn Ctrl-C outside of the graceful loops into the interrupted exit code, and take up --trust-code."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        try:
+            with trust.session(kwargs.get("trust_code") or ()):
+                function(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted; the same command continues.", 2) from None
+
+    return wrapper
+
+
+def examples(*lines: str) -> str:
+    """Return the epilog that ends each --help."""
+    return "[bold]Examples[/]\n\n" + "\n\n".join(f"  $ {line}" for line in lines)

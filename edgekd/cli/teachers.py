@@ -1,0 +1,126 @@
+"""The verb that reads a teacher, and what the verbs say of one."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from edgekd import console, pipeline
+from edgekd.cli.common import Options, approve, at_work, named_run, open_run, run_called, typed, wanted_recipe
+from edgekd.cli.flags import Changes, approve_typed, combine
+from edgekd.errors import InputFileError, UsageError
+from edgekd.ingestion import foreign
+from edgekd.ingestion.teacher import mapping_in_short
+from edgekd.pipeline import afresh
+from edgekd.recipe.names import name_problem
+from edgekd.run.directory import Record, RunDir, read_json
+from edgekd.stages.catalog import INGEST
+
+MAPPED_LINES = 20
+
+
+def ingest(teacher: Path | None, name: str, flags: Changes, options: Options) -> None:
+    """Read a teacher, or change the pixel metadata of a run."""
+    approve_typed(flags)
+    if teacher is None and not name:
+        raise UsageError("ingest takes a TEACHER, or --run NAME to set the normalisation of a run.")
+    if teacher is not None:
+        run = run_of(teacher, name)
+        flags = combine(flags, {"teacher": {"file": str(teacher)}})
+    else:
+        run = open_run(name)
+    with at_work(run, options, teacher=teacher) as stop:
+        recipe = pipeline.adopt(run, wanted_recipe(run, flags))
+        approve(run, recipe, teacher=Record.read(run.stage("teacher")) is None, student=False)
+        pipeline.advance(run, recipe, INGEST, stop=stop)
+    description, pixels = (read_json(run.stage("teacher") / file) for file in ("teacher.json", "pixels.json"))
+    if options.json:
+        console.print_json({"run": run.name, **description, **pixels, "teacher_probe": _timing(run)})
+    _say_what_it_is(run, description, pixels)
+    probe = description["probe"]
+    console.closing(
+        f"{run.stage('teacher')}/teacher.json",
+        f"{description['arch']}, {description['classes']} classes, {probe['parameters']:,} parameters, "
+        f"{probe['macs']:,} MACs",
+        f"edgekd distill {shlex.quote(recipe.teacher.file)} --run {typed(run)}",
+    )
+
+
+def run_of(teacher: Path, name: str, label: str = "") -> RunDir:
+    """Return the run that a teacher is read into: the named one, else one called after the file and `label`.
+
+    Raises InputFileError where there is no such file, unless it moved away from a run that has it already.
+    """
+    try:
+        str(teacher).encode()
+    except UnicodeEncodeError:
+        raise InputFileError(f"the name of {str(teacher)!r} is not in UTF-8; rename the file.") from None
+    label = f"{teacher.stem.strip('.- ') or 'teacher'}{label}"
+    try:
+        foreign.require_file(teacher)
+    except InputFileError:
+        if os.access(teacher, os.F_OK) or name_problem(label):
+            raise
+        run = named_run(name) if name else run_called(label)
+        afresh.recover(run)
+        if not run.recipe_file.is_file():
+            raise
+        return run
+    return named_run(name) if name else run_called(label)
+
+
+def probe_sentence(run: RunDir, description: dict[str, Any]) -> str:
+    """Return what the probe saw, in one line."""
+    probe = description["probe"]
+    kinds = {
+        "logits": "logits",
+        "probabilities": "probabilities: the softmax at its end is undone",
+        "log-probabilities": "log-probabilities, which serve as logits",
+    }
+    norms = _count(probe["batchnorm_layers"], "BatchNorm layer")
+    sure = f"{probe['noise_confidence']:.1%} sure on noise (chance {1 / description['classes']:.1%})"
+    parts = [f"answers (N, {description['classes']}) finite {kinds[probe['emits']]}", "head alive", norms, sure]
+    timing = _timing(run)
+    if timing:
+        threads = _count(timing["threads"], "thread")
+        parts.append(f"{timing['images']} images in {_milliseconds(timing['seconds'])} ms on {threads}")
+    return "; ".join(parts)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:,.0f}" if seconds >= 0.01 else f"{1000 * seconds:.1f}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
+
+
+def _timing(run: RunDir) -> dict[str, Any] | None:
+    """Return what the probe's batch took on the machine that read the teacher."""
+    timing: dict[str, Any] | None = run.ledger().get("teacher_probe")
+    return timing
+
+
+def _say_what_it_is(run: RunDir, description: dict[str, Any], pixels: dict[str, Any]) -> None:
+    pairs = mapping_in_short(description.get("mapping", {}))
+    for pair in pairs[:MAPPED_LINES]:
+        console.say(f"mapped   {pair}")
+    if len(pairs) > MAPPED_LINES:
+        console.say(f"mapped   {len(pairs) - MAPPED_LINES} more, all of them in teacher.json")
+    for assumption in description["assumptions"]:
+        console.say(f"assumed  {assumption['what']} = {assumption['value']} (change it with {assumption['flag']})")
+    if pixels["mean"] is None:
+        known = "unknown; only real images need it (--normalize NAME, or --mean and --std)"
+    else:
+        known = f"mean {_numbers(pixels['mean'])}, std {_numbers(pixels['std'])}"
+    console.say(f"pixels   {known}")
+    if pixels["class_names"]:
+        names = pixels["class_names"]
+        console.say(f"classes  {', '.join(names[:5])}{f' … {names[-1]}' if len(names) > 5 else ''}")
+    console.say(f"probe    {probe_sentence(run, description)}")
+
+
+def _numbers(values: list[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

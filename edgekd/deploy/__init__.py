@@ -1,1 +1,0 @@
-"""What leaves the house: ONNX graphs, quantisation, runtimes and the agent that measures them."""

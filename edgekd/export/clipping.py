@@ -1,0 +1,124 @@
+"""Say how far the ranges of an INT8 file clip activations: too tight for what comes, and answers change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+
+from edgekd import console
+from edgekd.export.graph import clip_bounds, constants, producers, read_model
+from edgekd.export.int8 import Plan
+from edgekd.export.quantize import FLAVOURS, Flavour, activation_limits
+from edgekd.export.ranges import CLIPPING_OPS, Batches, Ranges, clipped_values
+from edgekd.export.samples import of_images, uint8_input
+from edgekd.realdata import RealImages
+from edgekd.recipe import Recipe
+from edgekd.run.directory import RunDir, read_json
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """The share of values outside their range by over half a step, in all quantised activations and in each.
+
+    What is less far outside moves no more than rounding moves what is inside.
+    """
+
+    overall: float
+    tensors: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return both."""
+        return {"overall": self.overall, "tensors": dict(self.tensors)}
+
+
+def clipping(plan: Plan, batches: Batches) -> Clipping:
+    """Measure how far the file of a plan clips its float32 model's activations on these batches."""
+    return clipping_of(plan.source, plan.build(), plan.flavour, plan.used_ranges, plan.method, batches)
+
+
+def clipping_of(
+    source: Path | ModelProto,
+    quantised: Path | ModelProto,
+    flavour: Flavour,
+    ranges: Ranges,
+    method: str,
+    batches: Batches,
+) -> Clipping:
+    """Measure how far ranges clip the activations of `source` that the file `quantised` made of it quantises."""
+    model = read_model(source)
+    limits = activation_limits(flavour, ranges, method)
+    names = quantised_activations(model, read_model(quantised), limits)
+    half = {name: (limits[name][1] - limits[name][0]) / flavour.steps / 2 for name in names}
+    reach = {name: (limits[name][0] - half[name], limits[name][1] + half[name]) for name in names}
+    counts = clipped_values(model, reach, batches)
+    outside, total = sum(one for one, _ in counts.values()), sum(of for _, of in counts.values())
+    return Clipping(outside / max(total, 1), {name: one / of for name, (one, of) in counts.items()})
+
+
+def quantised_activations(source: ModelProto, quantised: ModelProto, known: Iterable[str]) -> list[str]:
+    """Return the activations of `source` with a known range that `quantised` rounds, in graph order.
+
+    Where the quantiser dropped a Relu or Clip because the range does its work, the activation is what came out of it.
+    """
+    tensors = [info.name for info in source.graph.input] + [name for node in source.graph.node for name in node.output]
+    makers, known = producers(quantised), set(known)
+
+    def own_name(tensor: str) -> str:
+        while tensor not in tensors and tensor in makers and makers[tensor].op_type == "Cast":
+            tensor = makers[tensor].input[0]  # the input of a float16 file
+        return tensor
+
+    read = {node.input[0] for node in quantised.graph.node if node.op_type == "QuantizeLinear"}
+    rounded = {own_name(tensor) for tensor in read - set(constants(quantised))}
+    for node in source.graph.node:
+        if node.op_type in CLIPPING_OPS and node.input[0] in rounded and node.output[0] in known:
+            rounded.add(node.output[0])
+            rounded.discard(node.input[0])
+    return [name for name in tensors if name in rounded & known]
+
+
+SHOWN = 5
+
+
+def run(run_dir: RunDir, recipe: Recipe, images: RealImages) -> dict[str, Any]:
+    """Return by INT8 file how far held-out synthetic samples and real images are clipped, overall and by tensor.
+
+    A fine-tuned file has no float32 form on disk, so nothing can be measured of it: `images` is None there.
+    """
+    folder = run_dir.stage("export")
+    decided = read_json(folder / "agreement.json")["int8"]
+    names = [name for name in sorted(decided) if (folder / name).is_file()]
+    if not names:
+        return {}
+    calibration = read_json(folder / "calibration.json")
+    batches = of_images(images, uint8_input(run_dir, recipe.export))
+    source = read_model(folder / "student.fp32.onnx")
+    seen, bounds = Ranges.from_json(calibration["ranges"]), clip_bounds(source)
+    found: dict[str, Any] = {}
+    for name in names:
+        file, kept = folder / name, decided[name]
+        measured = None
+        if name not in calibration["fine_tuned"]:
+            flavour = FLAVOURS[kept["flavour"]]
+            ranges = seen.widened(kept["headroom"], bounds)
+            measured = clipping_of(source, file, flavour, ranges, kept["method"], batches).to_json()
+        found[name] = {"method": kept["method"], "held_out": kept["clipping"], "images": measured}
+    return found
+
+
+def print_table(found: dict[str, Any], images: int) -> None:
+    """Print the overall rates of each file, and its tensors that real images are clipped in most."""
+    rows = []
+    for name, rates in found.items():
+        held_out, real = rates["held_out"], rates["images"]
+        if real is None:
+            rows.append((name, "all", f"{held_out['overall']:.4%}", "n/a: fine-tuned, its float32 form is not kept"))
+            continue
+        rows.append((name, "all", f"{held_out['overall']:.4%}", f"{real['overall']:.4%}"))
+        worst = sorted(real["tensors"], key=lambda tensor: -real["tensors"][tensor])[:SHOWN]
+        rows += [("", t, f"{held_out['tensors'][t]:.4%}", f"{real['tensors'][t]:.4%}") for t in worst]
+    console.print_table(("values clipped", "tensor", "synthetic held-out", f"{images} real images"), rows)

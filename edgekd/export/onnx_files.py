@@ -1,0 +1,244 @@
+"""Make a student's ONNX files in a folder, each held by its gate, with the numbers that decided.
+
+FP32 and FP16 must reproduce the student's logits (parity). INT8 must give the student's answers on held-out synthetic
+samples; below the gate its remedies run in a fixed order, and a file that still fails is not written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from edgekd import console
+from edgekd.agent.device.environment import this_machine
+from edgekd.errors import GateError
+from edgekd.export import fidelity, int8, onnx_export, ort_session, qdq_check, quantize
+from edgekd.export.clipping import clipping
+from edgekd.export.fidelity import agreement
+from edgekd.export.fine_tuning import FineTuning
+from edgekd.export.fp16 import convert_to_fp16
+from edgekd.export.graph import write_model
+from edgekd.export.int8_chain import FineTune, Int8Result, quantize_keeping_answers
+from edgekd.export.ranges import Batches, Ranges, collect_ranges
+from edgekd.export.samples import Samples, kept, logits
+from edgekd.recipe import ExportTable
+from edgekd.run.directory import write_json
+from edgekd.stopping import Stop
+from edgekd.synthesis.generator import Shape
+from edgekd.synthesis.teacher import Teacher
+
+FLAVOURS_OF = {"cpu": ("cpu-x86", "cpu-arm"), "tensorrt": ("trt", "trt-fp16")}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is exported, held to which teacher, on which samples."""
+
+    student: nn.Module
+    teacher: Teacher
+    input_shape: Shape
+    table: ExportTable
+    seed: int
+    samples: Samples
+    metadata: Mapping[str, str]
+    data_free: bool | None
+    """Whether no real image had a part in the files; None where nobody vouches for the student."""
+    threads: int
+    stop: Stop
+    real: Batches | None = None
+    """Real images that take the place of calibration samples, in ranges and remedies."""
+
+    @property
+    def calibration(self) -> Batches:
+        """Return the samples that set INT8 ranges and that remedies learn from."""
+        synthetic = self.samples.stream("export/calibration", self.table.calibration_samples)
+        return synthetic if self.real is None else self.real
+
+    def fine_tuning(self) -> FineTune:
+        """Return the last remedy."""
+        networks = (self.student, self.teacher, self.input_shape)
+        return FineTuning(*networks, self.table, self.samples, self.calibration, self.metadata, self.stop)
+
+
+@dataclass
+class Numbers:
+    """What agreement.json keeps, and the sentences of the gates that were missed."""
+
+    synthetic_samples: int
+    chain: dict[str, Any] = field(default_factory=dict)
+    int8: dict[str, Any] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+    def refuse_int8(self, file: str, reason: str) -> None:
+        """Note a file that could not be made."""
+        self.int8[file] = {"passed": False, "reason": reason}
+        self.failures.append(f"{file}: {reason}".rstrip("."))
+
+
+def write_all(job: Job, folder: Path) -> Numbers:
+    """Write the ONNX files that pass, fidelity.json, agreement.json and, with INT8, calibration.json."""
+    held_out = kept(job.samples.stream("export/held-out", job.table.holdout_samples))
+    answers = logits(job.student, job.samples.as_floats(held_out()))
+    if not np.isfinite(answers).all():
+        raise GateError(
+            "the student answers NaN or infinity on synthetic samples, so no file is made of it; look for a training "
+            "that diverged, or a negative running_var in its weights."
+        )
+    numbers = Numbers(len(answers))
+    teacher = logits(job.teacher.network, job.samples.as_floats(held_out()))
+    numbers.chain["teacher -> student"] = _link(teacher, answers, fidelity.TOLERANCE_FP32)
+    fp32 = folder / "student.fp32.onnx"
+    _write_floats(job, fp32, held_out, answers, numbers)
+    if job.table.int8 and fp32.is_file():
+        _write_int8(job, fp32, held_out, numbers)
+    kept_numbers = {"synthetic_samples": len(answers), "chain": numbers.chain, "int8": numbers.int8}
+    facts = {"data_free": job.data_free, "int8_instructions": this_machine().int8_instructions}
+    write_json(folder / "agreement.json", {**facts, **kept_numbers})
+    return numbers
+
+
+def report(numbers: Numbers) -> None:
+    """Print what is wrong with the files."""
+    first = numbers.chain["teacher -> student"]
+    if first["share"] is None:
+        console.warn(f"whether the student agrees with the teacher is unknown: {first['reason']}")
+    elif first["share"] < 0.9:
+        console.warn(
+            f"the student agrees with the teacher on {first['share']:.1%} of the synthetic samples; train longer."
+        )
+    for failure in numbers.failures:
+        console.warn(failure)
+
+
+def _write_floats(job: Job, fp32: Path, held_out: Batches, answers: NDArray[np.float32], numbers: Numbers) -> None:
+    """Write FP32 and FP16 where they reproduce the student, and fidelity.json."""
+    fp16 = fp32.with_name("student.fp16.onnx")
+    console.say(f"export   {fp32.name}, {fp16.name}")
+    onnx_export.export_fp32(job.student, job.input_shape, fp32, metadata=job.metadata, uint8_input=job.samples.pixels)
+    checks: dict[str, Any] = {}
+    try:
+        convert_to_fp16(fp32, fp16)
+    except GateError as error:  # a weight that float16 cannot hold
+        checks[fp16.name] = {"passed": False, "reason": str(error)}
+        numbers.chain[f"student -> {fp16.name}"] = _no_link(len(answers), fidelity.TOLERANCE_FP16, error)
+        numbers.failures.append(f"{fp16.name}: {error}".rstrip("."))
+    for file, tolerance in ((fp32, fidelity.TOLERANCE_FP32), (fp16, fidelity.TOLERANCE_FP16)):
+        if not file.is_file():
+            continue
+        found = ort_session.all_logits(file, held_out(), threads=job.threads)
+        result = fidelity.compare_logits(answers, found, tolerance)
+        checks[file.name] = result.to_json()
+        numbers.chain[f"student -> {file.name}"] = _link(answers, found, tolerance)
+        if result.problem is not None:
+            numbers.failures.append(f"{file.name} {result.problem}")
+            file.unlink()
+    write_json(fp32.with_name("parity.json"), checks)
+
+
+def _link(reference: NDArray[np.float32], found: NDArray[np.float32], tolerance: float) -> dict[str, Any]:
+    """Return a link of the chain; where the reference is near a tie on every sample it has no share, but a reason."""
+    try:
+        return agreement(reference, found, tolerance).to_json()
+    except GateError as error:
+        return _no_link(len(reference), tolerance, error)
+
+
+def _no_link(samples: int, tolerance: float, error: GateError) -> dict[str, Any]:
+    return {"samples": samples, "clear": 0, "same": 0, "tolerance": tolerance, "share": None, "reason": str(error)}
+
+
+def _write_int8(job: Job, fp32: Path, held_out: Batches, numbers: Numbers) -> None:
+    """Write the INT8 files that keep the student's answers, and calibration.json."""
+    flavours = [quantize.FLAVOURS[name] for name in _flavours(job.table.target)]
+    try:
+        ranges = collect_ranges(fp32, job.calibration, threads=job.threads)
+    except GateError as error:  # an activation that is not finite
+        for flavour in flavours:
+            numbers.refuse_int8(flavour.file_name, str(error))
+        return
+    judge = int8.HeldOut.of(fp32, held_out)
+    fine_tune = job.fine_tuning() if job.table.qat else None
+    own_ranges: dict[str, Any] = {}
+    for flavour in flavours:
+        job.stop.raise_if_requested("export")
+        console.say(f"export   {flavour.file_name}")
+        try:
+            result = quantize_keeping_answers(
+                *(fp32, flavour, ranges, judge, job.calibration),
+                target=job.table.min_int8_agreement,
+                headrooms=int8.HEADROOMS if job.real is None else (1.0,),
+                fine_tune=fine_tune,
+            )
+        except GateError as error:  # no sample that could judge it, or a weight that float16 cannot hold
+            numbers.refuse_int8(flavour.file_name, str(error))
+            continue
+        problem = _publish(result, fp32.with_name(flavour.file_name))
+        numbers.chain[f"{fp32.name} -> {flavour.file_name}"] = result.quality.agreement.to_json()
+        verdict: dict[str, Any] = {"passed": problem is None, "reason": problem}
+        verdict |= {"default_mode": _default_mode(result, judge, published=problem is None)}
+        numbers.int8[flavour.file_name] = {**result.to_json(), **_properties(result, held_out), **verdict}
+        numbers.failures += [problem] if problem else []
+        if result.plan.ranges is not ranges:
+            own_ranges[flavour.file_name] = result.plan.ranges.to_json()
+    provenance = _provenance(job, ranges)
+    write_json(fp32.with_name("calibration.json"), {**provenance, "fine_tuned": own_ranges})
+
+
+def _publish(result: Int8Result, path: Path) -> str | None:
+    """Write one INT8 file if it passes its gates; return what is wrong otherwise."""
+    model = result.plan.build()
+    for version in result.plan.flavour.tensorrt_versions:
+        for found in qdq_check.check(model, version):
+            rule = f"breaks TensorRT {version}'s rule {found.rule} at {found.node}: {found.message}"
+            return f"{path.name} {rule}"
+    if not result.passed:
+        agreed = result.quality.agreement
+        return (
+            f"{path.name} gives the student's answer on {agreed.share:.1%} of {agreed.clear} decided samples, "
+            f"below export.min_int8_agreement = {result.target:.1%}"
+        )
+    write_model(model, path)
+    return None
+
+
+def _default_mode(result: Int8Result, judge: int8.HeldOut, *, published: bool) -> dict[str, Any] | None:
+    """Return how a file for x86 agrees in ONNX Runtime's default mode, where that saturates on this CPU; say so."""
+    flavour, kept_answers = result.plan.flavour, result.quality.agreement.share
+    if flavour.kind != "int8-cpu-x86" or not ort_session.saturates():
+        return None
+    found = judge.measure(result.plan.build(), flavour, default_kernels=True).agreement
+    if published:
+        console.say(ort_session.saturation_note(flavour.file_name, "kept answers", kept_answers, found.share))
+    return found.to_json()
+
+
+def _properties(result: Int8Result, held_out: Batches) -> dict[str, Any]:
+    """Return how much of a file runs as integers and how far its ranges clip the held-out samples."""
+    plan = result.plan
+    share: dict[str, Any] | None = None
+    if not plan.flavour.for_tensorrt:
+        found = ort_session.integer_node_share(plan.build(), arm_rules=plan.flavour.name == "cpu-arm")
+        share = {"integer": found.integer, "total": found.total, "share": found.share}
+    return {"integer_nodes": share, "clipping": clipping(plan, held_out).to_json()}
+
+
+def _flavours(target: str) -> list[str]:
+    return [name for kind, names in FLAVOURS_OF.items() if target in (kind, "all") for name in names]
+
+
+def _provenance(job: Job, ranges: Ranges) -> dict[str, Any]:
+    """Return calibration.json: where the samples come from and every candidate range."""
+    replay = ["generator"] + (["vae decoder"] if job.samples.sampler.decoder is not None else [])
+    return {
+        "data_free": job.data_free,
+        "seed": job.seed,
+        "samples": ranges.samples,
+        "sources": replay if job.real is None else ["real images"],
+        "ranges": ranges.to_json(),
+    }

@@ -1,0 +1,125 @@
+"""What export takes from a run: its teacher, and synthetic samples in the form that the exported model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edgekd import machine
+from edgekd.errors import UsageError
+from edgekd.export.onnx_export import Normalization
+from edgekd.export.ranges import Batches
+from edgekd.models import artefacts
+from edgekd.models.description import Description
+from edgekd.realdata import RealImages
+from edgekd.recipe import ExportTable, load_resolved
+from edgekd.rng import Draws
+from edgekd.run import checkpoint
+from edgekd.run.directory import RunDir
+from edgekd.state_dict import unflatten
+from edgekd.synthesis.sampler import Sampler
+from edgekd.synthesis.teacher import Teacher
+
+Array = NDArray[Any]
+KEPT_BYTES = 64 * 2**20
+"""Samples that are read again and again stay in memory up to this size; more are drawn anew each time."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Synthetic samples as the exported model takes them: float32, or uint8 pixels when it normalises itself."""
+
+    sampler: Sampler
+    draws: Draws
+    pixels: Normalization | None
+
+    @classmethod
+    def of_run(cls, run: RunDir, pixels: Normalization | None) -> Samples:
+        """Return the samples of a run's replay, under the seed of its recipe."""
+        seed = load_resolved(run.recipe_file).seed
+        return cls(read_sampler(run), Draws(seed, "synthetic", torch.device("cpu")), pixels)
+
+    def stream(self, purpose: str, count: int) -> Batches:
+        """Return the batches of a purpose, drawn anew whenever they are read; the same purpose gives the same."""
+
+        def draw() -> Iterator[Array]:
+            return (as_input(batch, self.pixels) for batch in self.sampler.batches(self.draws, purpose, count))
+
+        return draw
+
+    def draw(self, purpose: str, count: int) -> Tensor:
+        """Return samples of a purpose at once, normalised, (count, C, H, W)."""
+        return torch.cat(list(self.sampler.batches(self.draws, purpose, count)))
+
+    def as_floats(self, batches: Iterable[Array]) -> Iterator[NDArray[np.float32]]:
+        """Yield what the student itself sees of such batches."""
+        for batch in batches:
+            if self.pixels is None:
+                yield batch
+            else:
+                mean, std = (np.array(v, np.float32)[:, None, None] for v in (self.pixels.mean, self.pixels.std))
+                yield np.asarray((batch / np.float32(255) - mean) / std, np.float32)
+
+
+def as_input(batch: Tensor, pixels: Normalization | None) -> Array:
+    """Return normalised samples as the exported model takes them."""
+    floats: NDArray[np.float32] = batch.numpy()
+    return pixels.to_uint8(floats) if pixels else floats
+
+
+def of_images(images: RealImages, pixels: Normalization | None) -> Batches:
+    """Return real images as the exported model takes them."""
+    return lambda: (as_input(batch, pixels) for batch, _ in images.batches(64))
+
+
+def uint8_input(run_dir: RunDir, table: ExportTable) -> Normalization | None:
+    """Return the normalisation that goes into the graph, None for a float input; UsageError where it is unknown."""
+    if not table.uint8_input:
+        return None
+    pixels = artefacts.read_pixels(run_dir)
+    if pixels.mean is None or pixels.std is None:
+        raise UsageError(
+            "--uint8-input puts the normalisation into the graph, but it is unknown: set it with "
+            f"`edgekd ingest --run {run_dir.name} --normalize NAME` or --mean and --std."
+        )
+    return Normalization(pixels.mean, pixels.std)
+
+
+def kept(batches: Batches) -> Batches:
+    """Return batches that are read from memory after the first time, unless they exceed `KEPT_BYTES`."""
+    held: list[Array] = []
+    size = 0
+    for batch in batches():
+        held.append(batch)
+        size += batch.nbytes
+        if size > KEPT_BYTES:
+            return batches
+    return lambda: iter(held)
+
+
+def logits(network: nn.Module, batches: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Return the logits, N×K, of a network for normalised samples."""
+    with torch.no_grad():
+        return np.concatenate([network(torch.from_numpy(x)).numpy() for x in batches])
+
+
+def load_teacher(run: RunDir, precision: str, device: torch.device) -> tuple[Teacher, Description]:
+    """Return the teacher as the algorithm sees it, and its description."""
+    description = artefacts.describe(run)
+    network = artefacts.teacher_network(run, description).to(device).to(memory_format=torch.channels_last)
+    machine.float32_head(network, description.head)
+    arithmetic = machine.precision_for(network, device, precision)
+    return Teacher(network, head=description.head, undo=description.undo, precision=arithmetic), description
+
+
+def read_sampler(run: RunDir) -> Sampler:
+    """Rebuild what draws synthetic samples from select/replay.safetensors."""
+    recipe, description = load_resolved(run.recipe_file), artefacts.describe(run)
+    state = unflatten(checkpoint.load_tensors(run.stage("select") / "replay.safetensors"), {})
+    return Sampler.from_state(state, recipe, description)

@@ -1,0 +1,1 @@
+"""Checkpoints from elsewhere: safe reading, and which network their weights belong to."""

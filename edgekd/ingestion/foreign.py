@@ -1,0 +1,290 @@
+"""Read checkpoints from outside; the only `torch.load` of the project.
+
+To Python's pickle a checkpoint is a program. Files are read with `weights_only=True`, which knows tensors and
+plain values; anything else is refused with the list of what it would have run. There is no fallback:
+`trust_pickle` is the user's decision. The unpickler is a filter, not a sandbox, so what it returns is bounded too.
+"""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from edgekd.errors import InputFileError
+from edgekd.models import imports, pickles, trust
+from edgekd.run.directory import sha256_file
+from edgekd.text import first_line, listed
+
+EXPANSION_LIMIT = 4
+"""A zip may unpack to this many times its own size, and 16 MiB more (torch itself stores without compression)."""
+EXPANSION_SLACK_BYTES = 16 * 2**20
+HEADER_LIMIT_BYTES = 32 * 2**20
+"""The longest header accepted of a .safetensors file."""
+LARGEST_BYTES = 64 * 2**30
+"""No file larger than this is read or hashed: no classifier's checkpoint is, but a file of holes can be."""
+PIECE_BYTES = 2**20
+"""How much of a file is in memory while its checksums are compared."""
+_ZIP = b"PK\x03\x04"
+
+_MAGIC = {
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"GIF8": "a GIF image",
+    b"BM": "a BMP image",
+    b"RIFF": "a RIFF file (WebP image, audio)",
+    b"II*\x00": "a TIFF image",
+    b"MM\x00*": "a TIFF image",
+    b"%PDF": "a PDF document",
+    b"\x1f\x8b": "a gzip archive; unpack it first",
+    b"BZh": "a bzip2 archive; unpack it first",
+    b"\xfd7zXZ": "an xz archive; unpack it first",
+    b"7z\xbc\xaf": "a 7-zip archive; unpack it first",
+    b"\x28\xb5\x2f\xfd": "a zstd archive; unpack it first",
+    b"\x89HDF": "an HDF5 file (Keras weights); edgekd reads PyTorch weights",
+    b"\x93NUMPY": "a NumPy array",
+    b"GGUF": "a GGUF file; edgekd reads PyTorch weights",
+    b"\x7fELF": "a program",
+    b"#!": "a script",
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself; run `git lfs pull`",
+    b"<": "an HTML or XML page (a failed download?)",
+    b"{": "a JSON text",
+}
+
+
+def read_checkpoint(path: Path, *, trust_pickle: bool | None = False) -> object:
+    """Read a .safetensors file or what `torch.save` wrote (zip or legacy), whatever its suffix.
+
+    Returns nested dicts and lists of CPU tensors and plain values, or with `trust_pickle` any object, after running
+    the code the file names, of which the user must have approved (`models/trust.py`). Raises InputFileError for
+    everything else, with one message and nothing executed; where `trust_pickle` is None, no flag sets it and the
+    message offers none.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what libraries have to say about a file is in the one message
+        return _read(path, trust_pickle=trust_pickle)
+
+
+def _read(path: Path, *, trust_pickle: bool | None) -> object:
+    head, size = _open_head(path)
+    if _looks_like_safetensors(head, size):
+        return _read_safetensors(path, head, size)
+    if head.startswith(_ZIP):
+        limit = _check_zip(path, size)
+        _check_sums(path)
+    elif head.startswith(b"\x80"):
+        limit = size
+    else:
+        raise InputFileError(
+            f"{path} is no checkpoint: it is {_describe(head)}. edgekd reads .safetensors and what torch.save writes."
+        )
+    loaded = _read_pickle(path, trust_pickle=trust_pickle)
+    if not trust_pickle:
+        _check_storages(path, loaded, limit)
+    return loaded
+
+
+def is_pickle(path: Path) -> bool:
+    """Return whether a checkpoint is one that torch.save wrote, not a .safetensors file."""
+    return not _looks_like_safetensors(*_open_head(path))
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file from outside; raise InputFileError as `require_file` does."""
+    require_file(path)
+    return sha256_file(path)
+
+
+def require_file(path: Path) -> None:
+    """Raise InputFileError unless `path` is a regular file that is not empty, not absurdly large and can be read."""
+    _open_head(path)
+
+
+def tensors_within(value: object) -> Iterator[Tensor]:
+    """Yield each tensor in nested dicts, lists and tuples once; cycles and shared parts cost nothing extra."""
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, Tensor):
+            yield item
+        elif isinstance(item, dict):
+            waiting.extend(item.values())
+        elif isinstance(item, list | tuple | set):
+            waiting.extend(item)
+
+
+def _open_head(path: Path) -> tuple[bytes, int]:
+    """Return the first bytes and the size of a regular, readable, non-empty file."""
+    try:
+        if path.is_dir():
+            raise InputFileError(f"{path} is a directory; name the checkpoint file inside it.")
+        if not path.exists():
+            raise InputFileError(f"{path} does not exist.")
+        if not path.is_file():
+            raise InputFileError(f"{path} is not a regular file.")
+        with path.open("rb") as stream:
+            head = stream.read(512)
+        size = path.stat().st_size
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputFileError(f"{path} cannot be read: {reason}.") from error
+    if size > LARGEST_BYTES:
+        raise InputFileError(f"{path} has {size / 2**30:.0f} GiB; no checkpoint of a classifier is as large.")
+    if size == 0:
+        raise InputFileError(f"{path} is empty; the program that wrote it may have been interrupted.")
+    return head, size
+
+
+def _describe(head: bytes) -> str:
+    for magic, name in _MAGIC.items():
+        if head.startswith(magic):
+            return name
+    if head[257:262] == b"ustar":
+        return "a tar archive"
+    if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
+        return "a text file"
+    return "in an unknown format"
+
+
+def _looks_like_safetensors(head: bytes, size: int) -> bool:
+    return len(head) >= 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= max(size, 2**32)
+
+
+def _read_safetensors(path: Path, head: bytes, size: int) -> dict[str, Tensor]:
+    header_bytes = int.from_bytes(head[:8], "little")
+    if header_bytes > HEADER_LIMIT_BYTES:
+        raise InputFileError(
+            f"{path} declares a safetensors header of {header_bytes} bytes; at most {HEADER_LIMIT_BYTES} are accepted."
+        )
+    if header_bytes > size - 8:
+        raise InputFileError(
+            f"{path} is truncated: its safetensors header needs {header_bytes} bytes, {size - 8} are there. "
+            "Copy or download it again."
+        )
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
+    except Exception as error:
+        raise InputFileError(f"{path} is a damaged .safetensors file: {first_line(error)}.") from error
+    return tensors
+
+
+def _check_zip(path: Path, size: int) -> int:
+    """Refuse zips that are no plain `torch.save` file or a bomb; return the bytes the archive may unpack to."""
+    limit = EXPANSION_LIMIT * size + EXPANSION_SLACK_BYTES
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except Exception as error:
+        raise InputFileError(
+            f"{path} is a truncated or damaged zip: {first_line(error)}. Copy or download it again."
+        ) from error
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > limit:
+        raise InputFileError(
+            f"{path} has {size} bytes and would unpack to {unpacked}, over the limit of {limit}: "
+            "this is a zip bomb, not a checkpoint."
+        )
+    inner = {member.filename.partition("/")[2] for member in members}
+    if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
+        raise InputFileError(
+            f"{path} is a TorchScript program, which would run code. Save its weights instead: "
+            "torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt')."
+        )
+    whole = {member.filename for member in members} | inner
+    if "archive_format" in whole or any(
+        name.endswith(("serialized_exported_program.json", "models/model.json")) for name in whole
+    ):
+        raise InputFileError(
+            f"{path} is an exported program (.pt2), which would run code. Save its weights instead: "
+            "torch.save(torch.export.load(FILE).state_dict, 'weights.pt')."
+        )
+    if "data.pkl" not in inner:
+        kind = "a NumPy .npz archive" if all(n.endswith(".npy") for n in whole - {""}) else "a zip archive"
+        raise InputFileError(f"{path} is {kind}, not a checkpoint: it holds no data.pkl as torch.save writes it.")
+    return limit
+
+
+def _check_sums(path: Path) -> None:
+    """Hold each member of a zip against its CRC-32, in pieces: torch.load itself does not look at it.
+
+    After `torch.serialization.set_crc32_options(False)` torch writes 0 for every member, so that says nothing.
+    """
+    name = "its directory"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [member for member in archive.infolist() if member.file_size]
+            if not any(member.CRC for member in members):
+                return
+            for member in members:
+                name = member.filename
+                with archive.open(member) as stream:
+                    while stream.read(PIECE_BYTES):
+                        pass
+    except Exception as error:  # zlib and zipfile raise many kinds
+        raise InputFileError(
+            f"{path} is damaged: {name} in it does not match its checksum ({first_line(error)}). "
+            "Copy or download it again."
+        ) from error
+
+
+def _read_pickle(path: Path, *, trust_pickle: bool | None) -> object:
+    zipped = _open_head(path)[0].startswith(_ZIP)
+    if not trust_pickle and pickles.names_bytearray(path, zipped=zipped):
+        raise InputFileError(
+            f"{path} names bytearray, which may ask for any amount of memory and is no weight. Save a state_dict "
+            "instead (torch.save(model.state_dict(), 'weights.pt'))."
+        )
+    if trust_pickle:
+        trust.require([trust.pickle(path)])
+    here = imports.from_here() if trust_pickle else nullcontext()  # where the code it was written with may lie
+    try:
+        with here, torch.serialization.safe_globals(pickles.stand_ins()), path.open("rb") as stream:
+            # The open file: given a path, torch would let the suffix decide what is in it.
+            return torch.load(stream, map_location="cpu", weights_only=not trust_pickle)
+    except Exception as error:  # a damaged or hostile pickle may raise anything
+        if trust_pickle:
+            raise InputFileError(
+                f"{path} cannot be unpickled: {type(error).__name__}: {first_line(error)}. "
+                "The code it was written with must be importable here."
+            ) from error
+        foreign = pickles.code_named(path, zipped=zipped)
+        if foreign:
+            way_on = "" if trust_pickle is None else ", or load it with --trust-pickle if you trust its author"
+            raise InputFileError(
+                f"{path} is a pickle that would run {listed(foreign, 12)}. Nothing was run. Save a state_dict "
+                f"instead (torch.save(model.state_dict(), 'weights.pt')){way_on}."
+            ) from error
+        if isinstance(error, pickle.UnpicklingError):
+            raise InputFileError(
+                f"{path} is damaged, or a pickle that torch.save does not write by default (another protocol, "
+                "plain pickle). Save the weights with torch.save(model.state_dict(), 'weights.pt')."
+            ) from error
+        raise InputFileError(
+            f"{path} is a truncated or damaged checkpoint: {first_line(error)}. Copy or download it again."
+        ) from error
+
+
+def _check_storages(path: Path, loaded: object, limit: int) -> None:
+    """Refuse tensors that claim more memory than the file holds: a storage may be declared too large."""
+    storages: dict[int, int] = {}
+    for tensor in tensors_within(loaded):
+        if tensor.layout == torch.strided and not tensor.is_meta:
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    if sum(storages.values()) > limit:
+        raise InputFileError(
+            f"{path} declares tensors of {sum(storages.values())} bytes, more than the file can hold; "
+            "it is damaged or hostile."
+        )

@@ -1,0 +1,314 @@
+"""Match weights with the architectures of the zoo by the names and shapes of their tensors.
+
+Networks are built without memory (their weights live on the meta device), so a comparison takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from edgekd.errors import InputFileError, UsageError
+from edgekd.ingestion.renaming import rename
+from edgekd.models import lenet, registry, stems
+from edgekd.models import torchvision_zoo as zoo
+from edgekd.models.registry import ArchSpec
+from edgekd.models.shapes import Shapes, shapes_in
+from edgekd.models.stems import Shape
+from edgekd.text import listed, sizes
+
+MARKER_CLASSES = 1009
+"""A prime no layer is wide, so that the head of a reference network is found by its rows."""
+_MOST_BLOCKS = 200
+"""Blocks a stage of a CIFAR network has at most."""
+_SIDE = 224
+_KINDS = (
+    "lenet5", "wrn-16-2", "wrn-40-2", "resnet18", "resnet50", "resnet101", "vgg16", "vgg16_bn", "mobilenetv2",
+    "mobilenetv3-large", "shufflenetv2", "squeezenet", "mnasnet", "efficientnet-b0", "regnet-y-400mf", "alexnet",
+    "densenet121", "convnext_tiny", "googlenet", "inception_v3", "swin_t", "vit_b_16",
+)  # fmt: skip
+"""One architecture of each kind, for saying what weights that fit nothing are most like."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A fit: the architecture with what the weights show of it."""
+
+    spec: ArchSpec
+    input_shape: Shape
+    classes: int
+    side_is_fixed: bool
+    mapping: Mapping[str, str]
+    requested: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = ""
+    """What every name of the network begins with, where the weights' names do not."""
+
+
+@dataclass(frozen=True)
+class Miss:
+    """An architecture that does not fit, how much of it does (0 to 1), and the first differences."""
+
+    spec: ArchSpec
+    likeness: float
+    differences: tuple[str, ...]
+
+
+class WeightsOnMeta(TorchFunctionMode):
+    """Allocate layers' weights without memory; unlike torch.device("meta"), small computations stay real."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+@lru_cache(maxsize=512)
+def _shapes(text: str, input_shape: Shape, classes: int) -> Shapes:
+    """Return the shape of each tensor of an architecture, in the order of its state dict."""
+    with WeightsOnMeta():
+        return shapes_in(registry.build(text, input_shape=input_shape, classes=classes, seed=0))
+
+
+def candidates(weights: Mapping[str, Tensor]) -> list[ArchSpec]:
+    """Return the architectures of the zoo with as many tensors as `weights`."""
+    count = len(weights)
+    found = [ArchSpec(name) for name, tensors in zoo.WEIGHT_TENSORS.items() if tensors == count]
+    if count == 10:
+        found.append(ArchSpec("lenet5"))
+    # A CIFAR ResNet has 7 + 30n tensors, 10 more with projections; a WRN 7 + 30n and 3 (or 2, if k is 1) shortcuts.
+    blocks, rest = divmod(count - 7, 30)
+    if 1 <= blocks <= _MOST_BLOCKS and rest in (0, 10) and f"resnet{6 * blocks + 2}" not in zoo.RESNETS:
+        found.append(ArchSpec(f"resnet{6 * blocks + 2}", None, {"shortcut": "B"} if rest else {}))
+    if 1 <= blocks <= _MOST_BLOCKS and rest in (2, 3):
+        found.append(ArchSpec(f"wrn-{6 * blocks + 4}-{rest - 1}"))
+    return found
+
+
+def variants(requested: ArchSpec, weights: Mapping[str, Tensor]) -> list[ArchSpec]:
+    """Return `requested`, with the kind of shortcut that the number of tensors shows."""
+    known = [spec for spec in candidates(weights) if spec.name == requested.name]
+    return [replace(requested, options={**spec.options, **requested.options}) for spec in known] or [requested]
+
+
+def fit(
+    spec: ArchSpec, weights: Mapping[str, Tensor], input_shape: Shape | None, classes: int | None
+) -> Structure | Miss:
+    """Compare `weights` with one architecture; its width, stem, classes, channels and size are read off them."""
+    theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    reference = _shapes(str(spec), _reference_input(spec), MARKER_CLASSES)
+    head, first = head_of(reference), stem_of(reference)
+    assert head is not None
+    mapping = {} if set(reference) == set(theirs) else rename(theirs, reference)
+    ours = {(mapping or {}).get(name, name): shape for name, shape in theirs.items()}
+    if mapping is None or unlike(ours, reference):
+        return miss(spec, ours, reference)
+    first = first or head
+    seen_classes, channels = ours[head][0], ours[first][1]
+    if classes is not None and classes != seen_classes:
+        raise InputFileError(
+            f"The weights have {seen_classes} classes, not {classes}; leave out the number of classes."
+        )
+    if input_shape is not None and input_shape[0] != channels:
+        raise InputFileError(
+            f"The weights take {channels} channels, not {input_shape[0]}: "
+            f"--input {channels}x{input_shape[1]}x{input_shape[2]}."
+        )
+    if seen_classes < 2 or channels < 1:
+        return replace(miss(spec, ours, reference), differences=(ONE_OUTPUT,))
+    side, fixed = _image_side(spec, ours)
+    if fixed and input_shape is not None and side not in (input_shape[1], max(input_shape[1], 32)):
+        raise InputFileError(
+            f"The weights of {spec} fix the image size at {side}x{side}: --input {channels}x{side}x{side}."
+        )
+    shape = input_shape or (channels, side, side)
+    found = _with_stem(spec, ours, shape)
+    try:
+        found = _with_width(found, ours, shape, seen_classes)
+        expected = _shapes(str(found), shape, seen_classes)
+    except UsageError:  # sizes that no such network has
+        if input_shape is not None and not fixed:
+            raise
+        return miss(spec, ours, reference)
+    if dict(expected) != ours:
+        return miss(found, ours, expected)
+    return Structure(found, shape, seen_classes, fixed, mapping, spec.options)
+
+
+ONE_OUTPUT = (
+    "its last layer has one output where classes need two or more; make it two logits with "
+    "weight = torch.cat([-w / 2, w / 2]), and the bias alike"
+)
+"""What keeps a network for two classes with one output out."""
+
+
+def nearest(
+    weights: Mapping[str, Tensor],
+    misses: Sequence[Miss],
+    requested: ArchSpec | None,
+) -> Miss:
+    """Return the architecture most like `weights`: of those with a similar number of tensors, then of each kind."""
+    if requested is None:
+        by_count = sorted(zoo.WEIGHT_TENSORS, key=lambda name: abs(zoo.WEIGHT_TENSORS[name] - len(weights)))
+        small = [f"resnet{depth}" for depth in registry.CIFAR_DEPTHS]
+        for names in ([*by_count[:6], *small], _KINDS):
+            if any(miss.likeness >= 0.5 for miss in misses):
+                break
+            outcomes = (fit(ArchSpec(name), weights, None, None) for name in names)
+            misses = [*misses, *(outcome for outcome in outcomes if isinstance(outcome, Miss))]
+    return max(misses, key=lambda miss: miss.likeness)
+
+
+def unseen_choices(found: Structure) -> Iterator[tuple[str, str, tuple[str, str]]]:
+    """Yield (option, what it means, (value taken, another value)) for what weights do not show."""
+    spec, shape = found.spec, found.input_shape
+    if spec.name in zoo.RESNETS:
+        stem = spec.options.get("stem", stems.resnet_stem(shape))
+        if stem != "7x7":
+            pooled = spec.options.get("maxpool") == "true" or stems.resnet_maxpool(shape)
+            yield "maxpool", "max-pool after the stem", ("yes", "false") if pooled else ("no", "true")
+            yield "stem_stride", "stride of the stem", ("1", "2")
+        yield "stride_in", "convolution that strides in a bottleneck", ("3x3", "1x1")
+    drop = stems.early_strides_to_drop(shape)
+    kept = "as published" if drop == 0 else f"the first {drop} left out, for small images"
+    yield "drop_strides", "early strides", (kept, "1" if drop == 0 else "0")
+    usual = "relu6" if spec.name == "mobilenetv2" else "relu"
+    yield "activation", "activation", (usual, "tanh" if spec.name.startswith("lenet5") else "leaky_relu")
+    yield "pool", "pooling", ("max", "avg")
+    yield "logit_relu", "ReLU on the logits", ("yes, as published", "false")
+    yield "transform_input", "ImageNet renormalisation inside the network", ("no", "true")
+
+
+def _reference_input(spec: ArchSpec) -> Shape:
+    """Return an image shape at which any architecture of the kind can be built."""
+    small = spec.name.startswith("lenet5") or (spec.name not in zoo.WEIGHT_TENSORS)
+    return (3, 32, 32) if small else (3, _SIDE, _SIDE)
+
+
+def _image_side(spec: ArchSpec, ours: Shapes) -> tuple[int, bool]:
+    """Return the image side the weights were made for, and whether they fix it or it is only usual."""
+    name = spec.name
+    if name.startswith("lenet5"):
+        return lenet.input_side(ours["fc1.weight"][1] // max(1, ours["conv3.weight"][0])) or 32, True
+    if name.startswith("vit_"):
+        patches = math.isqrt(max(1, ours["encoder.pos_embedding"][1] - 1))
+        return max(1, patches * ours["conv_proj.weight"][-1]), True
+    if name == "inception_v3":
+        return 299, False
+    small_stem = name in zoo.RESNETS and ours["conv1.weight"][-1] < 7
+    return (_SIDE if name in zoo.WEIGHT_TENSORS and not small_stem else 32), False
+
+
+def _with_stem(spec: ArchSpec, ours: Shapes, shape: Shape) -> ArchSpec:
+    """Set the options that shapes show and the small-image rule would choose otherwise."""
+    if spec.name in zoo.RESNETS and "stem" not in spec.options:
+        kernel = f"{ours['conv1.weight'][-1]}x{ours['conv1.weight'][-1]}"
+        if kernel != stems.resnet_stem(shape) and kernel in registry.family_of(spec.name).options["stem"]:
+            return _with_option(spec, "stem", kernel)
+    if spec.name == "squeezenet" and "logit_relu" not in spec.options:
+        return _with_option(spec, "logit_relu", "true")
+    return spec
+
+
+def _with_option(spec: ArchSpec, option: str, value: str) -> ArchSpec:
+    return replace(spec, options=dict(sorted({**spec.options, option: value}.items())))
+
+
+def _with_width(spec: ArchSpec, ours: Shapes, shape: Shape, classes: int) -> ArchSpec:
+    """Set the width multiplier: the most usual number that gives a network of exactly this size."""
+    if spec.name.startswith("wrn-"):
+        depth = spec.name.split("-")[1]
+        return replace(spec, name=f"wrn-{depth}-{max(1, ours['block1.layer.0.conv1.weight'][0] // 16)}")
+    widths = registry.family_of(spec.name).widths
+    if widths == () or spec.width is not None:
+        return spec
+    target = _size(ours)
+
+    def size(hundredths: int) -> int:
+        return _size(_shapes(str(replace(spec, width=hundredths / 100)), shape, classes))
+
+    if size(100) == target:
+        return spec
+    if widths is not None:
+        return next((replace(spec, width=w) for w in widths if size(round(w * 100)) == target), spec)
+    grid = range(round(registry.MIN_WIDTH * 100), round(registry.MAX_WIDTH * 100) + 1)
+    low = grid[0] + bisect.bisect_left(grid, target, key=size)
+    high = grid[0] + bisect.bisect_right(grid, target, key=size)
+    fitting = [hundredths / 100 for hundredths in range(low, high)]
+    if spec.name == "lenet5" and 0.5 in fitting:
+        return replace(spec, name="lenet5-half")
+    return replace(spec, width=min(fitting, key=_unusualness)) if fitting else spec
+
+
+def _unusualness(width: float) -> tuple[bool, ...]:
+    """Order the widths of one and the same network: 0.35 before 0.34, 0.5 before 0.45."""
+    hundredths = round(width * 100)
+    return tuple(hundredths % step != 0 for step in (25, 10, 5))
+
+
+def _size(shapes: Shapes) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def head_of(reference: Shapes) -> str | None:
+    """Return the last weight with as many rows as a reference network has classes."""
+    rows = (name for name, shape in reversed(list(reference.items())) if shape[:1] == (MARKER_CLASSES,) and shape[1:])
+    return next(rows, None)
+
+
+def stem_of(reference: Shapes) -> str | None:
+    """Return the weight of the first convolution."""
+    return next((name for name, shape in reference.items() if len(shape) == 4), None)
+
+
+def unlike(theirs: Shapes, reference: Shapes) -> bool:
+    """Return whether a tensor has another number of dimensions than the reference's of that name, or is empty."""
+    return any(
+        len(theirs[name]) != len(shape) or (0 in theirs[name] and theirs[name] != shape)
+        for name, shape in reference.items()
+    )
+
+
+def miss(spec: ArchSpec, theirs: Shapes, expected: Shapes) -> Miss:
+    """Return how far weights are from an architecture."""
+    expected = _as_far_as_shown(spec, theirs, expected)
+    missing = [name for name in expected if name not in theirs]
+    surplus = [name for name in theirs if name not in expected]
+    other = [name for name in expected if name in theirs and theirs[name] != expected[name]]
+    differences = [f"{name} is {sizes(theirs[name])}, expected {_open(expected[name])}" for name in other[:3]]
+    differences += [f"missing {listed(missing)}"] if missing else []
+    differences += [f"surplus {listed(surplus)}"] if surplus else []
+    alike = len(expected) - len(missing) - len(other) / 2
+    return Miss(spec, alike / max(len(expected), len(theirs)), tuple(differences))
+
+
+def _as_far_as_shown(spec: ArchSpec, theirs: Shapes, expected: Shapes) -> Shapes:
+    """Return a reference with the classes, channels and stem of the weights, which are no differences."""
+    head, first = head_of(expected), stem_of(expected)
+    if head is None:
+        return expected
+    kernels = registry.family_of(spec.name).options.get("stem", ())
+    stem = {1, 2, 3} if first is not None and sizes(theirs.get(first, ())[2:]) in kernels else {1}
+    free = {first: stem, head: {0}, f"{head.removesuffix('weight')}bias": {0}}
+    shown = dict(expected)
+    for name in shown.keys() & free.keys() & theirs.keys():
+        pairs = list(zip(theirs[name], shown[name], strict=False))
+        alike = all(our == wanted or side in free[name] for side, (our, wanted) in enumerate(pairs))
+        if len(theirs[name]) == len(shown[name]) and alike:
+            shown[name] = theirs[name]
+    return shown
+
+
+def _open(shape: tuple[int, ...]) -> str:
+    """Return a shape that was expected; a number of classes that only marks the head is N."""
+    return "x".join("N" if side == MARKER_CLASSES else str(side) for side in shape) or "a single number"

@@ -1,0 +1,228 @@
+"""Match weights with networks outside the zoo: the user's own code, and timm's models where timm is installed."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgekd.errors import InputFileError, MachineError, UsageError
+from edgekd.ingestion.matching import (
+    MARKER_CLASSES,
+    Miss,
+    Structure,
+    WeightsOnMeta,
+    head_of,
+    miss,
+    stem_of,
+    unlike,
+)
+from edgekd.ingestion.renaming import rename
+from edgekd.ingestion.views import common_prefix
+from edgekd.models import probe, registry
+from edgekd.models.registry import ArchSpec
+from edgekd.models.shapes import Shapes, shapes_in
+from edgekd.models.stems import Shape
+
+SEARCH_SECONDS = 60.0
+"""After this time no further model of timm's is compared."""
+_FORGIVEN = (8, 250)
+"""Weights of other shapes that are forgiven in a quick search and in a thorough one."""
+
+
+_REAL_WEIGHTS = 2**27
+"""Weights of a layer that may take memory although the checkpoint lacks them."""
+
+
+class _OtherShape(Exception):  # noqa: N818 - a signal, not a fault
+    """A network under construction has a weight that the checkpoint lacks."""
+
+
+class _OnlyShapes(WeightsOnMeta):
+    """Give up building a network once it has weights of shapes that the checkpoint lacks.
+
+    A few are forgiven, because some models build parts that they throw away again.
+    """
+
+    def __init__(self, allowed: frozenset[tuple[int, ...]], *, meta: bool, forgiven: int) -> None:
+        super().__init__()
+        self._allowed, self._meta, self._forgiven = allowed, meta, forgiven
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.empty:
+            size = (kwargs or {}).get("size", args[0] if args and not isinstance(args[0], int) else args)
+            if tuple(size) not in self._allowed:
+                self._forgiven -= 1
+                if self._forgiven < 0 or (not self._meta and math.prod(size) > _REAL_WEIGHTS):
+                    raise _OtherShape
+        return super().__torch_function__(func, types, args, kwargs) if self._meta else func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search of timm's models found."""
+
+    structures: tuple[Structure, ...]
+    complete: bool
+    """Whether there was time to look at every model with such a first and last layer."""
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """The first and last layers of a timm model and its image size, which timm knows without building it."""
+
+    first: tuple[str, ...]
+    heads: tuple[str, ...]
+    side: int
+    side_is_fixed: bool
+
+
+class Code:
+    """Code from outside the zoo, built once for each shape that weights are compared with."""
+
+    def __init__(self, spec: ArchSpec) -> None:
+        self.spec = spec
+        self._built: dict[tuple[Shape, int], Shapes] = {}
+
+    def fit(self, weights: Mapping[str, Tensor], input_shape: Shape | None, classes: int | None) -> Structure | Miss:
+        """Compare weights with the code; classes and channels come from its own last and first layers."""
+        theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        side, fixed = _image_side(self.spec, theirs)
+        reference = self._shapes(input_shape or (3, side, side), MARKER_CLASSES)
+        prefix = common_prefix(reference)
+        bare = {name.removeprefix(prefix): shape for name, shape in reference.items()}
+        mapping = {} if set(bare) == set(theirs) else rename(theirs, bare)
+        ours = {(mapping or {}).get(name, name): shape for name, shape in theirs.items()}
+        if mapping is None or unlike(ours, bare):
+            return miss(self.spec, ours, bare)
+        head, first = head_of(bare), stem_of(bare)
+        channels = 3 if first is None else ours[first][1]
+        if input_shape is not None and first is not None and input_shape[0] != channels:
+            raise InputFileError(
+                f"The weights take {channels} channels, not {input_shape[0]}: "
+                f"--input {channels}x{input_shape[1]}x{input_shape[2]}."
+            )
+        shape = input_shape or (channels, side, side)
+        seen = classes or (ours[head][0] if head is not None else _outputs(self.spec, shape))
+        expected = {name.removeprefix(prefix): s for name, s in self._shapes(shape, seen).items()}
+        if ours != expected:
+            return miss(self.spec, ours, expected)
+        return Structure(self.spec, shape, seen, fixed, mapping, self.spec.options, prefix)
+
+    def _shapes(self, shape: Shape, classes: int) -> Shapes:
+        key = (shape, classes)
+        if key not in self._built:
+            self._built[key] = shapes_in(_build(self.spec, shape, classes))
+        return self._built[key]
+
+
+def timm_is_installed() -> bool:
+    """Return whether timm can be searched, without importing it."""
+    return importlib.util.find_spec("timm") is not None
+
+
+def timm_alike(weights: Mapping[str, Tensor], hint: str = "") -> tuple[str, ...]:
+    """Return the timm models whose first and last layers are among the weights, `hint` first."""
+    ranks = {name: tensor.ndim for name, tensor in weights.items()}
+    found = []
+    for name in sorted(_timm().list_models(), key=lambda name: name != hint):
+        ends = _ends(name)
+        needed = [f"{layer}.weight" for layer in (*ends.first, *ends.heads)]
+        if ends.heads and all(ranks.get(layer, 0) >= 2 for layer in needed):
+            found.append(name)
+    return tuple(found)
+
+
+def search_timm(
+    names: tuple[str, ...], weights: Mapping[str, Tensor], input_shape: Shape | None, *, deadline: float
+) -> Search:
+    """Find those of timm's models that have exactly these names and shapes, until `deadline` (of `time.monotonic`).
+
+    They are built without memory, and only as far as their weights have shapes of the checkpoint.
+    """
+    theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    found: list[Structure] = []
+    for forgiven in _FORGIVEN:
+        for name in names:
+            if time.monotonic() > deadline:
+                return Search(tuple(found), complete=False)
+            ends = _ends(name)
+            classes = theirs[f"{ends.heads[0]}.weight"][0]
+            channels = theirs[f"{ends.first[0]}.weight"][1] if ends.first else 3
+            if classes < 2 or channels < 1 or (input_shape is not None and input_shape[0] != channels):
+                continue
+            spec, shape = ArchSpec(f"timm:{name}"), input_shape or (channels, ends.side, ends.side)
+            if _timm_shapes(spec, shape, classes, frozenset(theirs.values()), forgiven) == theirs:
+                found.append(Structure(spec, shape, classes, ends.side_is_fixed, {}))
+        if found:
+            break
+    return Search(tuple(found), complete=True)
+
+
+def _timm() -> Any:
+    try:
+        return importlib.import_module("timm")
+    except ImportError as error:
+        raise MachineError(f"timm is installed but cannot be imported ({error}); mend or remove it.") from error
+
+
+@cache
+def _ends(name: str) -> _Ends:
+    config = _timm().get_pretrained_cfg(name)
+    if config is None:
+        return _Ends((), (), 224, False)
+
+    def layers(value: Any) -> tuple[str, ...]:
+        return (value,) if isinstance(value, str) else tuple(value or ())
+
+    side = config.input_size[-1]
+    return _Ends(layers(config.first_conv), layers(config.classifier), side, bool(config.fixed_input_size))
+
+
+def _timm_shapes(
+    spec: ArchSpec, shape: Shape, classes: int, allowed: frozenset[tuple[int, ...]], forgiven: int
+) -> Shapes | None:
+    """Return the shapes of a timm model, or None as soon as too many are not allowed or it cannot be built."""
+    for meta in (True, False):  # a few models run while they are built, which needs real weights
+        try:
+            with warnings.catch_warnings(), _OnlyShapes(allowed, meta=meta, forgiven=forgiven):
+                warnings.simplefilter("ignore")  # what timm has to say of models that are only tried
+                return shapes_in(registry.build(spec, input_shape=shape, classes=classes, seed=0))
+        except UsageError as error:
+            if isinstance(error.__cause__, (_OtherShape, ValueError, AssertionError)):
+                return None
+    return None
+
+
+def _image_side(spec: ArchSpec, theirs: Shapes) -> tuple[int, bool]:
+    """Return the image side to assume, and whether the network takes no other."""
+    if spec.name.startswith("timm:") and timm_is_installed():
+        ends = _ends(spec.name.removeprefix("timm:"))
+        return ends.side, ends.side_is_fixed
+    stem = next((shape for shape in theirs.values() if len(shape) == 4), None)
+    return (224 if stem is not None and stem[-1] >= 7 else 32), False
+
+
+def _build(spec: ArchSpec, shape: Shape, classes: int) -> nn.Module:
+    if spec.name.startswith("timm:"):
+        with contextlib.suppress(UsageError), WeightsOnMeta():  # some run while they are built
+            return registry.build(spec, input_shape=shape, classes=classes, seed=0)
+    return registry.build(spec, input_shape=shape, classes=classes, seed=0)
+
+
+def _outputs(spec: ArchSpec, shape: Shape) -> int:
+    """Return the number of outputs of code that takes no number of classes; what is no classifier the probe tells."""
+    output = probe.answer(registry.build(spec, input_shape=shape, classes=1000, seed=0).eval(), torch.zeros(2, *shape))
+    return int(output.shape[1]) if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1 else 1000

@@ -1,0 +1,171 @@
+"""Compare every reading of a checkpoint with the architectures of the zoo, the user's code, or timm's models."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from edgekd.errors import InputFileError
+from edgekd.ingestion import matching, outside, views
+from edgekd.ingestion.matching import Miss, Structure
+from edgekd.ingestion.views import View
+from edgekd.models import registry
+from edgekd.models import torchvision_zoo as zoo
+from edgekd.models.registry import ArchSpec
+from edgekd.models.stems import Shape
+from edgekd.text import listed
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to read the checkpoint's names, and the architectures that it fits."""
+
+    view: View
+    weights: Mapping[str, Tensor]
+    dropped: bool
+    """Whether heads that only training runs were left out."""
+    structures: tuple[Structure, ...] = ()
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What comparing every reading with the known architectures gave."""
+
+    exact: Reading | None
+    mapped: Reading | None = None
+    """The reading that fits under the fewest other names."""
+    misses: tuple[Miss, ...] = ()
+    entangled: InputFileError | None = None
+    """Why a part of the file that fits is not taken."""
+    timed_out: bool = False
+
+
+_Comparison = Callable[[Mapping[str, Tensor]], list[Structure | Miss]]
+
+
+def find(
+    weights: Mapping[str, Tensor],
+    requested: ArchSpec | None,
+    input_shape: Shape | None,
+    classes: int | None,
+    hint: str,
+) -> Findings:
+    """Compare every reading with the architecture requested, or with the zoo and then with timm's models."""
+    findings = _search(weights, _comparison(requested, input_shape, classes))
+    if findings.exact is None and requested is None and outside.timm_is_installed():
+        findings = _search_timm(weights, input_shape, hint, findings)
+    return findings
+
+
+def plain(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return the weights in the plainest reading: all of them, without a common prefix."""
+    return next(_readings(weights)).weights
+
+
+def _comparison(requested: ArchSpec | None, input_shape: Shape | None, classes: int | None) -> _Comparison:
+    """Return what compares a reading of the weights: with the whole zoo, one architecture of it, or the user's code."""
+    if requested is not None and registry.is_custom(requested.name):
+        code = outside.Code(requested)
+        return lambda read: [code.fit(read, input_shape, classes)]
+
+    def with_zoo(read: Mapping[str, Tensor]) -> list[Structure | Miss]:
+        specs = matching.candidates(read) if requested is None else matching.variants(requested, read)
+        return [matching.fit(spec, read, input_shape, classes) for spec in specs]
+
+    return with_zoo
+
+
+def _search(weights: Mapping[str, Tensor], compare: _Comparison) -> Findings:
+    """Read the names in every way until one fits exactly."""
+    mapped: Reading | None = None
+    misses: list[Miss] = []
+    entangled: InputFileError | None = None
+    for reading in _readings(weights):
+        outcomes = compare(reading.weights)
+        structures = tuple(outcome for outcome in outcomes if isinstance(outcome, Structure))
+        exact = tuple(structure for structure in structures if not structure.mapping)
+        if exact:
+            problem = _entangled(reading.view, exact[0], weights)
+            if problem is None:
+                return Findings(replace(reading, structures=exact))
+            entangled = entangled or problem
+        elif structures and not reading.view.left_out:
+            needed = min(len(structure.mapping) for structure in structures)
+            if mapped is None or needed < min(len(structure.mapping) for structure in mapped.structures):
+                mapped = replace(reading, structures=structures)
+        if not reading.view.left_out:
+            misses += [outcome for outcome in outcomes if isinstance(outcome, Miss)]
+    return Findings(None, mapped, tuple(misses), entangled)
+
+
+def _search_timm(weights: Mapping[str, Tensor], input_shape: Shape | None, hint: str, findings: Findings) -> Findings:
+    """Return `findings` with what timm's models add to them."""
+    deadline = time.monotonic() + outside.SEARCH_SECONDS
+    searched: set[tuple[str, ...]] = set()
+    for reading in _readings(weights):
+        alike = outside.timm_alike(reading.weights, hint)
+        if alike in searched:
+            continue  # the same first and last layers: what this reading unwraps lies between them
+        searched.add(alike)
+        search = outside.search_timm(alike, reading.weights, input_shape, deadline=deadline)
+        if search.structures:
+            entangled = _entangled(reading.view, search.structures[0], weights)
+            if entangled is None:
+                return replace(findings, exact=replace(reading, structures=search.structures))
+            findings = replace(findings, entangled=findings.entangled or entangled)
+        if not search.complete:
+            return replace(findings, timed_out=True)
+    return findings
+
+
+def _readings(weights: Mapping[str, Tensor]) -> Iterator[Reading]:
+    for view in views.views(weights):
+        read = {ours: weights[theirs] for theirs, ours in view.names.items()}
+        yield Reading(view, *_without_auxiliary_heads(read))
+
+
+def _without_auxiliary_heads(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
+    """Leave out the heads that GoogLeNet and Inception v3 carry for training only."""
+    if "Mixed_5b.branch1x1.conv.weight" not in weights and "inception3a.branch1.conv.weight" not in weights:
+        return weights, False
+    prefixes = tuple(prefix for group in zoo.TRAINING_ONLY.values() for prefix in group)
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith(prefixes)}
+    return kept, len(kept) < len(weights)
+
+
+def _entangled(view: View, found: Structure, weights: Mapping[str, Tensor]) -> InputFileError | None:
+    """Return the error for a part of a file that fits beside others of unknown meaning."""
+    beside = views.beside(view)
+    root = view.part.removesuffix(".*")
+    rivals = [part for part in beside.copies if not views.AVERAGED.fullmatch(part.removesuffix(".*"))]
+    if rivals and not views.AVERAGED.fullmatch(root):
+        return InputFileError(
+            f"The file holds several networks of the same names ({view.part}, {', '.join(rivals)}). Save the teacher's "
+            f"alone: {_save_part(view.part)}."
+        )
+    # A matrix is no class weight of a loss but a layer, such as the one that metric learning puts behind the network.
+    layers = [name for name in beside.training if weights[name].ndim > 1]
+    # Moments of pixels are one number, or one a channel.
+    features = [name for name in beside.moments.values() if weights[name].numel() not in (1, found.input_shape[0])]
+    unknown = [*beside.unknown, *layers, *features]
+    if unknown:
+        return InputFileError(
+            f"The weights under {view.part} fit {found.spec}, but beside them stand others of unknown meaning: "
+            f"{listed(unknown)}. If that part alone is the teacher, save it alone: "
+            f"{_save_part(view.part)}; "
+            "if not, give your own code with --arch package.module:factory."
+        )
+    return None
+
+
+def _save_part(part: str) -> str:
+    """Return the line that saves `model.*`, or `all but ema.*`, of a state dict alone."""
+    prefix = part.removeprefix("all but ").removesuffix("*")
+    if part.startswith("all but "):
+        chosen = f"k: v for k, v in state_dict.items() if not k.startswith({prefix!r})"
+    else:
+        chosen = f"k.removeprefix({prefix!r}): v for k, v in state_dict.items() if k.startswith({prefix!r})"
+    return f"torch.save({{{chosen}}}, 'weights.pt')"

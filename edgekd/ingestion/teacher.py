@@ -1,0 +1,228 @@
+"""Teachers from foreign weights: which architecture of the zoo they belong to, and the network itself."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor, nn
+
+from edgekd.errors import InputFileError
+from edgekd.ingestion import matching, outside, search, views
+from edgekd.ingestion.matching import Structure
+from edgekd.ingestion.search import Findings, Reading
+from edgekd.ingestion.weights import ITSELF, Weights, require_floats, state_dict_of, weights_of
+from edgekd.models import lenet, probe, registry
+from edgekd.models.registry import ArchSpec
+from edgekd.models.stems import Shape
+from edgekd.text import listed
+
+__all__ = ["Assumption", "Inferred", "Weights", "infer", "load", "other_entries", "state_dict_of", "weights_of"]
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """Something the weights cannot show, the value taken for it, and the flag that changes it."""
+
+    what: str
+    value: str
+    flag: str
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """A teacher: its architecture, what was assumed, and its weights under the names of the zoo."""
+
+    arch: ArchSpec
+    classes: int
+    input_shape: Shape
+    assumptions: tuple[Assumption, ...]
+    mapping: Mapping[str, str] = field(repr=False)
+    """Names in the file, without wrappers, to names of the zoo; empty where they are the same."""
+    state_dict: Mapping[str, Tensor] = field(repr=False, compare=False)
+
+
+def infer(
+    tensors: Mapping[str, Tensor],
+    *,
+    arch: str | None = None,
+    input_shape: Shape | None = None,
+    classes: int | None = None,
+    accept_mapping: bool = False,
+    hint: str = "",
+) -> Inferred:
+    """Find the architecture whose parameter names and shapes are those of `tensors`.
+
+    `arch` narrows the search to one name and fixes the options it spells out; `input_shape` (C, H, W) replaces the
+    assumed image size; `hint`, a name that the file itself gives, only decides between architectures that all fit.
+    Raises InputFileError where the weights contradict these, fit several architectures, fit one only under other
+    names (unless `accept_mapping`), or fit none (naming the nearest).
+    """
+    weights = {name: t for name, t in tensors.items() if not name.endswith("num_batches_tracked")}
+    requested = None if arch is None else ArchSpec.parse(arch)
+    findings = search.find(weights, requested, input_shape, classes, hint)
+    chosen = findings.exact or findings.mapped
+    if chosen is None:
+        raise findings.entangled or _nothing_fits(search.plain(weights), findings, requested)
+    found, decided = _only_one(chosen, hint if requested is None else "")
+    if requested is not None and requested.name.startswith("wrn-") and found.spec.name != requested.name:
+        raise InputFileError(f"The weights are those of {found.spec}, not of {requested}.")
+    if found.mapping and not accept_mapping:
+        raise _mapping_needed(found)
+    assumptions = [*decided, *_left_out(chosen, weights)]
+    assumptions += _assumed_size(found) if input_shape is None else []
+    assumptions += _unseen(found, chosen.dropped)
+    return _inferred(found, chosen.weights, tuple(assumptions))
+
+
+def load(inferred: Inferred) -> nn.Module:
+    """Build the network, fill in its weights, and return it frozen in eval mode."""
+    net = registry.build(inferred.arch, input_shape=inferred.input_shape, classes=inferred.classes, seed=0)
+    fresh = net.state_dict()
+    counters = {name: t for name, t in fresh.items() if name.endswith("num_batches_tracked")}
+    require_floats(inferred.state_dict, fresh)
+    try:
+        net.load_state_dict({**counters, **inferred.state_dict}, strict=True)
+    except RuntimeError as error:
+        raise InputFileError(f"The weights do not load into {inferred.arch}: {error}") from error
+    return net.eval().requires_grad_(False)
+
+
+def other_entries(weights: Weights) -> tuple[Assumption, ...]:
+    """Return the assumption that a file's first set of weights is the wanted one, where it holds several."""
+    if not weights.others:
+        return ()
+    value = f"{weights.entry}, not {', '.join(weights.others)}"
+    if weights.others[0] == ITSELF:
+        return (Assumption("weights", value, "a file that holds the others alone"),)
+    keys = "".join(f"[{key!r}]" for key in weights.others[0].split("."))
+    return (Assumption("weights", value, f"a file made by torch.save(torch.load(FILE){keys}, 'other.pt')"),)
+
+
+_TWINS = re.compile(r"resnet(blur|aa)\d+[a-z]*")
+"""timm's ResNets whose names and shapes are torchvision's, but not their strides and pools."""
+
+
+def _only_one(reading: Reading, hint: str) -> tuple[Structure, list[Assumption]]:
+    """Return the only structure, the one that the file names itself, or any of several that answer alike."""
+    first, *others = reading.structures
+    if _TWINS.fullmatch(hint.removeprefix("timm:")) and not registry.is_custom(first.spec.name):
+        raise InputFileError(
+            f"The weights fit {first.spec}, but the file says {hint}, which has the same weights and pools otherwise. "
+            f"Choose with --arch {first.spec} or --arch timm:{hint.removeprefix('timm:')}."
+        )
+    if not others:
+        return first, []
+    named = [s for s in reading.structures if s.spec.name.removeprefix("timm:") == hint.removeprefix("timm:")]
+    if len(named) == 1:
+        other = next(structure for structure in reading.structures if structure is not named[0])
+        value = f"{named[0].spec}, as the file says (others fit too)"
+        return named[0], [Assumption("architecture", value, f"--arch {other.spec}")]
+    if _answer_alike(reading):
+        value = f"{first.spec} ({', '.join(str(other.spec) for other in others)} answer alike)"
+        return first, [Assumption("architecture", value, f"--arch {others[0].spec}")]
+    listed = ", ".join(str(structure.spec) for structure in reading.structures)
+    raise InputFileError(
+        f"The weights fit {len(reading.structures)} architectures: {listed}. Choose one with --arch NAME."
+    )
+
+
+def _answer_alike(reading: Reading) -> bool:
+    """Return whether timm's models of different names compute the same function."""
+    first, *others = reading.structures
+    if len(others) > 4 or any(s.mapping or not registry.is_custom(s.spec.name) for s in reading.structures):
+        return False
+    if any(structure.input_shape != first.input_shape for structure in others):
+        return False
+    nets = [load(_inferred(structure, reading.weights, ())) for structure in reading.structures]
+    return all(probe.same_answers(net, nets[0], first.input_shape, seed=0) for net in nets[1:])
+
+
+def _inferred(found: Structure, weights: Mapping[str, Tensor], assumptions: tuple[Assumption, ...]) -> Inferred:
+    renamed = {found.prefix + found.mapping.get(name, name): tensor for name, tensor in weights.items()}
+    return Inferred(found.spec, found.classes, found.input_shape, assumptions, found.mapping, renamed)
+
+
+def _left_out(reading: Reading, tensors: Mapping[str, Tensor]) -> Iterator[Assumption]:
+    """Return what stood beside the network in the file and was left out."""
+    found = views.beside(reading.view)
+    if found.copies:
+        value = f"{reading.view.part}, not {', '.join(found.copies)}"
+        yield Assumption("weights", value, "a file that holds the others alone")
+    if found.moments:
+        # Pixels of 0 to 255, as some networks take them, deviate by more than 2.
+        scale = 255 if bool((tensors[found.moments["std"]] > 2).any()) else 1
+        flags = (f"--{what} {_values(tensors[found.moments[what]] / scale)}" for what in ("mean", "std"))
+        value = "left out; real images need it instead"
+        yield Assumption("pixel normalisation inside the network", value, " ".join(flags))
+    if found.training:
+        yield Assumption(f"{listed(found.training)}", "left out", "--arch package.module:factory")
+
+
+def _values(tensor: Tensor) -> str:
+    return ",".join(f"{value:g}" for value in tensor.flatten()[:8].tolist())
+
+
+def _assumed_size(found: Structure) -> Iterator[Assumption]:
+    """Return the assumed image size where the weights leave it open; LeNet pads smaller images to 32 pixels."""
+    channels, height, width = found.input_shape
+    if not found.side_is_fixed:
+        yield Assumption("image size", f"{height}x{width}", f"--input {channels}x{height}x{width}")
+    elif found.spec.name.startswith("lenet5") and height == lenet.PADDED_SIDE:
+        yield Assumption("image size", "32x32, not 28x28 padded", f"--input {channels}x28x28")
+
+
+def _unseen(found: Structure, dropped: bool) -> Iterable[Assumption]:
+    """Return what these weights cannot show about their architecture."""
+    name, given = found.spec.name, found.spec.options
+    options = {} if registry.is_custom(name) else registry.family_of(name).options
+
+    def flag(option: str, other: str) -> str:
+        return f"--arch {replace(found.spec, options=dict(sorted({**given, option: other}.items())))}"
+
+    for option, what, values in matching.unseen_choices(found):
+        if option in options and option not in found.requested:
+            value, other = values
+            yield Assumption(what, value, flag(option, other))
+    if dropped:
+        yield Assumption("auxiliary classifiers", "left out, only training runs them", "--arch package.module:factory")
+
+
+def _mapping_needed(found: Structure) -> InputFileError:
+    pairs = mapping_in_short(found.mapping)
+    more = f" and {len(pairs) - 20} more" if len(pairs) > 20 else ""
+    return InputFileError(
+        f"The weights fit {found.spec} in roles, order and shapes, under other names: {', '.join(pairs[:20])}{more}. "
+        "Use this mapping with --accept-mapping, or give your own code with --arch package.module:factory."
+    )
+
+
+def mapping_in_short(mapping: Mapping[str, str]) -> list[str]:
+    """Return what a mapping renames, each difference once: `shortcut -> downsample (3 layers)`."""
+    layers = dict.fromkeys((theirs.rpartition(".")[0], ours.rpartition(".")[0]) for theirs, ours in mapping.items())
+    counts = Counter(_difference(theirs.split("."), ours.split(".")) for theirs, ours in layers if theirs != ours)
+    return [text if count == 1 else f"{text} ({count} layers)" for text, count in counts.items()]
+
+
+def _difference(theirs: list[str], ours: list[str]) -> str:
+    """Return `theirs -> ours` without the components that both begin or end with."""
+    while len(theirs) > 1 and len(ours) > 1 and theirs[0] == ours[0]:
+        theirs, ours = theirs[1:], ours[1:]
+    while len(theirs) > 1 and len(ours) > 1 and theirs[-1] == ours[-1]:
+        theirs, ours = theirs[:-1], ours[:-1]
+    return f"{'.'.join(theirs)} -> {'.'.join(ours)}"
+
+
+def _nothing_fits(weights: Mapping[str, Tensor], findings: Findings, requested: ArchSpec | None) -> InputFileError:
+    nearest = matching.nearest(weights, findings.misses, requested)
+    size = f"the weights ({len(weights)} tensors)"
+    what = f"{requested} does not fit {size}" if requested else f"Nothing fits {size}; the nearest is {nearest.spec}"
+    if findings.timed_out:
+        what = f"The search of timm's models stopped after {outside.SEARCH_SECONDS:.0f} s. {what}"
+    searched = outside.timm_is_installed() or requested is not None
+    timm = "timm's with --arch timm:NAME" if searched else "have timm's models searched: pip install 'edgekd[timm]'"
+    return InputFileError(
+        f"{what}: {'; '.join(nearest.differences)}. Give your own code with --arch package.module:factory, or {timm}."
+    )

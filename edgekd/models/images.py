@@ -1,0 +1,33 @@
+"""The one way to real images from a run: they come as its networks take them, and its ledger knows of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgekd.models import artefacts
+from edgekd.realdata import ImageFolder, RealImages, open_folder, open_unlabelled
+from edgekd.run.directory import RunDir
+from edgekd.run.ledger import Reading
+
+
+def labelled(run: RunDir, data: Path, *, purpose: str) -> RealImages:
+    """Open a folder with a subfolder of images for each class of the run's teacher.
+
+    Raises UsageError where the run does not know its normalisation, InputFileError where the folder does not fit.
+    """
+    names, classes = artefacts.read_pixels(run).class_names, artefacts.describe(run).classes
+    return _opened(run, open_folder(data, classes=classes, names=names), purpose, cache=True)
+
+
+def unlabelled(run: RunDir, folder: Path, *, purpose: str | None, count: int | None = None) -> RealImages:
+    """Open images without labels, at most `count` evenly spread over the folder; without `purpose` for no ledger.
+
+    Raises UsageError where the run does not know its normalisation, InputFileError where there are no images.
+    """
+    return _opened(run, open_unlabelled(folder, count), purpose, cache=False)
+
+
+def _opened(run: RunDir, folder: ImageFolder, purpose: str | None, *, cache: bool) -> RealImages:
+    pixels, shape = artefacts.read_pixels(run), artefacts.describe(run).input_shape
+    reading = None if purpose is None else Reading(run, folder, purpose)
+    return RealImages(folder, shape, mean=pixels.mean, std=pixels.std, cache=cache, reading=reading)

@@ -1,0 +1,38 @@
+"""What a device is told of a file's input, and the golden inputs in its type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from onnx import TensorProto
+
+from edgekd.agent import session
+from edgekd.agent.measure import Tools
+from edgekd.agent.measurement import Job, Settings
+from edgekd.agent.refusal import RefusedError
+from edgekd.agent.runners.inputs import input_shape
+from edgekd.bench import golden
+from tiny_onnx import conv_net
+
+
+@pytest.mark.parametrize("batch", ["N", -1, 0])
+def test_a_size_below_one_is_an_open_one(batch: str | int, tmp_path: Path) -> None:
+    known = golden.signature(conv_net(tmp_path / "net.onnx", shape=(batch, 3, 8, 8)))
+    assert (known.batch, known.declared, len(golden.images(known))) == (None, (None, 3, 8, 8), golden.IMAGES)
+    assert input_shape(tmp_path, [batch, 3, -1, 8], 2, [3, 9, 8]) == [2, 3, 9, 8]
+
+
+def test_a_fixed_batch_says_which_flag_fits() -> None:
+    with pytest.raises(RefusedError, match="fixed batch of 8; batch 1 cannot be measured, give --batch 8"):
+        input_shape(Path("net.onnx"), [8, 3, 8, 8], 1, None)
+    with pytest.raises(RefusedError, match="must have a batch"):
+        input_shape(Path("net.onnx"), [], 1, None)
+
+
+@pytest.mark.parametrize("element", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8])
+def test_every_type_of_input_is_checked(element: int, tmp_path: Path) -> None:
+    job = golden.described(Job("net", conv_net(tmp_path / "net.onnx", element=element, scale=20.0)))
+    ((images, expected),) = golden.write_files([job], tmp_path).values()
+    found = session.check(job, Settings(), Tools(), images, expected)
+    assert (found["passed"], found["images"]) == (True, golden.IMAGES)

@@ -1,0 +1,234 @@
+"""`edgekd bench` elsewhere and `edgekd bundle`, as they are typed: flags, exit codes, what is printed and published."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+from command import Result
+from sshd import Device, device, sshd_device  # noqa: F401 - fixtures
+
+import toy
+from edgekd import recipe
+from edgekd.agent.measurement import Settings
+from edgekd.bench import comparing, measuring, students
+from edgekd.bench import device as stages_device
+from edgekd.export.graph import set_metadata
+from edgekd.run.directory import RunDir
+from tiny_onnx import conv_net
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    patient = comparing.settings_of
+    short = {"rounds": 2, "min_runs": 10, "min_seconds": 0.02, "warm_up_seconds": 0.2}
+    monkeypatch.setattr(comparing, "settings_of", lambda table: [replace(one, **short) for one in patient(table)])
+    monkeypatch.setattr(students, "SETTINGS", Settings(**short))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def exported(teacher_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    toy.advance(folder / "runs" / "toy", toy.toy_recipe(teacher_file, method={"steps": 3}))
+    return folder
+
+
+@pytest.fixture
+def run(exported: Path, tmp_path: Path) -> Path:
+    shutil.copytree(exported / "runs", tmp_path / "runs")
+    return tmp_path / "runs" / "toy"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("--clean",), "--clean belongs to a device: give it with --on user@host"),
+        (("--trtexec", "/x"), "--trtexec belongs to a device"),
+        (("--python", "python3.9"), "--python belongs to a device"),
+        (("--runtime", "ort-gpu"), "there is no runtime 'ort-gpu' (known: ort-cpu"),
+        (("--on", "-oProxyCommand=x"), "--on takes user@host"),
+        (("--on", "device", "--import", "x.json"), "not with --on"),
+        (("net.onnx", "--runtime", "torch"), "an ONNX file has no PyTorch network"),
+        (("toy", "--on", "nowhere", "--runtime", "torch"), "a device runs ONNX files"),
+        (("toy", "--input", "3x8x8"), "--input belongs to an ONNX file"),
+    ],
+)
+def test_flags_that_do_not_fit_are_told(arguments: tuple[str, ...], word: str, run: Path) -> None:
+    conv_net(Path("net.onnx"))
+    result = Result("bench", *arguments)
+    assert (result.exit_code, word in result.stderr) == (2, True), result.stderr
+
+
+def test_any_onnx_classifier_is_measured_without_a_run() -> None:
+    conv_net(Path("open.onnx"), shape=("N", 3, "H", "W"))
+    refused = Result("bench", "open.onnx")
+    assert (refused.exit_code, "3x224x224" in refused.stderr) == (2, True)
+    result = Result("bench", "open.onnx", "--input", "3x9x7", "--batch", "1,2", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert [row["batch"] for row in result.json()["results"]] == [1, 2]
+    assert Result("bench", "absent.onnx").exit_code == 4
+    assert list(Path().iterdir()) == [Path("open.onnx")]
+
+
+@pytest.mark.parametrize(
+    ("properties", "data_free", "words"),
+    [
+        ({}, "absent", ""),
+        ({"edgekd.run": "toy", "edgekd.data_free": "true"}, True, ""),
+        ({"edgekd.run": "toy", "edgekd.data_free": "false"}, False, "NOT data-free"),
+        ({"edgekd.run": "toy", "edgekd.student": '"elsewhere"'}, None, "not known to be data-free"),
+    ],
+)
+def test_a_file_says_itself_what_it_was_made_of(
+    properties: dict[str, str], data_free: bool | str | None, words: str
+) -> None:
+    model = onnx.load(conv_net(Path("net.onnx")))
+    set_metadata(model, properties)
+    onnx.save(model, "net.onnx")
+    result = Result("bench", "net.onnx", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert result.json().get("data_free", "absent") == data_free
+    line = result.line("result")
+    assert words in line
+    assert words or "data-free" not in line
+
+
+def test_a_bundle_of_files_that_real_images_shaped_says_so(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for data_free in (True, False):
+        monkeypatch.setattr(RunDir, "data_free", lambda self, answer=data_free: answer)
+        made = Result("bundle", "toy", "--json")
+        assert (made.exit_code, made.json()["data_free"]) == (0, data_free)
+        assert ("NOT data-free" in made.line("result")) == (not data_free)
+
+
+def test_a_fixed_batch_is_the_default_and_all_are_checked_before_any_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    conv_net(Path("fixed.onnx"), shape=(8, 3, 8, 8))
+    result = Result("bench", "fixed.onnx", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert [row["batch"] for row in result.json()["results"]] == [8]
+    monkeypatch.setattr(measuring, "measure", lambda *_, **__: pytest.fail("measured"))
+    for batches in ("1", "8,1"):
+        refused = Result("bench", "fixed.onnx", "--batch", batches)
+        assert (refused.exit_code, "give --batch 8" in refused.stderr) == (2, True), refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("shape", "flags", "following"),
+    [
+        (("N", 3, "H", "W"), ("--input", "3x9x7"), "--input 3x9x7 --batch 1,8"),
+        (("N", 3, 8, 8), ("--batch", "2", "--seconds", "0.5"), "--batch 2 --seconds 0.5 --threads 1,2"),
+        ((8, 3, 8, 8), (), "--threads 1,2"),
+        ((8, 3, 8, 8), ("--threads", "1", "--set", "bench.rounds=3"), "--threads 1 --set bench.rounds=3"),
+        (
+            ("N", 3, 8, 8),
+            ("--on", "x", "--python", "p y", "--no-energy"),
+            "--on x --python 'p y' --no-energy --batch 1,8",
+        ),
+    ],
+)
+def test_the_next_command_keeps_the_flags_and_fits_the_file(
+    shape: tuple[int | str, ...], flags: tuple[str, ...], following: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conv_net(Path("net.onnx"), shape=shape)
+    found = {"results": [], "warnings": [], "verdicts": {}}
+    monkeypatch.setattr(measuring, "compare", lambda *_, **__: (found, []))
+    monkeypatch.setattr(stages_device, "on_device", lambda *_, **__: found)
+    result = Result("bench", "net.onnx", *flags)
+    assert result.exit_code == 0, result.stderr
+    assert f"edgekd bench net.onnx {following}\n" in result.stderr.replace("\n         ", " ")
+
+
+def test_weights_in_a_second_file_are_refused_here_as_there() -> None:
+    conv_net(Path("net.onnx"))
+    onnx.save(onnx.load("net.onnx"), "two.onnx", save_as_external_data=True, size_threshold=0, location="two.data")
+    result = Result("bench", "two.onnx")
+    assert (result.exit_code, "keeps its weights in a second file" in result.stderr) == (4, True), result.stderr
+
+
+def test_a_name_in_capitals_is_a_file() -> None:
+    assert "NET.ONNX is not a file" in Result("bench", "NET.ONNX").stderr
+
+
+def test_a_run_there(device: Device, run: Path) -> None:  # noqa: F811
+    before = (run / "recipe.toml").read_bytes()
+    result = Result("bench", "toy", "--on", "device", "--batch", "2")
+    assert result.exit_code == 0, result.stderr
+    assert "copy     1/" in result.stderr
+    assert "bench/device/results.json" in result.stderr
+    found = json.loads((run / "bench/device/results.json").read_text())
+    assert {row["batch"] for row in found["results"]} == {2}
+    assert (run / "recipe.toml").read_bytes() == before, "a device's flags make nothing stale here"
+    assert "On device" in (Result("report", "toy").stderr and (run / "report/report.html").read_text())
+    cleaned = Result("bench", "--on", "device", "--clean", "--json")
+    assert (cleaned.exit_code, cleaned.json()["target"]) == (0, "device")
+    device.known_hosts.write_text("")
+    refused = Result("bench", "toy", "--on", "device")
+    assert refused.exit_code == 6
+    assert "ssh device" in refused.stderr
+    assert "ssh-copy-id device" in refused.stderr
+
+
+def test_a_file_there(device: Device) -> None:  # noqa: F811
+    conv_net(Path("net.onnx"))
+    result = Result("bench", "net.onnx", "--on", "device", "--no-energy", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert (result.json()["target"], result.json()["run"]) == ("device", None)
+    assert [one["passed"] for one in result.json()["numerics"]] == [True]
+    assert [path.name for path in (device.home / ".cache").iterdir()] == ["edgekd"], (
+        "nothing of ONNX Runtime's telemetry"
+    )
+
+
+def test_a_bundle_there_and_back(run: Path, tmp_path: Path) -> None:
+    made = Result("bundle", "toy", "--json")
+    assert made.exit_code == 0, made.stderr
+    assert "python3 student.pyz bench" in made.stderr
+    home = tmp_path / "device"
+    home.mkdir()
+    env = {"HOME": str(home), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, str(tmp_path / "student.pyz"), "check"], cwd=home, env=env, check=True)
+    assert [path.name for path in home.iterdir()] == ["results.json"], "nothing of ONNX Runtime's telemetry"
+    result = Result("bench", "toy", "--import", home / "results.json")
+    assert result.exit_code == 0, result.stderr
+    assert "1 of 1 artefacts compute there what they compute here" in result.stderr
+    assert "-check/results.json" in result.stderr
+    broken = json.loads((home / "results.json").read_text())
+    broken["numerics"][0] |= {"passed": False, "max_difference": 0.5, "wrong_answers": 3}
+    (home / "results.json").write_text(json.dumps(broken))
+    wrong = Result("bench", "toy", "--import", home / "results.json")
+    assert (wrong.exit_code, "do not ship that file" in wrong.stderr) == (5, True)
+    assert Result("bundle", "toy", "--output", tmp_path / "no" / "x.pyz").exit_code == 6
+
+
+def test_students_there(device: Device) -> None:  # noqa: F811
+    result = Result("students", "lenet5-half", "--input", "1x16x16", "--measure", "--on", "device", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert result.json()["target"] == "device"
+    assert result.json()["students"][0]["latency_ms"] > 0
+    assert device.work == []
+    assert Result("students", "--on", "device").exit_code == 2
+
+
+@pytest.mark.slow
+def test_a_student_is_chosen_there_once(device: Device, teacher_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    small = ("--threads", "1", "--steps", "2", "--input", "1x8x8", "--set=method.student.batch_size=8")
+    small += ("--set=method.vae.novel=4", "--set=select.samples=64", "--dry-run")
+    asked = ("distill", teacher_file, *small, "--student", "auto", "--budget-ms", "5000", "--on", "device")
+    first = Result(*asked)
+    assert first.exit_code == 0, first.stderr
+    assert "lenet5-half takes" in first.stderr
+    assert "in FP32 on device" in first.stderr
+    kept = recipe.load_resolved(Path("runs/teacher-auto-5000ms/recipe.toml")).student
+    assert (kept.name, kept.auto_budget_ms, kept.auto_on) == ("lenet5-half", 5000.0, "device")
+    monkeypatch.setattr(students, "time_each", lambda *_, **__: pytest.fail("timed again"))
+    assert Result(*asked).exit_code == 0
+    assert Result("distill", teacher_file, *small, "--student", "lenet5-half", "--on", "device").exit_code == 2

@@ -1,0 +1,240 @@
+"""Code from outside the zoo: the user's own, and timm's models where timm is installed."""
+
+import importlib.util
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from edgekd.errors import InputFileError, UsageError
+from edgekd.ingestion import outside, search
+from edgekd.ingestion.matching import Miss, Structure
+from edgekd.ingestion.teacher import infer, load, state_dict_of
+from edgekd.models import probe, registry
+from edgekd.models.registry import ArchSpec
+
+HAS_TIMM = importlib.util.find_spec("timm") is not None
+needs_timm = pytest.mark.skipif(not HAS_TIMM, reason="timm is not installed")
+
+CODE = """
+from torch import nn
+
+
+class Split(nn.Module):
+    def __init__(self, channels=2, classes=6):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.fc = nn.Linear(4, classes)
+
+    def forward(self, x):
+        return self.fc(self.backbone(x))
+
+
+class Wrapped(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.model = Split(3, num_classes)
+
+    def forward(self, x):
+        return self.model(x)
+
+
+def split():
+    return Split()
+
+
+def of_any_channels(input_shape, classes):
+    return Split(input_shape[0], classes)
+
+
+def convolutional():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def no_classifier():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 1))
+"""
+
+
+@pytest.fixture
+def code(tmp_path, monkeypatch, approve):
+    factories = ("split", "Wrapped", "of_any_channels", "convolutional", "no_classifier", "no_such_factory")
+    approve(f"outside_nets:{factory}" for factory in factories)
+    (tmp_path / "outside_nets.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "outside_nets", raising=False)
+    return "outside_nets"
+
+
+def built(arch, shape=(3, 32, 32), classes=10):
+    return registry.build(arch, input_shape=shape, classes=classes, seed=0).eval()
+
+
+def same(net, found):
+    images = torch.randn(2, *found.input_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return torch.equal(load(found)(images), net(images))
+
+
+@pytest.mark.parametrize(
+    ("factory", "shape", "classes"),
+    [
+        ("split", (2, 32, 32), 6),
+        ("Wrapped", (3, 32, 32), 9),
+        ("of_any_channels", (1, 32, 32), 7),
+        ("convolutional", (3, 32, 32), 6),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.net."])
+def test_own_code_shows_its_channels_and_classes(code, factory, shape, classes, prefix):
+    net = built(f"{code}:{factory}", shape, classes)
+    weights = {f"{prefix}{name}": tensor for name, tensor in net.state_dict().items()}
+    found = infer(state_dict_of(weights), arch=f"{code}:{factory}")
+    assert (found.classes, found.input_shape, dict(found.mapping)) == (classes, shape, {})
+    assert same(net, found)
+
+
+def test_the_order_of_names_does_not_matter(code):
+    net = built(f"{code}:Wrapped", classes=9)
+    weights = dict(sorted(net.state_dict().items(), reverse=True))
+    assert infer(weights, arch=f"{code}:Wrapped").classes == 9
+
+
+def test_own_code_is_built_once_for_each_shape(code, monkeypatch):
+    weights = {f"part{i}.{j}.weight": torch.ones(2) for i in range(9) for j in range(9)}
+    builds = []
+    build = registry.build
+    monkeypatch.setattr(registry, "build", lambda *args, **kwargs: builds.append(1) or build(*args, **kwargs))
+    with pytest.raises(InputFileError, match="does not fit"):
+        infer(weights, arch=f"{code}:split")
+    assert len(builds) == 1
+
+
+def test_wrong_channels_and_other_names_are_told(code):
+    net = built(f"{code}:Wrapped", classes=9)
+    with pytest.raises(InputFileError, match="take 3 channels, not 1"):
+        infer(net.state_dict(), arch=f"{code}:Wrapped", input_shape=(1, 32, 32))
+    renamed = {name.replace("fc", "top"): tensor for name, tensor in net.state_dict().items()}
+    with pytest.raises(InputFileError, match="top -> fc"):
+        infer(renamed, arch=f"{code}:Wrapped")
+    assert same(net, infer(renamed, arch=f"{code}:Wrapped", accept_mapping=True))
+
+
+def test_code_that_is_no_classifier_is_left_to_the_probe(code):
+    net = built(f"{code}:no_classifier")
+    found = infer(net.state_dict(), arch=f"{code}:no_classifier")
+    with pytest.raises(InputFileError, match="no classifier"):
+        probe.probe(load(found), input_shape=found.input_shape, classes=found.classes, seed=0)
+
+
+@pytest.mark.parametrize("factory", ["split", "Wrapped"])
+@pytest.mark.parametrize("name", ["backbone.0.weight", "fc.weight", "fc.bias"])
+@pytest.mark.parametrize("shape", [(), (3,), (0,), (2**62, 0)])
+def test_tensors_of_any_shape_do_not_fit_own_code(code, factory, name, shape):
+    prefix = "model." if factory == "Wrapped" else ""
+    weights = dict(built(f"{code}:{factory}", classes=9).state_dict())
+    with pytest.raises(InputFileError, match="does not fit the weights"):
+        infer({**weights, f"{prefix}{name}": torch.empty(shape)}, arch=f"{code}:{factory}")
+
+
+def test_code_that_cannot_be_built_is_wrong_usage(code):
+    with pytest.raises(UsageError, match="no_such_factory"):
+        infer({"a.weight": torch.ones(2)}, arch=f"{code}:no_such_factory")
+
+
+def test_without_timm_nothing_is_searched(monkeypatch):
+    monkeypatch.setattr(outside, "timm_is_installed", lambda: False)
+    monkeypatch.setattr(outside, "search_timm", lambda *_, **__: pytest.fail("searched"))
+    with pytest.raises(InputFileError, match="pip install"):
+        infer({"conv_stem.weight": torch.ones(4, 3, 3, 3), "classifier.weight": torch.ones(5, 4)})
+
+
+def test_building_stops_at_foreign_shapes():
+    allowed = frozenset({(4, 3, 3, 3), (4,)})
+    with outside._OnlyShapes(allowed, meta=True, forgiven=0):
+        assert nn.Conv2d(3, 4, 3).weight.is_meta
+    with outside._OnlyShapes(allowed, meta=False, forgiven=2):
+        assert not nn.Conv2d(3, 5, 3).weight.is_meta
+    with pytest.raises(outside._OtherShape), outside._OnlyShapes(allowed, meta=True, forgiven=1):
+        nn.Conv2d(3, 5, 3)
+    with pytest.raises(outside._OtherShape), outside._OnlyShapes(allowed, meta=False, forgiven=9):
+        nn.Linear(2**14, 2**14)
+
+
+def timm_net(name, **arguments):
+    import timm
+
+    generator = torch.Generator().manual_seed(0)
+    net = timm.create_model(name, pretrained=False, **arguments).eval()
+    with torch.no_grad():
+        for tensor in net.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(0.01 * torch.rand(tensor.shape, generator=generator))
+    return net
+
+
+@needs_timm
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("ghostnet_100", {"num_classes": 12}),
+        ("convnext_atto", {"num_classes": 10, "in_chans": 1}),
+        ("deit_tiny_distilled_patch16_224", {"num_classes": 7}),
+        ("vit_tiny_r_s16_p8_224", {"num_classes": 5}),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_timms_models_are_found(name, arguments, prefix):
+    net = timm_net(name, **arguments)
+    weights = {f"{prefix}{key}": tensor for key, tensor in net.state_dict().items()}
+    started = time.monotonic()
+    found = infer(weights)
+    assert time.monotonic() - started < outside.SEARCH_SECONDS
+    assert (str(found.arch), found.classes) == (f"timm:{name}", arguments["num_classes"])
+    assert found.input_shape == (arguments.get("in_chans", 3), 224, 224)
+    assert same(net, found)
+    assert str(infer(weights, arch=f"timm:{name}").arch) == f"timm:{name}"
+
+
+@needs_timm
+def test_models_that_answer_alike_are_one():
+    found = infer(timm_net("vit_tiny_patch16_224", num_classes=3).state_dict())
+    assert found.arch.name in ("timm:deit_tiny_patch16_224", "timm:vit_tiny_patch16_224")
+    assert any(a.what == "architecture" and "answer alike" in a.value for a in found.assumptions)
+
+
+@needs_timm
+def test_models_that_answer_otherwise_are_ambiguous_unless_the_file_names_one():
+    weights = timm_net("tf_mobilenetv3_large_100", num_classes=3).state_dict()
+    with pytest.raises(InputFileError, match=r"timm:mobilenetv3_large_100, timm:tf_mobilenetv3_large_100\. Choose"):
+        infer(weights)
+    found = infer(weights, hint="tf_mobilenetv3_large_100")
+    assert found.arch.name == "timm:tf_mobilenetv3_large_100"
+    assert any("as the file says" in a.value for a in found.assumptions)
+
+
+@needs_timm
+def test_the_search_is_bounded(monkeypatch):
+    weights = timm_net("ghostnet_100", num_classes=4).state_dict()
+    alike = outside.timm_alike(weights)
+    assert "ghostnet_100" in alike
+    assert "resnet18" not in alike
+    found = outside.search_timm(alike, weights, None, deadline=time.monotonic() - 1)
+    assert (found.structures, found.complete) == ((), False)
+    monkeypatch.setattr(outside, "SEARCH_SECONDS", -1.0)
+    with pytest.raises(InputFileError, match="search of timm's models stopped"):
+        infer(weights)
+
+
+@needs_timm
+def test_a_model_of_fixed_size_takes_no_other():
+    weights = timm_net("deit_tiny_distilled_patch16_224", num_classes=7).state_dict()
+    found = search.find(weights, None, None, None, "")
+    assert found.exact is not None
+    assert found.exact.structures[0].side_is_fixed
+    assert isinstance(outside.Code(ArchSpec("timm:ghostnet_100")).fit(weights, None, None), Miss)
+    assert isinstance(
+        outside.Code(ArchSpec("timm:deit_tiny_distilled_patch16_224")).fit(weights, None, None), Structure
+    )

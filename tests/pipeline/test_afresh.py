@@ -1,0 +1,195 @@
+"""What --fresh moves aside comes back, or is deleted, as its marker says; nothing else is touched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekd.errors import InputFileError, RunBusyError, UsageError
+from edgekd.pipeline import afresh
+from edgekd.pipeline.afresh import ASIDE, Afresh
+from edgekd.run.directory import RunDir, write_json
+from edgekd.run.ownership import CONTENT
+from edgekd.stages.catalog import STAGES
+
+FIELDS: dict[str, Any] = {"stage": "x", "version": 1, "key": "", "recipe_slice": {}, "inputs": {}}
+STAGE_FOLDERS = ("teacher", "select", "export", "bench/local", "report")
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> Path:
+    path = tmp_path / "teacher.pt"
+    path.write_text("teacher")
+    return path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """A run with everything in it, as far as names go, and a file of the user's."""
+    run = RunDir(tmp_path / "run")
+    with run.lock():
+        run.note_command(["edgekd", "distill"])
+        read_images(run, "photos", 3)
+        fill(run, "old")
+    (run.path / "notes.md").write_text("mine")
+    return run
+
+
+def read_images(run: RunDir, folder: str, count: int) -> None:
+    ledger = run.ledger()
+    ledger["real_images_read"] += count
+    ledger.setdefault("real_images", []).append({"folder": folder, "images": count})
+    ledger["files_read"][folder] = "hash"
+    write_json(run.ledger_file, ledger)
+
+
+def fill(run: RunDir, text: str, names: tuple[str, ...] = STAGE_FOLDERS) -> None:
+    """Let a run hold published stages, a recipe and events."""
+    for name in names:
+        publish(run, name, text)
+    run.recipe_file.write_text(text)
+    run.events_file.write_text(text)
+    run.stage("eval").mkdir(exist_ok=True)
+    (run.stage("eval") / "photos.json").write_text(text)
+    if names == STAGE_FOLDERS:
+        checkpoint(run, text)
+
+
+def publish(run: RunDir, name: str, text: str) -> None:
+    with run.publish(name) as (folder, record):
+        (folder / "file").write_text(text)
+        record |= FIELDS
+
+
+def checkpoint(run: RunDir, text: str) -> None:
+    publish(run, "distill/checkpoints/step-00000000", text)
+
+
+def content(run: RunDir) -> dict[str, str]:
+    files = (path for path in run.path.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(run.path)): path.read_text() for path in files}
+
+
+def aside(run: RunDir) -> bool:
+    return (run.path / ASIDE).exists()
+
+
+def test_every_stage_has_a_name_that_is_edgekds() -> None:
+    assert {Path(stage.folder).parts[0] for stage in STAGES} | {"eval", "report"} <= set(CONTENT)
+    assert CONTENT[-1] == "distill"
+
+
+def test_what_failed_before_training_comes_back_and_what_it_made_goes(run: RunDir, teacher: Path) -> None:
+    before = content(run)
+    with run.lock():
+        Afresh(run).begin(teacher)
+        assert sorted(p.name for p in run.path.iterdir()) == [ASIDE, ".lock", "notes.md", "run.json"]
+        assert run.ledger()["real_images_read"] == 0
+        fill(run, "new", ("teacher", "init", "select"))
+        (run.stage("distill") / "checkpoints" / ".tmp-step-00000000").mkdir(parents=True)
+        Afresh(run).settle()
+    assert content(run) == before
+    assert not aside(run)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_old_run_goes_once_there_is_a_new_one(training: bool, run: RunDir, teacher: Path) -> None:
+    with run.lock():
+        Afresh(run).begin(teacher)
+        publish(run, "teacher", "new")
+        if training:
+            checkpoint(run, "new")
+        Afresh(run).settle(succeeded=not training)
+    names = {".lock", "run.json", "notes.md", "teacher"} | ({"distill"} if training else set())
+    assert {path.name for path in run.path.iterdir()} == names
+    assert "old" not in content(run).values()
+
+
+def test_real_images_that_a_refused_beginning_read_stay_in_the_ledger(run: RunDir, teacher: Path) -> None:
+    with run.lock():
+        Afresh(run).begin(teacher)
+        read_images(run, "others", 5)
+        Afresh(run).settle()
+    ledger = run.ledger()
+    assert ledger["real_images_read"] == 8
+    assert [reading["folder"] for reading in ledger["real_images"]] == ["photos", "others"]
+    assert set(ledger["files_read"]) == {"photos", "others"}
+
+
+STRANGERS = ["export/student.engine", "teacher/notes.md", "bench/jetson.txt", "bench/mine/a.json", "eval/plot.png"]
+
+
+@pytest.mark.parametrize("name", [*STRANGERS, "distill/plot.py", "distill/checkpoints/mine.pt", "report/figures/a.svg"])
+def test_files_of_the_user_in_the_folders_of_a_run_are_not_replaced(name: str, run: RunDir, teacher: Path) -> None:
+    (run.path / name).parent.mkdir(exist_ok=True, parents=True)
+    (run.path / name).write_text("mine")
+    before = content(run)
+    with run.lock(), pytest.raises(UsageError, match="which edgekd did not write; move it away first"):
+        Afresh(run).begin(teacher)
+    assert content(run) == before
+
+
+def test_a_link_is_moved_and_deleted_as_a_link(run: RunDir, teacher: Path, tmp_path: Path) -> None:
+    run.stage("export").rename(tmp_path / "elsewhere")
+    run.stage("export").symlink_to(tmp_path / "elsewhere")
+    with run.lock():
+        Afresh(run).begin(teacher)
+        checkpoint(run, "new")
+        Afresh(run).settle()
+    assert not aside(run)
+    assert (tmp_path / "elsewhere" / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"direction": "back"}'])
+def test_with_a_damaged_marker_nothing_is_deleted(text: str, run: RunDir, teacher: Path) -> None:
+    with run.lock():
+        Afresh(run).begin(teacher)
+    (run.path / ASIDE / "marker.json").write_text(text)
+    before = content(run)
+    with pytest.raises(InputFileError, match=r"marker.json is damaged .* move it back"):
+        afresh.recover(run)
+    assert content(run) == before
+
+
+# Readers
+
+
+def test_a_reader_settles_what_a_dead_process_left(run: RunDir, teacher: Path) -> None:
+    before = content(run)
+    with run.lock():
+        Afresh(run).begin(teacher)
+    afresh.recover(run)
+    assert content(run) == before
+
+
+def test_a_reader_sees_a_folder_that_died_between_two_renames(run: RunDir) -> None:
+    before = content(run)
+    run.stage("export").rename(run.path / ".old-export")
+    afresh.recover(run)
+    assert content(run) == before
+
+
+def test_a_reader_never_writes_where_no_run_is(tmp_path: Path) -> None:
+    (tmp_path / ".old-export").mkdir()
+    (tmp_path / ASIDE).mkdir()
+    afresh.recover(RunDir(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [ASIDE, ".old-export"]
+
+
+def test_a_reader_of_a_living_beginning_learns_what_is_going_on(
+    run: RunDir, teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with run.lock():
+        Afresh(run).begin(teacher)
+        with pytest.raises(RunBusyError, match=r"being started anew with --fresh; what it held is aside .* Ask again"):
+            afresh.recover(run)
+        run.recipe_file.write_text("new")
+        afresh.recover(run)
+        assert "being started anew" in capsys.readouterr().err
+        checkpoint(run, "new")
+        afresh.recover(run)
+        assert capsys.readouterr().err == ""
+        assert json.loads((run.path / ASIDE / "marker.json").read_text())["direction"] == "open"

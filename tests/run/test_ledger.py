@@ -1,0 +1,75 @@
+"""Readings of real images in the ledger: all before the first is opened, those that were opened in the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import toy
+from edgekd.errors import InputFileError
+from edgekd.realdata import RealImages, open_folder, open_unlabelled
+from edgekd.run.directory import RunDir
+from edgekd.run.ledger import Reading
+
+COUNT = 5 * toy.CLASSES
+
+
+def images(run: RunDir, photos: Path, *, cache: bool = False) -> RealImages:
+    folder = open_folder(photos, classes=toy.CLASSES, names=None)
+    reading = Reading(run, folder, "eval")
+    return RealImages(folder, toy.SHAPE, mean=(0.5,), std=(0.5,), cache=cache, reading=reading)
+
+
+def counts(run: RunDir) -> list[int]:
+    ledger = run.ledger()
+    found = [one["images"] for one in ledger.get("real_images", [])]
+    assert ledger["real_images_read"] == sum(found)
+    return found
+
+
+def test_nothing_is_entered_before_an_image_is_asked_for(photos: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    with images(run, photos, cache=True):
+        pass
+    assert not run.ledger_file.exists()
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_images_that_are_read_again_count_once_in_a_reading(cache: bool, photos: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "record.json").write_text("{}")
+    for _ in range(2):
+        with images(run, photos, cache=cache) as found:
+            for _ in range(2):
+                assert sum(len(batch) for batch, _ in found.batches(7)) == COUNT
+    assert counts(run) == [COUNT, COUNT]
+    entry = run.ledger()["real_images"][0]
+    assert (entry["folder"], entry["for"], entry["stages_done"]) == (str(photos), "eval", ["teacher"])
+    assert run.ledger()["files_read"] == {str(photos): open_unlabelled(photos).sha256()}
+
+
+def test_all_stand_there_while_the_first_is_read_and_those_read_afterwards(photos: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    with images(run, photos) as found:
+        next(found.batches(3))
+        assert counts(run) == [COUNT]
+    assert counts(run) == [3]
+
+
+def test_a_reading_that_nobody_ends_stays_with_all_images(photos: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    next(images(run, photos).batches(3))
+    assert counts(run) == [COUNT]
+
+
+def test_a_file_that_cannot_be_read_is_named_and_none_is_counted(photos: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    found = images(run, photos)
+    gone = tmp_path / "gone.png"
+    object.__setattr__(found.folder, "files", (*found.folder.files, gone))
+    object.__setattr__(found.folder, "path", Path("/"))
+    with pytest.raises(InputFileError, match=r"gone\.png cannot be read"), found:
+        next(found.batches(3))
+    assert counts(run) == [0]
