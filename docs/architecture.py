@@ -56,10 +56,6 @@ def arrows() -> Counter[tuple[str, str]]:
 def drawing(levels: list[tuple[str, ...]]) -> str:
     """Return the figure as SVG."""
     sizes = Counter(room_of(path.relative_to(PACKAGE).with_suffix("").parts) for path in modules())
-    lines = Counter[str]()
-    for path in modules():
-        text = path.read_text(encoding="utf-8")
-        lines[room_of(path.relative_to(PACKAGE).with_suffix("").parts)] += text.count("\n")
     width = 4 * WIDTH
     places = {}
     for row, rooms in enumerate(levels):
@@ -77,16 +73,15 @@ def drawing(levels: list[tuple[str, ...]]) -> str:
         bend = (y2 - y1 - HEIGHT - GAP) * 0.9 * (-1 if (places[above][1] + places[below][1]) % 80 < 40 else 1)
         y1, y2 = y1 + HEIGHT / 2, y2 - HEIGHT / 2
         curve = f"M {x1} {y1} C {x1 + bend} {y1 + 20}, {x2 + bend} {y2 - 20}, {x2} {y2}"
-        thickness = 0.5 + min(count, 40) / 16
-        parts.append(f'<path d="{curve}" fill="none" stroke="#8aa" stroke-width="{thickness:.2f}"/>')
+        thickness = 3 if count >= 16 else 1.5 if count >= 4 else 0.7
+        parts.append(f'<path d="{curve}" fill="none" stroke="#8aa" stroke-width="{thickness}"/>')
     for room, (x, y) in places.items():
-        share = lines[room] / lines.total()
         parts.append(
             f'<rect x="{x - WIDTH / 2}" y="{y - HEIGHT / 2}" width="{WIDTH}" height="{HEIGHT}" rx="6" fill="#eef4f4" '
             'stroke="#355"/>'
         )
         parts.append(f'<text x="{x}" y="{y - 3}" font-weight="bold">{room}</text>')
-        parts.append(f'<text x="{x}" y="{y + 15}" font-size="11">{sizes[room]} files, {share:.0%} of the lines</text>')
+        parts.append(f'<text x="{x}" y="{y + 15}" font-size="11">{sizes[room]} files</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 

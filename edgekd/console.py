@@ -29,20 +29,22 @@ class _Log:
 
     def write(self, text: str) -> int:
         with suppress(OSError):
-            self._stream.write(text)
+            if self._stream is not None:
+                self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
         with suppress(OSError):
-            self._stream.flush()
+            if self._stream is not None:
+                self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     @property
-    def _stream(self) -> TextIO:
-        # A live bar puts itself before stderr and would print through this.
-        stream: TextIO = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+    def _stream(self) -> TextIO | None:
+        # A live bar puts itself before stderr and would print through this; a closed stderr is None.
+        stream: TextIO | None = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
         return stream
 
 
@@ -95,6 +97,8 @@ def print_text(text: str) -> None:
 @contextmanager
 def _whole_output() -> Iterator[None]:
     """Write results at once, so that a full disk behind stdout is an error now and not after the last line."""
+    if sys.stdout is None:
+        raise MachineError("the results could not be written to standard output: it is closed.")
     try:
         yield
         sys.stdout.flush()

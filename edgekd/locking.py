@@ -35,6 +35,7 @@ def take(path: Path) -> Tuple[int, Optional[str]]:  # noqa: UP006, UP045
     when it is locked was somebody else's, and the next one is taken.
     """
     while True:
+        missing = [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(str(path), _FLAGS, 0o644)
@@ -43,14 +44,19 @@ def take(path: Path) -> Tuple[int, Optional[str]]:  # noqa: UP006, UP045
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
                 raise NotALockError(str(path)) from None
+            with suppress(OSError):  # somebody else put something there
+                for folder in missing:
+                    folder.rmdir()
             raise
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise NotALockError(str(path))
             unlocked = _lock(descriptor)
             if _in_place(descriptor, path):
-                _sign(descriptor)
-                return descriptor, unlocked
+                if os.fstat(descriptor).st_nlink == 1:
+                    _sign(descriptor)
+                    return descriptor, unlocked
+                path.unlink()  # a hard link: what it holds belongs to another name, too
         except BaseException:
             os.close(descriptor)
             raise

@@ -14,7 +14,7 @@ from typing import Protocol, Self
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as transforms
 
@@ -67,7 +67,7 @@ def open_folder(path: Path, *, classes: int, names: tuple[str, ...] | None) -> I
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(order):
-        found = sorted(p for p in (path / name).rglob("*") if p.suffix.lower() in SUFFIXES)
+        found = _images_below(path / name)
         files += found
         labels += [label] * len(found)
     if not files:
@@ -75,11 +75,20 @@ def open_folder(path: Path, *, classes: int, names: tuple[str, ...] | None) -> I
     return ImageFolder(path, tuple(files), torch.tensor(labels), tuple(order))
 
 
+def _images_below(folder: Path) -> list[Path]:
+    """Return the files below a folder that are called images; a pipe would be waited for, so it is refused."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    for path in files:
+        if not path.is_file():
+            raise InputFileError(f"{path} cannot be decoded as an image (it is not a regular file).")
+    return files
+
+
 def open_unlabelled(path: Path, count: int | None = None) -> ImageFolder:
     """List a folder's images at any depth, without labels; with `count` at most so many, evenly spread."""
     if not path.is_dir():
         raise InputFileError(f"{path} is not a folder of images.")
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+    files = _images_below(path)
     if not files:
         raise InputFileError(f"{path} holds no images (looked for {', '.join(sorted(SUFFIXES))}).")
     if count is not None and count < len(files):
@@ -95,7 +104,7 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
     try:
         with Image.open(path) as opened:
             pixels = np.array(_eight_bit(opened).convert("L" if channels == 1 else "RGB"))
-    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's decoders raise whatever they stumble upon
         raise InputFileError(f"{path} cannot be decoded as an image ({error}).") from error
     x = torch.from_numpy(pixels)
     x = (x[None] if channels == 1 else x.permute(2, 0, 1)).float() / 255

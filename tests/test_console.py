@@ -240,3 +240,11 @@ def test_wrong_usage_is_told_without_its_escapes(monkeypatch: pytest.MonkeyPatch
         err = capsys.readouterr().err
         assert "owned" in err
         assert [c for c in err if not c.isprintable() and c != "\n"] == []
+
+
+@pytest.mark.parametrize(("closed", "code"), [(">&-", 6), ("2>&-", 0)])
+def test_a_closed_stream_is_like_one_that_cannot_be_written(closed: str, code: int) -> None:
+    command = f"{sys.executable} -m edgekd recipes {closed}"
+    ran = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert ran.returncode == code, ran.stderr
+    assert "fault" not in ran.stderr

@@ -66,7 +66,7 @@ def test_a_nan_stops_with_the_last_good_checkpoint_named(
 def test_a_full_disk_loses_nothing(teacher_file: Path, tmp_path: Path) -> None:
     wanted = toy.toy_recipe(teacher_file)
     run = toy.advance(tmp_path / "toy", wanted, ("ingest",))
-    with file_size_limit(20_000), pytest.raises(MachineError, match="disk is full") as caught:
+    with file_size_limit(20_000), pytest.raises(MachineError, match="limit on the size of files") as caught:
         toy.advance(tmp_path / "toy", wanted, TRAINING)
     assert caught.value.exit_code == 6
     assert list(run.path.rglob(".tmp-*")) == []
@@ -77,7 +77,7 @@ def test_a_full_disk_loses_nothing(teacher_file: Path, tmp_path: Path) -> None:
 def test_a_full_disk_in_the_export_keeps_what_was_published(teacher_file: Path, tmp_path: Path) -> None:
     run = toy.advance(tmp_path / "toy", toy.toy_recipe(teacher_file))
     before = toy.fingerprint(run)
-    with file_size_limit(5_000), pytest.raises(MachineError, match="disk is full"):
+    with file_size_limit(5_000), pytest.raises(MachineError, match="limit on the size of files"):
         toy.advance(tmp_path / "toy", toy.toy_recipe(teacher_file, export={"holdout_samples": 96}))
     after = toy.fingerprint(run)
     assert {k: v for k, v in after.items() if "onnx" in k} == {k: v for k, v in before.items() if "onnx" in k}

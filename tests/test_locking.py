@@ -94,3 +94,30 @@ def test_a_full_disk_does_not_keep_anybody_from_the_lock(tmp_path: Path, monkeyp
     descriptor, unlocked = locking.take(tmp_path / "lock")
     os.close(descriptor)
     assert unlocked is None
+
+
+def test_a_lock_with_a_second_name_is_left_to_that_name(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    (tmp_path / "lock").hardlink_to(mine)
+    descriptor, _ = locking.take(tmp_path / "lock")
+    os.close(descriptor)
+    assert (mine.read_text(), (tmp_path / "lock").read_text()) == ("mine", str(os.getpid()))
+    other = os.open(mine, os.O_RDWR)
+    (tmp_path / "held").hardlink_to(mine)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(locking.HeldError):
+        locking.take(tmp_path / "held")
+    os.close(other)
+    assert mine.read_text() == "mine"
+
+
+def test_no_folder_is_left_where_no_lock_could_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(OSError, match="No space left"):
+        locking.take(tmp_path / "runs" / "one" / "lock")
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -237,3 +238,19 @@ def test_a_network_is_measured_in_eval_mode_and_left_as_it_was(training: bool, t
     assert 0 <= found <= 1
     assert network.training is training
     assert int(network.norm.num_batches_tracked) == 0
+
+
+def test_a_png_that_is_damaged_further_on_is_named(tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300), dtype=np.uint8)).save(tmp_path / "a.png")
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    place = data.index(b"IDAT", data.index(b"IDAT") + 4)
+    data[place : place + 4] = b"\xff\xfe\xfd\xfc"
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(InputFileError, match=r"a\.png cannot be decoded"):
+        realdata.read_image(tmp_path / "a.png", (1, 300, 300))
+
+
+def test_a_pipe_called_an_image_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(InputFileError, match="not a regular file"):
+        realdata.open_unlabelled(tmp_path)

@@ -58,6 +58,10 @@ def main(arguments: list[str]) -> int:
 def _recorded(asked: argparse.Namespace) -> dict[str, Any]:
     """Do what was asked and write the results; that they can be written is known before minutes of measuring."""
     output = Path(asked.output)
+    if output.exists() and not _is_results(output):
+        raise RefusedError(
+            "usage", f"{output} holds no results of edgekd and is not overwritten; choose another --output"
+        )
     temporary = output.with_name(f".tmp-{os.getpid()}-{output.name}")
     try:
         temporary.touch()
@@ -68,6 +72,14 @@ def _recorded(asked: argparse.Namespace) -> dict[str, Any]:
         if temporary.exists():
             temporary.unlink()
     return results
+
+
+def _is_results(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and "manifest_sha256" in found
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -21,7 +21,7 @@ from edgekd.agent.runners import tensorrt_rules as rules
 from edgekd.agent.runners.tensorrt import MISSING
 from edgekd.bench import comparing, golden, measuring, pack, remote
 from edgekd.bench import results as results_files
-from edgekd.errors import GateError, InputFileError, MachineError
+from edgekd.errors import GateError, InputFileError, MachineError, UsageError
 from edgekd.export.ort_session import PRECISION
 from edgekd.recipe import BenchTable
 from edgekd.run.directory import Record, RunDir, digest, sha256_file
@@ -159,6 +159,8 @@ def write_bundle(run_name: str, files: Sequence[Path], table: BenchTable, output
         "golden": {"images": "golden.npy", "logits": {file.name: golden.logits(file, images) for file in files}},
     }
     data = pack.bundle_zip(manifest, content)
+    if output.exists() and not pack.is_bundle(output):
+        raise UsageError(f"{output} is no bundle of edgekd and is not overwritten; choose another --output.")
     temporary = output.with_name(f".tmp-{output.name}")
     try:
         temporary.write_bytes(data)

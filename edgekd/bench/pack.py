@@ -55,6 +55,15 @@ def bundle_zip(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes
     return _zip({**code, "manifest.json": json.dumps(manifest, indent=1, sort_keys=True).encode(), **data})
 
 
+def is_bundle(path: Path) -> bool:
+    """Return whether a file is a bundle, by what is in it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {"manifest.json", "__main__.py"} <= set(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
 def _zip(members: Mapping[str, bytes]) -> bytes:
     stream = io.BytesIO()
     stream.write(b"#!/usr/bin/env python3\n")

@@ -10,7 +10,7 @@ from edgekd.pipeline import afresh
 from edgekd.pipeline.standing import Standing
 from edgekd.recipe import Recipe
 from edgekd.run.directory import Record, RunDir, write_text
-from edgekd.run.ownership import LEDGER
+from edgekd.run.ownership import is_run
 from edgekd.stages.base import Stage
 from edgekd.stages.catalog import DISTILL, INGEST, SELECT
 
@@ -84,7 +84,7 @@ def newest_run(root: Path, stage: Stage) -> RunDir:
     found = [
         (record.stat().st_mtime_ns, record.parents[len(Path(folder).parts)])
         for record in root.glob(f"*/{folder}/record.json")
-        if (record.parents[len(Path(folder).parts)] / LEDGER).is_file()
+        if is_run(record.parents[len(Path(folder).parts)])
     ]
     if busy and not found:
         raise busy[0]

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from edgekd import console
 from edgekd.errors import InputFileError, RunBusyError, UsageError
 from edgekd.run.directory import RECORD, Record, RunDir, _fsync, blank_ledger, disk_errors, strangers, write_json
-from edgekd.run.ownership import CONTENT, exists, interrupted, is_run, remove
+from edgekd.run.ownership import CHECKPOINT, CONTENT, exists, interrupted, is_run, remove
 
 ASIDE = ".edgekd-aside"
 
@@ -175,8 +175,17 @@ def _strangers(run: RunDir) -> Iterator[Path]:
         yield from strangers(run.stage(name))
     for folder in sorted(run.stage("bench").glob("*")):
         yield from [folder] if Record.read(folder) is None else strangers(folder)
-    yield from (path for path in sorted(run.stage("eval").glob("*")) if path.suffix != ".json")
+    yield from (path for path in sorted(run.stage("eval").glob("*")) if not _is_evaluation(path))
     distill = run.stage("distill")
-    known = {distill / RECORD, distill / "checkpoints", *(distill / "checkpoints").glob("*step-*")}
-    found = [*distill.glob("*"), *(distill / "checkpoints").glob("*")]
-    yield from (path for path in sorted(found) if path not in known)
+    yield from (path for path in sorted(distill.glob("*")) if path.name not in (RECORD, "checkpoints"))
+    for checkpoint in sorted((distill / "checkpoints").glob("*")):
+        yield from strangers(checkpoint) if CHECKPOINT.fullmatch(checkpoint.name) else [checkpoint]
+
+
+def _is_evaluation(path: Path) -> bool:
+    """Return whether a file of eval/ is edgekd's; a damaged one is not known to be."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(result, dict) and {"run", "accuracy", "artefacts_sha256"} <= result.keys()

@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from edgekd import console
 from edgekd.run.directory import RECORD, Record, RunDir
 from edgekd.run.ownership import remove
 from edgekd.stages.catalog import DISTILL, SELECT
 
 
 def prune(run: RunDir) -> list[str]:
-    """Remove checkpoints and replay networks and mark them in their records; return what was removed."""
+    """Remove checkpoints and replay networks and mark them in their records; return what was removed.
+
+    Of a link, or a file with other names, only the name in the run goes; a warning says what stays.
+    """
     removed = []
     for stage, sensitive in ((DISTILL, "checkpoints"), (SELECT, "replay.safetensors")):
         folder = run.stage(stage.folder)
@@ -20,7 +24,13 @@ def prune(run: RunDir) -> list[str]:
         if record is not None and not set(names) <= set(record.pruned):
             # Marked first: a kill in between leaves files, which the next prune removes, never an unexplained hole.
             replace(record, pruned=sorted({*record.pruned, *names})).write(folder)
-        files = sorted(path for path in [place, *place.rglob("*")] if path.is_file() and path.name != RECORD)
-        removed += [f"{stage.name}/{path.relative_to(folder)}" for path in files]
+        inside = [] if place.is_symlink() else [path for path in place.rglob("*") if path.name != RECORD]
+        for path in sorted([place, *inside]):
+            if path.is_symlink():
+                console.warn(f"{path} was a link to {path.resolve()}; what it leads to is yours to delete.")
+            elif path.is_file():
+                if path.stat().st_nlink > 1:
+                    console.warn(f"{path} has another name on this disk (a hard link), which is yours to delete.")
+                removed.append(f"{stage.name}/{path.relative_to(folder)}")
         remove(place)
     return removed

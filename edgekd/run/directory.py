@@ -51,13 +51,19 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            what = "a limit on the size of files is reached" if error.errno == errno.EFBIG else "the disk is full"
             raise MachineError(
-                f"the disk is full: could not write {path}. Free some space and give the same command again; "
+                f"{what} ({error.strerror}): could not write {path}. Free some space and give the same command again; "
                 "what was published before is intact."
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise MachineError(
                 f"no permission to write {path}; choose another folder with --run or mend its owner."
+            ) from error
+        if error.errno == errno.EXDEV:
+            raise MachineError(
+                f"{path} cannot be replaced: it belongs to a lower layer of an overlay file system (a container's "
+                "image). Copy the run to a folder outside of it and go on there with --run."
             ) from error
         raise
 

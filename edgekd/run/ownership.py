@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from edgekd.errors import UsageError
@@ -19,8 +21,9 @@ CONTENT = (
 )
 """What a run holds besides its ledger and its lock, in the order in which `--fresh` moves it."""
 
-_WITH_LEFTOVERS = ("bench", "eval", "select", "distill", "distill/checkpoints")
-"""Folders of a run in which something is written in place, so that a kill leaves its temporary name there."""
+CHECKPOINT = re.compile(r"(damaged-)?step-\d{8}")
+"""Names of checkpoints below distill/checkpoints/."""
+_BENCH_FILES = {"environment.json", "results.json", "samples.json", "jetson.json", "record.json"}
 
 
 def is_run(folder: Path) -> bool:
@@ -65,19 +68,38 @@ def remove(path: Path) -> None:
 
 def interrupted(run: Path) -> bool:
     """Return whether a process was killed between the two renames that replace a folder of the run."""
-    parents = (run, *(run / name for name in _WITH_LEFTOVERS))
-    places = [aside.with_name(aside.name[5:]) for parent in parents for aside in parent.glob(".old-*")]
+    places = [left.with_name(left.name[5:]) for left in _leftovers(run) if left.name.startswith(".old-")]
     return any(not exists(place) for place in places if place != run / "report")  # which is written without the lock
 
 
 def clean_leftovers(run: Path) -> None:
     """Finish or undo what a killed process left of a run between two renames; the caller holds the lock."""
-    for parent in (run, *(run / name for name in _WITH_LEFTOVERS)):
-        for leftover in [*parent.glob(".old-*"), *parent.glob(".tmp-*")]:
-            name = leftover.name[5:]
-            if parent == run and name not in (*CONTENT, LEDGER):
-                continue
-            if leftover.name.startswith(".old-") and not exists(parent / name):
-                leftover.rename(parent / name)
-            else:
-                remove(leftover)
+    for left in _leftovers(run):
+        place = left.with_name(left.name[5:])
+        if left.name.startswith(".old-") and not exists(place):
+            left.rename(place)
+        else:
+            remove(left)
+
+
+def _leftovers(run: Path) -> list[Path]:
+    """Return the temporary names of edgekd in a run: of what is replaced as a whole, or written in place."""
+    ours: dict[Path, Callable[[Path], bool]] = {
+        run: lambda left: left.name[5:] in (*CONTENT, LEDGER),
+        run / "bench": _is_of_a_bench,
+        run / "eval": lambda left: left.name.startswith(".tmp-") and left.suffix == ".json" and not left.is_dir(),
+        run / "select": lambda left: left.name == ".tmp-record.json",
+        run / "distill": lambda left: left.name == ".tmp-record.json",
+        run / "distill" / "checkpoints": lambda left: CHECKPOINT.fullmatch(left.name[5:]) is not None,
+    }
+    within = {parent: is_ours for parent, is_ours in ours.items() if parent == run or not parent.is_symlink()}
+    found = [(is_ours, left) for parent, is_ours in within.items() for left in sorted(parent.glob(".*"))]
+    return [left for is_ours, left in found if left.name[:5] in (".old-", ".tmp-") and is_ours(left)]
+
+
+def _is_of_a_bench(left: Path) -> bool:
+    """Return whether a folder below bench/, where any target may stand, was published or begun by edgekd."""
+    if left.is_symlink() or not left.is_dir():
+        return False
+    names = {path.name.removeprefix(".tmp-") for path in left.iterdir()}
+    return "record.json" in names or names <= _BENCH_FILES

@@ -106,8 +106,8 @@ def test_neighbours_of_the_agent_are_not_imported(form: str, tmp_path: Path) -> 
         entry = tmp_path / "agent.pyz"
         entry.write_bytes(pack.agent_zip())
     else:
-        entry = tmp_path / "edgekd" / "deploy" / "agent"
-        shutil.copytree(FOLDER.parents[1], tmp_path / "edgekd", ignore=shutil.ignore_patterns("__pycache__"))
+        entry = tmp_path / "edgekd" / "agent"
+        shutil.copytree(FOLDER.parent, tmp_path / "edgekd", ignore=shutil.ignore_patterns("__pycache__"))
     (entry.parent if form == "zip" else entry).joinpath("numpy.py").write_text("raise SystemExit('the wrong numpy')")
     model = conv_net(tmp_path / "net.onnx")
     with AgentProcess("copy", [sys.executable, str(entry), "worker"], reply_timeout_s=30) as process:

@@ -207,6 +207,11 @@ def test_a_bundle_there_and_back(run: Path, tmp_path: Path) -> None:
     wrong = Result("bench", "toy", "--import", home / "results.json")
     assert (wrong.exit_code, "do not ship that file" in wrong.stderr) == (5, True)
     assert Result("bundle", "toy", "--output", tmp_path / "no" / "x.pyz").exit_code == 6
+    (home / "notes.txt").write_text("mine")
+    assert Result("bundle", "toy", "--output", home / "notes.txt").exit_code == 2
+    check = [sys.executable, str(tmp_path / "student.pyz"), "check", "--output", "notes.txt"]
+    assert subprocess.run(check, cwd=home, env=env, check=False).returncode == 2
+    assert (home / "notes.txt").read_text() == "mine"
 
 
 def test_students_there(device: Device) -> None:  # noqa: F811

@@ -26,7 +26,7 @@ _FORKSERVER = multiprocessing.get_context("forkserver")
 _FORKSERVER.set_forkserver_preload(
     [
         *("dying", "torch.onnx", "onnxscript"),
-        *(f"edgekd.commands.{name}" for name in COMMANDS),
+        *(f"edgekd.cli.{name}" for name in COMMANDS),
         *(f"edgekd.stages.{name}" for name in STAGES),
     ]
 )

@@ -100,7 +100,8 @@ def test_numpy_is_not_to_be_called_by_a_file(tmp_path):
     program = """if True:
         import sys
         from pathlib import Path
-        from edgekd import errors, foreign
+        from edgekd import errors
+        from edgekd.ingestion import foreign
         for name in sys.argv[1:]:
             try:
                 foreign.read_checkpoint(Path(name))

@@ -53,7 +53,7 @@ def fill(run: RunDir, text: str, names: tuple[str, ...] = STAGE_FOLDERS) -> None
     run.recipe_file.write_text(text)
     run.events_file.write_text(text)
     run.stage("eval").mkdir(exist_ok=True)
-    (run.stage("eval") / "photos.json").write_text(text)
+    write_json(run.stage("eval") / "photos.json", {"run": text, "accuracy": {}, "artefacts_sha256": {}})
     if names == STAGE_FOLDERS:
         checkpoint(run, text)
 
@@ -119,7 +119,15 @@ def test_real_images_that_a_refused_beginning_read_stay_in_the_ledger(run: RunDi
     assert set(ledger["files_read"]) == {"photos", "others"}
 
 
-STRANGERS = ["export/student.engine", "teacher/notes.md", "bench/jetson.txt", "bench/mine/a.json", "eval/plot.png"]
+STRANGERS = [
+    "export/student.engine",
+    "teacher/notes.md",
+    "bench/jetson.txt",
+    "bench/mine/a.json",
+    "eval/plot.png",
+    "eval/my-notes.json",
+    "distill/checkpoints/best-step-12/a.pt",
+]
 
 
 @pytest.mark.parametrize("name", [*STRANGERS, "distill/plot.py", "distill/checkpoints/mine.pt", "report/figures/a.svg"])

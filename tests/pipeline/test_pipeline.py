@@ -370,3 +370,22 @@ def test_the_folder_of_real_images_is_the_same_from_every_working_directory(
     adopted = pipeline.adopt(run, toy.toy_recipe(teacher_file, export={"int8": True, "calibrate_on_real": "photos"}))
     assert adopted.export.calibrate_on_real == str(tmp_path / "photos")
     assert pipeline.open_recipe(run) == adopted
+
+
+def test_prune_says_what_stays_behind_a_link_or_a_second_name(
+    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    big = tmp_path / "big"
+    big.mkdir()
+    checkpoints, replay = run.stage("distill") / "checkpoints", run.stage("select") / "replay.safetensors"
+    checkpoints.rename(big / "checkpoints")
+    checkpoints.symlink_to(big / "checkpoints")
+    (big / "replay.safetensors").hardlink_to(replay)
+    assert pipeline.prune(run) == ["select/replay.safetensors"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"was a link to {big / 'checkpoints'}" in said
+    assert "has another name on this disk" in said
+    assert (big / "replay.safetensors").is_file()
+    assert any((big / "checkpoints").iterdir())
+    assert not checkpoints.is_symlink()
+    assert not replay.exists()

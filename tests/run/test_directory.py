@@ -113,14 +113,14 @@ def test_leftovers_of_a_killed_process_are_cleaned_under_the_lock(there: bool, n
     place = run.path / name
     if there:
         place.mkdir(parents=True)
-        (place / "a").write_text("new")
+        (place / "results.json").write_text("new")
     for prefix, text in ((".old-", "old"), (".tmp-", "half")):
         leftover = place.with_name(prefix + place.name)
         leftover.mkdir(parents=True)
-        (leftover / "a").write_text(text)
+        (leftover / "results.json").write_text(text)
     (run.path / ".tmp-recipe.toml").write_text("half")
     with run.lock():
-        assert (place / "a").read_text() == ("new" if there else "old")
+        assert (place / "results.json").read_text() == ("new" if there else "old")
         assert hidden(run) == []
 
 
@@ -137,6 +137,29 @@ def test_what_is_not_edgekds_is_never_cleaned(run: RunDir) -> None:
         (run.path / name).mkdir()
     with run.lock():
         assert hidden(run) == [".old-code", ".tmp-notes"]
+
+
+USERS = (
+    *("bench/.old-numbers/a.csv", "bench/.tmp-x", "select/.tmp-mine", "distill/.old-notes/a"),
+    *("eval/.tmp-notes.txt", "eval/.old-a.json", "distill/checkpoints/.tmp-best/a"),
+)
+
+
+def test_nor_is_what_the_user_hid_in_the_folders_of_a_run(run: RunDir) -> None:
+    for name in USERS:
+        (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (run.path / name).touch()
+    with run.lock():
+        assert [name for name in USERS if not (run.path / name).is_file()] == []
+
+
+def test_nothing_is_cleaned_behind_a_link(run: RunDir, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / ".tmp-photos.json").touch()
+    (run.path / "eval").symlink_to(elsewhere)
+    with run.lock():
+        assert (elsewhere / ".tmp-photos.json").is_file()
 
 
 # Records
@@ -200,14 +223,17 @@ def full_disk() -> Iterator[None]:
 def test_a_full_disk_keeps_the_old_text_and_says_so(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_text("old")
-    with full_disk(), pytest.raises(MachineError, match=r"the disk is full: could not write .*x\.txt"):
+    with (
+        full_disk(),
+        pytest.raises(MachineError, match=r"File too large\): could not write .*x\.txt"),
+    ):
         directory.write_text(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
 
 
 def test_a_full_disk_while_logging_is_one_clear_error(run: RunDir) -> None:
-    with full_disk(), pytest.raises(MachineError, match="the disk is full"):
+    with full_disk(), pytest.raises(MachineError, match="size of files is reached"):
         run.append_event({"kind": "train"})
 
 

@@ -23,7 +23,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 HOLD = """
 import time
-from edgekd.agent import scratch
+from edgekd.agent.device import scratch
 with scratch.folder() as folder:
     (folder / "part").mkdir()
     (folder / "part/model.onnx").write_bytes(b"x")
