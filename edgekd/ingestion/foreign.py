@@ -11,7 +11,7 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import safetensors
@@ -246,9 +246,11 @@ def _read_pickle(path: Path, *, trust_pickle: bool | None) -> object:
             f"{path} names bytearray, which may ask for any amount of memory and is no weight. Save a state_dict "
             "instead (torch.save(model.state_dict(), 'weights.pt'))."
         )
+    here: AbstractContextManager[None] = nullcontext()
     if trust_pickle:
-        trust.require([trust.pickle(path)])
-    here = imports.from_here() if trust_pickle else nullcontext()  # where the code it was written with may lie
+        code = trust.pickle(path)
+        trust.require([code])
+        here = imports.from_here(code.files)  # the code it was written with may lie there
     try:
         with here, torch.serialization.safe_globals(pickles.stand_ins()), path.open("rb") as stream:
             # The open file: given a path, torch would let the suffix decide what is in it.
@@ -257,7 +259,7 @@ def _read_pickle(path: Path, *, trust_pickle: bool | None) -> object:
         if trust_pickle:
             raise InputFileError(
                 f"{path} cannot be unpickled: {type(error).__name__}: {first_line(error)}. "
-                "The code it was written with must be importable here."
+                f"The code it was written with must be importable here.{imports.unapproved(error)}"
             ) from error
         foreign = pickles.code_named(path, zipped=zipped)
         if foreign:

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import importlib.util
 import os
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib.machinery import ModuleSpec, PathFinder, all_suffixes
+from importlib.abc import MetaPathFinder
+from importlib.machinery import (
+    BYTECODE_SUFFIXES,
+    EXTENSION_SUFFIXES,
+    SOURCE_SUFFIXES,
+    ExtensionFileLoader,
+    FileFinder,
+    ModuleSpec,
+    PathFinder,
+    SourceFileLoader,
+    SourcelessFileLoader,
+    all_suffixes,
+)
 from pathlib import Path
+from types import CodeType, ModuleType
 
 Files = dict[str, Path]
 """Source files by their path below the folder that they are imported from, so that equal code has equal names."""
+
+_LOADERS = (
+    (ExtensionFileLoader, EXTENSION_SUFFIXES),
+    (SourceFileLoader, SOURCE_SUFFIXES),
+    (SourcelessFileLoader, BYTECODE_SUFFIXES),
+)
+"""What Python takes for a module, in its order."""
 
 
 def state_folder() -> Path | None:
@@ -31,38 +50,127 @@ def state_folder() -> Path | None:
     return folder / "edgekd" if folder.is_absolute() else None
 
 
-@contextmanager
-def from_here() -> Iterator[None]:
-    """Let imports see the working directory, as `python -m` does and an installed command does not.
+_approved: set[str] = set()
+"""Real paths of the files of all approved code, as long as the process lives."""
+_packages: set[str] = set()
+"""Real paths of the folders of packages that such files lie in; Python looks there for nothing but such files."""
+_refused: dict[str, str] = {}
+"""What was looked for in such a folder, or in the working directory, and lies there unapproved: file by name."""
+_here: str | None = None
+"""The working directory, while imports see it."""
 
-    Compiled copies that lie beside the sources are not taken, for they may be of other code than the sources say;
-    Python keeps its own in edgekd's state folder.
+
+class _Uncached(SourceFileLoader):
+    """Loads the source itself, never a compiled copy, which may be of other code than the source says."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        code: CodeType = self.source_to_code(self.get_data(path), path)
+        return code
+
+
+class _ApprovedFiles(FileFinder):
+    """Finds approved files of one folder; for all else the search goes on as if the folder did not have it."""
+
+    def find_spec(self, fullname: str, target: ModuleType | None = None) -> ModuleSpec | None:
+        spec = super().find_spec(fullname, target)
+        if spec is None:
+            return None
+        if spec.origin is None:  # a folder without `__init__.py`
+            place, known = next(iter(spec.submodule_search_locations or ())), _packages
+        else:
+            place, known = spec.origin, _approved
+        if os.path.realpath(place) in known:
+            return spec
+        _refused[fullname] = place
+        return None
+
+
+def _hook(folder: str) -> _ApprovedFiles:
+    real = os.path.realpath(folder)
+    if real not in _packages and real != _here:
+        raise ImportError(f"{folder} is not guarded")  # which tells Python to ask the next hook
+    return _ApprovedFiles(folder, (ExtensionFileLoader, EXTENSION_SUFFIXES), (_Uncached, SOURCE_SUFFIXES))
+
+
+class _Here(MetaPathFinder):
+    """Searches the working directory before sys.path, which names it to nobody."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return PathFinder.find_spec(fullname, [self._folder, *sys.path], target) if path is None else None
+
+
+@contextmanager
+def from_here(files: Files) -> Iterator[None]:
+    """Let imports see these files in the working directory, and nothing else that lies there.
+
+    Whatever is imported meanwhile, an installed package too, cannot reach a file that nobody approved of. Compiled
+    copies that lie beside the sources are not taken; Python keeps its own in edgekd's state folder.
     """
-    here, state, prefix = str(Path.cwd()), state_folder(), sys.pycache_prefix
-    sys.path.insert(0, here)
+    global _here
+    here, state, before, prefix = os.path.realpath(Path.cwd()), state_folder(), _here, sys.pycache_prefix
+    for name, path in files.items():
+        root = path.parents[name.count("/")]
+        if os.path.realpath(root) == here or not _installed(root):
+            _approved.add(os.path.realpath(path))
+            _packages.update(os.path.realpath(folder) for folder in path.parents[: name.count("/")])
+    if _hook not in sys.path_hooks:
+        sys.path_hooks.insert(0, _hook)
+    finder, _here = _Here(here), here
+    sys.meta_path.insert(sys.meta_path.index(PathFinder), finder)
+    sys.path_importer_cache.clear()
     sys.pycache_prefix = os.devnull if state is None else str(state / "bytecode")
     try:
         yield
     finally:
-        sys.pycache_prefix = prefix
+        _here, sys.pycache_prefix = before, prefix
         with suppress(ValueError):  # the code that was imported may have removed it
-            sys.path.remove(here)
+            sys.meta_path.remove(finder)
+        sys.path_importer_cache.clear()
+
+
+def unapproved(error: BaseException) -> str:
+    """Return a sentence about the file that an import failed to reach because nobody approved of it, or nothing."""
+    if not isinstance(error, ImportError):
+        return ""
+    wanted = (error.name, f"{error.name}.{getattr(error, 'name_from', None)}")
+    places = [_refused[name] for name in wanted if name in _refused]
+    return "".join(
+        f" {place} is not part of the approved code, so nothing of it was run: the code must import it by its name in "
+        "the source, and it must not lie in __pycache__."
+        for place in places[:1]
+    )
+
+
+def sourceless(files: Files) -> Path | None:
+    """Return the first compiled module without its source, of which nobody can say what it imports."""
+    for name, path in files.items():
+        compiled = path.suffix in BYTECODE_SUFFIXES and not path.with_suffix(".py").is_file()
+        if compiled and not _installed(path.parents[name.count("/")]):
+            return path
+    return None
 
 
 def files_of(module: str) -> Files:
     """Return the files that `import module` may run, empty where there is no such module; nothing is imported.
 
     These are all files of its package, or its one file, and what they import from the same folder, unless it is one
-    of installed packages. What they load in other ways (a path, a name made up at run time) stays unknown.
+    of installed packages. What they load in other ways stays unknown, and `from_here` does not find it in the working
+    directory.
     """
     first, *rest = module.split(".")
-    with from_here():
-        importlib.invalidate_caches()
-        try:
-            spec = importlib.util.find_spec(first)  # of a first name alone; for `a.b` it would import a
-        except (ImportError, ValueError):
-            return {}
-        found = _files(_below(spec, rest))
+    loaded = first in sys.modules or first in sys.builtin_module_names
+    try:
+        spec = None if loaded else _find(first, [str(Path.cwd()), *sys.path])
+        spec = spec or importlib.util.find_spec(first)  # of a first name alone; for `a.b` it would import a
+    except (ImportError, ValueError):
+        return {}
+    found = _files(_below(spec, rest))
     for root in {path.parents[name.count("/")] for name, path in found.items()}:
         if not _installed(root):
             found |= imported_from(root, [name for key, path in found.items() for name in _imports(key, path)])
@@ -75,7 +183,7 @@ def imported_from(root: Path, names: Iterable[str]) -> Files:
     waiting, seen = sorted(set(names)), {"edgekd"}  # which is imported already
     while waiting:
         first, *rest = waiting.pop().split(".")
-        spec = _below(PathFinder.find_spec(first, [str(root)]), rest)
+        spec = _below(_find(first, [str(root)]), rest)
         if spec is None or spec.name in seen:
             continue
         seen.add(spec.name)
@@ -85,12 +193,27 @@ def imported_from(root: Path, names: Iterable[str]) -> Files:
     return found
 
 
+def _find(name: str, folders: Iterable[str]) -> ModuleSpec | None:
+    """Return where Python would find a module in these folders, though its parents are not imported."""
+    portions: list[str] = []
+    for folder in folders:
+        spec = FileFinder(folder or ".", *_LOADERS).find_spec(name)
+        if spec is not None and spec.loader is not None:
+            return spec
+        portions += (spec.submodule_search_locations or ()) if spec is not None else ()
+    if not portions:
+        return None
+    found = ModuleSpec(name, None, is_package=True)
+    found.submodule_search_locations = portions
+    return found
+
+
 def _below(spec: ModuleSpec | None, rest: list[str]) -> ModuleSpec | None:
     """Return the first module or package with code on the way from a folder without `__init__.py` to `rest`."""
     for part in rest:
         if spec is None or spec.origin is not None:
             break
-        spec = PathFinder.find_spec(f"{spec.name}.{part}", list(spec.submodule_search_locations or ()))
+        spec = _find(f"{spec.name}.{part}", list(spec.submodule_search_locations or ()))
     return spec
 
 
@@ -133,6 +256,13 @@ def _imports(key: str, file: Path) -> set[str]:
         return set()  # Python could not import it either
     package = key.split("/")[:-1]
     names: set[str] = set()
+    importers = {"import_module", "__import__"} | {
+        alias.asname
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module in ("importlib", "builtins")
+        for alias in node.names
+        if alias.asname and alias.name in ("import_module", "__import__")
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
@@ -140,11 +270,19 @@ def _imports(key: str, file: Path) -> set[str]:
             base = package[: len(package) + 1 - node.level] if node.level else []
             base += node.module.split(".") if node.module else []
             names |= {".".join([*base, alias.name]) for alias in node.names}
-        elif isinstance(node, ast.Call) and node.args and _called(node.func) in ("import_module", "__import__"):
-            literal = node.args[0]
-            if isinstance(literal, ast.Constant) and isinstance(literal.value, str):
-                names.add(literal.value)
-    return {name for name in names if not name.startswith(".")}
+        elif isinstance(node, ast.Call) and _called(node.func) in importers:
+            given = [*node.args[:1], *(keyword.value for keyword in node.keywords if keyword.arg == "name")]
+            for literal in given:
+                if isinstance(literal, ast.Constant) and isinstance(literal.value, str):
+                    names.add(_absolute(literal.value, package))
+    return names - {""}
+
+
+def _absolute(name: str, package: list[str]) -> str:
+    """Return a name as `import_module` takes it, resolved where it begins with dots."""
+    bare = name.lstrip(".")
+    level = len(name) - len(bare)
+    return ".".join([*(package[: len(package) + 1 - level] if level else ()), bare])
 
 
 def _called(function: ast.expr) -> str:

@@ -258,9 +258,10 @@ def _make_timm(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
 
 
 def _make_custom(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
-    trust.require([trust.factory(spec.name)])
+    code = trust.factory(spec.name)
+    trust.require([code])
     module_name, _, factory_name = spec.name.partition(":")
-    with imports.from_here():
+    with imports.from_here(code.files):
         try:
             factory = getattr(importlib.import_module(module_name), factory_name)
             accepted = inspect.signature(factory).parameters
@@ -269,7 +270,8 @@ def _make_custom(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
             wanted = {*accepted, "num_classes"} if takes_any else set(accepted)  # torchvision's take **kwargs
             net = factory(**{key: value for key, value in offered.items() if key in wanted})
         except (Exception, SystemExit) as error:  # the user's own code may raise anything, or parse arguments
-            raise UsageError(f"{spec} cannot be built: {type(error).__name__}: {first_line(error)}.") from error
+            what = f"{type(error).__name__}: {first_line(error)}.{imports.unapproved(error)}"
+            raise UsageError(f"{spec} cannot be built: {what}") from error
     if not isinstance(net, nn.Module):
         raise UsageError(f"{spec} returned a {type(net).__name__}; it must return a torch.nn.Module.")
     return net

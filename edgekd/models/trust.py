@@ -35,6 +35,8 @@ class Code:
     sha256: str
     """Hash of what would run."""
     pickled: bool = False
+    files: Files = field(default_factory=dict, compare=False, repr=False)
+    """The files that may be imported for it; all are in the hash."""
 
 
 @dataclass
@@ -88,7 +90,7 @@ def factory(arch: str) -> Code:
             f"{name} cannot be built: ModuleNotFoundError: there is no module {module!r} with source files, neither "
             "in the working directory nor installed."
         )
-    return Code(name, f"{name} ({_places(module, files)})", _hash(name, files))
+    return Code(name, f"{name} ({_places(module, files)})", _hash(name, files), files=files)
 
 
 def pickle(path: Path) -> Code:
@@ -101,7 +103,7 @@ def pickle(path: Path) -> Code:
     named, sha256 = pickles.code_named(path, zipped=zipped), sha256_file(path)
     here = imports.imported_from(Path.cwd(), named)
     what = f"the pickle {path}" + (f" (it names {listed(named, 6)})" if named else "")
-    return Code(str(path), what, _hash(sha256, here) if here else sha256, pickled=True)
+    return Code(str(path), what, _hash(sha256, here) if here else sha256, pickled=True, files=here)
 
 
 def require(codes: Sequence[Code], origin: str = "") -> None:
@@ -145,6 +147,12 @@ def _bare(arch: str) -> str:
 
 
 def _hash(what: str, files: Files) -> str:
+    compiled = imports.sourceless(files)
+    if compiled is not None:
+        raise UsageError(
+            f"{compiled} is a compiled module without its source, so nobody can say what it would run. Nothing was "
+            "run. Put its source beside it, or remove it if nothing needs it."
+        )
     try:
         return digest([what, {name: sha256_file(path) for name, path in files.items()}])
     except OSError as error:

@@ -269,6 +269,13 @@ def test_changed_code_and_another_factory_ask_again(here: Path) -> None:
         ({"own_nets.py": "import a\n", "a.py": "import b\n", "b/__init__.py": ""}, "own_nets:f", "b/__init__.py"),
         ({"own_nets.py": "from importlib import import_module as f\nx.import_module('late')\n", "late.py": ""},
          "own_nets:f", "late.py"),
+        ({"own_nets.py": "import importlib\nimportlib.import_module(name='late')\n", "late.py": ""},
+         "own_nets:f", "late.py"),
+        ({"own_nets.py": "from importlib import import_module as im\nim('late')\n", "late.py": ""},
+         "own_nets:f", "late.py"),
+        ({"own_nets/m.py": "x.import_module('.late', __package__)\n", "own_nets/late.py": ""},
+         "own_nets.m:f", "own_nets/late.py"),
+        ({"own_nets/a/m.py": "from ..two import *\n", "own_nets/two.py": ""}, "own_nets.a.m:f", "own_nets/two.py"),
         ({"own_nets.py": "def f(: no Python\n"}, "own_nets:f", "own_nets.py"),
     ],
     ids=str,
@@ -323,6 +330,150 @@ def test_compiled_copies_beside_the_sources_do_not_run(here: Path) -> None:
     py_compile.compile("evil.py", cached, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
     approve()
     assert registry.build("own_nets:teacher", input_shape=(1, 8, 8), classes=4, seed=0)
+
+
+# What is not in the hash does not run
+
+EVIL = "from pathlib import Path\nPath('ran').touch()\n"
+"""Of a stranger; says that it ran in the working directory."""
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of installed packages: a library that imports two others, the second if it is there."""
+    site = tmp_path / "site-packages"
+    (site / "library").mkdir(parents=True)
+    (site / "library/__init__.py").write_text("import its_hub\ntry:\n  import its_extra\nexcept ImportError: pass\n")
+    (site / "its_hub.py").write_text("genuine = True\n")
+    monkeypatch.syspath_prepend(site)
+    yield site
+    for name in ("library", "its_hub", "its_extra"):
+        sys.modules.pop(name, None)
+
+
+def build(arch: str = "own_nets:teacher") -> torch.nn.Module:
+    return registry.build(arch, input_shape=(1, 8, 8), classes=4, seed=0)
+
+
+@pytest.mark.parametrize("way", ["import library", "import sys; sys.path.insert(0, '.'); import library"])
+@pytest.mark.parametrize("shadows", ["its_hub.py", "its_extra.py", "its_hub/__init__.py", "its_extra/__init__.py"])
+def test_nothing_beside_approved_code_shadows_what_a_library_imports(
+    way: str, shadows: str, here: Path, installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("own_nets.py").write_text(f"{way}\n{CODE.replace('ran', 'ran_own')}")
+    Path(shadows).parent.mkdir(exist_ok=True)
+    Path(shadows).write_text(EVIL)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    approve()
+    assert build()
+    assert (here / "ran_own").exists()
+    assert not (here / "ran").exists()
+    assert sys.modules["its_hub"].genuine
+
+
+def test_nothing_beside_a_trusted_pickle_shadows_what_a_library_imports(here: Path, installed: Path) -> None:
+    from edgekd.errors import InputFileError
+    from edgekd.ingestion import foreign
+
+    (installed / "library/__init__.py").write_text("import its_hub\nNet = dict\n")
+    Path("its_hub.py").write_text(EVIL)
+    Path("theirs.pt").write_bytes(b"\x80\x02clibrary\nNet\n.")
+    with trust.session():
+        trust.confirm(pickles=True)
+        with pytest.raises(InputFileError):  # it is no checkpoint, but what it names was imported
+            foreign.read_checkpoint(Path("theirs.pt"), trust_pickle=True)
+    assert sys.modules["its_hub"].genuine
+    assert not (here / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("own", "late", "arch"),
+    [
+        ("own_nets.py", "late.py", "own_nets:teacher"),
+        ("own_nets.py", "late/__init__.py", "own_nets:teacher"),
+        ("own_nets/__init__.py", "own_nets/__pycache__/late.py", "own_nets:teacher"),
+        ("own_nets/own.py", "own_nets/late.py", "own_nets.own:teacher"),
+    ],
+)
+def test_a_file_that_the_search_misses_does_not_run_and_is_named(own: str, late: str, arch: str, here: Path) -> None:
+    Path("own_nets.py").unlink()
+    for name in (own, late):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+    module = late.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    Path(own).write_text(f"__import__('importlib').import_module({module[:2]!r} + {module[2:]!r})\n{CODE}")
+    Path(late).write_text(EVIL)
+    approve(arch)
+    with pytest.raises(UsageError, match="is not part of the approved code") as caught:
+        build(arch)
+    assert str(here / Path(late).parent) in str(caught.value)
+    assert not (here / "ran").exists()
+
+
+@pytest.mark.parametrize("way", ["import own_nets.__pycache__.evil", "from .__pycache__ import evil", "AS THE FACTORY"])
+def test_the_folder_of_compiled_copies_holds_no_code(way: str, here: Path) -> None:
+    Path("own_nets.py").unlink()
+    Path("own_nets/__pycache__").mkdir(parents=True)
+    named = way == "AS THE FACTORY"
+    Path("own_nets/__init__.py").write_text("" if named else f"{way}\n{CODE}")
+    Path("own_nets/__pycache__/evil.py").write_text(EVIL + CODE)
+    arch = "own_nets.__pycache__.evil:teacher" if named else "own_nets:teacher"
+    approve(arch)
+    with pytest.raises(UsageError, match=f"{here}/own_nets/__pycache__ is not part of the approved code"):
+        build(arch)
+    assert not (here / "ran").exists()
+
+
+def test_what_a_network_imports_later_is_held_to_the_same(here: Path) -> None:
+    import py_compile
+
+    Path("own_nets.py").unlink()
+    Path("own_nets/__pycache__").mkdir(parents=True)
+    Path("own_nets/__pycache__/evil.py").write_text(EVIL)
+    Path("own_nets/late.py").write_text("answer = 42\n")
+    cached = py_compile.compile("own_nets/late.py")
+    assert cached is not None
+    py_compile.compile(
+        "own_nets/__pycache__/evil.py", cached, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
+    )
+    Path("own_nets/__init__.py").write_text(
+        "import torch\nclass Net(torch.nn.Module):\n  def __init__(self): super().__init__()\n"
+        "  def forward(self, name):\n    import importlib\n    return importlib.import_module(name)\n"
+    )
+    approve("own_nets:Net")
+    net = build("own_nets:Net")
+    assert net("own_nets.late").answer == 42, "the source, not a compiled copy that is something else"
+    with pytest.raises(ModuleNotFoundError):
+        net("own_nets.__pycache__.evil")
+    assert not (here / "ran").exists()
+
+
+@pytest.mark.parametrize("compiled", ["own_nets", "own_nets/__init__", "helper", "own_nets/more"])
+def test_a_module_without_its_source_is_refused(compiled: str, here: Path) -> None:
+    import py_compile
+
+    Path("evil.py").write_text(EVIL + CODE)
+    if "/" in compiled:
+        Path("own_nets.py").unlink()
+        Path("own_nets").mkdir()
+        Path("own_nets/__init__.py").write_text(CODE)
+    else:
+        Path("own_nets.py").write_text(f"import helper\n{CODE}")
+    Path(f"{compiled}.py").unlink(missing_ok=True)
+    py_compile.compile("evil.py", f"{compiled}.pyc")
+    message = refused()
+    assert f"{here / compiled}.pyc is a compiled module without its source" in message
+    with pytest.raises(UsageError):
+        approve()
+
+
+def test_a_pickle_that_names_a_module_without_its_source_is_refused(here: Path) -> None:
+    import py_compile
+
+    py_compile.compile("own_nets.py", "own_nets.pyc")
+    Path("own_nets.py").unlink()
+    Path("mine.pkl").write_bytes(b"\x80\x02cown_nets\nNet\n.")
+    with pytest.raises(UsageError, match="without its source"):
+        trust.pickle(Path("mine.pkl"))
 
 
 # Where approvals are kept
