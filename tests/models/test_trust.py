@@ -371,6 +371,19 @@ def test_nothing_beside_approved_code_shadows_what_a_library_imports(
     assert sys.modules["its_hub"].genuine
 
 
+def test_nothing_beside_approved_code_is_a_plug_in_of_a_library(here: Path, installed: Path) -> None:
+    (installed / "library/__init__.py").write_text(
+        "from importlib.metadata import entry_points\nfound = [one.name for one in entry_points(group='its_plug_ins')]\n"
+    )
+    Path("evil-1.dist-info").mkdir()
+    Path("evil-1.dist-info/METADATA").write_text("Name: evil\nVersion: 1\n")
+    Path("evil-1.dist-info/entry_points.txt").write_text("[its_plug_ins]\nevil = evil\n")
+    Path("own_nets.py").write_text(f"import library\n{CODE}")
+    approve()
+    assert build()
+    assert sys.modules["library"].found == []
+
+
 def test_nothing_beside_a_trusted_pickle_shadows_what_a_library_imports(here: Path, installed: Path) -> None:
     from edgekd.errors import InputFileError
     from edgekd.ingestion import foreign
