@@ -94,7 +94,7 @@ def _hook(folder: str) -> _ApprovedFiles:
 
 
 class _Here(MetaPathFinder):
-    """Searches the working directory before sys.path, and does not put it there, where plug-ins are looked for."""
+    """Searches the working directory before sys.path, which lacks it: libraries seek plug-ins along it."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
