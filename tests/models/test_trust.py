@@ -373,7 +373,8 @@ def test_nothing_beside_approved_code_shadows_what_a_library_imports(
 
 def test_nothing_beside_approved_code_is_a_plug_in_of_a_library(here: Path, installed: Path) -> None:
     (installed / "library/__init__.py").write_text(
-        "from importlib.metadata import entry_points\nfound = [one.name for one in entry_points(group='its_plug_ins')]\n"
+        "from importlib.metadata import entry_points\n"
+        "found = [one.name for one in entry_points(group='its_plug_ins')]\n"
     )
     Path("evil-1.dist-info").mkdir()
     Path("evil-1.dist-info/METADATA").write_text("Name: evil\nVersion: 1\n")
