@@ -46,7 +46,16 @@ SMALLEST = {
     "resnet50": "resnet50",
 }
 """The smallest network of each kind; the other students of the zoo are longer or wider."""
-HEAVY = {"mobilenetv3-large", "shufflenetv2", "mnasnet", "efficientnet-b0", "regnet-y-400mf", "resnet50"}
+HEAVY = {
+    "mobilenetv3-small",
+    "resnet18",
+    "mobilenetv3-large",
+    "shufflenetv2",
+    "mnasnet",
+    "efficientnet-b0",
+    "regnet-y-400mf",
+    "resnet50",
+}
 """Kinds whose smallest takes more than ten seconds."""
 
 SHAPES = ((1, 16, 16), (1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 224, 224))

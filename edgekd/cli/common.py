@@ -14,7 +14,7 @@ from edgekd import console, pipeline
 from edgekd import recipe as recipe_module
 from edgekd.cli.flags import Changes
 from edgekd.errors import InputFileError, MachineError, RecipeError, UsageError
-from edgekd.ingestion import foreign
+from edgekd.ingestion import outside_files
 from edgekd.models import trust
 from edgekd.pipeline import afresh
 from edgekd.pipeline.afresh import Afresh
@@ -166,7 +166,7 @@ def approve(run: RunDir, recipe: Recipe, *, teacher: bool = True, student: bool 
         file = Path(recipe.teacher.file)
         if trust.is_code(recipe.teacher.arch):
             asked.append((trust.factory(recipe.teacher.arch), "teacher.arch"))
-        if recipe.teacher.trust_pickle and foreign.is_pickle(file):
+        if recipe.teacher.trust_pickle and outside_files.is_pickle(file):
             asked.append((trust.pickle(file), "teacher.trust_pickle"))
     elif teacher:
         arch = read_json(run.stage("teacher") / "teacher.json")["arch"]

@@ -11,7 +11,7 @@ from edgekd import console, pipeline
 from edgekd.cli.common import Options, approve, at_work, named_run, open_run, run_called, typed, wanted_recipe
 from edgekd.cli.flags import Changes, approve_typed, combine
 from edgekd.errors import InputFileError, UsageError
-from edgekd.ingestion import foreign
+from edgekd.ingestion import outside_files
 from edgekd.ingestion.teacher import mapping_in_short
 from edgekd.pipeline import afresh
 from edgekd.recipe.names import name_problem
@@ -59,7 +59,7 @@ def run_of(teacher: Path, name: str, label: str = "") -> RunDir:
         raise InputFileError(f"the name of {str(teacher)!r} is not in UTF-8; rename the file.") from None
     label = f"{teacher.stem.strip('.- ') or 'teacher'}{label}"
     try:
-        foreign.require_file(teacher)
+        outside_files.require_file(teacher)
     except InputFileError:
         if os.access(teacher, os.F_OK) or name_problem(label):
             raise

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from edgekd.errors import InputFileError
+from edgekd.ingestion.outside_files import describe, head_of, looks_like_safetensors
 from edgekd.models import imports, pickles, trust
-from edgekd.run.directory import sha256_file
 from edgekd.text import first_line, listed
 
 EXPANSION_LIMIT = 4
@@ -29,35 +29,9 @@ EXPANSION_LIMIT = 4
 EXPANSION_SLACK_BYTES = 16 * 2**20
 HEADER_LIMIT_BYTES = 32 * 2**20
 """The longest header accepted of a .safetensors file."""
-LARGEST_BYTES = 64 * 2**30
-"""No file larger than this is read or hashed: no classifier's checkpoint is, but a file of holes can be."""
 PIECE_BYTES = 2**20
 """How much of a file is in memory while its checksums are compared."""
 _ZIP = b"PK\x03\x04"
-
-_MAGIC = {
-    b"\x89PNG": "a PNG image",
-    b"\xff\xd8\xff": "a JPEG image",
-    b"GIF8": "a GIF image",
-    b"BM": "a BMP image",
-    b"RIFF": "a RIFF file (WebP image, audio)",
-    b"II*\x00": "a TIFF image",
-    b"MM\x00*": "a TIFF image",
-    b"%PDF": "a PDF document",
-    b"\x1f\x8b": "a gzip archive; unpack it first",
-    b"BZh": "a bzip2 archive; unpack it first",
-    b"\xfd7zXZ": "an xz archive; unpack it first",
-    b"7z\xbc\xaf": "a 7-zip archive; unpack it first",
-    b"\x28\xb5\x2f\xfd": "a zstd archive; unpack it first",
-    b"\x89HDF": "an HDF5 file (Keras weights); edgekd reads PyTorch weights",
-    b"\x93NUMPY": "a NumPy array",
-    b"GGUF": "a GGUF file; edgekd reads PyTorch weights",
-    b"\x7fELF": "a program",
-    b"#!": "a script",
-    b"version https://git-lfs": "a Git LFS pointer, not the file itself; run `git lfs pull`",
-    b"<": "an HTML or XML page (a failed download?)",
-    b"{": "a JSON text",
-}
 
 
 def read_checkpoint(path: Path, *, trust_pickle: bool | None = False) -> object:
@@ -74,8 +48,8 @@ def read_checkpoint(path: Path, *, trust_pickle: bool | None = False) -> object:
 
 
 def _read(path: Path, *, trust_pickle: bool | None) -> object:
-    head, size = _open_head(path)
-    if _looks_like_safetensors(head, size):
+    head, size = head_of(path)
+    if looks_like_safetensors(head, size):
         return _read_safetensors(path, head, size)
     if head.startswith(_ZIP):
         limit = _check_zip(path, size)
@@ -84,28 +58,12 @@ def _read(path: Path, *, trust_pickle: bool | None) -> object:
         limit = size
     else:
         raise InputFileError(
-            f"{path} is no checkpoint: it is {_describe(head)}. edgekd reads .safetensors and what torch.save writes."
+            f"{path} is no checkpoint: it is {describe(head)}. edgekd reads .safetensors and what torch.save writes."
         )
     loaded = _read_pickle(path, trust_pickle=trust_pickle)
     if not trust_pickle:
         _check_storages(path, loaded, limit)
     return loaded
-
-
-def is_pickle(path: Path) -> bool:
-    """Return whether a checkpoint is one that torch.save wrote, not a .safetensors file."""
-    return not _looks_like_safetensors(*_open_head(path))
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file from outside; raise InputFileError as `require_file` does."""
-    require_file(path)
-    return sha256_file(path)
-
-
-def require_file(path: Path) -> None:
-    """Raise InputFileError unless `path` is a regular file that is not empty, not absurdly large and can be read."""
-    _open_head(path)
 
 
 def tensors_within(value: object) -> Iterator[Tensor]:
@@ -123,43 +81,6 @@ def tensors_within(value: object) -> Iterator[Tensor]:
             waiting.extend(item.values())
         elif isinstance(item, list | tuple | set):
             waiting.extend(item)
-
-
-def _open_head(path: Path) -> tuple[bytes, int]:
-    """Return the first bytes and the size of a regular, readable, non-empty file."""
-    try:
-        if path.is_dir():
-            raise InputFileError(f"{path} is a directory; name the checkpoint file inside it.")
-        if not path.exists():
-            raise InputFileError(f"{path} does not exist.")
-        if not path.is_file():
-            raise InputFileError(f"{path} is not a regular file.")
-        with path.open("rb") as stream:
-            head = stream.read(512)
-        size = path.stat().st_size
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise InputFileError(f"{path} cannot be read: {reason}.") from error
-    if size > LARGEST_BYTES:
-        raise InputFileError(f"{path} has {size / 2**30:.0f} GiB; no checkpoint of a classifier is as large.")
-    if size == 0:
-        raise InputFileError(f"{path} is empty; the program that wrote it may have been interrupted.")
-    return head, size
-
-
-def _describe(head: bytes) -> str:
-    for magic, name in _MAGIC.items():
-        if head.startswith(magic):
-            return name
-    if head[257:262] == b"ustar":
-        return "a tar archive"
-    if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
-        return "a text file"
-    return "in an unknown format"
-
-
-def _looks_like_safetensors(head: bytes, size: int) -> bool:
-    return len(head) >= 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= max(size, 2**32)
 
 
 def _read_safetensors(path: Path, head: bytes, size: int) -> dict[str, Tensor]:
@@ -240,7 +161,7 @@ def _check_sums(path: Path) -> None:
 
 
 def _read_pickle(path: Path, *, trust_pickle: bool | None) -> object:
-    zipped = _open_head(path)[0].startswith(_ZIP)
+    zipped = head_of(path)[0].startswith(_ZIP)
     if not trust_pickle and pickles.names_bytearray(path, zipped=zipped):
         raise InputFileError(
             f"{path} names bytearray, which may ask for any amount of memory and is no weight. Save a state_dict "

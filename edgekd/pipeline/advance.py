@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgekd import console, machine
+from edgekd import console
 from edgekd.pipeline.standing import Standing
 from edgekd.recipe import Recipe
 from edgekd.run.directory import RunDir
@@ -15,6 +15,8 @@ def advance(run: RunDir, recipe: Recipe, *stages: Stage, stop: Stop, accuracy: A
 
     `accuracy` is what the curve of a distillation measures on real images, where the user gave some.
     """
+    from edgekd import machine  # torch, which a verb that only looks at stages does without
+
     standing, ran = Standing(run, recipe), []
     for stage in stages:
         if not stage.wanted(recipe):

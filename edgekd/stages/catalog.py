@@ -19,10 +19,10 @@ _TEACHER = ("teacher.safetensors", "teacher.json")
 
 
 def _file_hash(path: Path, recorded: Mapping[str, str]) -> dict[str, str]:
-    from edgekd.ingestion import foreign
+    from edgekd.ingestion import outside_files
 
     there = path.name and os.access(path, os.F_OK)
-    return {"file": foreign.sha256_of(path) if there else recorded.get("file", "")}
+    return {"file": outside_files.sha256_of(path) if there else recorded.get("file", "")}
 
 
 class Ingest(Stage):

@@ -16,7 +16,7 @@ from edgekd.errors import GateError, InputFileError, UsageError
 from edgekd.export import onnx_files
 from edgekd.export.onnx_export import FLOAT_INPUT, UINT8_INPUT
 from edgekd.export.samples import Samples, load_teacher, of_images, uint8_input
-from edgekd.ingestion import foreign, initial, weights
+from edgekd.ingestion import foreign, initial, outside_files, weights
 from edgekd.models import artefacts, registry
 from edgekd.models import images as images_of
 from edgekd.models.description import Description
@@ -130,7 +130,7 @@ def _network(run_dir: RunDir, student: Elsewhere) -> nn.Module:
     """Build the network and give it all of its weights."""
     description = artefacts.describe(run_dir)
     shape, classes = description.input_shape, description.classes
-    foreign.require_file(student.file)
+    outside_files.require_file(student.file)
     network = registry.build(student.arch, input_shape=shape, classes=classes, seed=0)
     try:
         loaded = weights.state_dict_of(foreign.read_checkpoint(student.file, trust_pickle=None))

@@ -12,7 +12,7 @@ from torch import nn
 
 from edgekd import console
 from edgekd.errors import InputFileError, UsageError
-from edgekd.ingestion import foreign, teacher
+from edgekd.ingestion import foreign, outside_files, teacher
 from edgekd.models import probe
 from edgekd.models.stems import parse_shape
 from edgekd.recipe import PixelsTable, Recipe, TeacherTable
@@ -69,7 +69,7 @@ def _examined(run_dir: RunDir, recipe: Recipe) -> tuple[teacher.Inferred, dict[s
     """Read, identify and probe the teacher; return it, its description, and notes for the record."""
     table = recipe.teacher
     path = Path(table.file)
-    sha256 = foreign.sha256_of(path)
+    sha256 = outside_files.sha256_of(path)
     run_dir.note_file(path, sha256)
     notes: dict[str, Any] = {}
     if table.trust_pickle:

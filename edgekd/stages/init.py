@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgekd import console
 from edgekd.errors import InputFileError
-from edgekd.ingestion import foreign, initial, weights
+from edgekd.ingestion import foreign, initial, outside_files, weights
 from edgekd.models import artefacts
 from edgekd.models.description import Description
 from edgekd.recipe import Recipe
@@ -23,7 +23,7 @@ def run(execution: Execution) -> None:
     execution.stop.raise_if_requested("reading the student's weights")
     run_dir, recipe = execution.run, execution.recipe
     path = Path(recipe.student.weights)
-    run_dir.note_file(path, foreign.sha256_of(path))
+    run_dir.note_file(path, outside_files.sha256_of(path))
     try:
         loaded = weights.weights_of(foreign.read_checkpoint(path, trust_pickle=None))
     except InputFileError as error:

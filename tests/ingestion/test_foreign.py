@@ -18,7 +18,7 @@ from mutation import damage
 from torch import nn
 
 from edgekd.errors import InputFileError
-from edgekd.ingestion import foreign
+from edgekd.ingestion import foreign, outside_files
 from edgekd.ingestion.foreign import read_checkpoint, tensors_within
 
 WEIGHTS = {"conv.weight": torch.arange(36.0).reshape(4, 1, 3, 3), "conv.bias": torch.ones(4)}
@@ -257,12 +257,12 @@ def test_torchscript_and_exported_programs_name_the_way_on(tmp_path):
 @pytest.mark.parametrize("name", ["", "nowhere.pt", "a\0b", "x" * 5000])
 def test_what_is_no_file_is_told_before_anything_is_read(tmp_path, name):
     with pytest.raises(InputFileError):
-        foreign.require_file(tmp_path / name)
+        outside_files.require_file(tmp_path / name)
     (tmp_path / "empty").touch()
     with pytest.raises(InputFileError, match="empty"):
-        foreign.require_file(tmp_path / "empty")
+        outside_files.require_file(tmp_path / "empty")
     (tmp_path / "full").write_bytes(b"x")
-    foreign.require_file(tmp_path / "full")
+    outside_files.require_file(tmp_path / "full")
 
 
 def test_zip_bombs_are_refused_before_unpacking(tmp_path):

@@ -1,0 +1,89 @@
+"""Files from outside before they are read: is it a file at all, how large, what is it by its first bytes; no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgekd.errors import InputFileError
+from edgekd.run.directory import sha256_file
+
+LARGEST_BYTES = 64 * 2**30
+"""No file larger than this is read or hashed: no classifier's checkpoint is, but a file of holes can be."""
+MAGIC = {
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"GIF8": "a GIF image",
+    b"BM": "a BMP image",
+    b"RIFF": "a RIFF file (WebP image, audio)",
+    b"II*\x00": "a TIFF image",
+    b"MM\x00*": "a TIFF image",
+    b"%PDF": "a PDF document",
+    b"\x1f\x8b": "a gzip archive; unpack it first",
+    b"BZh": "a bzip2 archive; unpack it first",
+    b"\xfd7zXZ": "an xz archive; unpack it first",
+    b"7z\xbc\xaf": "a 7-zip archive; unpack it first",
+    b"\x28\xb5\x2f\xfd": "a zstd archive; unpack it first",
+    b"\x89HDF": "an HDF5 file (Keras weights); edgekd reads PyTorch weights",
+    b"\x93NUMPY": "a NumPy array",
+    b"GGUF": "a GGUF file; edgekd reads PyTorch weights",
+    b"\x7fELF": "a program",
+    b"#!": "a script",
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself; run `git lfs pull`",
+    b"<": "an HTML or XML page (a failed download?)",
+    b"{": "a JSON text",
+}
+
+
+def is_pickle(path: Path) -> bool:
+    """Return whether a checkpoint is one that torch.save wrote, not a .safetensors file."""
+    return not looks_like_safetensors(*head_of(path))
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file from outside; raise InputFileError as `require_file` does."""
+    require_file(path)
+    return sha256_file(path)
+
+
+def require_file(path: Path) -> None:
+    """Raise InputFileError unless `path` is a regular file that is not empty, not absurdly large and can be read."""
+    head_of(path)
+
+
+def head_of(path: Path) -> tuple[bytes, int]:
+    """Return the first bytes and the size of a regular, readable, non-empty file."""
+    try:
+        if path.is_dir():
+            raise InputFileError(f"{path} is a directory; name the checkpoint file inside it.")
+        if not path.exists():
+            raise InputFileError(f"{path} does not exist.")
+        if not path.is_file():
+            raise InputFileError(f"{path} is not a regular file.")
+        with path.open("rb") as stream:
+            head = stream.read(512)
+        size = path.stat().st_size
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputFileError(f"{path} cannot be read: {reason}.") from error
+    if size > LARGEST_BYTES:
+        raise InputFileError(f"{path} has {size / 2**30:.0f} GiB; no checkpoint of a classifier is as large.")
+    if size == 0:
+        raise InputFileError(f"{path} is empty; the program that wrote it may have been interrupted.")
+    return head, size
+
+
+def describe(head: bytes) -> str:
+    """Return what a file is by its first bytes, for a message."""
+    for magic, name in MAGIC.items():
+        if head.startswith(magic):
+            return name
+    if head[257:262] == b"ustar":
+        return "a tar archive"
+    if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
+        return "a text file"
+    return "in an unknown format"
+
+
+def looks_like_safetensors(head: bytes, size: int) -> bool:
+    """Return whether the first bytes are those of a .safetensors file."""
+    return len(head) >= 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= max(size, 2**32)
