@@ -33,6 +33,7 @@ tour: $(VENV)/ready
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m docs.architecture --sizes
 
 types: $(VENV)/ready
 	$(BIN)/mypy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "edgekd"
 GROUND = "ground"
 WIDTH, HEIGHT, GAP = 200, 46, 34
+MOST_LINES, MOST_FILES = 400, 16
 
 
 def floors(page: str) -> list[tuple[str, ...]]:
@@ -69,8 +71,11 @@ def drawing(levels: list[tuple[str, ...]]) -> str:
         '<rect width="100%" height="100%" fill="white"/>',
     ]
     for (above, below), count in sorted(arrows().items()):
+        if below == GROUND:
+            continue  # from everywhere
         (x1, y1), (x2, y2) = places[above], places[below]
-        bend = (y2 - y1 - HEIGHT - GAP) * 0.9 * (-1 if (places[above][1] + places[below][1]) % 80 < 40 else 1)
+        floors_apart = round((y2 - y1) / (HEIGHT + GAP))
+        bend = (WIDTH / 2 + 22 * floors_apart if floors_apart > 1 else 0) * (-1 if floors_apart % 2 else 1)
         y1, y2 = y1 + HEIGHT / 2, y2 - HEIGHT / 2
         curve = f"M {x1} {y1} C {x1 + bend} {y1 + 20}, {x2 + bend} {y2 - 20}, {x2} {y2}"
         thickness = 3 if count >= 16 else 1.5 if count >= 4 else 0.7
@@ -85,8 +90,21 @@ def drawing(levels: list[tuple[str, ...]]) -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
+def too_large() -> list[str]:
+    """Return one line for each file and folder of the package that wants a look: 400 lines, 16 files."""
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
+    files = [
+        f"{path.relative_to(ROOT)} has {n} lines, over {MOST_LINES}" for path, n in lengths.items() if n > MOST_LINES
+    ]
+    inside = Counter(path.parent for path in lengths)
+    folders = [f"{at.relative_to(ROOT)} has {n} files, over {MOST_FILES}" for at, n in inside.items() if n > MOST_FILES]
+    return [*files, *folders]
+
+
 def main() -> None:
-    """Draw the figure beside the page."""
+    """Draw the figure beside the page; with `--sizes` name what has grown too large instead, and fail."""
+    if sys.argv[1:] == ["--sizes"]:
+        sys.exit("\n".join(too_large()) or None)
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     (ROOT / "docs" / "architecture.svg").write_text(drawing(floors(page)), encoding="utf-8")
 

@@ -99,6 +99,11 @@ def test_temporary_folders_are_made_where_what_a_kill_leaves_is_removed() -> Non
     assert makers == {"scratch.py"}
 
 
-def test_modules_are_short_enough_to_read_in_one_sitting() -> None:
-    long = {p.name: len(p.read_text(encoding="utf-8").splitlines()) for p in MODULES}
-    assert {name: n for name, n in long.items() if n > 400} == {}
+def test_what_has_grown_too_large_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "edgekd"
+    package.mkdir()
+    for index in range(17):
+        (package / f"m{index}.py").write_text("\n" * (401 if index == 3 else 400))
+    monkeypatch.setattr(architecture, "PACKAGE", package)
+    monkeypatch.setattr(architecture, "ROOT", tmp_path)
+    assert architecture.too_large() == ["edgekd/m3.py has 401 lines, over 400", "edgekd has 17 files, over 16"]
