@@ -1,4 +1,4 @@
-"""Which artefacts a runtime can really execute: only those are timed."""
+"""The vocabulary of kinds, runtimes and operators, and which artefacts a runtime can really execute."""
 
 from __future__ import annotations
 
@@ -17,6 +17,13 @@ PROVIDERS: dict[Runtime, str] = {
     "torch": "torch on the CPU",
     "tensorrt": "TensorRT",
 }
+
+INTEGER_OPS = {"QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat"}
+FLOAT_OPS = {"Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose"}
+"""The compute nodes of ONNX Runtime's optimised graphs, by the arithmetic they run in."""
+
+REALLY_INT8 = 0.9
+"""Share of compute nodes that must run in integers for a row to count as INT8."""
 
 
 def kind_of(file_name: str) -> Kind:

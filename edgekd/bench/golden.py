@@ -15,10 +15,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from edgekd.agent.kernels import Arithmetic, kind_of
+from edgekd.agent.kernels import INTEGER_OPS, Arithmetic, kind_of
 from edgekd.agent.measurement import Job
 from edgekd.agent.runners.inputs import noise
-from edgekd.agent.runners.ort_model import INTEGER_OPS
 from edgekd.errors import InputFileError, UsageError
 from edgekd.export import ort_session
 

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from edgekd.agent.kernels import PROVIDERS, Kind, Runtime
+from edgekd.agent.kernels import PROVIDERS, REALLY_INT8, Kind, Runtime
 from edgekd.agent.measurement import Comparison, Measurement, Settings, Skipped
 from edgekd.bench.latency import Estimate, Summary, median_estimate, speedup_estimate, summarise
-
-REALLY_INT8 = 0.9  # share of compute nodes
 
 
 @dataclass(frozen=True)

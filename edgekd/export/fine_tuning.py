@@ -17,11 +17,11 @@ from edgekd.export.int8_chain import FineTuned
 from edgekd.export.quantize import activation_limits
 from edgekd.export.ranges import Batches, collect_ranges, ranges_of
 from edgekd.export.samples import Samples
+from edgekd.models.stems import Shape
 from edgekd.recipe import ExportTable
 from edgekd.run.directory import canonical_json
 from edgekd.stopping import Stop
 from edgekd.synthesis import qat
-from edgekd.synthesis.generator import Shape
 from edgekd.synthesis.teacher import Teacher
 
 BATCH = 64

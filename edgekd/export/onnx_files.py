@@ -27,10 +27,10 @@ from edgekd.export.graph import write_model
 from edgekd.export.int8_chain import FineTune, Int8Result, quantize_keeping_answers
 from edgekd.export.ranges import Batches, Ranges, collect_ranges
 from edgekd.export.samples import Samples, kept, logits
+from edgekd.models.stems import Shape
 from edgekd.recipe import ExportTable
 from edgekd.run.directory import write_json
 from edgekd.stopping import Stop
-from edgekd.synthesis.generator import Shape
 from edgekd.synthesis.teacher import Teacher
 
 FLAVOURS_OF = {"cpu": ("cpu-x86", "cpu-arm"), "tensorrt": ("trt", "trt-fp16")}

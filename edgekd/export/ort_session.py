@@ -17,11 +17,11 @@ from onnxruntime.capi import onnxruntime_pybind11_state as states
 
 from edgekd.agent.device import scratch
 from edgekd.agent.device.environment import this_machine
+from edgekd.agent.kernels import FLOAT_OPS, INTEGER_OPS, REALLY_INT8
 from edgekd.errors import InputFileError, MachineError
 from edgekd.text import first_line
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-QUANTISED_SHARE = 0.9
 PRECISION = "session.x64quantprecision"
 """The session option that makes U8×S8 products exact on every x86 CPU, and slower on one without VNNI."""
 
@@ -30,8 +30,6 @@ _LOAD_ERRORS = (
     *(states.Fail, states.InvalidArgument, states.InvalidGraph, states.InvalidProtobuf, states.NoModel),
     *(states.NoSuchFile, states.NotImplemented, states.RuntimeException, states.EPFail),
 )
-_INTEGER_OPS = {"QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat"}
-_FLOAT_OPS = {"Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class IntegerShare:
     @property
     def quantised(self) -> bool:
         """Return whether the file may be called INT8 on this runtime."""
-        return self.share >= QUANTISED_SHARE
+        return self.share >= REALLY_INT8
 
 
 def open_session(
@@ -160,5 +158,5 @@ def integer_node_share(source: Path | ModelProto, *, arm_rules: bool = False) ->
         optimised = folder / "optimised.onnx"
         open_session(source, optimised_path=optimised, arm_rules=arm_rules)
         ops = [node.op_type for node in onnx.load(str(optimised)).graph.node]
-    integer = sum(op in _INTEGER_OPS for op in ops)
-    return IntegerShare(integer, integer + sum(op in _FLOAT_OPS for op in ops))
+    integer = sum(op in INTEGER_OPS for op in ops)
+    return IntegerShare(integer, integer + sum(op in FLOAT_OPS for op in ops))

@@ -14,6 +14,7 @@ import tomli_w
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
+from edgekd.agent.kernels import Runtime
 from edgekd.errors import RecipeError, UsageError, did_you_mean
 from edgekd.recipe.method import MethodTable, Table
 from edgekd.recipe.names import name_problem
@@ -117,7 +118,7 @@ class ExportTable(Table):
 class BenchTable(Table):
     """How latency is measured."""
 
-    runtime: tuple[Literal["ort-cpu", "ort-cuda", "torch", "tensorrt"], ...] = Field(("ort-cpu",), min_length=1)
+    runtime: tuple[Runtime, ...] = Field(("ort-cpu",), min_length=1)
     """Runtimes to measure in here: ONNX Runtime on CPU or CUDA, PyTorch on the CPU, TensorRT."""
     batch: tuple[Annotated[int, Field(ge=1)], ...] = Field((1,), min_length=1)
     """Batch sizes."""

@@ -10,10 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from edgekd.models.stems import Shape
 from edgekd.recipe.method import GeneratorTable
-
-Shape = tuple[int, int, int]
-"""Channels, height, width of an image."""
 
 START_SIDE = 8
 """The first feature map is at most this many pixels a side."""

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgekd.machine import channels_last
+from edgekd.models.stems import Shape
 from edgekd.recipe.method import VaeTable
-from edgekd.synthesis.generator import Generator, Shape, initialise, learns_moments
+from edgekd.synthesis.generator import Generator, initialise, learns_moments
 
 POSTERIOR_DECAY = 0.98
 """Decay an update of the running moments of the aggregate posterior."""

@@ -12,14 +12,11 @@ from typing import Any
 
 from edgekd.agent.device import scratch
 from edgekd.agent.device.machine import memory_use, sha256_of
-from edgekd.agent.kernels import PROVIDERS
+from edgekd.agent.kernels import FLOAT_OPS, INTEGER_OPS, PROVIDERS
 from edgekd.agent.refusal import RefusedError
 from edgekd.agent.runners.inputs import input_shape, noise
 from edgekd.agent.runners.npy import array_reply
 from edgekd.agent.runners.timing import timed_runs
-
-INTEGER_OPS = {"QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat"}
-FLOAT_OPS = {"Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose"}
 
 
 def import_runtime() -> tuple[Any, Any]:
