@@ -14,7 +14,6 @@ from PIL import Image
 from small_nets import Student
 
 import toy
-from edgekd.export import samples
 from edgekd.models import trust
 from edgekd.recipe import Recipe, merge
 from edgekd.rng import Draws
@@ -113,7 +112,7 @@ def laboratory(teacher_file: Path, ingested: RunDir) -> Laboratory:
 
     def build(**method: Any) -> tuple[State, Context]:
         recipe = toy.toy_recipe(teacher_file, precision="fp32", method=merge(plain, method))
-        teacher, description = samples.load_teacher(ingested, "fp32", CPU)
+        teacher, description = toy.teacher_of(ingested)
         context = Context(recipe, recipe.method.steps, teacher, description, Draws(recipe.seed, "distill", CPU))
         return distill.build(context), context
 

@@ -11,12 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgekd import machine
 from edgekd.errors import UsageError
 from edgekd.export.onnx_export import Normalization
 from edgekd.export.ranges import Batches
 from edgekd.models import artefacts
-from edgekd.models.description import Description
 from edgekd.realdata import RealImages
 from edgekd.recipe import ExportTable, load_resolved
 from edgekd.rng import Draws
@@ -24,7 +22,6 @@ from edgekd.run import checkpoint
 from edgekd.run.directory import RunDir
 from edgekd.state_dict import unflatten
 from edgekd.synthesis.sampler import Sampler
-from edgekd.synthesis.teacher import Teacher
 
 Array = NDArray[Any]
 KEPT_BYTES = 64 * 2**20
@@ -107,15 +104,6 @@ def logits(network: nn.Module, batches: Iterable[NDArray[np.float32]]) -> NDArra
     """Return the logits, N×K, of a network for normalised samples."""
     with torch.no_grad():
         return np.concatenate([network(torch.from_numpy(x)).numpy() for x in batches])
-
-
-def load_teacher(run: RunDir, precision: str, device: torch.device) -> tuple[Teacher, Description]:
-    """Return the teacher as the algorithm sees it, and its description."""
-    description = artefacts.describe(run)
-    network = artefacts.teacher_network(run, description).to(device).to(memory_format=torch.channels_last)
-    machine.float32_head(network, description.head)
-    arithmetic = machine.precision_for(network, device, precision)
-    return Teacher(network, head=description.head, undo=description.undo, precision=arithmetic), description
 
 
 def read_sampler(run: RunDir) -> Sampler:

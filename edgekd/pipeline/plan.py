@@ -15,7 +15,7 @@ import torch
 
 from edgekd import console, machine
 from edgekd.errors import MachineError
-from edgekd.export import samples
+from edgekd.models import artefacts
 from edgekd.pipeline.flops import FlopsByDtype, effective_peak
 from edgekd.recipe import Recipe
 from edgekd.rng import Draws
@@ -24,6 +24,7 @@ from edgekd.stages import distill
 from edgekd.stopping import Stop
 from edgekd.synthesis.state import State
 from edgekd.synthesis.steps import Context, generator_step, student_step
+from edgekd.synthesis.teacher import Teacher
 
 _PERIODS = 1000
 """Length of the imagined run whose last period is timed."""
@@ -94,7 +95,8 @@ def measure(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: int = 1
     device = machine.resolve_device(recipe.machine.device)
     threads = machine.use_threads(recipe.machine.threads)
     machine.keep_freed_memory()
-    teacher, description = samples.load_teacher(run_dir, recipe.precision, device)
+    description = artefacts.describe(run_dir)
+    teacher = Teacher.of(artefacts.teacher_network(run_dir, description), description, recipe.precision, device)
     steps = recipe.method.steps_for(description.pixels, description.classes)
     context = Context(recipe, steps, teacher, description, Draws(recipe.seed, "plan", device))
     share = context.exploration_steps / steps

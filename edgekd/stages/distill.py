@@ -21,7 +21,6 @@ from torch import Tensor
 
 from edgekd import console, machine
 from edgekd.errors import MachineError
-from edgekd.export import samples
 from edgekd.models import artefacts, inheritance
 from edgekd.recipe import Recipe
 from edgekd.rng import Draws, forked_global
@@ -35,6 +34,7 @@ from edgekd.synthesis.hints import StageOutputs
 from edgekd.synthesis.revival import ReluInputs
 from edgekd.synthesis.state import State, generator_optimizer, student_optimizer
 from edgekd.synthesis.steps import Context, generator_step, student_step
+from edgekd.synthesis.teacher import Teacher
 
 
 def run(execution: Execution) -> None:
@@ -43,7 +43,8 @@ def run(execution: Execution) -> None:
     device = machine.resolve_device(recipe.machine.device)
     machine.keep_freed_memory()
     environment = machine.environment(device, machine.use_threads(recipe.machine.threads))
-    teacher, description = samples.load_teacher(run_dir, recipe.precision, device)
+    description = artefacts.describe(run_dir)
+    teacher = Teacher.of(artefacts.teacher_network(run_dir, description), description, recipe.precision, device)
     method, steps = recipe.method, recipe.method.steps_for(description.pixels, description.classes)
     if method.student.batch_size < 2 * description.classes and method.generator.balance:
         console.warn(

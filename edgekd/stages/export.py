@@ -15,7 +15,7 @@ from edgekd import console, machine
 from edgekd.errors import GateError, InputFileError, UsageError
 from edgekd.export import onnx_files
 from edgekd.export.onnx_export import FLOAT_INPUT, UINT8_INPUT
-from edgekd.export.samples import Samples, load_teacher, of_images, uint8_input
+from edgekd.export.samples import Samples, of_images, uint8_input
 from edgekd.ingestion import foreign, initial, outside_files, weights
 from edgekd.models import artefacts, registry
 from edgekd.models import images as images_of
@@ -26,6 +26,7 @@ from edgekd.run.directory import Record, RunDir, canonical_json, digest, sha256_
 from edgekd.stages.base import Execution
 from edgekd.stages.catalog import EXPORT
 from edgekd.stopping import Stop
+from edgekd.synthesis.teacher import Teacher
 
 ELSEWHERE = "export-elsewhere"
 """The stage in the record of a student that is not the run's own."""
@@ -179,7 +180,8 @@ def _job(
     own: bool,
 ) -> onnx_files.Job:
     threads = machine.use_threads(recipe.machine.threads)
-    teacher, description = load_teacher(run_dir, "fp32", torch.device("cpu"))
+    description = artefacts.describe(run_dir)
+    teacher = Teacher.of(artefacts.teacher_network(run_dir, description), description, "fp32", torch.device("cpu"))
     samples = Samples.of_run(run_dir, uint8_input(run_dir, recipe.export))
     if images is not None:
         console.warn(f"INT8 ranges come from {len(images)} real images of {images.folder.path}: not data-free.")

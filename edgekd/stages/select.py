@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from edgekd import console
 from edgekd.errors import InputFileError
-from edgekd.export import samples
 from edgekd.models import artefacts
 from edgekd.models.description import Description
 from edgekd.recipe import Recipe
@@ -48,7 +47,8 @@ class Candidate:
 def run(execution: Execution) -> None:
     """Publish select/: the student, why it was chosen, and the networks that draw synthetic samples."""
     run_dir, recipe, device = execution.run, execution.recipe, torch.device("cpu")
-    teacher, description = samples.load_teacher(run_dir, "fp32", device)
+    description = artefacts.describe(run_dir)
+    teacher = Teacher.of(artefacts.teacher_network(run_dir, description), description, "fp32", device)
     state = final_state(run_dir)
     drawn_by = Sampler.state_of(state, recipe.method)
     sampler = Sampler.from_state(drawn_by, recipe, description)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgekd.machine import Precision
+from edgekd.machine import Precision, float32_head, precision_for
+from edgekd.models.description import Description
 from edgekd.synthesis.batchnorm import statistics_distance
 
 
@@ -30,6 +31,14 @@ class Observation:
 
 class Teacher:
     """A frozen network in eval mode whose weights take no gradient."""
+
+    @classmethod
+    def of(cls, network: nn.Module, description: Description, precision: str, device: torch.device) -> Teacher:
+        """Bring a run's teacher to a device, its logits in float32 whatever the precision of the rest."""
+        network = network.to(device).to(memory_format=torch.channels_last)
+        float32_head(network, description.head)
+        arithmetic = precision_for(network, device, precision)
+        return cls(network, head=description.head, undo=description.undo, precision=arithmetic)
 
     def __init__(self, network: nn.Module, *, head: str, undo: str, precision: Precision) -> None:
         self.network = network.eval().requires_grad_(False)

@@ -16,11 +16,13 @@ from typing import Any
 import torch
 
 from edgekd import pipeline, recipe
-from edgekd.models import registry
+from edgekd.models import artefacts, registry
+from edgekd.models.description import Description
 from edgekd.recipe import Recipe
 from edgekd.run.directory import RunDir
 from edgekd.stages import catalog
 from edgekd.stopping import graceful
+from edgekd.synthesis.teacher import Teacher
 
 SHAPE, CLASSES, ARCH, STUDENT = (1, 8, 8), 4, "resnet8@0.5", "resnet8@0.25"
 CHAIN = ("ingest", "distill", "select", "export")
@@ -82,6 +84,13 @@ def advance(folder: Path, wanted: Recipe, names: tuple[str, ...] = CHAIN, **extr
             run.note_command(["edgekd", "toy"])
         pipeline.advance(run, pipeline.adopt(run, wanted), *map(STAGES.__getitem__, names), stop=stop, **extras)
     return run
+
+
+def teacher_of(run: RunDir, precision: str = "fp32") -> tuple[Teacher, Description]:
+    """Return the teacher of a run as the algorithm sees it, on the CPU, and its description."""
+    description = artefacts.describe(run)
+    network = artefacts.teacher_network(run, description)
+    return Teacher.of(network, description, precision, torch.device("cpu")), description
 
 
 _FORKSERVER = multiprocessing.get_context("forkserver")

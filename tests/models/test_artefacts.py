@@ -11,7 +11,6 @@ import torch
 
 import toy
 from edgekd.errors import InputFileError
-from edgekd.export import samples
 from edgekd.machine import Float32Linear
 from edgekd.models import artefacts
 from edgekd.models.description import Pixels
@@ -29,7 +28,7 @@ def test_the_description_and_the_pixels_are_what_ingest_wrote(ingested: RunDir) 
 
 
 def test_the_teacher_is_rebuilt_frozen_with_a_float32_head(ingested: RunDir) -> None:
-    teacher, description = samples.load_teacher(ingested, "bf16", CPU)
+    teacher, description = toy.teacher_of(ingested, "bf16")
     saved = checkpoint.load_tensors(ingested.stage("teacher") / "teacher.safetensors")
     rebuilt = teacher.network.state_dict()
     assert {name.rsplit(".", 1)[1] for name in rebuilt.keys() - saved.keys()} <= {"num_batches_tracked"}
@@ -51,7 +50,7 @@ def test_weights_that_do_not_fit_are_named(damage: str, ingested: RunDir, tmp_pa
         del tensors["linear.bias"]
         checkpoint.save_tensors(tensors, path)
     with pytest.raises(InputFileError, match=r"teacher\.safetensors"):
-        samples.load_teacher(run, "fp32", CPU)
+        toy.teacher_of(run)
 
 
 def test_the_selected_student_is_rebuilt(finished: Any) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 import toy
 from edgekd.errors import InputFileError
-from edgekd.export import samples
 from edgekd.models import artefacts
 from edgekd.rng import Draws
 from edgekd.run import checkpoint
@@ -99,7 +98,7 @@ def sampler_of(finished: Any) -> Sampler:
 
 
 def test_the_pool_is_balanced_over_the_teachers_answers(finished: Any) -> None:
-    teacher, description = samples.load_teacher(finished.run, "fp32", CPU)
+    teacher, description = toy.teacher_of(finished.run)
     draws, sampler = Draws(1, "select", CPU), sampler_of(finished)
     pool = select.balanced_pool(finished.recipe, sampler, teacher, draws, description.classes)
     share = math.ceil(finished.recipe.select.samples / toy.CLASSES)
