@@ -11,6 +11,7 @@ import platform
 import re
 from functools import lru_cache
 from pathlib import Path
+from typing import Optional
 
 CONVENTIONAL = (("cgroup2", "/", "/sys/fs/cgroup"), ("cgroup", "/", "/sys/fs/cgroup/cpu"))
 """Where the hierarchies are mounted, if the kernel does not say: file system, root, mount point."""
@@ -49,12 +50,16 @@ def quota(root: Path = Path("/")) -> float | None:
     `root` is where /proc and /sys are looked for.
     """
     paths = _own_groups(_text(root / "proc/self/cgroup"))
+    mounts = _mounts(_text(root / "proc/self/mountinfo")) or CONVENTIONAL
     found = []
-    for system, above, place in _mounts(_text(root / "proc/self/mountinfo")) or CONVENTIONAL:
-        read = _quota_v2 if system == "cgroup2" else _quota_v1
-        top = root / place.lstrip("/")
-        folder = top / _below(paths.get(system, "/"), above)
-        found += [read(one) for one in (folder, *folder.parents) if one == top or top in one.parents]
+    for system, read in (("cgroup2", _quota_v2), ("cgroup", _quota_v1)):
+        seen = [(place, _below(paths.get(system, "/"), above)) for kind, above, place in mounts if kind == system]
+        ours = [(place, group) for place, group in seen if group is not None]
+        # A container sees the name of its group on the host, but that group alone is mounted, or of another name space.
+        for place, group in ours or [(place, "") for place, _ in seen]:
+            top = root / place.lstrip("/")
+            folder = top / group
+            found += [read(one) for one in (folder, *folder.parents) if one == top or top in one.parents]
     limits = [limit for limit in found if limit is not None]
     return min(limits) if limits else None
 
@@ -90,14 +95,11 @@ def _plain(escaped: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal.group(1), 8)), escaped)
 
 
-def _below(path: str, above: str) -> str:
-    """Return a group's path seen from the mount; empty, the mount itself, where the group lies elsewhere.
-
-    A container sees the name of its group on the host, but that group alone is mounted, or of another name space.
-    """
+def _below(path: str, above: str) -> Optional[str]:  # noqa: UP045 - a device may have Python 3.8
+    """Return a group's path seen from the mount; None where the group lies elsewhere."""
     above = above.rstrip("/")
     if ".." in path.split("/") or not (path + "/").startswith(above + "/"):
-        return ""
+        return None
     return path[len(above) :].strip("/")
 
 

@@ -8,7 +8,7 @@ import os
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import Optional, Tuple  # noqa: UP035 - a device may have Python 3.8
+from typing import List, Optional, Tuple  # noqa: UP035 - a device may have Python 3.8
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """What file systems without flock answer (Lustre, some NFS and FUSE mounts)."""
@@ -44,9 +44,7 @@ def take(path: Path) -> Tuple[int, Optional[str]]:  # noqa: UP006, UP045
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
                 raise NotALockError(str(path)) from None
-            with suppress(OSError):  # somebody else put something there
-                for folder in missing:
-                    folder.rmdir()
+            _remove(missing)
             raise
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -57,10 +55,22 @@ def take(path: Path) -> Tuple[int, Optional[str]]:  # noqa: UP006, UP045
                     _sign(descriptor)
                     return descriptor, unlocked
                 path.unlink()  # a hard link: what it holds belongs to another name, too
-        except BaseException:
+        except HeldError:
             os.close(descriptor)
             raise
+        except BaseException:
+            os.close(descriptor)
+            if missing:  # nobody had begun here before
+                path.unlink()
+                _remove(missing)
+            raise
         os.close(descriptor)
+
+
+def _remove(folders: List[Path]) -> None:  # noqa: UP006
+    with suppress(OSError):  # somebody else put something there
+        for folder in folders:
+            folder.rmdir()
 
 
 def _lock(descriptor: int) -> Optional[str]:  # noqa: UP045
@@ -84,6 +94,6 @@ def _in_place(descriptor: int, path: Path) -> bool:
 
 def _sign(descriptor: int) -> None:
     """Leave this process's number for whoever finds the lock held; on a full disk the lock holds without it."""
-    os.ftruncate(descriptor, 0)
     with suppress(OSError):
+        os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)

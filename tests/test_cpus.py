@@ -41,6 +41,12 @@ CPU = "/sys/fs/cgroup/cpu"
 TREES: dict[str, tuple[str | None, str | None, dict[str, str], float | None]] = {
     "v2 in a container": ("0::/", mounted(V2), {"cpu.max": "200000 100000"}, 2.0),
     "v2 of a half": ("0::/", mounted(V2), {"cpu.max": "50000 100000"}, 0.5),
+    "v2 beside a foreign group's mount": (
+        "0::/mine",
+        mounted(V2) + "\n" + V2.format(root="/other", place="/sys/fs/cgroup/elsewhere"),
+        {"mine/cpu.max": "max 100000", "elsewhere/cpu.max": "50000 100000"},
+        None,
+    ),
     "v2 of another period": ("0::/", mounted(V2), {"cpu.max": "30000 20000"}, 1.5),
     "v2 without a limit": ("0::/", mounted(V2), {"cpu.max": "max 100000"}, None),
     "v2 at the root, which has no such file": ("0::/", mounted(V2), {}, None),

@@ -121,3 +121,13 @@ def test_no_folder_is_left_where_no_lock_could_be_made(tmp_path: Path, monkeypat
         locking.take(tmp_path / "runs" / "one" / "lock")
     monkeypatch.undo()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_begun_folder_is_left_where_the_lock_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(OSError, match="Invalid argument"):
+        locking.take(tmp_path / "runs" / "one" / "lock")
+    assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,15 @@
 """The command line: one door, `main`; the verbs and their flags stand beside it."""
 
-from edgekd.cli.program import main
+from __future__ import annotations
 
-__all__ = ["main"]
+import sys
+
+
+def main() -> None:
+    """Run the command line; a Ctrl-C is heard while its own modules are being imported, too."""
+    try:
+        from edgekd.cli import program
+    except KeyboardInterrupt:
+        sys.stderr.write("error: interrupted before anything began.\n")
+        sys.exit(130)
+    program.main()

@@ -58,7 +58,7 @@ def run_called(name: str) -> RunDir:
     """Return the run under runs/ of a name that nobody typed as a path: a recipe's, or one made from a file's."""
     problem = name_problem(name)
     if problem:
-        raise UsageError(f"the run cannot be called {problem}; give it a name with --run NAME.")
+        raise UsageError(f"{problem}; give the run another name with --run NAME.")
     return RunDir(RUNS / name)
 
 

@@ -111,6 +111,11 @@ def _check_zip(path: Path, size: int) -> int:
         raise InputFileError(
             f"{path} is a truncated or damaged zip: {first_line(error)}. Copy or download it again."
         ) from error
+    if members and min(member.header_offset for member in members) > 0:
+        raise InputFileError(
+            f"{path} has something in front of its zip archive, such as another archive: two downloads in one file? "
+            "Copy or download it again."
+        )
     unpacked = sum(member.file_size for member in members)
     if unpacked > limit:
         raise InputFileError(

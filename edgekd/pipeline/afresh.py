@@ -42,6 +42,8 @@ class Afresh:
     @property
     def pending(self) -> bool:
         """Whether something is, or may be, aside."""
+        if self._aside.is_symlink() or self._aside.is_file():
+            raise InputFileError(f"{self._aside} is a link or a file, which edgekd did not make; remove it.")
         return self._aside.is_dir()
 
     @property
@@ -65,7 +67,7 @@ class Afresh:
         if stranger is not None:
             raise UsageError(f"--fresh would replace {stranger}, which edgekd did not write; move it away first.")
         with disk_errors(self.run.path):
-            self._aside.mkdir()
+            self._aside.mkdir(exist_ok=True)
             marker = self._write(_Marker("back", held, self.run.ledger()))
             _fsync(self.run.path)
             self._old.mkdir()
@@ -85,7 +87,11 @@ class Afresh:
                 self._settle(marker, succeeded=succeeded)
             # Without a marker nothing was moved yet, or everything is settled: the folder is empty.
             remove(self._aside / f".tmp-{self._marker.name}")
-            self._aside.rmdir()
+            left = sorted(path.name for path in self._aside.iterdir())
+            if left:
+                console.warn(f"{self._aside} holds {left[0]}, which edgekd did not write; delete that folder.")
+            else:
+                self._aside.rmdir()
 
     def _settle(self, marker: _Marker, *, succeeded: bool) -> None:
         way = self._way(marker, succeeded=succeeded)

@@ -23,7 +23,7 @@ from typing import Any, TextIO
 from edgekd import __version__, console, locking
 from edgekd.errors import InputFileError, MachineError, RunBusyError, UsageError
 from edgekd.run.failpoints import failpoint
-from edgekd.run.ownership import clean_leftovers, remove
+from edgekd.run.ownership import clean_leftovers, is_output, remove
 
 RECORD = "record.json"
 
@@ -65,6 +65,8 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"{path} cannot be replaced: it belongs to a lower layer of an overlay file system (a container's "
                 "image). Copy the run to a folder outside of it and go on there with --run."
             ) from error
+        if error.filename is None:  # of a descriptor: the message names the path all the same
+            error.filename = str(path)
         raise
 
 
@@ -162,12 +164,13 @@ def hash_outputs(folder: Path) -> dict[str, str]:
 
 
 def strangers(folder: Path) -> list[Path]:
-    """Return the files in a published folder that are not in its record: the user's. Without a record nobody knows."""
+    """Return the user's files in a folder of a run: those not in its record, or without one not named like outputs."""
     record = Record.read(folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_symlink() or path.is_file())
     if record is None:
-        return []
+        return [path for path in files if path.parent != folder or not is_output(folder, path.name)]
     known = {folder / name for name in (RECORD, f".tmp-{RECORD}", *record.outputs)}
-    return sorted(path for path in folder.rglob("*") if path not in known and (path.is_symlink() or path.is_file()))
+    return [path for path in files if path not in known]
 
 
 def blank_ledger() -> dict[str, Any]:
@@ -220,16 +223,17 @@ class RunDir:
             os.close(descriptor)
 
     @contextmanager
-    def publish(self, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    def publish(self, name: str, *, hidden: str = ".") -> Iterator[tuple[Path, dict[str, Any]]]:
         """Publish the folder `name` whole or not at all.
 
         Yields (temporary folder, record fields). The caller fills both; afterwards every file is flushed,
-        the record with the hashes of all files is written last and one rename puts the folder in place.
+        the record with the hashes of all files is written last and one rename puts the folder in place. Outside of a
+        run, where anything may lie beside it, `hidden` begins the names of what is temporary.
         """
         place = self.path / name
         point = "checkpoint" if "checkpoints" in name else name
-        temporary = place.with_name(f".tmp-{place.name}")
-        aside = place.with_name(f".old-{place.name}")
+        temporary = place.with_name(f"{hidden}tmp-{place.name}")
+        aside = place.with_name(f"{hidden}old-{place.name}")
         with disk_errors(place):
             try:
                 remove(temporary)

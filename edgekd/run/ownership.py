@@ -23,6 +23,14 @@ CONTENT = (
 
 CHECKPOINT = re.compile(r"(damaged-)?step-\d{8}")
 """Names of checkpoints below distill/checkpoints/."""
+_OUTPUTS = {
+    "teacher": r"teacher\.safetensors|teacher\.json|pixels\.json",
+    "init": r"student\.safetensors|init\.json",
+    "select": r"student\.safetensors|selection\.json|replay\.safetensors",
+    "export": r"student\.[\w.-]+\.onnx|(parity|agreement|calibration)\.json",
+    "report": r"report\.(html|json)",
+}
+_CHECKPOINT_FILES = r"state\.(safetensors|json)"
 _BENCH_FILES = {"environment.json", "results.json", "samples.json", "jetson.json", "record.json"}
 
 
@@ -51,6 +59,16 @@ def refuse_foreign(folder: Path) -> None:
             f"{folder} is left as it is: it holds {strange[0]}, but no run.json, so it is no run of edgekd. Choose "
             "another run with --run NAME."
         )
+
+
+def is_output(folder: Path, name: str) -> bool:
+    """Return whether edgekd writes files of that name into that folder of a run."""
+    if name in ("record.json", ".tmp-record.json"):
+        return True
+    if folder.parent.name == "bench":
+        return name in _BENCH_FILES
+    pattern = _CHECKPOINT_FILES if CHECKPOINT.fullmatch(folder.name) else _OUTPUTS.get(folder.name)
+    return pattern is not None and re.fullmatch(pattern, name) is not None
 
 
 def exists(path: Path) -> bool:

@@ -30,6 +30,8 @@ from edgekd.synthesis.teacher import Teacher
 
 ELSEWHERE = "export-elsewhere"
 """The stage in the record of a student that is not the run's own."""
+HIDDEN = ".edgekd-"
+"""How names begin that are temporary beside the folder of such a student."""
 
 
 def run(execution: Execution) -> None:
@@ -97,12 +99,15 @@ def _publish_elsewhere(
     inputs |= {} if images is None else {"calibration_images": images.folder.sha256()}
     table = {"arch": student.arch, **recipe.export.model_dump(mode="json")}
     key = digest([ELSEWHERE, EXPORT.version, table, recipe.seed, inputs])
+    kept = student.out.resolve().with_name(f"{HIDDEN}old-{student.out.resolve().name}")
+    if kept.is_dir() and not student.out.exists():
+        kept.rename(student.out)  # a kill between the two renames
     before = Record.read(student.out)
     if before is not None and before.key == key and before.damaged_output(student.out) is None:
         return False
     job = _job(run_dir, recipe, network, inputs, images, stop, own=False)
     out = student.out.resolve()
-    with RunDir(out.parent).publish(out.name) as (folder, record):
+    with RunDir(out.parent).publish(out.name, hidden=HIDDEN) as (folder, record):
         numbers = onnx_files.write_all(job, folder)
         record |= {"stage": ELSEWHERE, "version": EXPORT.version, "key": key, "inputs": inputs, "recipe_slice": table}
         record["notes"] = {"failures": numbers.failures, "run": run_dir.name, "data_free": job.data_free}

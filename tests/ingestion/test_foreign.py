@@ -382,3 +382,11 @@ def test_a_zip_that_torch_wrote_without_checksums_is_read(tmp_path):
         torch.serialization.set_crc32_options(True)
     assert {member.CRC for member, _ in whole_members(path)} == {0}
     assert torch.equal(read_checkpoint(path)["conv.weight"], WEIGHTS["conv.weight"])
+
+
+def test_two_archives_in_one_file_are_refused(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "good.pt")
+    data = (tmp_path / "good.pt").read_bytes()
+    (tmp_path / "both.pt").write_bytes(bytes(data) + data)
+    with pytest.raises(InputFileError, match="in front of its zip archive"):
+        read_checkpoint(tmp_path / "both.pt")

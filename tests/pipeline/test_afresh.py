@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,30 @@ def test_a_reader_of_a_living_beginning_learns_what_is_going_on(
         afresh.recover(run)
         assert capsys.readouterr().err == ""
         assert json.loads((run.path / ASIDE / "marker.json").read_text())["direction"] == "open"
+
+
+@pytest.mark.parametrize("name", ["export/trt.engine", "init/w.txt", "report/notes.md"])
+def test_nor_are_they_where_nothing_was_published(name: str, run: RunDir, teacher: Path) -> None:
+    shutil.rmtree(run.stage(name.split("/")[0]), ignore_errors=True)
+    (run.path / name).parent.mkdir()
+    (run.path / name).write_text("mine")
+    with run.lock(), pytest.raises(UsageError, match="which edgekd did not write"):
+        Afresh(run).begin(teacher)
+    assert (run.path / name).read_text() == "mine"
+
+
+def test_a_strange_file_beside_what_is_aside_stops_nothing(
+    run: RunDir, teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run.path / ASIDE).mkdir()
+    (run.path / ASIDE / ".DS_Store").touch()
+    with run.lock():
+        Afresh(run).settle()
+        Afresh(run).begin(teacher)
+        Afresh(run).settle()
+    assert ".DS_Store, which edgekd did not write" in " ".join(capsys.readouterr().err.split())
+    assert run.stage("select").is_dir()
+    shutil.rmtree(run.path / ASIDE)
+    (run.path / ASIDE).touch()
+    with run.lock(), pytest.raises(InputFileError, match="is a link or a file"):
+        Afresh(run).settle()

@@ -459,3 +459,29 @@ def test_the_ledger_collects_files_commands_and_differences(run: RunDir) -> None
     assert ledger["threads"] == 2
     assert {"edgekd", "python", "torch", "onnx", "onnxruntime", "numpy"} <= set(ledger["versions"])
     assert json.loads(run.ledger_file.read_text()) == ledger
+
+
+def test_an_error_of_a_descriptor_names_the_path(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        directory.write_text(run.path / "x.txt", "x")
+    assert caught.value.filename == str(run.path / "x.txt")
+
+
+@pytest.mark.parametrize("record", [None, "{"])
+@pytest.mark.parametrize("name", ["export/trt.engine", "report/notes.md", "bench/local/notes.md", "teacher/sub/a.json"])
+def test_publishing_where_no_record_tells_keeps_what_is_not_named_like_outputs(
+    name: str, record: str | None, run: RunDir
+) -> None:
+    stage = "bench/local" if name.startswith("bench") else name.split("/")[0]
+    (run.path / name).parent.mkdir(parents=True)
+    (run.path / name).write_text("mine")
+    (run.stage(stage) / "report.json").write_text("old")
+    if record is not None:
+        (run.stage(stage) / "record.json").write_text(record)
+    publish(run, stage, a="new")
+    assert (run.path / name).read_text() == "mine"
+    assert (run.stage(stage) / "report.json").exists() == (stage != "report")

@@ -518,7 +518,11 @@ def whole(folder: Path) -> dict[str, bytes]:
 def test_a_student_from_elsewhere_gets_a_folder_of_its_own(exported: RunDir, elsewhere: export.Elsewhere) -> None:
     before = whole(exported.path)
     recipe = with_changes(pipeline.open_recipe(exported), {"export": {"target": "cpu"}})
+    mine = elsewhere.out.with_name(f".tmp-{elsewhere.out.name}")
+    mine.mkdir(parents=True)
+    (mine / "notes.md").write_text("mine")
     assert export.run_elsewhere(exported, recipe, elsewhere, Stop()) is True
+    assert (mine / "notes.md").read_text() == "mine"
     assert whole(exported.path) == before
     record = Record.read(elsewhere.out)
     assert record is not None
@@ -538,6 +542,8 @@ def test_a_student_from_elsewhere_gets_a_folder_of_its_own(exported: RunDir, els
     found = ort_session.logits(ort_session.open_session(elsewhere.out / "student.fp32.onnx"), x.numpy())
     np.testing.assert_allclose(found, network(x).detach().numpy(), rtol=1e-4, atol=1e-4)
     assert export.run_elsewhere(exported, recipe, elsewhere, Stop()) is False, "done already"
+    elsewhere.out.rename(elsewhere.out.with_name(f".edgekd-old-{elsewhere.out.name}"))  # a kill between two renames
+    assert export.run_elsewhere(exported, recipe, elsewhere, Stop()) is False, "brought back"
     (elsewhere.out / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"mine\.txt"):
         export.run_elsewhere(exported, recipe, elsewhere, Stop())
