@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import small_nets
 import torch
 import torchvision
 from small_nets import SHAPE, Tiny, live, op_types, samples, small_mobilenet, small_shufflenet, torch_logits
@@ -76,7 +77,7 @@ def test_names_channels_dynamic_batch_and_metadata_and_nothing_local(tmp_path: P
     local = [
         str(Path.cwd()),
         str(tmp_path),
-        str(Path(__file__).parent),
+        str(Path(small_nets.__file__).parent),
         sys.prefix,
         os.sep + getpass.getuser() + os.sep,
     ]
