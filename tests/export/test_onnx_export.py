@@ -77,7 +77,7 @@ def test_names_channels_dynamic_batch_and_metadata_and_nothing_local(tmp_path: P
     local = [
         str(Path.cwd()),
         str(tmp_path),
-        str(Path(small_nets.__file__).parent),
+        str(Path(__file__).parent),
         sys.prefix,
         os.sep + getpass.getuser() + os.sep,
     ]
@@ -162,7 +162,8 @@ def test_every_file_has_the_same_bytes_from_another_process_and_folder(tmp_path:
     here = _write_all(tmp_path)
     other = tmp_path / "elsewhere"
     other.mkdir()
-    environment = {**os.environ, "PYTHONHASHSEED": "4711", "OMP_NUM_THREADS": "1"}
+    helpers = str(Path(small_nets.__file__).parent)
+    environment = {**os.environ, "PYTHONHASHSEED": "4711", "OMP_NUM_THREADS": "1", "PYTHONPATH": helpers}
     subprocess.run([sys.executable, __file__, str(other)], cwd=other, env=environment, check=True, timeout=300)
     there = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in other.glob("*.onnx")}
     assert there == here
