@@ -44,7 +44,7 @@ def take(path: Path) -> Tuple[int, Optional[str]]:  # noqa: UP006, UP045
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
                 raise NotALockError(str(path)) from None
-            _remove(missing)
+            _undo(path, missing)
             raise
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -55,21 +55,20 @@ def take(path: Path) -> Tuple[int, Optional[str]]:  # noqa: UP006, UP045
                     _sign(descriptor)
                     return descriptor, unlocked
                 path.unlink()  # a hard link: what it holds belongs to another name, too
-        except HeldError:
+        except BaseException as error:
             os.close(descriptor)
-            raise
-        except BaseException:
-            os.close(descriptor)
-            if missing:  # nobody had begun here before
-                path.unlink()
-                _remove(missing)
+            if not isinstance(error, HeldError):
+                _undo(path, missing)
             raise
         os.close(descriptor)
 
 
-def _remove(folders: List[Path]) -> None:  # noqa: UP006
+def _undo(path: Path, made: List[Path]) -> None:  # noqa: UP006
+    """Remove a lock file with the folders that were made for it; where none was, somebody had begun there before."""
     with suppress(OSError):  # somebody else put something there
-        for folder in folders:
+        if made:
+            path.unlink(missing_ok=True)
+        for folder in made:
             folder.rmdir()
 
 

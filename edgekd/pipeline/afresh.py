@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from edgekd import console
 from edgekd.errors import InputFileError, RunBusyError, UsageError
-from edgekd.run.directory import RECORD, Record, RunDir, _fsync, blank_ledger, disk_errors, strangers, write_json
+from edgekd.run.directory import RECORD, Record, RunDir, blank_ledger, disk_errors, fsync, strangers, write_json
 from edgekd.run.ownership import CHECKPOINT, CONTENT, exists, interrupted, is_run, remove
 
 ASIDE = ".edgekd-aside"
@@ -69,11 +69,11 @@ class Afresh:
         with disk_errors(self.run.path):
             self._aside.mkdir(exist_ok=True)
             marker = self._write(_Marker("back", held, self.run.ledger()))
-            _fsync(self.run.path)
+            fsync(self.run.path)
             self._old.mkdir()
             for name in held:
                 (self.run.path / name).rename(self._old / name)
-            _fsync(self._old)
+            fsync(self._old)
             write_json(self.run.ledger_file, blank_ledger())
             self._write(replace(marker, direction="open"))
 
@@ -99,7 +99,7 @@ class Afresh:
             if way == "back":
                 marker = replace(marker, ledger=_with_images(marker.ledger, self.run.ledger()))
             for folder in filter(Path.is_dir, (self.run.stage("distill"), self.run.path)):
-                _fsync(folder)
+                fsync(folder)
             marker = self._write(replace(marker, direction=way))
         if way == "back":
             self._bring_back(marker)
@@ -118,7 +118,7 @@ class Afresh:
                 place.rename(made)
             if exists(kept):
                 kept.rename(place)
-        _fsync(self.run.path)
+        fsync(self.run.path)
 
     def _way(self, marker: _Marker, *, succeeded: bool = False) -> Literal["back", "forward"]:
         if marker.direction != "open":

@@ -70,7 +70,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Flush a file or a folder to disk; some network file systems cannot flush folders and say EINVAL."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -102,7 +102,7 @@ def write_text(path: Path, text: str) -> None:
             os.replace(temporary, path)  # noqa: PTH105 - the one atomic replace, spelled as the system call
         finally:
             temporary.unlink(missing_ok=True)
-        _fsync(path.parent)
+        fsync(path.parent)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -243,7 +243,7 @@ class RunDir:
                 failpoint(f"{point}.before_fsync")
                 for path in sorted(temporary.rglob("*")):
                     if path.is_file():
-                        _fsync(path)
+                        fsync(path)
                 Record(outputs=hash_outputs(temporary), **fields).write(temporary)
                 failpoint(f"{point}.before_rename")
                 for stranger in strangers(place):
@@ -256,7 +256,7 @@ class RunDir:
                     place.rename(aside)
                     failpoint(f"{point}.between_renames")
                 temporary.rename(place)
-                _fsync(place.parent)
+                fsync(place.parent)
                 failpoint(f"{point}.after_rename")
                 shutil.rmtree(aside, ignore_errors=True)
             finally:
@@ -287,7 +287,7 @@ class RunDir:
     def sync_events(self) -> None:
         """Flush events.jsonl to disk, so that a checkpoint never records more than survives a power cut."""
         if self.events_file.is_file():
-            _fsync(self.events_file)
+            fsync(self.events_file)
 
     def truncate_events(self, size_bytes: int) -> None:
         """Forget what was logged after the checkpoint that recorded `size_bytes`."""
