@@ -122,8 +122,8 @@ def _cpus(quota_us: str, period_us: str) -> float | None:
 def _text(path: Path) -> str:
     """Return the stripped text of a small file; empty where it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
-    except OSError:
+        return path.read_text(encoding="utf-8", errors="surrogateescape").strip("\0\n ")
+    except (OSError, ValueError):  # ValueError: a path with a NUL in it
         return ""
 
 

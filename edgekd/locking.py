@@ -12,6 +12,8 @@ from typing import List, Optional, Tuple  # noqa: UP035 - a device may have Pyth
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """What file systems without flock answer (Lustre, some NFS and FUSE mounts)."""
+_ROUNDS = 100
+"""Others may remove the folder so many times before it is said that no file can be made there."""
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -34,12 +36,13 @@ def take(path: Path) -> Tuple[int, Optional[str]]:  # noqa: UP006, UP045
     and OSError. Who was refused may remove the folder that he had made, so a file that is no longer in its place
     when it is locked was somebody else's, and the next one is taken.
     """
-    while True:
+    for _ in range(_ROUNDS):
         missing = [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(str(path), _FLAGS, 0o644)
-        except FileNotFoundError:  # its folder was removed just now
+        except FileNotFoundError as error:  # its folder was removed just now
+            refusal = error
             continue
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
@@ -61,6 +64,8 @@ def take(path: Path) -> Tuple[int, Optional[str]]:  # noqa: UP006, UP045
                 _undo(path, missing)
             raise
         os.close(descriptor)
+        refusal = FileNotFoundError(errno.ENOENT, "it is gone again as soon as it is made", str(path))
+    raise refusal
 
 
 def _undo(path: Path, made: List[Path]) -> None:  # noqa: UP006

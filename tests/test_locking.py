@@ -50,6 +50,22 @@ def test_a_file_that_was_removed_while_it_was_opened_is_no_lock(
         os.close(descriptor)
 
 
+def test_where_files_are_gone_as_soon_as_they_are_made_there_is_an_end(tmp_path: Path) -> None:
+    """A folder of /proc lets nobody make a file, and says of it that it is not there."""
+    folder = Path("/proc/self/task")
+    with pytest.raises(OSError, match=r"No such file|gone again"):
+        locking.take(folder / ".lock")
+
+
+def test_a_file_that_is_another_in_its_place_each_time_ends_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some network file systems number a file anew whenever it is looked at."""
+    monkeypatch.setattr(locking, "_in_place", lambda *_: False)
+    with pytest.raises(OSError, match="gone again as soon as it is made"):
+        locking.take(tmp_path / ".lock")
+
+
 def test_a_link_a_pipe_and_a_folder_are_no_locks_and_stay_as_they_are(tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.write_text("mine")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, get_args
 
+from edgekd.agent.files import shallow
 from edgekd.agent.kernels import Arithmetic, Kind, Runtime
 from edgekd.agent.schema import (
     SchemaError,
@@ -289,7 +290,7 @@ def parsed(data: bytes) -> Any:
     if sum(data.count(part) for part in (b"[", b"{", b'"')) > _MOST_PARTS:
         raise ValueError(f"it has more than {_MOST_PARTS:,} parts")
     try:
-        return json.loads(data, parse_constant=_refuse_constant)
+        return shallow(json.loads(data, parse_constant=_refuse_constant))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgekd.agent import session
+from edgekd.agent import files, session
 from edgekd.agent.device import power, scratch
 from edgekd.agent.device.machine import publish
 from edgekd.agent.device.workplace import Workplace
@@ -62,9 +62,11 @@ def _recorded(asked: argparse.Namespace) -> dict[str, Any]:
         raise RefusedError(
             "usage", f"{output} holds no results of edgekd and is not overwritten; choose another --output"
         )
-    temporary = output.with_name(f".tmp-{os.getpid()}-{output.name}")
+    temporary = output.with_name(f".tmp-{output.name}")  # the name of every run: what a killed one left goes, too
     try:
-        temporary.touch()
+        if os.path.lexists(str(temporary)):
+            temporary.unlink()
+        temporary.open("x").close()
         results = _Bundle(asked).run()
         temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         publish(temporary, output)
@@ -76,7 +78,7 @@ def _recorded(asked: argparse.Namespace) -> dict[str, Any]:
 
 def _is_results(path: Path) -> bool:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = files.parse_json(files.read_bytes(path))
     except (OSError, ValueError):
         return False
     return isinstance(found, dict) and "manifest_sha256" in found

@@ -11,6 +11,7 @@ from typing import Any
 
 import edgekd
 from edgekd import agent, cpus, errors, locking, text
+from edgekd.agent.files import open_regular
 
 MAIN = """import sys
 import zipfile
@@ -58,7 +59,7 @@ def bundle_zip(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes
 def is_bundle(path: Path) -> bool:
     """Return whether a file is a bundle, by what is in it."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as stream, zipfile.ZipFile(stream) as archive:
             return {"manifest.json", "__main__.py"} <= set(archive.namelist())
     except (OSError, zipfile.BadZipFile):
         return False

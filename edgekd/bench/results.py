@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgekd.agent import answers
 from edgekd.agent.answers import KIND, MS, NAME, REASON, RUNTIME, SIZE
 from edgekd.agent.bundle import FORMAT
+from edgekd.agent.files import open_regular
 from edgekd.agent.schema import SchemaError, either, flag, many, maybe, number, record, table, text, whole
 from edgekd.errors import InputFileError, MachineError
 from edgekd.run.directory import write_json
@@ -153,7 +154,7 @@ def read_bundle(file: Path) -> dict[str, Any]:
 
 def _parsed(file: Path) -> Any:
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             data = stream.read(_MOST_BYTES + 1)
     except OSError as error:
         raise InputFileError(f"{file} cannot be read ({error.strerror}).") from error

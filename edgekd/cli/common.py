@@ -12,6 +12,7 @@ from pathlib import Path
 
 from edgekd import console, pipeline
 from edgekd import recipe as recipe_module
+from edgekd.agent.files import read_bytes
 from edgekd.cli.flags import Changes
 from edgekd.errors import InputFileError, MachineError, RecipeError, UsageError
 from edgekd.ingestion import outside_files
@@ -127,7 +128,7 @@ class _Before:
     @staticmethod
     def of(run: RunDir) -> _Before:
         def content(path: Path) -> bytes | None:
-            return path.read_bytes() if path.is_file() else None
+            return read_bytes(path) if path.is_file() else None
 
         published = {path: path.stat().st_mtime_ns for path in run.path.rglob("record.json")}
         images = run.ledger()["real_images_read"]

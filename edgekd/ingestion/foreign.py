@@ -32,6 +32,8 @@ HEADER_LIMIT_BYTES = 32 * 2**20
 PIECE_BYTES = 2**20
 """How much of a file is in memory while its checksums are compared."""
 _ZIP = b"PK\x03\x04"
+_FOLDER = 0x10
+"""Attribute of DOS by which torch's zip reader takes a member for a folder, whatever it is called."""
 
 
 def read_checkpoint(path: Path, *, trust_pickle: bool | None = False) -> object:
@@ -116,6 +118,9 @@ def _check_zip(path: Path, size: int) -> int:
             f"{path} has something in front of its zip archive, such as another archive: two downloads in one file? "
             "Copy or download it again."
         )
+    folder = next((member.filename for member in members if member.external_attr & _FOLDER or member.is_dir()), None)
+    if folder is not None:  # torch would read nothing of it and hand out memory as it found it
+        raise InputFileError(f"{path} is damaged: {folder} in it is marked as a folder. Copy or download it again.")
     unpacked = sum(member.file_size for member in members)
     if unpacked > limit:
         raise InputFileError(

@@ -26,6 +26,8 @@ from importlib.machinery import (
 from pathlib import Path
 from types import CodeType, ModuleType
 
+from edgekd.agent.files import read_bytes
+
 Files = dict[str, Path]
 """Source files by their path below the folder that they are imported from, so that equal code has equal names."""
 
@@ -251,7 +253,7 @@ def _imports(key: str, file: Path) -> set[str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the user's code, which Python tells when it runs
-            tree = ast.parse(file.read_bytes())
+            tree = ast.parse(read_bytes(file))
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return set()  # Python could not import it either
     package = key.split("/")[:-1]

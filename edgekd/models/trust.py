@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgekd import console, stopping
+from edgekd.agent.files import open_regular
 from edgekd.errors import UsageError
 from edgekd.models import imports
 from edgekd.models.imports import Files, state_folder
@@ -98,7 +99,7 @@ def pickle(path: Path) -> Code:
     from edgekd.models import pickles
     # which imports NumPy, and --help does without
 
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         zipped = stream.read(4) == b"PK\x03\x04"
     named, sha256 = pickles.code_named(path, zipped=zipped), sha256_file(path)
     here = imports.imported_from(Path.cwd(), named)

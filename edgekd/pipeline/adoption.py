@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgekd import recipe as recipes
+from edgekd.agent import files
 from edgekd.errors import RecipeError, RunBusyError, UsageError
 from edgekd.pipeline import afresh
 from edgekd.pipeline.standing import Standing
@@ -51,7 +52,7 @@ def adopt(run: RunDir, wanted: Recipe, *, reads_teacher: bool = True) -> Recipe:
     if images:  # the next command may be given elsewhere
         wanted = recipes.with_changes(wanted, {"export": {"calibrate_on_real": str(Path(images).resolve())}})
     text = recipes.to_toml(wanted)
-    if not run.recipe_file.is_file() or run.recipe_file.read_text(encoding="utf-8") != text:
+    if not run.recipe_file.is_file() or files.read_text(run.recipe_file) != text:
         write_text(run.recipe_file, text)
     return wanted
 

@@ -7,16 +7,25 @@ forward once training has begun anew, else back. run.json is never away: the mar
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from edgekd import console
+from edgekd.agent.files import parse_json, read_bytes
 from edgekd.errors import InputFileError, RunBusyError, UsageError
-from edgekd.run.directory import RECORD, Record, RunDir, blank_ledger, disk_errors, fsync, strangers, write_json
-from edgekd.run.ownership import CHECKPOINT, CONTENT, exists, interrupted, is_run, remove
+from edgekd.run.directory import Record, RunDir, blank_ledger, disk_errors, fsync, strangers, write_json
+from edgekd.run.ownership import (
+    CHECKPOINT,
+    CONTENT,
+    RECORD,
+    exists,
+    free_place,
+    interrupted,
+    is_run,
+    remove,
+)
 
 ASIDE = ".edgekd-aside"
 
@@ -103,6 +112,7 @@ class Afresh:
             marker = self._write(replace(marker, direction=way))
         if way == "back":
             self._bring_back(marker)
+            self._save_strangers()
         for folder in (self._old, self._new):
             remove(folder)
         self._marker.unlink()
@@ -110,14 +120,25 @@ class Afresh:
     def _bring_back(self, marker: _Marker) -> None:
         """Put everything where it was; what the new beginning made goes aside in its place."""
         self._new.mkdir(exist_ok=True)
+        made_now = self._new / str(sum(1 for _ in self._new.iterdir()))  # each attempt has its own
+        made_now.mkdir()
         write_json(self.run.ledger_file, marker.ledger)
         for name in CONTENT:
-            place, kept, made = self.run.path / name, self._old / name, self._new / name
+            place, kept, made = self.run.path / name, self._old / name, made_now / name
             if exists(place) and (exists(kept) or name not in marker.held):
-                remove(made)
                 place.rename(made)
             if exists(kept):
                 kept.rename(place)
+        fsync(self.run.path)
+
+    def _save_strangers(self) -> None:
+        """Bring back what the user has put among what the new beginning made, before that is deleted."""
+        for made in sorted(self._new.iterdir()):
+            for mine in [*_strangers(RunDir(made))]:
+                place = free_place(self.run.path, mine.relative_to(made))
+                place.parent.mkdir(parents=True, exist_ok=True)
+                mine.rename(place)
+                console.warn(f"{place} was put into a run that --fresh had not finished; it is kept.")
         fsync(self.run.path)
 
     def _way(self, marker: _Marker, *, succeeded: bool = False) -> Literal["back", "forward"]:
@@ -128,7 +149,7 @@ class Afresh:
 
     def _read(self) -> _Marker | None:
         try:
-            return _Marker(**json.loads(self._marker.read_text(encoding="utf-8")))
+            return _Marker(**parse_json(read_bytes(self._marker)))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:
@@ -177,6 +198,9 @@ def _with_images(ledger: dict[str, Any], refused: dict[str, Any]) -> dict[str, A
 
 def _strangers(run: RunDir) -> Iterator[Path]:
     """Yield what lies in the folders of a run and is not edgekd's, as far as their records tell."""
+    for name in CONTENT:  # a file in a folder's place, or a folder in a file's
+        if exists(run.path / name) and (run.path / name).is_dir() == ("." in name):
+            yield run.path / name
     for name in ("teacher", "init", "select", "export", "report"):
         yield from strangers(run.stage(name))
     for folder in sorted(run.stage("bench").glob("*")):
@@ -191,7 +215,7 @@ def _strangers(run: RunDir) -> Iterator[Path]:
 def _is_evaluation(path: Path) -> bool:
     """Return whether a file of eval/ is edgekd's; a damaged one is not known to be."""
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = parse_json(read_bytes(path))
     except (OSError, ValueError):
         return False
     return isinstance(result, dict) and {"run", "accuracy", "artefacts_sha256"} <= result.keys()

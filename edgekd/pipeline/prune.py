@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgekd import console
-from edgekd.run.directory import RECORD, Record, RunDir
-from edgekd.run.ownership import remove
+from edgekd.run.directory import Record, RunDir
+from edgekd.run.ownership import RECORD, remove
 from edgekd.stages.catalog import DISTILL, SELECT
 
 

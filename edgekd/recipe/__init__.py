@@ -14,10 +14,12 @@ import tomli_w
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
+from edgekd.agent import files
 from edgekd.agent.kernels import Runtime
 from edgekd.errors import RecipeError, UsageError, did_you_mean
 from edgekd.recipe.method import MethodTable, Table
 from edgekd.recipe.names import name_problem
+from edgekd.text import first_line
 
 
 class TeacherTable(Table):
@@ -193,10 +195,10 @@ def presets() -> dict[str, Path]:
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; a missing or malformed one is a `RecipeError` that names it."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return files.shallow(tomllib.loads(files.read_text(path)))
     except FileNotFoundError:
         raise RecipeError(f"there is no recipe {path}; `edgekd recipes` lists those that come along.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path} is not a readable TOML file: {error}") from error
 
 
@@ -289,6 +291,8 @@ def assignment(text: str) -> dict[str, Any]:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+        raise RecipeError(f"--set {key}: the value is out of all reason ({first_line(error)}).") from None
     for part in reversed(key.split(".")):
         parsed = {part: parsed}
     return dict(parsed)

@@ -13,9 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from edgekd.agent.files import parse_json, read_bytes
 from edgekd.errors import InputFileError, RecipeError
-from edgekd.run.directory import RECORD, Record, RunDir, sha256_file
+from edgekd.run.directory import Record, RunDir, sha256_file
 from edgekd.run.failpoints import failpoint
+from edgekd.run.ownership import CHECKPOINT, RECORD
 from edgekd.state_dict import State, flatten, unflatten
 
 
@@ -91,13 +93,15 @@ def keep_newest(run: RunDir, keep: int = 2) -> None:
 
 def read_state(folder: Path) -> dict[str, Any]:
     """Return the state that lies in a checkpoint's folder."""
-    plain = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    plain = parse_json(read_bytes(folder / "state.json"))
     return unflatten(load_tensors(folder / "state.safetensors"), plain)
 
 
 def _steps(run: RunDir) -> list[int]:
     folder = run.path / "distill" / "checkpoints"
-    return sorted(int(p.name.removeprefix("step-")) for p in folder.glob("step-*") if p.is_dir())
+    return sorted(
+        int(p.name.removeprefix("step-")) for p in folder.glob("step-*") if CHECKPOINT.fullmatch(p.name) and p.is_dir()
+    )
 
 
 def newest(run: RunDir, *, key: str) -> tuple[Checkpoint | None, list[str]]:

@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from edgekd import __version__, console, locking
+from edgekd.agent import files
 from edgekd.errors import InputFileError, MachineError, RunBusyError, UsageError
+from edgekd.run import ownership
 from edgekd.run.failpoints import failpoint
-from edgekd.run.ownership import clean_leftovers, is_output, remove
-
-RECORD = "record.json"
+from edgekd.run.ownership import RECORD, clean_leftovers, remove
 
 
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file as 64 hex digits, reading it in pieces."""
-    with path.open("rb") as stream:
+    with files.open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -113,8 +113,8 @@ def write_json(path: Path, value: object) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file of a run; a damaged one is an `InputFileError` that names it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return files.parse_json(files.read_bytes(path))
+    except (OSError, ValueError) as error:
         raise InputFileError(f"{path} cannot be read as JSON ({error}).") from error
 
 
@@ -135,9 +135,9 @@ class Record:
     def read(folder: Path) -> Record | None:
         """Return the record of a stage folder, or None when it is missing or does not parse."""
         try:
-            record = Record(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
+            record = Record(**files.parse_json(files.read_bytes(folder / RECORD)))
             return replace(record, inputs={**record.inputs}, outputs={**record.outputs}, pruned=[*record.pruned])
-        except (OSError, ValueError, TypeError, RecursionError):
+        except (OSError, ValueError, TypeError):
             return None
 
     def write(self, folder: Path) -> None:
@@ -164,13 +164,9 @@ def hash_outputs(folder: Path) -> dict[str, str]:
 
 
 def strangers(folder: Path) -> list[Path]:
-    """Return the user's files in a folder of a run: those not in its record, or without one not named like outputs."""
+    """Return what in a folder of a run is the user's, as far as its record tells."""
     record = Record.read(folder)
-    files = sorted(path for path in folder.rglob("*") if path.is_symlink() or path.is_file())
-    if record is None:
-        return [path for path in files if path.parent != folder or not is_output(folder, path.name)]
-    known = {folder / name for name in (RECORD, f".tmp-{RECORD}", *record.outputs)}
-    return [path for path in files if path not in known]
+    return ownership.strangers(folder, None if record is None else record.outputs)
 
 
 def blank_ledger() -> dict[str, Any]:
@@ -246,11 +242,8 @@ class RunDir:
                         fsync(path)
                 Record(outputs=hash_outputs(temporary), **fields).write(temporary)
                 failpoint(f"{point}.before_rename")
-                for stranger in strangers(place):
-                    kept = temporary / stranger.relative_to(place)
-                    if not kept.exists():
-                        kept.parent.mkdir(parents=True, exist_ok=True)
-                        shutil.copy2(stranger, kept, follow_symlinks=False)
+                for mine in strangers(place):
+                    ownership.keep(mine, place, temporary)
                 if place.exists():
                     remove(aside)
                     place.rename(aside)
@@ -271,12 +264,12 @@ class RunDir:
         """Return the events of one kind (or all); a torn last line, left by a kill, is ignored."""
         if not self.events_file.is_file():
             return []
-        lines = self.events_file.read_text(encoding="utf-8", errors="replace").split("\n")
+        lines = files.read_bytes(self.events_file, limit=2**33).decode(errors="replace").split("\n")
         events = []
         for line in lines[:-1]:  # what follows the last newline is a torn line or nothing
             try:
-                events.append(json.loads(line))
-            except json.JSONDecodeError as error:
+                events.append(files.parse_json(line))
+            except ValueError as error:
                 raise InputFileError(f"{self.events_file} holds a damaged line: {line[:80]!r}.") from error
         return [event for event in events if kind is None or event.get("kind") == kind]
 

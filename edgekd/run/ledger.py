@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.realdata import ImageFolder
-from edgekd.run.directory import RECORD, RunDir, write_json
+from edgekd.run.directory import RunDir, write_json
+from edgekd.run.ownership import RECORD
 
 
 class Reading:

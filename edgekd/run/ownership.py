@@ -5,16 +5,18 @@ Only these names are ever moved aside or deleted. Whatever else lies in a run is
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
+from edgekd import console
+from edgekd.agent.files import parse_json, read_bytes
 from edgekd.errors import UsageError
 
-LEDGER, LOCK = "run.json", ".lock"
+LEDGER, LOCK, RECORD = "run.json", ".lock", "record.json"
 CONTENT = (
     *("recipe.toml", "events.jsonl", "teacher", "init", "select", "export", "bench", "eval", "report"),
     "distill",  # last: while it is there, or not yet there, every reader knows how far the run has come
@@ -37,7 +39,7 @@ _BENCH_FILES = {"environment.json", "results.json", "samples.json", "jetson.json
 def is_run(folder: Path) -> bool:
     """Return whether edgekd made a folder: it writes run.json before anything else, and deletes it last."""
     try:
-        ledger = json.loads((folder / LEDGER).read_text(encoding="utf-8"))
+        ledger = parse_json(read_bytes(folder / LEDGER))
     except (OSError, ValueError):
         return False
     return isinstance(ledger, dict) and {"files_read", "commands", "real_images_read"} <= ledger.keys()
@@ -63,12 +65,63 @@ def refuse_foreign(folder: Path) -> None:
 
 def is_output(folder: Path, name: str) -> bool:
     """Return whether edgekd writes files of that name into that folder of a run."""
-    if name in ("record.json", ".tmp-record.json"):
+    if name in (RECORD, f".tmp-{RECORD}"):
         return True
     if folder.parent.name == "bench":
         return name in _BENCH_FILES
     pattern = _CHECKPOINT_FILES if CHECKPOINT.fullmatch(folder.name) else _OUTPUTS.get(folder.name)
     return pattern is not None and re.fullmatch(pattern, name) is not None
+
+
+def strangers(folder: Path, recorded: Collection[str] | None) -> list[Path]:
+    """Return what in a folder of a run is the user's: what is not recorded or, where nothing is, not named like ours.
+
+    Anything counts: links, pipes, sockets, and folders that hold nothing.
+    """
+    found = sorted(path for path in folder.rglob("*") if not is_folder(path) or not any(path.iterdir()))
+    if recorded is None:
+        return [path for path in found if path.parent != folder or not is_output(folder, path.name) or is_folder(path)]
+    known = {folder / name for name in (RECORD, f".tmp-{RECORD}", *recorded)}
+    return [path for path in found if path not in known]
+
+
+def free_place(folder: Path, name: Path) -> Path:
+    """Return where in a folder something of the user's called `name` can lie: there, or beside what has its name."""
+    top, *below = name.parts
+    for number in itertools.count():
+        first = folder / (f"{top}.yours{number}" if number else top)
+        place = first.joinpath(*below)
+        if not exists(place) and (not below or not exists(first) or is_folder(first)):
+            return place
+    raise AssertionError  # count() does not end
+
+
+def keep(mine: Path, place: Path, successor: Path) -> None:
+    """Give what is the user's in a folder a second name in the folder that is about to take its place."""
+    name = mine.relative_to(place)
+    if is_folder(mine) and is_folder(successor / name):
+        return
+    kept = free_place(successor, name)
+    if kept != successor / name:
+        console.warn(
+            f"{mine} has the name of a file of edgekd, which takes its place; yours is now "
+            f"{place / kept.relative_to(successor)}."
+        )
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    if is_folder(mine):
+        kept.mkdir()
+        return
+    try:
+        os.link(mine, kept, follow_symlinks=False)
+    except OSError:  # a file system without hard links
+        if not mine.is_symlink() and not mine.is_file():
+            raise
+        shutil.copy2(mine, kept, follow_symlinks=False)
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether a path is a folder itself, not a link to one."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def exists(path: Path) -> bool:
@@ -78,7 +131,7 @@ def exists(path: Path) -> bool:
 
 def remove(path: Path) -> None:
     """Delete a file, a folder with what it holds, or a link (never what it leads to)."""
-    if path.is_dir() and not path.is_symlink():
+    if is_folder(path):
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

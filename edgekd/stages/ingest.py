@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from edgekd import console
+from edgekd.agent import files
 from edgekd.errors import InputFileError, UsageError
 from edgekd.ingestion import foreign, outside_files, teacher
 from edgekd.models import probe
@@ -163,10 +164,8 @@ def pixel_moments(table: PixelsTable, *, channels: int, classes: int) -> dict[st
 def class_names(path: Path, classes: int) -> list[str]:
     """Read one class name a line; another number than the teacher has is an `InputFileError`."""
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise InputFileError(f"class names {path} cannot be read: it is not a regular file.")
         # "-sig": editors on Windows begin a file with a mark.
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        names = [line.strip() for line in files.read_bytes(path).decode("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputFileError(f"class names {path} cannot be read ({error}).") from error
     if len(names) != classes or len(set(names)) != classes:

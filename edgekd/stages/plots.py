@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import math
@@ -58,8 +59,9 @@ def _latency_pictures(folder: Path) -> list[Picture]:
 @functools.cache
 def _import_matplotlib() -> None:
     """Import matplotlib so that it leaves no list of fonts in the user's home and reads no settings from there."""
-    with scratch.folder() as folder:
+    with scratch.folder() as folder, contextlib.chdir(folder):  # it obeys a matplotlibrc in the working directory
         before = dict(os.environ)
+        os.environ.pop("MATPLOTLIBRC", None)
         os.environ.update(
             MPLCONFIGDIR=str(folder), XDG_CACHE_HOME=str(folder)
         )  # the second for fontconfig, which it asks
@@ -75,8 +77,6 @@ def _svg(draw) -> str:  # type: ignore[no-untyped-def]
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 3), layout="constrained")
-    draw(figure.add_subplot())
     text = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "edgekd", "svg.fonttype": "none", "text.parse_math": False}):
         figure = Figure(figsize=(7, 3), layout="constrained")

@@ -122,3 +122,8 @@ def test_an_old_python_imports_it_or_says_what_it_needs(version: str, tmp_path: 
     code = f"import sys; sys.path.insert(0, {str(entry)!r})\n" + "".join(f"import {name}\n" for name in modules)
     ran = subprocess.run([python, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("place", ["/dev/full", "/dev/zero"])
+def test_a_device_is_no_bundle_and_is_not_read_without_end(place: str) -> None:
+    assert not pack.is_bundle(Path(place))

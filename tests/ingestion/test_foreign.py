@@ -390,3 +390,14 @@ def test_two_archives_in_one_file_are_refused(tmp_path):
     (tmp_path / "both.pt").write_bytes(bytes(data) + data)
     with pytest.raises(InputFileError, match="in front of its zip archive"):
         read_checkpoint(tmp_path / "both.pt")
+
+
+def test_a_member_that_torch_would_take_for_a_folder_is_refused(tmp_path):
+    """One bit of its attributes: the data match their checksum, and torch reads none of them."""
+    path = tmp_path / "weights.pt"
+    torch.save(WEIGHTS, path)
+    original = path.read_bytes()
+    (member, _), *_ = [(m, s) for m, s in whole_members(path) if "/data/" in m.filename]
+    entry = original.rindex(b"PK\x01\x02", 0, original.rindex(member.filename.encode()))
+    path.write_bytes(original[: entry + 38] + bytes([original[entry + 38] | 0x10]) + original[entry + 39 :])
+    assert member.filename in refused(path)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import stat
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +78,10 @@ def content(run: RunDir) -> dict[str, str]:
     return {str(path.relative_to(run.path)): path.read_text() for path in files}
 
 
+def _socket(path: Path) -> None:
+    os.mknod(path, 0o600 | stat.S_IFSOCK)
+
+
 def aside(run: RunDir) -> bool:
     return (run.path / ASIDE).exists()
 
@@ -139,6 +147,39 @@ def test_files_of_the_user_in_the_folders_of_a_run_are_not_replaced(name: str, r
     with run.lock(), pytest.raises(UsageError, match="which edgekd did not write; move it away first"):
         Afresh(run).begin(teacher)
     assert content(run) == before
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, _socket], ids=["pipe", "empty folder", "socket"])
+def test_nor_is_what_is_no_file(make: Callable[[Path], None], run: RunDir, teacher: Path) -> None:
+    make(run.stage("export") / "mine")
+    with run.lock(), pytest.raises(UsageError, match=r"export/mine, which edgekd did not write"):
+        Afresh(run).begin(teacher)
+    assert (run.stage("export") / "mine").exists()
+
+
+def test_what_the_user_put_into_an_unfinished_beginning_is_kept(run: RunDir, teacher: Path) -> None:
+    """A --fresh died with everything aside; the user works on in the folder before the next command recovers it."""
+    mine = ["export/student.engine", "init/notes.md", "bench/my-notes/n.txt", "teacher/file"]
+    with run.lock():
+        Afresh(run).begin(teacher)
+    publish(run, "export", "new")
+    for name in mine:
+        (run.path / name).parent.mkdir(exist_ok=True, parents=True)
+        (run.path / name).write_text("mine")
+    with run.lock():
+        recovery = Afresh(run)  # which dies, too
+        marker = recovery._read()
+        assert marker is not None
+        recovery._bring_back(recovery._write(replace(marker, direction="back")))
+    (run.path / "init").mkdir()  # the recovery has set the first aside
+    (run.path / "init" / "more.md").write_text("mine")
+    with run.lock():
+        Afresh(run).settle()
+    kept = content(run)
+    assert {name: kept.get(name) for name in mine[:3]} == dict.fromkeys(mine[:3], "mine")
+    assert (kept["init/more.md"], kept["teacher/file"], kept["teacher.yours1/file"]) == ("mine", "old", "mine")
+    assert kept["export/file"] == "old"
+    assert not aside(run)
 
 
 def test_a_link_is_moved_and_deleted_as_a_link(run: RunDir, teacher: Path, tmp_path: Path) -> None:

@@ -279,3 +279,20 @@ def test_a_name_is_never_a_path(name: str) -> None:
 @pytest.mark.parametrize("name", ["", "x", "digits-2", "größe 3", "a.b", "x" * 255])
 def test_a_name_may_be_what_a_folder_may_be_called(name: str) -> None:
     assert recipe.parse({"name": name}, origin="test").name == name
+
+
+UNREASONABLE = ["[" * 5000 + "]" * 5000, "9" * 5000]
+
+
+@pytest.mark.parametrize("value", UNREASONABLE, ids=["brackets", "digits"])
+def test_a_value_out_of_all_reason_is_a_recipe_error(value: str, tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text(f"seed = {value}\n")
+    for attempt in (lambda: recipe.load(file), lambda: recipe.assignment(f"method.steps={value}")):
+        with pytest.raises(RecipeError):
+            attempt()
+
+
+def test_a_device_is_no_recipe() -> None:
+    with pytest.raises(RecipeError, match="not a regular file"):
+        recipe.load(Path("/dev/zero"))

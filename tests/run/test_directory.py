@@ -19,7 +19,8 @@ import pytest
 
 from edgekd.errors import InputFileError, MachineError, RunBusyError
 from edgekd.run import directory
-from edgekd.run.directory import Record, RunDir
+from edgekd.run.directory import Record, RunDir, read_json
+from edgekd.run.ownership import is_run
 
 FIELDS: dict[str, Any] = {"stage": "select", "version": 1, "key": "k", "recipe_slice": {"a": 1}, "inputs": {"x": "y"}}
 
@@ -469,6 +470,69 @@ def test_an_error_of_a_descriptor_names_the_path(run: RunDir, monkeypatch: pytes
     with pytest.raises(OSError, match="Input/output error") as caught:
         directory.write_text(run.path / "x.txt", "x")
     assert caught.value.filename == str(run.path / "x.txt")
+
+
+def test_publishing_takes_no_name_from_a_file_of_the_user(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = publish(run, a="one")
+    (folder / "b").write_text("mine")
+    (folder / "c").mkdir()
+    (folder / "c" / "d").write_text("mine, too")
+    os.mkfifo(folder / "pipe")
+    (folder / "empty").mkdir()
+    publish(run, a="two", b="ours", c="ours")
+    assert (folder / "a").read_text() == "two"
+    assert (folder / "b").read_text() == (folder / "c").read_text() == "ours"
+    assert (folder / "b.yours1").read_text() == "mine"
+    assert (folder / "c.yours1" / "d").read_text() == "mine, too"
+    assert (folder / "pipe").is_fifo()
+    assert (folder / "empty").is_dir()
+    assert "yours is now" in capsys.readouterr().err
+    publish(run, a="three", b="ours")
+    assert (folder / "b.yours1").read_text() == "mine"
+
+
+def test_without_hard_links_a_file_of_the_user_is_copied(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "no hard links here")
+
+    folder = publish(run, a="one")
+    (folder / "mine").write_text("mine")
+    (folder / "link").symlink_to("nowhere")
+    monkeypatch.setattr(os, "link", refuse)
+    publish(run, a="two")
+    assert (folder / "mine").read_text() == "mine"
+    assert (folder / "link").is_symlink()
+
+
+DEEP = "[" * 5000 + "]" * 5000
+DAMAGED_JSON = [DEEP, f'{{"a": {DEEP}}}', "[" * 80 + "]" * 80, "9" * 5000, "{", "\udc80"]
+
+
+@pytest.mark.parametrize("text", DAMAGED_JSON, ids=range(len(DAMAGED_JSON)))
+def test_json_out_of_all_reason_is_an_input_file_error(text: str, run: RunDir) -> None:
+    raw = text.encode(errors="surrogateescape")
+    run.path.mkdir(exist_ok=True)
+    (run.path / "x.json").write_bytes(raw)
+    run.events_file.write_bytes(raw + b"\n")
+    (run.path / "record.json").write_bytes(raw)
+    with pytest.raises(InputFileError):
+        read_json(run.path / "x.json")
+    with pytest.raises(InputFileError):
+        run.events()
+    assert Record.read(run.path) is None
+    assert not is_run(run.path)
+
+
+@pytest.mark.parametrize("name", ["run.json", "recipe.toml", "events.jsonl", "select/record.json"])
+def test_a_device_in_place_of_a_file_is_not_read_without_end(name: str, run: RunDir) -> None:
+    publish(run, a="one")
+    (run.path / name).unlink(missing_ok=True)
+    (run.path / name).symlink_to("/dev/zero")
+    assert not is_run(run.path)
+    assert run.events() == []
+    assert (Record.read(run.stage("select")) is None) == (name == "select/record.json")
+    with pytest.raises(InputFileError, match="not a regular file"):
+        read_json(run.path / name)
 
 
 @pytest.mark.parametrize("record", [None, "{"])

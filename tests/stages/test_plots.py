@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from xml.etree import ElementTree
@@ -87,3 +90,18 @@ def test_runs_that_were_all_skipped_draw_no_latency(run: RunDir) -> None:
         "Accuracy while distilling",
         "Distillation loss and agreement",
     ]
+
+
+def test_settings_of_the_working_directory_are_not_obeyed(tmp_path: Path) -> None:
+    """A stranger's matplotlibrc could have latex run; seen in a process of its own, which imports afresh."""
+    settings = "text.usetex: True\nfigure.dpi: nonsense\n"
+    (tmp_path / "matplotlibrc").write_text(settings)
+    code = (
+        "from edgekd.stages import plots; plots._import_matplotlib(); import matplotlib, os; "
+        "assert not matplotlib.rcParams['text.usetex']; assert os.path.exists('matplotlibrc')"
+    )
+    environment = {**os.environ, "MATPLOTLIBRC": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

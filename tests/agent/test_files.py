@@ -1,0 +1,34 @@
+"""Only regular files are read, and only as much of them as is meant to be."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from edgekd.agent import files
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_regular_file_is_an_error_at_once(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    make(tmp_path / "x")
+    with pytest.raises(OSError, match="not a regular file") as caught:
+        files.read_bytes(tmp_path / "x")
+    assert caught.value.filename == str(tmp_path / "x")
+
+
+def test_a_file_is_read_through_a_link_up_to_its_limit(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("größe")
+    (tmp_path / "y").symlink_to(tmp_path / "x")
+    assert files.read_text(tmp_path / "y", limit=7) == "größe"
+    with pytest.raises(OSError, match="longer than 6 bytes"):
+        files.read_bytes(tmp_path / "y", limit=6)
+
+
+def test_json_is_as_deep_as_anybody_needs() -> None:
+    deepest = "[" * files.DEEPEST + "]" * files.DEEPEST
+    assert files.parse_json(deepest) == files.shallow(files.parse_json(deepest.encode()))
+    for text in (f"[{deepest}]", "[" * 10**5, "9" * 5000, "{"):
+        with pytest.raises(ValueError, match=r"."):
+            files.parse_json(text)
