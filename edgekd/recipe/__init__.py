@@ -199,7 +199,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise RecipeError(f"there is no recipe {path}; `edgekd recipes` lists those that come along.") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{path} is not a readable TOML file: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise RecipeError(f"{path} is not a readable TOML file: {reason}") from error
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from edgekd.agent.files import parse_json, read_bytes
 from edgekd.errors import InputFileError, RecipeError
-from edgekd.run.directory import Record, RunDir, sha256_file
+from edgekd.run.directory import Record, RunDir, sha256_file, strangers
 from edgekd.run.failpoints import failpoint
-from edgekd.run.ownership import CHECKPOINT, RECORD
+from edgekd.run.ownership import CHECKPOINT, RECORD, is_output, remove_all_but
 from edgekd.state_dict import State, flatten, unflatten
 
 
@@ -88,7 +88,8 @@ def write(run: RunDir, step: int, state: State, *, key: str, environment: dict[s
 def keep_newest(run: RunDir, keep: int = 2) -> None:
     """Delete all but the newest checkpoints."""
     for old in _steps(run)[:-keep]:
-        shutil.rmtree(run.path / _folder(old))
+        folder = run.path / _folder(old)
+        remove_all_but(folder, strangers(folder))
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -99,8 +100,9 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def _steps(run: RunDir) -> list[int]:
     folder = run.path / "distill" / "checkpoints"
+    named = (path for path in folder.glob("step-*") if CHECKPOINT.fullmatch(path.name) and path.is_dir())
     return sorted(
-        int(p.name.removeprefix("step-")) for p in folder.glob("step-*") if CHECKPOINT.fullmatch(p.name) and p.is_dir()
+        int(path.name.removeprefix("step-")) for path in named if any(is_output(path, p.name) for p in path.iterdir())
     )
 
 

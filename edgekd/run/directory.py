@@ -26,6 +26,7 @@ from edgekd.errors import InputFileError, MachineError, RunBusyError, UsageError
 from edgekd.run import ownership
 from edgekd.run.failpoints import failpoint
 from edgekd.run.ownership import RECORD, clean_leftovers, remove
+from edgekd.text import visible
 
 
 def sha256_file(path: Path) -> str:
@@ -89,7 +90,15 @@ def _warn_of_power_cuts() -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file atomically and durably: temporary sibling, fsync, rename, fsync of the folder."""
+    """Replace a file atomically and durably: temporary sibling, fsync, rename, fsync of the folder.
+
+    Raises `UsageError` for text that UTF-8 has no bytes for: Linux takes any bytes for a name.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        line = text[: error.end].rpartition("\n")[2].strip(' "') + text[error.end :].partition("\n")[0].rstrip(' ",')
+        raise UsageError(f"{visible(line)} is not UTF-8, which {path.name} is written in; give another name.") from None
     temporary = path.with_name(f".tmp-{path.name}")
     with disk_errors(path):
         try:

@@ -153,6 +153,17 @@ def clean_leftovers(run: Path) -> None:
             remove(left)
 
 
+def remove_all_but(folder: Path, mine: Collection[Path]) -> None:
+    """Delete a folder; where something in it is the user's, all but that."""
+    if not mine:
+        shutil.rmtree(folder)
+        return
+    kept = {*mine, *(parent for path in mine for parent in path.parents)}
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path not in kept:
+            path.rmdir() if is_folder(path) else path.unlink()
+
+
 def _leftovers(run: Path) -> list[Path]:
     """Return the temporary names of edgekd in a run: of what is replaced as a whole, or written in place."""
     ours: dict[Path, Callable[[Path], bool]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -45,9 +44,9 @@ def run(execution: Execution) -> None:
     else:
         found, description, notes = _examined(run_dir, recipe)
         tensors = dict(found.state_dict)
-    if recipe.pixels.classes and os.access(recipe.pixels.classes, os.R_OK):
-        run_dir.note_file(Path(recipe.pixels.classes), sha256_file(Path(recipe.pixels.classes)))
     pixels = pixel_moments(recipe.pixels, channels=description["input_shape"][0], classes=description["classes"])
+    if recipe.pixels.classes:
+        run_dir.note_file(Path(recipe.pixels.classes), sha256_file(Path(recipe.pixels.classes)))
     with execution.publish() as (folder, kept_notes):
         checkpoint.save_tensors(tensors, folder / "teacher.safetensors")
         write_json(folder / "teacher.json", description)
@@ -167,7 +166,8 @@ def class_names(path: Path, classes: int) -> list[str]:
         # "-sig": editors on Windows begin a file with a mark.
         names = [line.strip() for line in files.read_bytes(path).decode("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputFileError(f"class names {path} cannot be read ({error}).") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputFileError(f"class names {path} cannot be read ({reason}).") from error
     if len(names) != classes or len(set(names)) != classes:
         raise InputFileError(
             f"{path} names {len(set(names))} different classes, but the teacher has {classes}; one name a line."

@@ -266,3 +266,22 @@ def test_tensors_whose_record_knows_another_hash_are_damaged(tmp_path: Path) -> 
         checkpoint.load_tensors(path)
     (path.parent / "record.json").unlink()
     assert checkpoint.load_tensors(path)["w"][0] == 1
+
+
+def test_old_checkpoints_go_and_what_the_user_put_into_them_stays(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    for step in (0, 1, 2, 3):
+        checkpoint.write(run, step, {"a": torch.zeros(1)}, key="k", environment={})
+        place = run.path / "distill" / "checkpoints"
+        if step == 0:
+            (place / "step-00000000" / "sub").mkdir()
+            (place / "step-00000000" / "sub" / "notes.md").write_text("mine")
+            (place / "step-of-mine").mkdir()
+    names = sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.suffix != ".json")
+    assert [name for name in names if "state" not in name] == [
+        *("step-00000000", "step-00000000/sub", "step-00000000/sub/notes.md"),
+        *("step-00000002", "step-00000003", "step-of-mine"),
+    ]
+    found, warnings = checkpoint.newest(run, key="k")
+    assert found is not None
+    assert (found.step, warnings) == (3, [])

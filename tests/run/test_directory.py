@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from edgekd.errors import InputFileError, MachineError, RunBusyError
+from edgekd.errors import InputFileError, MachineError, RunBusyError, UsageError
 from edgekd.run import directory
 from edgekd.run.directory import Record, RunDir, read_json
 from edgekd.run.ownership import is_run
@@ -502,6 +502,12 @@ def test_without_hard_links_a_file_of_the_user_is_copied(run: RunDir, monkeypatc
     publish(run, a="two")
     assert (folder / "mine").read_text() == "mine"
     assert (folder / "link").is_symlink()
+
+
+def test_a_name_that_is_no_utf_8_is_refused_before_anything_is_written(run: RunDir) -> None:
+    with pytest.raises(UsageError, match=r"^a\\udcff is not UTF-8, which run.json is written in"):
+        run.note_command(["edgekd", "distill", "--run", "a\udcff", "--steps", "3"])
+    assert list(run.path.iterdir()) == []
 
 
 DEEP = "[" * 5000 + "]" * 5000
