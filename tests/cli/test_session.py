@@ -16,12 +16,6 @@ from edgekd.run.directory import RunDir
 from edgekd.run.ledger import Reading
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def publish(run: RunDir) -> None:
     """Publish an empty teacher/."""
     with run.publish("teacher") as (_, record):

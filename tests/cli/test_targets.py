@@ -11,12 +11,6 @@ from edgekd.errors import UsageError
 from edgekd.run.directory import RunDir
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.mark.parametrize("path", ["runs/one", "elsewhere/one", "/other/place/x", "runs/a b", "..", "./here"])
 def test_what_is_typed_names_the_same_run(here: Path, path: str) -> None:
     run = RunDir(Path(path))
