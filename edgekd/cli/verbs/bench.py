@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -106,9 +106,9 @@ class _Asked:
     json: bool
 
     @property
-    def table(self) -> Mapping[str, Any]:
+    def table(self) -> Changes:
         """What it changes in the recipe's [bench]."""
-        table: Mapping[str, Any] = self.changed.get("bench", {})
+        table: Changes = self.changed.get("bench", {})
         return table
 
     @property
