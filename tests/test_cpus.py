@@ -230,7 +230,7 @@ def test_a_real_quota_is_seen_by_everything_that_counts(group: Path) -> None:
         Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
         from edgekd import machine
         from edgekd.agent.device.environment import this_machine
-        from edgekd.cli import doctor
+        from edgekd.cli.verbs import doctor
         doctor.bf16_speedup = lambda device: 1.0  # takes a second of half a CPU
         facts = doctor.examine()["facts"]
         print(json.dumps([machine.use_threads(0), this_machine().usable_cpus, facts["threads"], facts]))

@@ -1,4 +1,4 @@
-"""The command line: one door, `main`; the verbs and their flags stand beside it."""
+"""The command line: one door, `main`; `verbs/` has one file a verb."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from edgekd.errors import InputFileError
-from edgekd.ingestion.outside_files import describe, head_of, looks_like_safetensors
+from edgekd.ingestion.outside_files import ZIP, head_of, looks_like_safetensors, require_checkpoint
 from edgekd.models import imports, pickles, trust
 from edgekd.text import first_line, listed
 
@@ -31,7 +31,6 @@ HEADER_LIMIT_BYTES = 32 * 2**20
 """The longest header accepted of a .safetensors file."""
 PIECE_BYTES = 2**20
 """How much of a file is in memory while its checksums are compared."""
-_ZIP = b"PK\x03\x04"
 _FOLDER = 0x10
 """Attribute of DOS by which torch's zip reader takes a member for a folder, whatever it is called."""
 
@@ -50,18 +49,13 @@ def read_checkpoint(path: Path, *, trust_pickle: bool | None = False) -> object:
 
 
 def _read(path: Path, *, trust_pickle: bool | None) -> object:
-    head, size = head_of(path)
+    head, size = require_checkpoint(path)
     if looks_like_safetensors(head, size):
         return _read_safetensors(path, head, size)
-    if head.startswith(_ZIP):
+    limit = size
+    if head.startswith(ZIP):
         limit = _check_zip(path, size)
         _check_sums(path)
-    elif head.startswith(b"\x80"):
-        limit = size
-    else:
-        raise InputFileError(
-            f"{path} is no checkpoint: it is {describe(head)}. edgekd reads .safetensors and what torch.save writes."
-        )
     loaded = _read_pickle(path, trust_pickle=trust_pickle)
     if not trust_pickle:
         _check_storages(path, loaded, limit)
@@ -171,7 +165,7 @@ def _check_sums(path: Path) -> None:
 
 
 def _read_pickle(path: Path, *, trust_pickle: bool | None) -> object:
-    zipped = head_of(path)[0].startswith(_ZIP)
+    zipped = head_of(path)[0].startswith(ZIP)
     if not trust_pickle and pickles.names_bytearray(path, zipped=zipped):
         raise InputFileError(
             f"{path} names bytearray, which may ask for any amount of memory and is no weight. Save a state_dict "

@@ -9,6 +9,8 @@ from edgekd.run.directory import sha256_file
 
 LARGEST_BYTES = 64 * 2**30
 """No file larger than this is read or hashed: no classifier's checkpoint is, but a file of holes can be."""
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"
+"""How what torch.save writes begins, today and before 1.6."""
 MAGIC = {
     b"\x89PNG": "a PNG image",
     b"\xff\xd8\xff": "a JPEG image",
@@ -69,6 +71,16 @@ def head_of(path: Path) -> tuple[bytes, int]:
         raise InputFileError(f"{path} has {size / 2**30:.0f} GiB; no checkpoint of a classifier is as large.")
     if size == 0:
         raise InputFileError(f"{path} is empty; the program that wrote it may have been interrupted.")
+    return head, size
+
+
+def require_checkpoint(path: Path) -> tuple[bytes, int]:
+    """Return first bytes and size; raise InputFileError unless they may be those of a checkpoint, which is cheap."""
+    head, size = head_of(path)
+    if not looks_like_safetensors(head, size) and not head.startswith((ZIP, PICKLE)):
+        raise InputFileError(
+            f"{path} is no checkpoint: it is {describe(head)}. edgekd reads .safetensors and what torch.save writes."
+        )
     return head, size
 
 

@@ -1,4 +1,4 @@
-"""What only looks at files answers without torch, torchvision and ONNX Runtime, which take seconds to import."""
+"""What only looks at files, and what is refused, answers without torch, torchvision and ONNX Runtime: in a moment."""
 
 from __future__ import annotations
 
@@ -7,40 +7,84 @@ import subprocess
 import sys
 from pathlib import Path
 
-import toy
+import pytest
 
-VERBS = ("distill", "ingest", "run", "select", "export", "bench", "bundle", "eval", "status", "report", "prune")
-VERBS += ("doctor", "students", "recipes")
-CHEAP: list[list[str]] = [
-    ["--help"],
-    ["--version"],
-    *([verb, "--help"] for verb in VERBS),
-    ["status"],
-    ["status", "toy", "--json"],
-    ["status", "nosuch"],
-    ["prune", "nosuch"],
-    ["recipes"],
-    ["recipes", "--check", "nosuch.toml"],
-    ["recipes", "--copy", "nosuch"],
-    ["statsu"],
+import toy
+from edgekd.cli.program import VERBS
+
+Case = tuple[str, int, str]
+"""What is typed, its exit code, and a word of what it says."""
+NO_RUN, NO_SUCH_FILE, NO_CHECKPOINT = "there is no run", "does not exist", "is no checkpoint: it is a text file"
+CHEAP: list[Case] = [
+    ("--help", 0, "Usage"),
+    ("--version", 0, "edgekd"),
+    *((f"{verb.name} --help", 0, "Examples") for verb in VERBS),
+    *((f"{verb.name} --nosuch", 2, "No such option") for verb in VERBS),
+    ("statsu", 2, "No such command"),
+    ("status", 0, "1 of 5 stages done"),
+    ("status toy --json", 0, '"stages"'),
+    ("recipes", 0, "quickstart"),
+    ("recipes --check nosuch.toml", 3, "there is no recipe"),
+    ("recipes --copy nosuch", 2, "there is no recipe"),
+    *((f"{verb} nosuch", 2, NO_RUN) for verb in ("select", "export", "bench", "bundle", "eval", "status", "report")),
+    ("prune nosuch", 2, NO_RUN),
+    ("ingest --run nosuch", 2, NO_RUN),
+    ("export nosuch --student-weights w.pt --arch lenet5 --out out", 2, NO_RUN),
+    ("bench nosuch --import results.json", 2, NO_RUN),
+    ("ingest missing.pt", 4, NO_SUCH_FILE),
+    ("run missing.toml", 3, "there is no recipe"),
+    ("run lost.toml", 4, NO_SUCH_FILE),
+    ("bench missing.onnx", 4, "is not a file"),
+    ("bench toy --import missing.json", 4, "cannot be read"),
+    ("eval toy", 2, "eval needs --data DIR"),
+    ("ingest notes.pt", 4, NO_CHECKPOINT),
+    ("run notes.toml", 4, NO_CHECKPOINT),
+    ("ingest", 2, "ingest takes a TEACHER"),
+    ("bench --runtime ort-gpu", 2, "there is no runtime"),
+]
+CHEAP_WITH_STUDENTS: list[Case] = [
+    ("distill missing.pt", 4, NO_SUCH_FILE),
+    ("distill notes.pt", 4, NO_CHECKPOINT),
+    ("distill notes.pt --student mobilnetv2", 2, "Did you mean"),
+    ("students mobilnetv2", 2, "Did you mean"),
+    ("students --input 3", 2, "3x32x32"),
 ]
 PROGRAM = """if True:
     import contextlib, io, json, sys
     from edgekd.cli import program
-    heavy = {}
+    seen = []
     for command in json.loads(sys.argv[1]):
-        with contextlib.suppress(Exception, SystemExit), contextlib.redirect_stdout(io.StringIO()):
-            program.app(command, standalone_mode=False)
-        heavy[" ".join(command)] = sorted({"torch", "torchvision", "onnxruntime", "matplotlib"} & sys.modules.keys())
-    sys.stdout.write(json.dumps(heavy))
+        output, code = io.StringIO(), 0
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            sys.argv = ["edgekd", *command.split()]
+            try:
+                program.main()
+            except SystemExit as end:
+                code = end.code or 0
+        heavy = sorted({"torch", "torchvision", "onnxruntime", "matplotlib"} & sys.modules.keys())
+        seen.append((command, code, output.getvalue(), heavy))
+    sys.stdout.write(json.dumps(seen))
 """
 
 
-def test_cheap_verbs_import_nothing_heavy(teacher_file: Path, tmp_path: Path) -> None:
+def seen(cases: list[Case], place: Path) -> list[tuple[str, int, bool, list[str]]]:
+    """Run commands in one child; return of each its exit code, whether it said its word, and what is imported then."""
+    (place / "notes.pt").write_text("not weights")
+    (place / "notes.toml").write_text('teacher.file = "notes.pt"')
+    (place / "lost.toml").write_text('teacher.file = "missing.pt"')
+    argv = [sys.executable, "-c", PROGRAM, json.dumps([command for command, _, _ in cases])]
+    ran = subprocess.run(argv, cwd=place, capture_output=True, text=True, check=True)
+    told = zip(cases, json.loads(ran.stdout), strict=True)
+    return [(command, code, word in output, heavy) for (_, _, word), (command, code, output, heavy) in told]
+
+
+def test_what_is_cheap_imports_nothing_heavy(teacher_file: Path, tmp_path: Path) -> None:
     toy.advance(tmp_path / "runs" / "toy", toy.toy_recipe(teacher_file), ("ingest",))
-    argv = [sys.executable, "-c", PROGRAM, json.dumps(CHEAP)]
-    ran = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=True)
-    heavy = json.loads(ran.stdout)
-    assert len(heavy) == len(CHEAP)
-    assert {command: modules for command, modules in heavy.items() if modules} == {}
-    assert "1 of 5 stages done" in ran.stderr
+    assert seen(CHEAP, tmp_path) == [(command, code, True, []) for command, code, _ in CHEAP]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["toy"], "what is refused leaves no run"
+
+
+@pytest.mark.xfail(reason="the names of students are not yet known without torch", strict=True)
+def test_names_of_students_are_read_without_anything_heavy(tmp_path: Path) -> None:
+    found = seen(CHEAP_WITH_STUDENTS, tmp_path)
+    assert found == [(command, code, True, []) for command, code, _ in CHEAP_WITH_STUDENTS]

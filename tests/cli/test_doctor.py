@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from edgekd import machine
-from edgekd.cli import doctor
+from edgekd.cli.verbs import doctor
 from edgekd.machine import Precision
 
 

@@ -30,12 +30,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(students, "SETTINGS", short)
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def kept(run: str) -> Recipe:
     return recipe.load_resolved(Path("runs") / run / "recipe.toml")
 

@@ -20,13 +20,13 @@ from edgekd.cli import program
 from edgekd.errors import EdgekdError
 from edgekd.pipeline import flops, plan
 
-COMMANDS = ("training", "teachers", "shipping", "measuring", "upkeep")
 STAGES = ("ingest", "init", "distill", "select", "export", "bench", "eval", "report")
 _FORKSERVER = multiprocessing.get_context("forkserver")
 _FORKSERVER.set_forkserver_preload(
     [
         *("dying", "torch.onnx", "onnxscript"),
-        *(f"edgekd.cli.{name}" for name in COMMANDS),
+        *(f"edgekd.cli.{name}" for name in ("approval", "lines", "session", "settle", "targets")),
+        *("edgekd.bench.students", "edgekd.export.clipping"),
         *(f"edgekd.stages.{name}" for name in STAGES),
     ]
 )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from edgekd import pipeline, recipe
 from edgekd.models import artefacts, registry
@@ -169,3 +170,13 @@ def cli(*arguments: object, cwd: Path, env: dict[str, str] | None = None, timeou
         timeout=timeout,
         check=False,
     )
+
+
+def images(folder: Path, per_class: int = 3) -> Path:
+    """Write a few shades of grey per class, in one folder each; return the folder of all."""
+    for label in range(CLASSES):
+        (folder / str(label)).mkdir(parents=True)
+        for index in range(per_class):
+            shade = 40 * label + 10 * index
+            Image.new("L", (8, 8), shade).save(folder / str(label) / f"{index}.png")
+    return folder

@@ -21,7 +21,7 @@ import toy
 from edgekd import pipeline
 from edgekd.agent.device.environment import this_machine
 from edgekd.bench import comparing
-from edgekd.cli.common import caveat
+from edgekd.cli.lines import caveat
 from edgekd.errors import GateError, InputFileError, StoppedEarly, UsageError
 from edgekd.export import clipping, onnx_files, ort_session, qdq_check
 from edgekd.export.int8 import HEADROOMS

@@ -237,3 +237,10 @@ def test_a_student_is_chosen_there_once(device: Device, teacher_file: Path, monk
     monkeypatch.setattr(students, "time_each", lambda *_, **__: pytest.fail("timed again"))
     assert Result(*asked).exit_code == 0
     assert Result("distill", teacher_file, *small, "--student", "lenet5-half", "--on", "device").exit_code == 2
+
+
+@pytest.mark.parametrize("value", ["1.5", "nan", "1,x"])
+def test_batches_and_threads_are_whole_numbers(value: str) -> None:
+    for flag in ("--batch", "--threads"):
+        result = Result("bench", "any.onnx", flag, value)
+        assert (result.exit_code, f"{flag} takes whole numbers" in result.stderr) == (2, True)

@@ -50,12 +50,6 @@ def pixelwise():
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
 def nets(here: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A module of the user's own in the current folder, imported as their training script would."""
     (here / "users_nets.py").write_text(NETS)

@@ -1,47 +1,66 @@
-"""The verb that lists students with what they cost, so that one is chosen before hours of training."""
+"""`edgekd students`: what each student costs, so that one is chosen before hours of training."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
-from edgekd import console, cpus, machine
-from edgekd.bench import device as devices
-from edgekd.bench import students as zoo
-from edgekd.bench.remote import Host
-from edgekd.bench.students import Candidate
-from edgekd.cli.common import Options
+import typer
+
+from edgekd import console
+from edgekd.cli import flags
+from edgekd.cli.verb import verb
 from edgekd.errors import UsageError
-from edgekd.models import registry, trust
-from edgekd.models.stems import parse_shape
-from edgekd.stopping import graceful
+
+if TYPE_CHECKING:
+    from edgekd.bench.students import Candidate
 
 UNKNOWN = "–"
 
 
+@verb(
+    "edgekd students --input 1x28x28",
+    "edgekd students --measure --budget-ms 5",
+    "edgekd students --measure --on user@jetson",
+)
 def students(
-    names: Sequence[str],
-    input_shape: str,
-    classes: int,
-    options: Options,
-    *,
-    measure: bool,
-    budget_ms: float | None,
-    threads: int,
-    host: Host | None = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[STUDENT]...", help="Students; the zoo by default.")
+    ] = None,
+    input_shape: Annotated[str, typer.Option("--input", metavar="CxHxW", help="Input shape.")] = "3x32x32",
+    classes: Annotated[int, typer.Option(min=2, help="Number of classes.")] = 10,
+    measure: Annotated[bool, typer.Option("--measure", help="Measure the latency of each, untrained.")] = False,
+    budget_ms: flags.BudgetMs = None,
+    threads: Annotated[int, typer.Option(min=1, metavar="N", help="Threads of the runtime.")] = 1,
+    on: flags.On = "",
+    python: flags.RemotePython = "python3",
+    trtexec: flags.Trtexec = "",
+    json: flags.Json = False,
 ) -> None:
-    """List the named students, or the zoo's; a budget implies measuring."""
-    trust.confirm(names)
-    for name in names:
+    """List student networks with parameters, multiply-accumulates, file sizes and latency."""
+    from edgekd import cpus
+    from edgekd.cli import targets
+    from edgekd.models import registry, trust
+    from edgekd.models.stems import parse_shape
+    from edgekd.stopping import graceful
+
+    host = targets.device(on, python, trtexec)
+    trust.confirm(names or [])
+    for name in names or []:
         registry.ArchSpec.parse(name)
     shape, measure = parse_shape(input_shape), measure or budget_ms is not None
     if host is not None and not measure:
         raise UsageError("--on says where to measure: give it with --measure or --budget-ms.")
+    from edgekd import machine
+    from edgekd.bench import device
+    from edgekd.bench import students as zoo
+
     machine.use_threads(min(threads, cpus.usable_threads()))  # here; the runtime gets those that were asked for
     found = zoo.size_up(names or registry.student_names(), shape, classes)
     if measure:
-        with graceful() as stop, devices.measurer_on(host, stop) as (measurer, runtime):
+        with graceful() as stop, device.measurer_on(host, stop) as (measurer, runtime):
             found = zoo.time_each(found, shape, classes, stop=stop, threads=threads, measurer=measurer, runtime=runtime)
-    if options.json:
+    if json:
         rows = [one.to_json(budget_ms) for one in found]
         facts: dict[str, object] = {"threads": threads, "budget_ms": budget_ms} if measure else {}
         facts |= {"target": host.address} if host is not None else {}

@@ -1,21 +1,41 @@
-"""What this machine can do for distillation and measuring, and what stands in the way."""
+"""`edgekd doctor`: what this machine can do for distillation and measuring, and what stands in the way."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
-from edgekd import machine
+from edgekd import console
 from edgekd.agent.device.environment import runtime_conflict, this_machine
-from edgekd.agent.refusal import RefusedError
-from edgekd.agent.runners import tensorrt
+from edgekd.cli import flags
+from edgekd.cli.verb import verb
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@verb("edgekd doctor", "edgekd doctor --json")
+def doctor(json: flags.Json = False) -> None:
+    """Say what this machine can do, and what stands in the way."""
+    findings = examine()
+    if json:
+        console.print_json(findings)
+    else:
+        console.print_table(("check", "finding"), [(k, str(v)) for k, v in findings["facts"].items()])
+    for problem in findings["problems"]:
+        console.warn(problem)
+    console.closing("nothing", f"{len(findings['problems'])} problems", "edgekd distill TEACHER")
 
 
 def examine() -> dict[str, Any]:
     """Return facts and problems: things that work, but not as they should."""
+    import torch
+
+    from edgekd import machine
+    from edgekd.agent.refusal import RefusedError
+    from edgekd.agent.runners import tensorrt
+
     environment = this_machine()
     device = machine.resolve_device("auto")
     threads = machine.use_threads(0)
@@ -60,6 +80,8 @@ def _runtime() -> tuple[str, list[str]]:
 
 
 def _dense() -> nn.Module:
+    from torch import nn
+
     return nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1))
 
 
@@ -68,6 +90,10 @@ def bf16_speedup(device: torch.device, repeats: int = 7) -> float:
 
     A second is enough for either: a CPU without bfloat16 arithmetic takes as long for a single pass.
     """
+    import torch
+
+    from edgekd import machine
+
     network = _dense().to(device).to(memory_format=torch.channels_last)
     x = torch.zeros(8, 64, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
     best = {}

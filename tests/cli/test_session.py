@@ -1,4 +1,4 @@
-"""Which run is meant, what to type for it, and what a refused command leaves behind."""
+"""What a refused command leaves behind, and whose folders are never touched."""
 
 from __future__ import annotations
 
@@ -8,38 +8,12 @@ from pathlib import Path
 import pytest
 
 import toy
-from edgekd.cli.common import Options, at_work, named_run, run_called, typed
+from edgekd.cli.session import at_work
+from edgekd.cli.targets import named_run
 from edgekd.errors import InputFileError, MachineError, UsageError
 from edgekd.realdata import RealImages, open_unlabelled
 from edgekd.run.directory import RunDir
 from edgekd.run.ledger import Reading
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.mark.parametrize("path", ["runs/one", "elsewhere/one", "/other/place/x", "runs/a b", "..", "./here"])
-def test_what_is_typed_names_the_same_run(here: Path, path: str) -> None:
-    run = RunDir(Path(path))
-    words = typed(run).strip("'")
-    assert named_run(words).path.resolve() == run.path.resolve()
-    assert words == (run.name if path.startswith("runs/") else path)
-
-
-def test_a_run_in_the_current_folder_hides_its_namesake_below_runs(here: Path) -> None:
-    (here / "one").mkdir()
-    RunDir(Path("one")).note_command(["edgekd"])
-    assert typed(RunDir(Path("runs/one"))) == "runs/one"
-    assert typed(RunDir(Path("one"))) == "one"
-    assert named_run("one").path == Path("one")
-
-
-def test_a_name_that_no_folder_can_have_is_wrong_usage(here: Path) -> None:
-    with pytest.raises(UsageError, match="no name for a run"):
-        named_run("x" * 5000)
 
 
 def publish(run: RunDir) -> None:
@@ -50,7 +24,7 @@ def publish(run: RunDir) -> None:
 
 def refused(run: RunDir, error: BaseException, work: Callable[[], object]) -> None:
     """Let a command do some work in a run and end with an error."""
-    with at_work(run, Options()):
+    with at_work(run):
         work()
         raise error
 
@@ -124,7 +98,7 @@ def test_images_read_by_a_fresh_beginning_stay_when_it_is_taken_back(
     read(run, photos, 3)
 
     def begin_and_fail(count: int) -> None:
-        with at_work(run, Options(fresh=True), teacher=teacher_file):
+        with at_work(run, fresh=True, teacher=teacher_file):
             read(run, photos, count)
             raise end
 
@@ -157,7 +131,7 @@ def test_a_folder_that_edgekd_did_not_make_is_refused_and_never_touched(
     before = {path: path.stat().st_mtime_ns for path in (here, *here.rglob("*"))}
     with (
         pytest.raises(UsageError, match="digits is left as it is"),
-        at_work(named_run("./digits"), Options(fresh=fresh), teacher=teacher_file),
+        at_work(named_run("./digits"), fresh=fresh, teacher=teacher_file),
     ):
         pytest.fail("it began")
     assert {path: path.stat().st_mtime_ns for path in (here, *here.rglob("*"))} == before
@@ -169,7 +143,7 @@ def test_a_folder_that_a_killed_beginning_left_is_taken_over(left: tuple[str, ..
     run.path.mkdir(parents=True)
     for name in left:
         (run.path / name).touch()
-    with at_work(run, Options()):
+    with at_work(run):
         assert run.ledger_file.is_file()
     assert {path.name for path in run.path.iterdir()} == {".lock", "run.json"}
 
@@ -182,7 +156,7 @@ def test_fresh_needs_a_teacher_that_it_does_not_replace(here: Path, teacher_file
     for teacher, message in cases.items():
         with (
             pytest.raises((UsageError, InputFileError), match=message),
-            at_work(run, Options(fresh=True), teacher=teacher),
+            at_work(run, fresh=True, teacher=teacher),
         ):
             pytest.fail("it began")
         assert {path: path.read_bytes() for path in before} == before
@@ -206,15 +180,3 @@ def test_a_refused_command_deletes_only_what_is_edgekds(here: Path) -> None:
     with pytest.raises(UsageError):
         refused(run, UsageError("no"), lambda: (run.path / "notes.md").write_text("mine"))
     assert [path.name for path in run.path.iterdir()] == ["notes.md"]
-
-
-@pytest.mark.parametrize("name", ["a/b", "../a", ".", "..", ".a", "-a", "~a", "a\\b", " a", "a\n", "x" * 256])
-def test_what_a_file_is_called_is_no_path_of_a_run(name: str, here: Path) -> None:
-    with pytest.raises(UsageError, match="give the run another name with --run NAME"):
-        run_called(name)
-
-
-def test_a_name_that_nobody_typed_is_below_runs_whatever_lies_here(here: Path) -> None:
-    (here / "one").mkdir()
-    RunDir(Path("one")).note_command(["edgekd"])
-    assert run_called("one").path == Path("runs/one")

@@ -1,0 +1,104 @@
+"""A command at work in a run: its lock, its signals, --fresh, and what a refused command leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekd import pipeline
+from edgekd.agent.files import read_bytes
+from edgekd.errors import InputFileError, MachineError, RecipeError, UsageError
+from edgekd.ingestion import outside_files
+from edgekd.pipeline.afresh import Afresh
+from edgekd.recipe import Recipe
+from edgekd.run.directory import Record, RunDir, command_line, write_text
+from edgekd.run.ownership import CONTENT, LEDGER, LOCK, refuse_foreign, remove
+from edgekd.stages.catalog import INGEST
+from edgekd.stopping import Stop, graceful
+
+
+@contextmanager
+def at_work(
+    run: RunDir, *, max_seconds: float | None = None, fresh: bool = False, teacher: Path | None = None
+) -> Iterator[Stop]:
+    """Hold the run's lock and turn signals into requests; with --fresh replace what the run holds.
+
+    What it held is deleted only when training has begun anew; whatever fails before brings it back. A command that
+    is refused before it published anything leaves the run as it was, and no new folder.
+    """
+    refuse_foreign(run.path)
+    made = [path for path in (run.path, *run.path.parents) if not path.exists()]
+    beginning = Afresh(run)
+    with run.lock(), graceful(max_seconds) as stop:
+        beginning.settle()  # one that was killed
+        before = _Before.of(run)
+        try:
+            if fresh:
+                if teacher is None or not teacher.is_file():
+                    raise InputFileError(f"--fresh replaces nothing: the teacher {teacher or ''} is not there.")
+                beginning.begin(teacher)
+            run.note_command(command_line())
+            yield stop
+        except BaseException as error:
+            beginning.settle()
+            if isinstance(error, UsageError | RecipeError | InputFileError | MachineError | OSError):
+                before.restore(run, made)
+            raise
+        beginning.settle(succeeded=True)
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What a command that is refused may have changed already."""
+
+    recipe: bytes | None
+    ledger: bytes | None
+    images: int
+    published: dict[Path, int]
+
+    @staticmethod
+    def of(run: RunDir) -> _Before:
+        def content(path: Path) -> bytes | None:
+            return read_bytes(path) if path.is_file() else None
+
+        published = {path: path.stat().st_mtime_ns for path in run.path.rglob("record.json")}
+        images = run.ledger()["real_images_read"]
+        return _Before(content(run.recipe_file), content(run.ledger_file), images, published)
+
+    def restore(self, run: RunDir, made: list[Path]) -> None:
+        """Undo it, unless a stage was published; remove the folders that were made for it.
+
+        Real images that were read stay in the ledger.
+        """
+        now = _Before.of(run)
+        if now.published != self.published:
+            return
+        read = now.images != self.images
+        if run.path in made and not read:
+            for name in (*CONTENT, LEDGER, LOCK):  # run.json after what it makes a run of
+                remove(run.path / name)
+            with contextlib.suppress(OSError):  # somebody else put something there
+                for parent in made:
+                    parent.rmdir()
+            return
+        for path, content in ((run.recipe_file, self.recipe), *([] if read else [(run.ledger_file, self.ledger)])):
+            if content is None:
+                path.unlink(missing_ok=True)
+            elif path.read_bytes() != content:
+                write_text(path, content.decode("utf-8"))
+
+
+def read_teacher(run: RunDir, recipe: Recipe, stop: Stop) -> None:
+    """Make teacher/ of the file that the recipe names, which is refused before torch is there if it is no checkpoint.
+
+    A teacher that moved away is no longer asked for, and what runs a pickle has more to say about it first.
+    """
+    file = INGEST.file(recipe)
+    wanted = Record.read(run.stage(INGEST.folder)) is None or (file.name and os.access(file, os.F_OK))
+    if wanted and not recipe.teacher.trust_pickle:
+        outside_files.require_checkpoint(file)
+    pipeline.advance(run, recipe, INGEST, stop=stop)

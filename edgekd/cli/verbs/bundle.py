@@ -1,0 +1,37 @@
+"""`edgekd bundle`: one file that measures the student on a device without a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgekd import console
+from edgekd.cli import flags
+from edgekd.cli.verb import verb
+
+
+@verb("edgekd bundle", "edgekd bundle my-run --output /media/usb/student.pyz")
+def bundle(
+    run: flags.RunArgument = "",
+    output: Annotated[Path, typer.Option(metavar="FILE", help="Where to write it.")] = Path("student.pyz"),
+    json: flags.Json = False,
+) -> None:
+    """Write one file that checks and measures the student on a device without a network."""
+    from edgekd import pipeline
+    from edgekd.cli import lines, session, targets
+    from edgekd.stages.catalog import EXPORT
+
+    found = targets.find_run(run, EXPORT)
+    with session.at_work(found):
+        recipe = pipeline.open_recipe(found)
+        pipeline.Standing(found, recipe).require(EXPORT)
+        from edgekd.bench import device
+
+        made = device.write_bundle(found.name, sorted(found.stage("export").glob("*.onnx")), recipe.bench, output)
+    if json:
+        console.print_json({"run": found.name, "data_free": found.data_free(), **made})
+    size = f"{made['size_bytes'] / 1e6:.1f} MB, no image and no network of the method in it"
+    headline = lines.caveat(found.data_free()) + size
+    console.closing(str(output), headline, f"on the device: python3 {output.name} bench")

@@ -1,0 +1,46 @@
+"""`edgekd eval`: the accuracy of everything a run holds on real images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgekd import console
+from edgekd.cli import flags
+from edgekd.cli.verb import verb
+from edgekd.errors import UsageError
+
+
+@verb("edgekd eval --data val/", "edgekd eval my-run --data val/ --json")
+def eval_(
+    run: flags.RunArgument = "",
+    data: flags.Data = None,
+    trust_code: flags.TrustCode = None,
+    json: flags.Json = False,
+) -> None:
+    """Measure the accuracy of everything a run holds on real images; nothing else changes."""
+    from edgekd import pipeline
+    from edgekd.cli import approval, lines, session, targets
+    from edgekd.stages.catalog import INGEST, SELECT
+
+    found = targets.find_run(run, INGEST)
+    with session.at_work(found) as stop:
+        recipe = pipeline.open_recipe(found)
+        folder = data or (Path(recipe.eval.data) if recipe.eval.data else None)
+        if folder is None:
+            raise UsageError("eval needs --data DIR, a folder with one subfolder of images per class.")
+        pipeline.Standing(found, recipe).require(INGEST)
+        approval.approve(found, recipe, student=pipeline.Standing(found, recipe).intact(SELECT))
+        from edgekd.stages import eval as evaluation
+
+        result = evaluation.run(found, recipe, folder, stop)
+    if json:
+        console.print_json(
+            {key: result[key] for key in ("run", "data_free", "images", "accuracy", "accuracy_default_mode")}
+        )
+    else:
+        rows = [(artefact, f"{value:.2%}") for artefact, value in result["accuracy"].items()]
+        console.print_table((f"accuracy on {result['images']} images", "top-1"), rows)
+    shares = [f"{artefact} {value:.2%}" for artefact, value in result["accuracy"].items()]
+    headline = lines.caveat(result["data_free"]) + ", ".join(shares[:2])
+    written = f"{found.stage('eval')}/{result['data']}.json"
+    console.closing(written, headline, f"edgekd report {targets.typed(found)}")

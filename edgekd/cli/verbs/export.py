@@ -1,0 +1,177 @@
+"""`edgekd export`: write the run's student, or one from elsewhere, as ONNX files."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgekd import console
+from edgekd.cli import flags
+from edgekd.cli.verb import verb
+from edgekd.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgekd.cli.changes import Changes
+    from edgekd.recipe import Recipe
+    from edgekd.run.directory import RunDir
+
+
+@verb("edgekd export --int8", "edgekd export my-run --int8 --target tensorrt --qat")
+def export(
+    run: flags.RunArgument = "",
+    int8: Annotated[bool | None, typer.Option("--int8/--no-int8", help="Also write INT8 files.")] = None,
+    target: Annotated[
+        str, typer.Option("--target", metavar="NAME", help="Whom the INT8 files are for: cpu, tensorrt or all.")
+    ] = "",
+    uint8_input: Annotated[
+        bool | None, typer.Option("--uint8-input/--float-input", help="Put the normalisation into the graph.")
+    ] = None,
+    qat: Annotated[
+        bool | None,
+        typer.Option("--qat/--no-qat", help="Fine-tune for an INT8 file that misses its gate otherwise."),
+    ] = None,
+    calib_data: Annotated[
+        Path | None,
+        typer.Option("--calib-data", metavar="DIR", help="Say how far INT8 ranges clip real images."),
+    ] = None,
+    calibrate_on_real: Annotated[
+        str,
+        typer.Option("--calibrate-on-real", metavar="DIR", help="Set INT8 ranges from real images: not data-free."),
+    ] = "",
+    student_weights: Annotated[
+        Path | None,
+        typer.Option("--student-weights", metavar="FILE", help="Export this student from elsewhere."),
+    ] = None,
+    arch: Annotated[str, typer.Option("--arch", metavar="NAME", help="Architecture of that student.")] = "",
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for that student's files.")] = None,
+    set_: flags.Set = None,
+    trust_code: flags.TrustCode = None,
+    json: flags.Json = False,
+) -> None:
+    """Write the student as ONNX files, INT8 calibrated on replayed samples, each held by a gate."""
+    from edgekd.cli import changes
+
+    switches = {"int8": int8, "uint8_input": uint8_input, "qat": qat}  # a switch that is off is given, too
+    values = changes.given(target=target, calibrate_on_real=calibrate_on_real)
+    values |= {name: value for name, value in switches.items() if value is not None}
+    changed = changes.combine(changes.table("export", values), changes.of_set(set_))
+    given = {"--student-weights FILE": student_weights, "--arch NAME": arch, "--out DIR": out}
+    missing = [flag for flag, value in given.items() if not value]
+    if len(missing) == len(given):
+        _own(run, changed, calib_data, json=json)
+        return
+    if student_weights is None or out is None or missing:
+        raise UsageError(
+            f"a student from elsewhere needs {', '.join(given)}; {' and '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing."
+        )
+    if calib_data is not None:
+        raise UsageError("--calib-data enters the images in the run's ledger, but --out leaves the run untouched.")
+    _elsewhere(run, changed, student_weights, arch, out, json=json)
+
+
+def _own(name: str, changed: Changes, clipping_of: Path | None, *, json: bool) -> None:
+    """Write the run's student; with `clipping_of` say how far INT8 ranges clip the images of that folder."""
+    from edgekd import pipeline
+    from edgekd import recipe as recipes
+    from edgekd.cli import approval, session, targets
+    from edgekd.stages.catalog import EXPORT, SELECT
+
+    approval.approve_typed(changed)
+    run = targets.find_run(name, SELECT)
+    from edgekd.export import clipping
+    from edgekd.models import images as images_of
+    from edgekd.stages import export as exporting
+
+    with session.at_work(run) as stop:
+        recipe = pipeline.adopt(run, recipes.with_changes(pipeline.open_recipe(run), changed), reads_teacher=False)
+        _refuse_idle_images(recipe, changed, clipping_of)
+        images = None if clipping_of is None else images_of.unlabelled(run, clipping_of, purpose="clipping")
+        pipeline.Standing(run, recipe).require(SELECT)
+        approval.approve(run, recipe)
+        pipeline.advance(run, recipe, EXPORT, stop=stop)
+        clipped = None
+        if images is not None:
+            with images:
+                clipped = clipping.run(run, recipe, images)
+    if clipped is not None and not json:
+        clipping.print_table(clipped, len(images or ()))
+    extras = {} if clipped is None else {"clipping": clipped}
+    following = f"edgekd bench {targets.typed(run)}"
+    _close(run, run.stage("export"), extras, following, data_free=run.data_free(), json=json)
+    exporting.refuse_failures(run)
+
+
+def _elsewhere(name: str, changed: Changes, weights: Path, arch: str, out: Path, *, json: bool) -> None:
+    """Write a student that the run did not make; the run is only read."""
+    from edgekd import pipeline
+    from edgekd import recipe as recipes
+    from edgekd.cli import approval, changes, targets
+    from edgekd.stages.catalog import EXPORT, SELECT
+    from edgekd.stopping import graceful
+
+    approval.approve_typed(changes.combine(changed, {"student": {"name": arch}}))
+    run = targets.find_run(name, SELECT)
+    with graceful() as stop:
+        kept = pipeline.open_recipe(run)
+        recipe = recipes.with_changes(kept, changed)
+        _refuse_idle_keys(kept, recipe)
+        _refuse_idle_images(recipe, changed, None)
+        pipeline.Standing(run, recipe).require(SELECT)
+        approval.approve(run, recipe, student=False)
+        pipeline.Standing(run, kept).refuse_pruned(EXPORT)
+        from edgekd.stages import export as exporting
+
+        if not exporting.run_elsewhere(run, recipe, exporting.Elsewhere(weights, arch, out), stop):
+            console.say("export   already done")
+    following = f"edgekd bench {shlex.quote(str(out / 'student.fp32.onnx'))}"
+    data_free = False if recipe.export.calibrates_on_real else None  # nobody knows what it was trained on
+    _close(run, out, {"out": str(out)}, following, data_free=data_free, json=json)
+    exporting.refuse_failures_of(out)
+
+
+def _refuse_idle_keys(kept: Recipe, recipe: Recipe) -> None:
+    """Raise `UsageError` when --set changes what has no part in the export of a student from elsewhere."""
+    from edgekd import recipe as recipes
+
+    changed = recipes.differences(kept.model_dump(mode="json"), recipe.model_dump(mode="json"))
+    idle = [change for change in changed if not change.startswith(("export.", "machine.threads:"))]
+    if idle:
+        raise UsageError(
+            f"--out takes the run as it is, so {'; '.join(idle)} would change nothing; of a recipe only [export] and "
+            "machine.threads have a part in it."
+        )
+
+
+def _refuse_idle_images(recipe: Recipe, changed: Changes, clipping_of: Path | None) -> None:
+    """Raise `UsageError` when real images are given for INT8 ranges and no INT8 file is made."""
+    asked = {"--calib-data": clipping_of, "--calibrate-on-real": changed.get("export", {}).get("calibrate_on_real")}
+    for flag, value in asked.items():
+        if value and not recipe.export.int8:
+            raise UsageError(f"{flag} is about the ranges of INT8 files; add --int8.")
+
+
+def _close(
+    run: RunDir, folder: Path, extras: dict[str, Any], following: str, *, data_free: bool | None, json: bool
+) -> None:
+    """Print the agreement chain, or JSON, and the closing lines of an export."""
+    from edgekd.cli import lines
+    from edgekd.models import artefacts
+    from edgekd.run.directory import read_json
+
+    chain = read_json(folder / "agreement.json")["chain"]
+    chain = dict(sorted(chain.items(), key=lambda item: artefacts.precision_rank(item[0].split(" -> ")[1])))
+    found = sorted(folder.glob("*.onnx"), key=lambda path: artefacts.precision_rank(path.name))
+    files = {path.name: path.stat().st_size for path in found}
+    if json:
+        shown = {"run": run.name, "size_bytes": files, "agreement": chain, "data_free": data_free}
+        console.print_json({**shown, **extras})
+    else:
+        shares = {link: "–" if value["share"] is None else f"{value['share']:.2%}" for link, value in chain.items()}
+        rows = [(link, share, str(chain[link]["clear"])) for link, share in shares.items()]
+        console.print_table(("synthetic agreement (not accuracy)", "same answer", "decided samples"), rows)
+    sizes = ", ".join(f"{file} {size / 1000:.0f} kB" for file, size in files.items())
+    console.closing(f"{folder}/", lines.caveat(data_free) + sizes, following)

@@ -1,0 +1,25 @@
+"""`edgekd prune`: remove what is as sensitive as the teacher."""
+
+from __future__ import annotations
+
+from edgekd import console
+from edgekd.cli import flags
+from edgekd.cli.verb import verb
+
+
+@verb("edgekd prune my-run", "edgekd prune")
+def prune(run: flags.RunArgument = "", json: flags.Json = False) -> None:
+    """Remove checkpoints and replay networks, which are as sensitive as the teacher, after export."""
+    from edgekd import pipeline
+    from edgekd.cli import session, targets
+    from edgekd.stages.catalog import EXPORT
+
+    found = targets.find_run(run, EXPORT)
+    with session.at_work(found):
+        recipe = pipeline.open_recipe(found)
+        pipeline.Standing(found, recipe).require(EXPORT)
+        removed = pipeline.prune(found)
+    if json:
+        console.print_json({"run": found.name, "removed": removed})
+    headline = f"removed {', '.join(removed) or 'nothing: already pruned'}"
+    console.closing("nothing", headline, f"edgekd bench {targets.typed(found)}")

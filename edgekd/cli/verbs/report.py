@@ -1,0 +1,25 @@
+"""`edgekd report`: one page with every number of a run."""
+
+from __future__ import annotations
+
+from edgekd import console
+from edgekd.cli import flags
+from edgekd.cli.verb import verb
+
+
+@verb("edgekd report", "edgekd report my-run --json")
+def report(run: flags.RunArgument = "", json: flags.Json = False) -> None:
+    """Write one page with every number of a run and where it comes from."""
+    from edgekd.cli import lines, targets
+    from edgekd.stages.catalog import INGEST
+
+    found = targets.find_run(run, INGEST)  # without its lock: it may be busy
+    from edgekd.stages import report as reporting
+
+    summary = reporting.run(found)
+    if json:
+        console.print_json(summary)
+    else:
+        reporting.print_summary(summary)
+    headline = lines.caveat(summary["data_free"]) + (summary["verdict"] or "no latency measured yet")
+    console.closing(f"{found.stage('report')}/report.html", headline, f"edgekd status {targets.typed(found)}")

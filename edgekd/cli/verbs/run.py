@@ -1,0 +1,83 @@
+"""`edgekd run`: every stage of a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgekd import console
+from edgekd.cli import flags
+from edgekd.cli.verb import verb
+
+if TYPE_CHECKING:
+    from edgekd.recipe import Recipe
+
+
+@verb("edgekd run recipes/quickstart.toml", "edgekd run my.toml --max-seconds 3000")
+def run(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")],
+    run: flags.RunOption = "",
+    data: flags.Data = None,
+    device: flags.Device = "",
+    threads: flags.Threads = None,
+    max_seconds: flags.MaxSeconds = None,
+    set_: flags.Set = None,
+    trust_code: flags.TrustCode = None,
+    fresh: flags.Fresh = False,
+    json: flags.Json = False,
+) -> None:
+    """Run the whole chain from a recipe: ingest, distill, select, export, bench, eval, report."""
+    from edgekd import pipeline
+    from edgekd import recipe as recipes
+    from edgekd.cli import approval, changes, lines, session, settle, targets
+    from edgekd.stages.catalog import BENCH, DISTILL, EXPORT, SELECT
+
+    changed = changes.combine(changes.of_machine(device, threads), changes.of_set(set_))
+    approval.approve_typed(changed)
+    file = recipe if recipe.is_file() else recipes.recipes_folder() / f"{recipe}.toml"
+    loaded = recipes.load(file if file.is_file() else recipe)
+    wanted = recipes.with_changes(_beside(loaded, file.parent), changed)
+    made = targets.named_run(run) if run else targets.run_called(wanted.name or file.stem)
+    with session.at_work(made, max_seconds=max_seconds, fresh=fresh, teacher=Path(wanted.teacher.file)) as stop:
+        adopted = pipeline.adopt(made, settle.with_kept_answers(made, wanted))
+        approval.approve(made, adopted)
+        session.read_teacher(made, adopted, stop)
+        adopted, size = settle.student(made, adopted, stop)
+        adopted, cost = settle.steps(made, adopted, stop)
+        lines.opening(made, adopted, size, cost)
+        pipeline.advance(made, adopted, DISTILL, SELECT, EXPORT, BENCH, stop=stop)
+        from edgekd.stages import eval as evaluation
+        from edgekd.stages import export as exporting
+        from edgekd.stages import report as reporting
+
+        images = data or (Path(adopted.eval.data) if adopted.eval.data else None)
+        evaluated = None if images is None else evaluation.run(made, adopted, images, stop)
+        summary = reporting.run(made)
+        exporting.refuse_failures(made)
+    if json:
+        console.print_json(summary)
+    else:
+        reporting.print_summary(summary)
+    headline = lines.caveat(summary["data_free"]) + (summary["verdict"] or "no latency measured")
+    if evaluated is not None:
+        headline = f"accuracy {evaluated['accuracy']['student']:.2%} on {evaluated['images']} images; {headline}"
+    console.closing(f"{made.stage('report')}/report.html", headline, f"edgekd status {targets.typed(made)}")
+
+
+def _beside(recipe: Recipe, folder: Path) -> Recipe:
+    """Resolve the paths in a recipe against the recipe's folder."""
+    from edgekd import recipe as recipes
+    from edgekd.cli import changes
+
+    changed: changes.Changes = {}
+    paths = (
+        *(("teacher", "file"), ("student", "weights"), ("pixels", "classes")),
+        *(("export", "calibrate_on_real"), ("eval", "data")),
+    )
+    for table, key in paths:
+        value = getattr(getattr(recipe, table), key)
+        if value and not Path(value).is_absolute() and (folder / value).exists():
+            changed = changes.combine(changed, {table: {key: str(folder / value)}})
+    return recipes.with_changes(recipe, changed)

@@ -1,0 +1,63 @@
+"""`edgekd status`: which stages of a run are done, which are stale, and why."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from edgekd import console
+from edgekd.cli import flags
+from edgekd.cli.verb import verb
+
+if TYPE_CHECKING:
+    from edgekd.recipe import Recipe
+    from edgekd.run.directory import RunDir
+    from edgekd.stages.base import Stage
+
+
+@verb("edgekd status", "edgekd status my-run --json")
+def status(run: flags.RunArgument = "", json: flags.Json = False) -> None:
+    """Show which stages are done, which are stale, and why."""
+    from edgekd import pipeline
+    from edgekd.cli import lines, targets
+    from edgekd.run.left_out import LeftOut
+    from edgekd.stages.catalog import INGEST
+
+    found = targets.find_run(run, INGEST)  # without its lock: it may be busy
+    recipe = pipeline.open_recipe(found)
+    standing = pipeline.Standing(found, recipe)
+    stages: list[dict[str, Any]] = []
+    for stage in standing.stages:
+        reason = standing.reason_to_run(stage)
+        state = "done" if reason is None else "stale" if standing.intact(stage) else "open"
+        stages.append({"stage": stage.name, "state": state, "reason": reason})
+    last = LeftOut().unless(_last_step, found)
+    result: dict[str, Any] = {"run": found.name, "data_free": found.data_free(), "stages": stages, "step": last}
+    result["steps"] = recipe.method.steps or None
+    if json:
+        console.print_json(result)
+    else:
+        rows = [(entry["stage"], entry["state"], entry["reason"] or "") for entry in stages]
+        console.print_table(("stage", "state", "why"), rows)
+    open_stages = [stage for stage, entry in zip(standing.stages, stages, strict=True) if entry["state"] != "done"]
+    report = f"edgekd report {targets.typed(found)}"
+    following = _making(found, recipe, open_stages[0]) if open_stages else report
+    headline = lines.caveat(result["data_free"]) + f"{len(stages) - len(open_stages)} of {len(stages)} stages done"
+    console.closing("nothing", headline, following)
+
+
+def _last_step(run: RunDir) -> int | None:
+    """Return the last step that was logged."""
+    last = run.events("train")[-1:]
+    return int(last[0]["step"]) if last else None
+
+
+def _making(run: RunDir, recipe: Recipe, stage: Stage) -> str:
+    """Return the command that makes a stage of this run."""
+    from edgekd.cli.targets import typed
+
+    command, teacher = stage.command, shlex.quote(recipe.teacher.file or "TEACHER")
+    if "TEACHER" not in command:
+        return f"{command} {typed(run)}"
+    command = command.replace("TEACHER", teacher).replace("NAME", shlex.quote(recipe.student.name))
+    return f"{command.replace('FILE', shlex.quote(recipe.student.weights or 'FILE'))} --run {typed(run)}"

@@ -1,0 +1,179 @@
+"""Distilling as a user meets it: opening and closing lines, the plan, minutes, consent, --fresh."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import Result
+
+import toy
+from edgekd import recipe
+from edgekd.run.directory import RunDir
+
+SMALL = ("--set=method.student.batch_size=16", "--set=method.vae.novel=8", "--set=select.samples=64")
+"""Batches and samples of a distillation that takes a second."""
+
+
+def test_distill_opens_with_five_lines_and_closes_with_three(here: Path, teacher_file: Path) -> None:
+    arguments = (
+        "distill",
+        teacher_file,
+        "--input",
+        "1x8x8",
+        "--threads",
+        "1",
+        "--student",
+        toy.STUDENT,
+        "--steps",
+        "4",
+        *SMALL,
+    )
+    result = Result(*arguments)
+    assert result.exit_code == 0
+    lines = result.stderr.splitlines()
+    words = [line.split()[0] for line in lines if line.strip()]
+    opening = words.index("run")
+    assert words[opening : opening + 5] == ["run", "teacher", "input", "student", "plan"]
+    assert words[-3:] == ["wrote", "result", "next"]
+    assert "assumed" in result.stderr
+    again = Result(*arguments)
+    assert "already done" in again.stderr
+    changed = Result(*arguments, "--seed", "5")
+    assert changed.exit_code == 3
+    assert "seed: 1 -> 5" in changed.stderr
+    assert "--fresh" in changed.stderr
+    fresh = Result(*arguments, "--seed", "5", "--fresh", "--json")
+    assert fresh.exit_code == 0
+    assert fresh.json()["steps"] == 4
+    assert fresh.json()["curve"] is None
+
+
+def test_distill_json_with_data_has_both_curves(here: Path, teacher_file: Path) -> None:
+    wanted = toy.toy_recipe(teacher_file)
+    (here / "toy.toml").write_text(recipe.to_toml(wanted))
+    toy.images(here / "images")
+    flags = ("--input", "1x8x8", "--threads", "1", "--student", toy.STUDENT, "--steps", "4", "--normalize", "none")
+    result = Result("distill", teacher_file, *flags, *SMALL, "--data", "images", "--json").json()
+    assert set(result) == {"run", "steps", "seconds", "curve", "curve_other", "health"}
+    assert set(result["curve"]) == {"points", "mean", "sd", "variance", "max", "final", "regret"}
+    assert result["curve"]["points"] == result["curve_other"]["points"] == 5
+    assert result["seconds"] > 0
+    assert {"agreement_novel", "replay_bytes", "replay_bytes_as_uint8_images"} <= set(result["health"])
+
+
+def test_max_seconds_stops_resumably(here: Path, teacher_file: Path) -> None:
+    flags = (
+        "distill",
+        teacher_file,
+        "--input",
+        "1x8x8",
+        "--threads",
+        "1",
+        "--student",
+        toy.STUDENT,
+        "--steps",
+        "100000",
+        *SMALL,
+    )
+    steps = []
+    for _ in range(2):
+        stopped = Result(*flags, "--max-seconds", "6")
+        assert stopped.exit_code == 8
+        assert "the same command continues" in stopped.stderr
+        run = RunDir(next((here / "runs").iterdir()))
+        steps.append(max(p.name for p in run.stage("distill").glob("checkpoints/step-*")))
+    assert steps[0] < steps[1]
+
+
+def test_minutes_are_turned_into_steps_once(here: Path, teacher_file: Path) -> None:
+    flags = (
+        "distill",
+        teacher_file,
+        "--input",
+        "1x8x8",
+        "--threads",
+        "1",
+        "--student",
+        toy.STUDENT,
+        "--minutes",
+        "0.01",
+        *SMALL,
+    )
+    first = Result(*flags, "--json")
+    assert first.exit_code == 0
+    kept = recipe.load_resolved(next((here / "runs").iterdir()) / "recipe.toml").method
+    assert kept.minutes == 0.01
+    assert kept.steps == first.json()["steps"] > 0
+    assert Result(*flags, "--json").json()["steps"] == kept.steps
+
+
+def test_dry_run_prints_a_plan_and_trains_nothing(here: Path, teacher_file: Path) -> None:
+    flags = ("distill", teacher_file, "--input", "1x8x8", "--threads", "1", "--student", toy.STUDENT, "--steps", "1000")
+    result = Result(*flags, "--dry-run", "--json")
+    assert result.exit_code == 0
+    plan = result.json()
+    assert plan["eta_seconds"] == pytest.approx(1000 * plan["seconds_per_step"])
+    assert not RunDir(next((here / "runs").iterdir())).stage("distill").exists()
+
+
+def test_large_images_need_consent(here: Path, teacher_file: Path) -> None:
+    sets = [f"--set=method.{table}=4" for table in ("student.batch_size", "replay.batch_size", "generator.width")]
+    sets += ["--set=method.vae.novel=2", "--set=method.vae.rehearsed=2", "--set=method.vae.width=4"]
+    flags = (
+        "distill",
+        teacher_file,
+        "--input",
+        "1x128x128",
+        "--threads",
+        "1",
+        "--student",
+        toy.STUDENT,
+        "--steps",
+        "1",
+        *sets,
+    )
+    assert Result(*flags, "--dry-run").exit_code == 2
+    agreed = Result(*flags, "--dry-run", "--yes")
+    assert agreed.exit_code == 0
+    names = {words[0] for words in map(str.split, agreed.stdout.splitlines()) if len(words) == 2}
+    assert {"student", "generator", "encoder", "decoder", "all"} <= names, "parameters of networks, GFLOP by part"
+    for pattern in (r"utilisation \d+%: of \d+ GFLOP/s", r"\d+ ms a step, about \d+ s, [\d.]+ \w+ memory"):
+        assert re.search(pattern, agreed.stderr), pattern
+
+
+def test_seed_zero_is_a_seed(here: Path, teacher_file: Path) -> None:
+    flags = ("distill", teacher_file, "--input", "1x8x8", "--student", toy.STUDENT, "--steps", "1000", "--threads", "1")
+    assert Result(*flags, "--seed", "0", "--dry-run").exit_code == 0
+    assert recipe.load_resolved(next((here / "runs").iterdir()) / "recipe.toml").seed == 0
+
+
+def test_a_benchmark_of_no_batch_is_refused(here: Path, teacher_file: Path) -> None:
+    for key in ("batch", "threads"):
+        result = Result("distill", teacher_file, "--set", f"bench.{key}=[]", "--dry-run")
+        assert (result.exit_code, f"bench.{key}" in result.stderr) == (3, True)
+
+
+def test_fresh_loses_nothing_when_the_new_beginning_fails(
+    finished: tuple[Path, Result], teacher_file: Path, monkeypatch: Any
+) -> None:
+    folder, _ = finished
+    monkeypatch.chdir(folder)
+    subprocess.run(["cp", "-r", "runs/toy", "runs/kept"], check=True)
+    before = toy.fingerprint(RunDir(Path("runs/kept")))
+    broken = folder / "broken.pt"
+    broken.write_bytes(b"no checkpoint")
+    flags = ("--run", "kept", "--fresh", "--student", toy.STUDENT)
+    for arguments, code in (
+        (("distill", broken, *flags), 4),
+        (("distill", "missing.pt", *flags), 4),
+        (("distill", teacher_file, *flags, "--set", "method.student.rl=1"), 3),
+        (("distill", teacher_file, *flags, "--input", "1x8x8", "--device", "abacus"), 2),
+        (("distill", teacher_file, *flags, "--dry-run"), 2),
+    ):
+        assert Result(*arguments).exit_code == code
+        assert toy.fingerprint(RunDir(Path("runs/kept"))) == before
+        assert not Path("runs/kept/.replaced").exists()
