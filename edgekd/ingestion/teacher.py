@@ -14,6 +14,7 @@ from edgekd.ingestion.matching import Structure
 from edgekd.ingestion.search import Findings, Reading
 from edgekd.ingestion.weights import ITSELF, Weights, require_floats, state_dict_of, weights_of
 from edgekd.models import probe, registry
+from edgekd.models.families.outside import PREFIX
 from edgekd.models.registry import ArchSpec
 from edgekd.models.stems import Shape
 from edgekd.text import listed
@@ -108,11 +109,11 @@ def _only_one(reading: Reading, hint: str) -> tuple[Structure, list[Assumption]]
     if twins is not None and twins.fullmatch(hint):
         raise InputFileError(
             f"The weights fit {first.spec}, but the file says {hint}, which has the same weights and pools otherwise. "
-            f"Choose with --arch {first.spec} or --arch timm:{hint.removeprefix('timm:')}."
+            f"Choose with --arch {first.spec} or --arch {PREFIX}{hint.removeprefix(PREFIX)}."
         )
     if not others:
         return first, []
-    named = [s for s in reading.structures if s.spec.name.removeprefix("timm:") == hint.removeprefix("timm:")]
+    named = [s for s in reading.structures if s.spec.name.removeprefix(PREFIX) == hint.removeprefix(PREFIX)]
     if len(named) == 1:
         other = next(structure for structure in reading.structures if structure is not named[0])
         value = f"{named[0].spec}, as the file says (others fit too)"
