@@ -14,7 +14,7 @@ from edgekd.ingestion.matching import Structure
 from edgekd.ingestion.search import Findings, Reading
 from edgekd.ingestion.weights import ITSELF, Weights, require_floats, state_dict_of, weights_of
 from edgekd.models import probe, registry
-from edgekd.models.families.outside import PREFIX
+from edgekd.models.families.outside import PREFIX, TWINS
 from edgekd.models.registry import ArchSpec
 from edgekd.models.stems import Shape
 from edgekd.text import listed
@@ -105,8 +105,7 @@ def other_entries(weights: Weights) -> tuple[Assumption, ...]:
 def _only_one(reading: Reading, hint: str) -> tuple[Structure, list[Assumption]]:
     """Return the only structure, the one that the file names itself, or any of several that answer alike."""
     first, *others = reading.structures
-    twins = registry.family_of(first.spec.name).twins
-    if twins is not None and twins.fullmatch(hint):
+    if TWINS.fullmatch(hint) and not registry.is_custom(first.spec.name):
         raise InputFileError(
             f"The weights fit {first.spec}, but the file says {hint}, which has the same weights and pools otherwise. "
             f"Choose with --arch {first.spec} or --arch {PREFIX}{hint.removeprefix(PREFIX)}."

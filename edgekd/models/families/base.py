@@ -15,8 +15,6 @@ from edgekd.models.shapes import Shapes
 from edgekd.models.stems import Shape
 
 if TYPE_CHECKING:
-    import re
-
     from torch import nn
 
     from edgekd.models.registry import ArchSpec
@@ -90,8 +88,6 @@ class Family:
     """Prefixes of auxiliary heads that published checkpoints carry and inference never runs."""
     telltale: str = ""
     """A tensor by which weights with such heads are known."""
-    twins: re.Pattern[str] | None = None
-    """Names, in a file, of other networks with the same weights."""
     neighbors: tuple[str, ...] = ()
     """What weights that fit nothing are compared with first, beside networks of about as many tensors."""
     lookalikes: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from typing import TYPE_CHECKING
 
 from edgekd.errors import MachineError, UsageError, did_you_mean
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 PREFIX = "timm:"
 """What the name of one of timm's models begins with."""
+TWINS = re.compile(r"(?:timm:)?resnet(blur|aa)\d+[a-z]*")
+"""timm's ResNets whose names and shapes are torchvision's, but not their strides and pools."""
 
 
 def is_code(name: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
     from edgekd.models.registry import ArchSpec
 
 _STEMS = ("3x3", "5x5", "7x7")
-_TWINS = re.compile(r"(?:timm:)?resnet(blur|aa)\d+[a-z]*")
-"""timm's ResNets whose names and shapes are torchvision's, but not their strides and pools."""
 
 
 def _make(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
@@ -78,7 +75,6 @@ BASIC = Family(
     options={**_STEM_OPTIONS, "activation": activation()},
     read_side=_read_side,
     shown=_shown,
-    twins=_TWINS,
     lookalikes=("resnet18",),
 )
 BOTTLENECK = Family(
@@ -101,6 +97,5 @@ BOTTLENECK = Family(
     },
     read_side=_read_side,
     shown=_shown,
-    twins=_TWINS,
     lookalikes=("resnet50", "resnet101"),
 )
