@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -18,8 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from edgekd.errors import InputFileError, UsageError
 from edgekd.ingestion.renaming import rename
-from edgekd.models import lenet, registry, stems
-from edgekd.models import torchvision_zoo as zoo
+from edgekd.models import families, registry
 from edgekd.models.registry import ArchSpec
 from edgekd.models.shapes import Shapes, shapes_in
 from edgekd.models.stems import Shape
@@ -27,15 +26,6 @@ from edgekd.text import listed, sizes
 
 MARKER_CLASSES = 1009
 """A prime no layer is wide, so that the head of a reference network is found by its rows."""
-_MOST_BLOCKS = 200
-"""Blocks a stage of a CIFAR network has at most."""
-_SIDE = 224
-_KINDS = (
-    "lenet5", "wrn-16-2", "wrn-40-2", "resnet18", "resnet50", "resnet101", "vgg16", "vgg16_bn", "mobilenetv2",
-    "mobilenetv3-large", "shufflenetv2", "squeezenet", "mnasnet", "efficientnet-b0", "regnet-y-400mf", "alexnet",
-    "densenet121", "convnext_tiny", "googlenet", "inception_v3", "swin_t", "vit_b_16",
-)  # fmt: skip
-"""One architecture of each kind, for saying what weights that fit nothing are most like."""
 
 
 @dataclass(frozen=True)
@@ -83,16 +73,10 @@ def _shapes(text: str, input_shape: Shape, classes: int) -> Shapes:
 def candidates(weights: Mapping[str, Tensor]) -> list[ArchSpec]:
     """Return the architectures of the zoo with as many tensors as `weights`."""
     count = len(weights)
-    found = [ArchSpec(name) for name, tensors in zoo.WEIGHT_TENSORS.items() if tensors == count]
-    if count == 10:
-        found.append(ArchSpec("lenet5"))
-    # A CIFAR ResNet has 7 + 30n tensors, 10 more with projections; a WRN 7 + 30n and 3 (or 2, if k is 1) shortcuts.
-    blocks, rest = divmod(count - 7, 30)
-    if 1 <= blocks <= _MOST_BLOCKS and rest in (0, 10) and f"resnet{6 * blocks + 2}" not in zoo.RESNETS:
-        found.append(ArchSpec(f"resnet{6 * blocks + 2}", None, {"shortcut": "B"} if rest else {}))
-    if 1 <= blocks <= _MOST_BLOCKS and rest in (2, 3):
-        found.append(ArchSpec(f"wrn-{6 * blocks + 4}-{rest - 1}"))
-    return found
+    found = [name for name, tensors in registry.tensor_counts().items() if tensors == count]
+    for family in families.FAMILIES:
+        found += [arch for arch in family.count(count) if registry.family_of(arch.partition(",")[0]) is family]
+    return [ArchSpec.parse(arch) for arch in found]
 
 
 def variants(requested: ArchSpec, weights: Mapping[str, Tensor]) -> list[ArchSpec]:
@@ -106,7 +90,8 @@ def fit(
 ) -> Structure | Miss:
     """Compare `weights` with one architecture; its width, stem, classes, channels and size are read off them."""
     theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    reference = _shapes(str(spec), _reference_input(spec), MARKER_CLASSES)
+    family = registry.family_of(spec.name)
+    reference = _shapes(str(spec), (3, family.side, family.side), MARKER_CLASSES)
     head, first = head_of(reference), stem_of(reference)
     assert head is not None
     mapping = {} if set(reference) == set(theirs) else rename(theirs, reference)
@@ -126,13 +111,13 @@ def fit(
         )
     if seen_classes < 2 or channels < 1:
         return replace(miss(spec, ours, reference), differences=(ONE_OUTPUT,))
-    side, fixed = _image_side(spec, ours)
-    if fixed and input_shape is not None and side not in (input_shape[1], max(input_shape[1], 32)):
+    side, fixed = family.image_side(ours)
+    if fixed and input_shape is not None and side != max(input_shape[1], family.padded_side):
         raise InputFileError(
             f"The weights of {spec} fix the image size at {side}x{side}: --input {channels}x{side}x{side}."
         )
     shape = input_shape or (channels, side, side)
-    found = _with_stem(spec, ours, shape)
+    found = _with_shown(spec, ours, shape)
     try:
         found = _with_width(found, ours, shape, seen_classes)
         expected = _shapes(str(found), shape, seen_classes)
@@ -159,9 +144,11 @@ def nearest(
 ) -> Miss:
     """Return the architecture most like `weights`: of those with a similar number of tensors, then of each kind."""
     if requested is None:
-        by_count = sorted(zoo.WEIGHT_TENSORS, key=lambda name: abs(zoo.WEIGHT_TENSORS[name] - len(weights)))
-        small = [f"resnet{depth}" for depth in registry.CIFAR_DEPTHS]
-        for names in ([*by_count[:6], *small], _KINDS):
+        counts = registry.tensor_counts()
+        by_count = sorted(counts, key=lambda name: abs(counts[name] - len(weights)))
+        neighbors = [name for family in families.FAMILIES for name in family.neighbors]
+        lookalikes = [name for family in families.FAMILIES for name in family.lookalikes]
+        for names in ([*by_count[:6], *neighbors], lookalikes):
             if any(miss.likeness >= 0.5 for miss in misses):
                 break
             outcomes = (fit(ArchSpec(name), weights, None, None) for name in names)
@@ -169,68 +156,20 @@ def nearest(
     return max(misses, key=lambda miss: miss.likeness)
 
 
-def unseen_choices(found: Structure) -> Iterator[tuple[str, str, tuple[str, str]]]:
-    """Yield (option, what it means, (value taken, another value)) for what weights do not show."""
-    spec, shape = found.spec, found.input_shape
-    if spec.name in zoo.RESNETS:
-        stem = spec.options.get("stem", stems.resnet_stem(shape))
-        if stem != "7x7":
-            pooled = spec.options.get("maxpool") == "true" or stems.resnet_maxpool(shape)
-            yield "maxpool", "max-pool after the stem", ("yes", "false") if pooled else ("no", "true")
-            yield "stem_stride", "stride of the stem", ("1", "2")
-        yield "stride_in", "convolution that strides in a bottleneck", ("3x3", "1x1")
-    drop = stems.early_strides_to_drop(shape)
-    kept = "as published" if drop == 0 else f"the first {drop} left out, for small images"
-    yield "drop_strides", "early strides", (kept, "1" if drop == 0 else "0")
-    usual = "relu6" if spec.name == "mobilenetv2" else "relu"
-    yield "activation", "activation", (usual, "tanh" if spec.name.startswith("lenet5") else "leaky_relu")
-    yield "pool", "pooling", ("max", "avg")
-    yield "logit_relu", "ReLU on the logits", ("yes, as published", "false")
-    yield "transform_input", "ImageNet renormalisation inside the network", ("no", "true")
-
-
-def _reference_input(spec: ArchSpec) -> Shape:
-    """Return an image shape at which any architecture of the kind can be built."""
-    small = spec.name.startswith("lenet5") or (spec.name not in zoo.WEIGHT_TENSORS)
-    return (3, 32, 32) if small else (3, _SIDE, _SIDE)
-
-
-def _image_side(spec: ArchSpec, ours: Shapes) -> tuple[int, bool]:
-    """Return the image side the weights were made for, and whether they fix it or it is only usual."""
-    name = spec.name
-    if name.startswith("lenet5"):
-        return lenet.input_side(ours["fc1.weight"][1] // max(1, ours["conv3.weight"][0])) or 32, True
-    if name.startswith("vit_"):
-        patches = math.isqrt(max(1, ours["encoder.pos_embedding"][1] - 1))
-        return max(1, patches * ours["conv_proj.weight"][-1]), True
-    if name == "inception_v3":
-        return 299, False
-    small_stem = name in zoo.RESNETS and ours["conv1.weight"][-1] < 7
-    return (_SIDE if name in zoo.WEIGHT_TENSORS and not small_stem else 32), False
-
-
-def _with_stem(spec: ArchSpec, ours: Shapes, shape: Shape) -> ArchSpec:
+def _with_shown(spec: ArchSpec, ours: Shapes, shape: Shape) -> ArchSpec:
     """Set the options that shapes show and the small-image rule would choose otherwise."""
-    if spec.name in zoo.RESNETS and "stem" not in spec.options:
-        kernel = f"{ours['conv1.weight'][-1]}x{ours['conv1.weight'][-1]}"
-        if kernel != stems.resnet_stem(shape) and kernel in registry.family_of(spec.name).options["stem"]:
-            return _with_option(spec, "stem", kernel)
-    if spec.name == "squeezenet" and "logit_relu" not in spec.options:
-        return _with_option(spec, "logit_relu", "true")
-    return spec
-
-
-def _with_option(spec: ArchSpec, option: str, value: str) -> ArchSpec:
-    return replace(spec, options=dict(sorted({**spec.options, option: value}.items())))
+    shown = registry.family_of(spec.name).shown(ours, shape)
+    if shown.keys() <= spec.options.keys():
+        return spec
+    return replace(spec, options=dict(sorted({**shown, **spec.options}.items())))
 
 
 def _with_width(spec: ArchSpec, ours: Shapes, shape: Shape, classes: int) -> ArchSpec:
     """Set the width multiplier: the most usual number that gives a network of exactly this size."""
-    if spec.name.startswith("wrn-"):
-        depth = spec.name.split("-")[1]
-        return replace(spec, name=f"wrn-{depth}-{max(1, ours['block1.layer.0.conv1.weight'][0] // 16)}")
-    widths = registry.family_of(spec.name).widths
-    if widths == () or spec.width is not None:
+    family = registry.family_of(spec.name)
+    if family.resized is not None:
+        return replace(spec, name=family.resized(spec.name, ours))
+    if family.widths == () or spec.width is not None:
         return spec
     target = _size(ours)
 
@@ -239,14 +178,15 @@ def _with_width(spec: ArchSpec, ours: Shapes, shape: Shape, classes: int) -> Arc
 
     if size(100) == target:
         return spec
-    if widths is not None:
-        return next((replace(spec, width=w) for w in widths if size(round(w * 100)) == target), spec)
+    if family.widths is not None:
+        return next((replace(spec, width=w) for w in family.widths if size(round(w * 100)) == target), spec)
     grid = range(round(registry.MIN_WIDTH * 100), round(registry.MAX_WIDTH * 100) + 1)
     low = grid[0] + bisect.bisect_left(grid, target, key=size)
     high = grid[0] + bisect.bisect_right(grid, target, key=size)
     fitting = [hundredths / 100 for hundredths in range(low, high)]
-    if spec.name == "lenet5" and 0.5 in fitting:
-        return replace(spec, name="lenet5-half")
+    for width, name in family.named_widths.items():
+        if width in fitting:
+            return replace(spec, name=name)
     return replace(spec, width=min(fitting, key=_unusualness)) if fitting else spec
 
 
@@ -297,8 +237,9 @@ def _as_far_as_shown(spec: ArchSpec, theirs: Shapes, expected: Shapes) -> Shapes
     head, first = head_of(expected), stem_of(expected)
     if head is None:
         return expected
-    kernels = registry.family_of(spec.name).options.get("stem", ())
-    stem = {1, 2, 3} if first is not None and sizes(theirs.get(first, ())[2:]) in kernels else {1}
+    stems = registry.family_of(spec.name).options.get("stem")
+    kernel = sizes(theirs.get(first, ())[2:]) if first is not None else ""
+    stem = {1, 2, 3} if stems is not None and kernel in stems.values else {1}
     free = {first: stem, head: {0}, f"{head.removesuffix('weight')}bias": {0}}
     shown = dict(expected)
     for name in shown.keys() & free.keys() & theirs.keys():

@@ -30,6 +30,7 @@ from edgekd.ingestion.matching import (
 from edgekd.ingestion.renaming import rename
 from edgekd.ingestion.views import common_prefix
 from edgekd.models import probe, registry
+from edgekd.models.families.outside import PREFIX, TIMM
 from edgekd.models.registry import ArchSpec
 from edgekd.models.shapes import Shapes, shapes_in
 from edgekd.models.stems import Shape
@@ -163,7 +164,7 @@ def search_timm(
             channels = theirs[f"{ends.first[0]}.weight"][1] if ends.first else 3
             if classes < 2 or channels < 1 or (input_shape is not None and input_shape[0] != channels):
                 continue
-            spec, shape = ArchSpec(f"timm:{name}"), input_shape or (channels, ends.side, ends.side)
+            spec, shape = ArchSpec(f"{PREFIX}{name}"), input_shape or (channels, ends.side, ends.side)
             if _timm_shapes(spec, shape, classes, frozenset(theirs.values()), forgiven) == theirs:
                 found.append(Structure(spec, shape, classes, ends.side_is_fixed, {}))
         if found:
@@ -208,15 +209,15 @@ def _timm_shapes(
 
 def _image_side(spec: ArchSpec, theirs: Shapes) -> tuple[int, bool]:
     """Return the image side to assume, and whether the network takes no other."""
-    if spec.name.startswith("timm:") and timm_is_installed():
-        ends = _ends(spec.name.removeprefix("timm:"))
+    if registry.family_of(spec.name) is TIMM and timm_is_installed():
+        ends = _ends(spec.name.removeprefix(PREFIX))
         return ends.side, ends.side_is_fixed
     stem = next((shape for shape in theirs.values() if len(shape) == 4), None)
     return (224 if stem is not None and stem[-1] >= 7 else 32), False
 
 
 def _build(spec: ArchSpec, shape: Shape, classes: int) -> nn.Module:
-    if spec.name.startswith("timm:"):
+    if registry.family_of(spec.name) is TIMM:
         with contextlib.suppress(UsageError), WeightsOnMeta():  # some run while they are built
             return registry.build(spec, input_shape=shape, classes=classes, seed=0)
     return registry.build(spec, input_shape=shape, classes=classes, seed=0)

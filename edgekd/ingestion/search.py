@@ -12,8 +12,7 @@ from edgekd.errors import InputFileError
 from edgekd.ingestion import matching, outside, views
 from edgekd.ingestion.matching import Miss, Structure
 from edgekd.ingestion.views import View
-from edgekd.models import registry
-from edgekd.models import torchvision_zoo as zoo
+from edgekd.models import families, registry
 from edgekd.models.registry import ArchSpec
 from edgekd.models.stems import Shape
 from edgekd.text import listed
@@ -128,10 +127,11 @@ def _readings(weights: Mapping[str, Tensor]) -> Iterator[Reading]:
 
 
 def _without_auxiliary_heads(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
-    """Leave out the heads that GoogLeNet and Inception v3 carry for training only."""
-    if "Mixed_5b.branch1x1.conv.weight" not in weights and "inception3a.branch1.conv.weight" not in weights:
+    """Leave out the heads that some networks carry for training only."""
+    with_heads = [family for family in families.FAMILIES if family.training_only]
+    if not any(family.telltale in weights for family in with_heads):
         return weights, False
-    prefixes = tuple(prefix for group in zoo.TRAINING_ONLY.values() for prefix in group)
+    prefixes = tuple(prefix for family in with_heads for prefix in family.training_only)
     kept = {name: tensor for name, tensor in weights.items() if not name.startswith(prefixes)}
     return kept, len(kept) < len(weights)
 

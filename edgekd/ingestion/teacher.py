@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,8 @@ from edgekd.ingestion import matching, outside, search, views
 from edgekd.ingestion.matching import Structure
 from edgekd.ingestion.search import Findings, Reading
 from edgekd.ingestion.weights import ITSELF, Weights, require_floats, state_dict_of, weights_of
-from edgekd.models import lenet, probe, registry
+from edgekd.models import probe, registry
+from edgekd.models.families.outside import PREFIX, TWINS
 from edgekd.models.registry import ArchSpec
 from edgekd.models.stems import Shape
 from edgekd.text import listed
@@ -67,7 +67,8 @@ def infer(
     if chosen is None:
         raise findings.entangled or _nothing_fits(search.plain(weights), findings, requested)
     found, decided = _only_one(chosen, hint if requested is None else "")
-    if requested is not None and requested.name.startswith("wrn-") and found.spec.name != requested.name:
+    named_by_size = requested is not None and registry.family_of(requested.name).resized is not None
+    if requested is not None and named_by_size and found.spec.name != requested.name:
         raise InputFileError(f"The weights are those of {found.spec}, not of {requested}.")
     if found.mapping and not accept_mapping:
         raise _mapping_needed(found)
@@ -101,21 +102,17 @@ def other_entries(weights: Weights) -> tuple[Assumption, ...]:
     return (Assumption("weights", value, f"a file made by torch.save(torch.load(FILE){keys}, 'other.pt')"),)
 
 
-_TWINS = re.compile(r"resnet(blur|aa)\d+[a-z]*")
-"""timm's ResNets whose names and shapes are torchvision's, but not their strides and pools."""
-
-
 def _only_one(reading: Reading, hint: str) -> tuple[Structure, list[Assumption]]:
     """Return the only structure, the one that the file names itself, or any of several that answer alike."""
     first, *others = reading.structures
-    if _TWINS.fullmatch(hint.removeprefix("timm:")) and not registry.is_custom(first.spec.name):
+    if TWINS.fullmatch(hint) and not registry.is_custom(first.spec.name):
         raise InputFileError(
             f"The weights fit {first.spec}, but the file says {hint}, which has the same weights and pools otherwise. "
-            f"Choose with --arch {first.spec} or --arch timm:{hint.removeprefix('timm:')}."
+            f"Choose with --arch {first.spec} or --arch {PREFIX}{hint.removeprefix(PREFIX)}."
         )
     if not others:
         return first, []
-    named = [s for s in reading.structures if s.spec.name.removeprefix("timm:") == hint.removeprefix("timm:")]
+    named = [s for s in reading.structures if s.spec.name.removeprefix(PREFIX) == hint.removeprefix(PREFIX)]
     if len(named) == 1:
         other = next(structure for structure in reading.structures if structure is not named[0])
         value = f"{named[0].spec}, as the file says (others fit too)"
@@ -166,26 +163,23 @@ def _values(tensor: Tensor) -> str:
 
 
 def _assumed_size(found: Structure) -> Iterator[Assumption]:
-    """Return the assumed image size where the weights leave it open; LeNet pads smaller images to 32 pixels."""
+    """Return the assumed image size where the weights leave it open, also between an image and one that is padded."""
     channels, height, width = found.input_shape
+    family = registry.family_of(found.spec.name)
     if not found.side_is_fixed:
         yield Assumption("image size", f"{height}x{width}", f"--input {channels}x{height}x{width}")
-    elif found.spec.name.startswith("lenet5") and height == lenet.PADDED_SIDE:
-        yield Assumption("image size", "32x32, not 28x28 padded", f"--input {channels}x28x28")
+    elif height == family.padded_side:
+        small = f"{family.smaller_side}x{family.smaller_side}"
+        yield Assumption("image size", f"{height}x{height}, not {small} padded", f"--input {channels}x{small}")
 
 
 def _unseen(found: Structure, dropped: bool) -> Iterable[Assumption]:
     """Return what these weights cannot show about their architecture."""
-    name, given = found.spec.name, found.spec.options
-    options = {} if registry.is_custom(name) else registry.family_of(name).options
-
-    def flag(option: str, other: str) -> str:
-        return f"--arch {replace(found.spec, options=dict(sorted({**given, option: other}.items())))}"
-
-    for option, what, values in matching.unseen_choices(found):
-        if option in options and option not in found.requested:
-            value, other = values
-            yield Assumption(what, value, flag(option, other))
+    for name, option in registry.family_of(found.spec.name).options.items():
+        unseen = option.unseen(found.spec, found.input_shape)
+        if unseen is not None and name not in found.requested:
+            options = dict(sorted({**found.spec.options, name: unseen.other}.items()))
+            yield Assumption(unseen.what, unseen.assumed, f"--arch {replace(found.spec, options=options)}")
     if dropped:
         yield Assumption("auxiliary classifiers", "left out, only training runs them", "--arch package.module:factory")
 

@@ -14,23 +14,13 @@ _POOLS: dict[str, Callable[[], nn.Module]] = {
     "max": lambda: nn.MaxPool2d(2),
     "avg": lambda: nn.AvgPool2d(2),
 }
-ACTIVATIONS = tuple(_ACTIVATIONS)
-POOLS = tuple(_POOLS)
-
-
-PADDED_SIDE = 32
+_PADDED_SIDE = 32
 """Side to which smaller images are padded."""
 
 
 def _after_convolutions(side: int) -> int:
     """Return the side of the last feature map: 5x5 convolution and pool twice, then a 5x5 convolution."""
-    return ((max(side, PADDED_SIDE) - 4) // 2 - 4) // 2 - 4
-
-
-def input_side(positions: int) -> int:
-    """Return the (smallest) image side whose last feature map has `positions` positions, or 0 if none has."""
-    side = round(positions**0.5)
-    return 4 * side + 28 if side * side == positions else 0
+    return ((max(side, _PADDED_SIDE) - 4) // 2 - 4) // 2 - 4
 
 
 class LeNet5(nn.Module):
@@ -40,7 +30,7 @@ class LeNet5(nn.Module):
         super().__init__()
         c1, c2, c3, c4 = (max(1, round(c * width)) for c in (6, 16, 120, 84))
         channels, height, breadth = input_shape
-        padding = (max(0, PADDED_SIDE + 1 - height) // 2, max(0, PADDED_SIDE + 1 - breadth) // 2)
+        padding = (max(0, _PADDED_SIDE + 1 - height) // 2, max(0, _PADDED_SIDE + 1 - breadth) // 2)
         self.conv1 = nn.Conv2d(channels, c1, 5, padding=padding)
         self.conv2 = nn.Conv2d(c1, c2, 5)
         self.conv3 = nn.Conv2d(c2, c3, 5)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shape of each tensor by its name, in order."""

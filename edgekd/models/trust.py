@@ -20,6 +20,7 @@ from edgekd import console, stopping
 from edgekd.agent.files import open_regular
 from edgekd.errors import UsageError
 from edgekd.models import imports
+from edgekd.models.families import outside
 from edgekd.models.imports import Files, state_folder
 from edgekd.run.directory import digest, sha256_file
 from edgekd.text import listed
@@ -75,7 +76,7 @@ def confirm(names: Iterable[str] = (), *, pickles: bool = False) -> None:
 
 def is_code(arch: str) -> bool:
     """Return whether an architecture is code from outside: `package.module:factory`, but not `timm:NAME`."""
-    return ":" in arch and not _bare(arch).startswith("timm:")
+    return outside.is_code(_bare(arch))
 
 
 def factory(arch: str) -> Code:

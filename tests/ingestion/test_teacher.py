@@ -14,7 +14,6 @@ from edgekd.ingestion import matching
 from edgekd.ingestion.foreign import read_checkpoint
 from edgekd.ingestion.teacher import infer, load, state_dict_of
 from edgekd.models import probe, registry
-from edgekd.models import torchvision_zoo as zoo
 from edgekd.models.registry import ArchSpec
 
 TEACHERS = Path(__file__).parents[3] / "shared" / "teachers"
@@ -64,7 +63,7 @@ def expanded(shapes):
 
 def assert_told_apart(name):
     shapes = matching._shapes(name, (3, 224, 224), 17)
-    assert len(shapes) == zoo.WEIGHT_TENSORS[name]
+    assert len(shapes) == registry.tensor_counts()[name]
     found = infer(expanded(shapes))
     side = 299 if name == "inception_v3" else 224
     expected = "squeezenet,logit_relu=true" if name == "squeezenet" else name
@@ -81,7 +80,7 @@ def test_torchvision_classifiers_are_told_apart(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(zoo.WEIGHT_TENSORS))
+@pytest.mark.parametrize("name", list(registry.tensor_counts()))
 def test_every_torchvision_classifier_is_told_apart(name):
     assert name in registry.student_names() or name in torchvision.models.list_models(module=torchvision.models)
     assert_told_apart(name)

@@ -1,0 +1,93 @@
+"""The residual networks of the CIFAR papers: ResNets of 6n+2 layers and wide ResNets of 6n+4."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from edgekd.errors import UsageError
+from edgekd.models.families.base import Family, Option, activation
+from edgekd.models.shapes import Shapes
+from edgekd.models.stems import Shape
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgekd.models.registry import ArchSpec
+
+_STUDENTS = tuple(f"resnet{depth}" for depth in (8, 14, 20, 32, 44, 56, 110))
+_MOST_BLOCKS = 200
+"""Blocks a stage has at most in weights that are compared."""
+
+
+def _make_resnet(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
+    from edgekd.models import cifar
+
+    depth, base = int(spec.name.removeprefix("resnet")), max(1, round(16 * (spec.width or 1.0)))
+    return cifar.CifarResNet(depth, base, input_shape[0], classes, spec.options.get("shortcut", "A"))
+
+
+def _recognize_resnet(name: str) -> str | None:
+    found = re.fullmatch(r"resnet[-_]?(\d+)", name.lower())
+    depth = int(found[1]) if found else 0
+    return f"resnet{depth}" if depth % 6 == 2 and 8 <= depth <= 1202 else None
+
+
+def _count_resnet(tensors: int) -> Sequence[str]:
+    """A CIFAR ResNet has 7 + 30n tensors, 10 more with projections."""
+    blocks, rest = divmod(tensors - 7, 30)
+    if not 1 <= blocks <= _MOST_BLOCKS or rest not in (0, 10):
+        return []
+    return [f"resnet{6 * blocks + 2}" + (",shortcut=B" if rest else "")]
+
+
+def _make_wide(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
+    from edgekd.models import cifar
+
+    _, depth, widen = spec.name.split("-")
+    return cifar.WideResNet(int(depth), int(widen), input_shape[0], classes)
+
+
+def _recognize_wide(name: str) -> str | None:
+    found = re.fullmatch(r"(?:wrn|wideresnet)[-_]?(\d+)[-_](\d+)", name.lower())
+    if found is None:
+        return None
+    depth, widen = int(found[1]), int(found[2])
+    if depth < 10 or (depth - 4) % 6 or not 1 <= widen <= 64:
+        raise UsageError(f"wrn-D-K needs a depth of 6n+4 (10, 16, 22, 28, 40) and K of 1 to 64, not {name}.")
+    return f"wrn-{depth}-{widen}"
+
+
+def _count_wide(tensors: int) -> Sequence[str]:
+    """A WRN has 7 + 30n tensors and 3 (or 2, if K is 1) of shortcuts."""
+    blocks, rest = divmod(tensors - 7, 30)
+    return [f"wrn-{6 * blocks + 4}-{rest - 1}"] if 1 <= blocks <= _MOST_BLOCKS and rest in (2, 3) else []
+
+
+def _resized(name: str, shapes: Shapes) -> str:
+    return f"{name.rpartition('-')[0]}-{max(1, shapes['block1.layer.0.conv1.weight'][0] // 16)}"
+
+
+CIFAR_RESNET = Family(
+    _make_resnet,
+    students=_STUDENTS,
+    recognize=_recognize_resnet,
+    note="and any other depth of 6n+2: for CIFAR, 16 to 64 channels",
+    options={"shortcut": Option(("A", "B")), "activation": activation()},
+    widths=None,
+    side=32,
+    count=_count_resnet,
+    neighbors=_STUDENTS,
+)
+WIDE_RESNET = Family(
+    _make_wide,
+    students=("wrn-16-1", "wrn-16-2", "wrn-40-1", "wrn-40-2"),
+    recognize=_recognize_wide,
+    note="and any `wrn-D-K` with D = 6n+4, K times as wide",
+    options={"activation": activation()},
+    side=32,
+    count=_count_wide,
+    resized=_resized,
+    lookalikes=("wrn-16-2", "wrn-40-2"),
+)

@@ -1,0 +1,30 @@
+"""MNASNet, of any width."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgekd.models.families.base import DROP_STRIDES, Family, activation
+from edgekd.models.stems import Shape
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgekd.models.registry import ArchSpec
+
+
+def _make(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
+    from edgekd.models import torchvision_zoo as zoo
+
+    net = zoo.build_mnasnet(spec.width or 1.0, classes)
+    return zoo.as_student(net, spec, input_shape, ("layers.0", "layers.8"))
+
+
+MNASNET = Family(
+    _make,
+    students=("mnasnet",),
+    tensors={"mnasnet": 262},
+    options={"drop_strides": DROP_STRIDES, "activation": activation()},
+    widths=None,
+    lookalikes=("mnasnet",),
+)
