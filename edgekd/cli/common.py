@@ -20,8 +20,11 @@ from edgekd.pipeline import afresh
 from edgekd.pipeline.afresh import Afresh
 from edgekd.recipe import AUTO, Recipe
 from edgekd.recipe.names import MOST_BYTES, name_problem
-from edgekd.run.directory import Record, RunDir, command_line, read_json, write_text
-from edgekd.run.ownership import CONTENT, LEDGER, LOCK, is_run, refuse_foreign, remove
+from edgekd.run.cards.record import Record
+from edgekd.run.cards.teacher import TeacherCard
+from edgekd.run.directory import RunDir, command_line
+from edgekd.run.files import remove, write_text
+from edgekd.run.ownership import CONTENT, LEDGER, LOCK, is_run, refuse_foreign
 from edgekd.stages.base import Stage
 from edgekd.stopping import Stop, graceful
 
@@ -130,7 +133,7 @@ class _Before:
             return path.read_bytes() if path.is_file() else None
 
         published = {path: path.stat().st_mtime_ns for path in run.path.rglob("record.json")}
-        images = run.ledger()["real_images_read"]
+        images = run.ledger().real_images_read
         return _Before(content(run.recipe_file), content(run.ledger_file), images, published)
 
     def restore(self, run: RunDir, made: list[Path]) -> None:
@@ -169,7 +172,7 @@ def approve(run: RunDir, recipe: Recipe, *, teacher: bool = True, student: bool 
         if recipe.teacher.trust_pickle and outside_files.is_pickle(file):
             asked.append((trust.pickle(file), "teacher.trust_pickle"))
     elif teacher:
-        arch = read_json(run.stage("teacher") / "teacher.json")["arch"]
+        arch = run.read(TeacherCard).arch
         if trust.is_code(arch):
             asked.append((trust.factory(arch), "teacher/teacher.json"))
     if student and trust.is_code(recipe.student.name):

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgekd import console, pipeline
 from edgekd import recipe as recipe_module
-from edgekd.bench import comparing, golden
+from edgekd.bench import comparing, golden, tables
 from edgekd.bench import device as devices
 from edgekd.bench import measuring as benching
 from edgekd.bench.remote import Host
@@ -20,8 +20,8 @@ from edgekd.cli.flags import Changes, approve_typed
 from edgekd.errors import InputFileError, UsageError
 from edgekd.export.graph import properties_of_file
 from edgekd.models.stems import parse_shape
+from edgekd.run.cards.report import BenchPart
 from edgekd.run.directory import RunDir
-from edgekd.stages import report as reporting
 from edgekd.stages.catalog import BENCH, EXPORT
 from edgekd.stopping import graceful
 
@@ -173,8 +173,9 @@ def _show(facts: dict[str, Any], results: dict[str, Any], options: Options, writ
     if options.json:
         console.print_json(shown)
     else:
-        reporting.print_latency(shown["results"])
-        reporting.print_device(shown)
+        measured = BenchPart.model_validate(results)
+        tables.print_latency(comparing.rows_of(measured.results))
+        tables.print_device(measured)
     for warning in shown["warnings"]:
         console.warn(warning)
     checks = [one["passed"] for one in shown.get("numerics", [])]

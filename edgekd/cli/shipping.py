@@ -15,7 +15,8 @@ from edgekd.export import clipping
 from edgekd.models import artefacts
 from edgekd.models import images as images_of
 from edgekd.recipe import Recipe
-from edgekd.run.directory import RunDir, read_json
+from edgekd.run.cards.exported import AgreementCard
+from edgekd.run.directory import RunDir
 from edgekd.stages import eval as evaluation
 from edgekd.stages import export as exporting
 from edgekd.stages.catalog import EXPORT, INGEST, SELECT
@@ -39,7 +40,7 @@ def export(name: str, flags: Changes, options: Options, *, clipping_of: Path | N
                 clipped = clipping.run(run, recipe, images)
     if clipped is not None and not options.json:
         clipping.print_table(clipped, len(images or ()))
-    extras = {} if clipped is None else {"clipping": clipped}
+    extras = {} if clipped is None else {"clipping": {name: one.to_json() for name, one in clipped.items()}}
     following = f"edgekd bench {typed(run)}"
     _close_export(run, run.stage("export"), extras, options, following, data_free=run.data_free())
     exporting.refuse_failures(run)
@@ -106,16 +107,21 @@ def _close_export(
     run: RunDir, folder: Path, extras: dict[str, Any], options: Options, following: str, *, data_free: bool | None
 ) -> None:
     """Print the agreement chain, or JSON, and the closing lines of an export."""
-    chain = read_json(folder / "agreement.json")["chain"]
+    chain = AgreementCard.load(folder).chain
     chain = dict(sorted(chain.items(), key=lambda item: artefacts.precision_rank(item[0].split(" -> ")[1])))
     found = sorted(folder.glob("*.onnx"), key=lambda path: artefacts.precision_rank(path.name))
     files = {path.name: path.stat().st_size for path in found}
     if options.json:
-        shown = {"run": run.name, "size_bytes": files, "agreement": chain, "data_free": data_free}
+        shown = {
+            "run": run.name,
+            "size_bytes": files,
+            "agreement": {name: link.to_json() for name, link in chain.items()},
+            "data_free": data_free,
+        }
         console.print_json({**shown, **extras})
     else:
-        shares = {link: "–" if value["share"] is None else f"{value['share']:.2%}" for link, value in chain.items()}
-        rows = [(link, share, str(chain[link]["clear"])) for link, share in shares.items()]
+        shares = {link: "–" if value.share is None else f"{value.share:.2%}" for link, value in chain.items()}
+        rows = [(link, share, str(chain[link].clear)) for link, share in shares.items()]
         console.print_table(("synthetic agreement (not accuracy)", "same answer", "decided samples"), rows)
     sizes = ", ".join(f"{file} {size / 1000:.0f} kB" for file, size in files.items())
     console.closing(f"{folder}/", caveat(data_free) + sizes, following)
@@ -133,12 +139,11 @@ def evaluate(name: str, data: Path | None, options: Options) -> None:
         approve(run, recipe, student=pipeline.Standing(run, recipe).intact(SELECT))
         result = evaluation.run(run, recipe, folder, stop)
     if options.json:
-        console.print_json(
-            {key: result[key] for key in ("run", "data_free", "images", "accuracy", "accuracy_default_mode")}
-        )
+        shown = ("run", "data_free", "images", "accuracy", "accuracy_default_mode")
+        console.print_json({name: value for name, value in result.to_json().items() if name in shown})
     else:
-        rows = [(artefact, f"{value:.2%}") for artefact, value in result["accuracy"].items()]
-        console.print_table((f"accuracy on {result['images']} images", "top-1"), rows)
-    shares = [f"{artefact} {value:.2%}" for artefact, value in result["accuracy"].items()]
-    headline = caveat(result["data_free"]) + ", ".join(shares[:2])
-    console.closing(f"{run.stage('eval')}/{result['data']}.json", headline, f"edgekd report {typed(run)}")
+        rows = [(artefact, f"{value:.2%}") for artefact, value in result.accuracy.items()]
+        console.print_table((f"accuracy on {result.images} images", "top-1"), rows)
+    shares = [f"{artefact} {value:.2%}" for artefact, value in result.accuracy.items()]
+    headline = caveat(result.data_free) + ", ".join(shares[:2])
+    console.closing(f"{run.stage('eval')}/{result.data}.json", headline, f"edgekd report {typed(run)}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from edgekd import console, pipeline
 from edgekd.cli.common import Options, approve, at_work, named_run, open_run, run_called, typed, wanted_recipe
@@ -15,7 +15,9 @@ from edgekd.ingestion import outside_files
 from edgekd.ingestion.teacher import mapping_in_short
 from edgekd.pipeline import afresh
 from edgekd.recipe.names import name_problem
-from edgekd.run.directory import Record, RunDir, read_json
+from edgekd.run.cards.record import Record
+from edgekd.run.cards.teacher import PixelsCard, TeacherCard
+from edgekd.run.directory import RunDir
 from edgekd.stages.catalog import INGEST
 
 MAPPED_LINES = 20
@@ -35,15 +37,15 @@ def ingest(teacher: Path | None, name: str, flags: Changes, options: Options) ->
         recipe = pipeline.adopt(run, wanted_recipe(run, flags))
         approve(run, recipe, teacher=Record.read(run.stage("teacher")) is None, student=False)
         pipeline.advance(run, recipe, INGEST, stop=stop)
-    description, pixels = (read_json(run.stage("teacher") / file) for file in ("teacher.json", "pixels.json"))
+    card, pixels = run.read(TeacherCard), run.read(PixelsCard)
     if options.json:
-        console.print_json({"run": run.name, **description, **pixels, "teacher_probe": _timing(run)})
-    _say_what_it_is(run, description, pixels)
-    probe = description["probe"]
+        timing = run.ledger().teacher_probe
+        measured = {"teacher_probe": None if timing is None else timing.to_json()}
+        console.print_json({"run": run.name, **card.to_json(), **pixels.to_json(), **measured})
+    _say_what_it_is(run, card, pixels)
     console.closing(
         f"{run.stage('teacher')}/teacher.json",
-        f"{description['arch']}, {description['classes']} classes, {probe['parameters']:,} parameters, "
-        f"{probe['macs']:,} MACs",
+        f"{card.arch}, {card.classes} classes, {card.probe.parameters:,} parameters, {card.probe.macs:,} MACs",
         f"edgekd distill {shlex.quote(recipe.teacher.file)} --run {typed(run)}",
     )
 
@@ -71,21 +73,21 @@ def run_of(teacher: Path, name: str, label: str = "") -> RunDir:
     return named_run(name) if name else run_called(label)
 
 
-def probe_sentence(run: RunDir, description: dict[str, Any]) -> str:
+def probe_sentence(run: RunDir, card: TeacherCard) -> str:
     """Return what the probe saw, in one line."""
-    probe = description["probe"]
+    probe = card.probe
     kinds = {
         "logits": "logits",
         "probabilities": "probabilities: the softmax at its end is undone",
         "log-probabilities": "log-probabilities, which serve as logits",
     }
-    norms = _count(probe["batchnorm_layers"], "BatchNorm layer")
-    sure = f"{probe['noise_confidence']:.1%} sure on noise (chance {1 / description['classes']:.1%})"
-    parts = [f"answers (N, {description['classes']}) finite {kinds[probe['emits']]}", "head alive", norms, sure]
-    timing = _timing(run)
-    if timing:
-        threads = _count(timing["threads"], "thread")
-        parts.append(f"{timing['images']} images in {_milliseconds(timing['seconds'])} ms on {threads}")
+    norms = _count(probe.batchnorm_layers, "BatchNorm layer")
+    sure = f"{probe.noise_confidence:.1%} sure on noise (chance {1 / card.classes:.1%})"
+    parts = [f"answers (N, {card.classes}) finite {kinds[probe.emits]}", "head alive", norms, sure]
+    timing = run.ledger().teacher_probe
+    if timing is not None:
+        threads = _count(timing.threads, "thread")
+        parts.append(f"{timing.images} images in {_milliseconds(timing.seconds)} ms on {threads}")
     return "; ".join(parts)
 
 
@@ -97,30 +99,24 @@ def _count(number: int, what: str) -> str:
     return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
 
 
-def _timing(run: RunDir) -> dict[str, Any] | None:
-    """Return what the probe's batch took on the machine that read the teacher."""
-    timing: dict[str, Any] | None = run.ledger().get("teacher_probe")
-    return timing
-
-
-def _say_what_it_is(run: RunDir, description: dict[str, Any], pixels: dict[str, Any]) -> None:
-    pairs = mapping_in_short(description.get("mapping", {}))
+def _say_what_it_is(run: RunDir, card: TeacherCard, pixels: PixelsCard) -> None:
+    pairs = mapping_in_short(card.mapping)
     for pair in pairs[:MAPPED_LINES]:
         console.say(f"mapped   {pair}")
     if len(pairs) > MAPPED_LINES:
         console.say(f"mapped   {len(pairs) - MAPPED_LINES} more, all of them in teacher.json")
-    for assumption in description["assumptions"]:
-        console.say(f"assumed  {assumption['what']} = {assumption['value']} (change it with {assumption['flag']})")
-    if pixels["mean"] is None:
+    for assumed in card.assumptions:
+        console.say(f"assumed  {assumed.what} = {assumed.value} (change it with {assumed.flag})")
+    if pixels.mean is None or pixels.std is None:
         known = "unknown; only real images need it (--normalize NAME, or --mean and --std)"
     else:
-        known = f"mean {_numbers(pixels['mean'])}, std {_numbers(pixels['std'])}"
+        known = f"mean {_numbers(pixels.mean)}, std {_numbers(pixels.std)}"
     console.say(f"pixels   {known}")
-    if pixels["class_names"]:
-        names = pixels["class_names"]
+    if pixels.class_names:
+        names = pixels.class_names
         console.say(f"classes  {', '.join(names[:5])}{f' … {names[-1]}' if len(names) > 5 else ''}")
-    console.say(f"probe    {probe_sentence(run, description)}")
+    console.say(f"probe    {probe_sentence(run, card)}")
 
 
-def _numbers(values: list[float]) -> str:
+def _numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)

@@ -34,11 +34,13 @@ from edgekd.models.footprint import Footprint
 from edgekd.pipeline import plan
 from edgekd.recipe import AUTO, Recipe
 from edgekd.run import curve
-from edgekd.run.directory import RunDir, command_line, read_json
+from edgekd.run.cards.judged import SelectionCard
+from edgekd.run.cards.teacher import TeacherCard
+from edgekd.run.directory import RunDir, command_line
+from edgekd.run.logbook import Accuracy
 from edgekd.stages import eval as evaluation
 from edgekd.stages import export as exporting
 from edgekd.stages import report as reporting
-from edgekd.stages.base import Accuracy
 from edgekd.stages.catalog import BENCH, DISTILL, EXPORT, INGEST, INIT, SELECT
 from edgekd.stopping import Stop
 from edgekd.text import sizes
@@ -75,10 +77,10 @@ def distill(
         if options.data is not None:
             evaluation.run(run, recipe, options.data, stop)
     if options.json:
-        console.print_json(result)
+        console.print_json(result.to_json())
     console.closing(
         f"{run.stage('select')}/student.safetensors",
-        curve.headline(result),
+        result.headline(),
         f"edgekd export {typed(run)} --int8",
     )
 
@@ -126,12 +128,12 @@ def run_recipe(path: Path, name: str, flags: Changes, options: Options) -> None:
         summary = reporting.run(run)
         exporting.refuse_failures(run)
     if options.json:
-        console.print_json(summary)
+        console.print_json(summary.to_json())
     else:
         reporting.print_summary(summary)
-    headline = caveat(summary["data_free"]) + (summary["verdict"] or "no latency measured")
+    headline = caveat(summary.data_free) + (summary.verdict or "no latency measured")
     if evaluated is not None:
-        headline = f"accuracy {evaluated['accuracy']['student']:.2%} on {evaluated['images']} images; {headline}"
+        headline = f"accuracy {evaluated.accuracy['student']:.2%} on {evaluated.images} images; {headline}"
     console.closing(f"{run.stage('report')}/report.html", headline, f"edgekd status {typed(run)}")
 
 
@@ -157,11 +159,11 @@ def select(name: str, options: Options) -> None:
         pipeline.Standing(run, recipe).require(DISTILL)
         approve(run, recipe)
         pipeline.advance(run, recipe, SELECT, stop=stop)
-    selection = read_json(run.stage("select") / "selection.json")
+    selection = run.read(SelectionCard)
     if options.json:
-        console.print_json({"run": run.name, **selection})
-    best = next(c for c in selection["candidates"] if c["name"] == selection["chosen"])
-    headline = f"{selection['chosen']}: {best['agreement']:.2%} synthetic agreement (not accuracy)"
+        console.print_json({"run": run.name, **selection.to_json()})
+    best = next(one for one in selection.candidates if one.name == selection.chosen)
+    headline = f"{selection.chosen}: {best.agreement:.2%} synthetic agreement (not accuracy)"
     console.closing(f"{run.stage('select')}/student.safetensors", headline, f"edgekd export {typed(run)} --int8")
 
 
@@ -184,7 +186,7 @@ def _chosen(run: RunDir, recipe: Recipe, stop: Stop, host: Host | None) -> Recip
             budget_ms,
             description.input_shape,
             description.classes,
-            below_macs=read_json(run.stage("teacher") / "teacher.json")["probe"]["macs"],
+            below_macs=run.read(TeacherCard).probe.macs,
             stop=stop,
             threads=recipe.bench.threads[0],
             measurer=measurer,
@@ -225,18 +227,17 @@ def _planned(run: RunDir, recipe: Recipe, stop: Stop) -> tuple[Recipe, plan.Plan
 
 def _opening(run: RunDir, recipe: Recipe, size: Footprint, cost: plan.Plan | None) -> None:
     """Print the five opening lines."""
-    data = read_json(run.stage("teacher") / "teacher.json")
-    assumed = [f"{a['what']} {a['value']} assumed ({a['flag']})" for a in data["assumptions"]]
-    shape = sizes(data["input_shape"])
+    card = run.read(TeacherCard)
+    assumed = [f"{one.what} {one.value} assumed ({one.flag})" for one in card.assumptions]
     student, method = recipe.student, recipe.method
     origin = f", starting from {student.weights}" if student.weights else ""
     todo = "done or under way" if cost is None else cost.sentence()
-    cost_of_teacher = f"{data['probe']['parameters']:,} parameters, {data['probe']['macs']:,} MACs"
+    cost_of_teacher = f"{card.probe.parameters:,} parameters, {card.probe.macs:,} MACs"
     console.opening(
         [
             ("run", str(run.path)),
-            ("teacher", f"{data['arch']}, {cost_of_teacher}; {probe_sentence(run, data)}"),
-            ("input", "; ".join([f"{shape}, {data['classes']} classes", *assumed])),
+            ("teacher", f"{card.arch}, {cost_of_teacher}; {probe_sentence(run, card)}"),
+            ("input", "; ".join([f"{sizes(card.input_shape)}, {card.classes} classes", *assumed])),
             ("student", f"{student.name}, {size.parameters:,} parameters, {size.macs:,} MACs{origin}"),
             ("plan", f"{method.preset}, {method.steps} steps, {todo}"),
         ]

@@ -12,6 +12,7 @@ from edgekd import recipe as recipe_module
 from edgekd.cli.common import Options, at_work, caveat, find_run, typed
 from edgekd.errors import UsageError
 from edgekd.recipe import Recipe
+from edgekd.run.cards.events import TrainEvent
 from edgekd.run.directory import RunDir
 from edgekd.run.left_out import LeftOut
 from edgekd.stages.base import Stage
@@ -44,8 +45,8 @@ def status(name: str, options: Options) -> None:
 
 def _last_step(run: RunDir) -> int | None:
     """Return the last step that was logged."""
-    last = run.events("train")[-1:]
-    return int(last[0]["step"]) if last else None
+    last = run.logged(TrainEvent)[-1:]
+    return last[0].step if last else None
 
 
 def _making(run: RunDir, recipe: Recipe, stage: Stage) -> str:
@@ -64,10 +65,10 @@ def report(name: str, options: Options) -> None:
     run = find_run(name, INGEST)
     summary = reporting.run(run)
     if options.json:
-        console.print_json(summary)
+        console.print_json(summary.to_json())
     else:
         reporting.print_summary(summary)
-    headline = caveat(summary["data_free"]) + (summary["verdict"] or "no latency measured yet")
+    headline = caveat(summary.data_free) + (summary.verdict or "no latency measured yet")
     console.closing(f"{run.stage('report')}/report.html", headline, f"edgekd status {typed(run)}")
 
 

@@ -8,13 +8,19 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from edgekd.errors import UsageError
+from edgekd.run.cards.exported import AgreementCard, CalibrationCard, ParityCard
+from edgekd.run.cards.judged import SelectionCard
+from edgekd.run.cards.ledger import LedgerCard
+from edgekd.run.cards.record import RECORD, Record
+from edgekd.run.cards.report import ReportCard
+from edgekd.run.cards.teacher import InitCard, PixelsCard, TeacherCard
+from edgekd.run.files import remove
 
-LEDGER, LOCK = "run.json", ".lock"
+LEDGER, LOCK = LedgerCard.file, ".lock"
 CONTENT = (
     *("recipe.toml", "events.jsonl", "teacher", "init", "select", "export", "bench", "eval", "report"),
     "distill",  # last: while it is there, or not yet there, every reader knows how far the run has come
@@ -23,15 +29,18 @@ CONTENT = (
 
 CHECKPOINT = re.compile(r"(damaged-)?step-\d{8}")
 """Names of checkpoints below distill/checkpoints/."""
-_OUTPUTS = {
-    "teacher": r"teacher\.safetensors|teacher\.json|pixels\.json",
-    "init": r"student\.safetensors|init\.json",
-    "select": r"student\.safetensors|selection\.json|replay\.safetensors",
-    "export": r"student\.[\w.-]+\.onnx|(parity|agreement|calibration)\.json",
-    "report": r"report\.(html|json)",
+TEACHER_WEIGHTS, STUDENT_WEIGHTS, REPLAY_WEIGHTS = "teacher.safetensors", "student.safetensors", "replay.safetensors"
+STATE_TENSORS, STATE_VALUES = "state.safetensors", "state.json"
+REPORT_PAGE = "report.html"
+OUTPUTS = {
+    "teacher": {TEACHER_WEIGHTS, TeacherCard.file, PixelsCard.file},
+    "init": {STUDENT_WEIGHTS, InitCard.file},
+    "select": {STUDENT_WEIGHTS, SelectionCard.file, REPLAY_WEIGHTS},
+    "export": {ParityCard.file, AgreementCard.file, CalibrationCard.file},
+    "report": {REPORT_PAGE, ReportCard.file},
 }
-_CHECKPOINT_FILES = r"state\.(safetensors|json)"
-_BENCH_FILES = {"environment.json", "results.json", "samples.json", "jetson.json", "record.json"}
+_EXPORTED = re.compile(r"student\.[\w.-]+\.onnx")
+_BENCH_FILES = {"environment.json", "results.json", "samples.json", "jetson.json", RECORD}
 
 
 def is_run(folder: Path) -> bool:
@@ -63,25 +72,28 @@ def refuse_foreign(folder: Path) -> None:
 
 def is_output(folder: Path, name: str) -> bool:
     """Return whether edgekd writes files of that name into that folder of a run."""
-    if name in ("record.json", ".tmp-record.json"):
+    if name in (RECORD, f".tmp-{RECORD}"):
         return True
     if folder.parent.name == "bench":
         return name in _BENCH_FILES
-    pattern = _CHECKPOINT_FILES if CHECKPOINT.fullmatch(folder.name) else _OUTPUTS.get(folder.name)
-    return pattern is not None and re.fullmatch(pattern, name) is not None
+    if CHECKPOINT.fullmatch(folder.name):
+        return name in (STATE_TENSORS, STATE_VALUES)
+    return name in OUTPUTS.get(folder.name, ()) or (folder.name == "export" and _EXPORTED.fullmatch(name) is not None)
+
+
+def strangers(folder: Path) -> list[Path]:
+    """Return the user's files in a folder of a run: those not in its record, or without one not named like outputs."""
+    record = Record.read(folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_symlink() or path.is_file())
+    if record is None:
+        return [path for path in files if path.parent != folder or not is_output(folder, path.name)]
+    known = {folder / name for name in (RECORD, f".tmp-{RECORD}", *record.outputs)}
+    return [path for path in files if path not in known]
 
 
 def exists(path: Path) -> bool:
     """Return whether a name is taken, be it by a link that leads nowhere."""
     return os.path.lexists(path)
-
-
-def remove(path: Path) -> None:
-    """Delete a file, a folder with what it holds, or a link (never what it leads to)."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def interrupted(run: Path) -> bool:
@@ -106,8 +118,8 @@ def _leftovers(run: Path) -> list[Path]:
         run: lambda left: left.name[5:] in (*CONTENT, LEDGER),
         run / "bench": _is_of_a_bench,
         run / "eval": lambda left: left.name.startswith(".tmp-") and left.suffix == ".json" and not left.is_dir(),
-        run / "select": lambda left: left.name == ".tmp-record.json",
-        run / "distill": lambda left: left.name == ".tmp-record.json",
+        run / "select": lambda left: left.name == f".tmp-{RECORD}",
+        run / "distill": lambda left: left.name == f".tmp-{RECORD}",
         run / "distill" / "checkpoints": lambda left: CHECKPOINT.fullmatch(left.name[5:]) is not None,
     }
     within = {parent: is_ours for parent, is_ours in ours.items() if parent == run or not parent.is_symlink()}
@@ -120,4 +132,4 @@ def _is_of_a_bench(left: Path) -> bool:
     if left.is_symlink() or not left.is_dir():
         return False
     names = {path.name.removeprefix(".tmp-") for path in left.iterdir()}
-    return "record.json" in names or names <= _BENCH_FILES
+    return RECORD in names or names <= _BENCH_FILES
