@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeAlias
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
-State = Mapping[str, Any]
+from edgekd.errors import InputFileError
+
+Leaf: TypeAlias = Tensor | JsonValue
+StateDict: TypeAlias = Mapping[str, "Leaf | StateDict"]
+"""Tensors and plain values under names, nested."""
 
 
-def flatten(state: State, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+def flatten(state: StateDict, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, JsonValue]]:
     """Split nested dicts into tensors and plain values, keyed by paths joined with `/`."""
     tensors: dict[str, Tensor] = {}
-    plain: dict[str, Any] = {}
+    plain: dict[str, JsonValue] = {}
     for key, value in state.items():
         path = f"{prefix}{key}"
         if isinstance(value, Tensor):
@@ -28,25 +33,59 @@ def flatten(state: State, prefix: str = "") -> tuple[dict[str, Tensor], dict[str
     return tensors, plain
 
 
-def unflatten(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> dict[str, Any]:
+def unflatten(tensors: Mapping[str, Tensor], plain: Mapping[str, JsonValue]) -> StateDict:
     """Rebuild the nested state that `flatten` split."""
-    state: dict[str, Any] = {}
-    for path, value in [*tensors.items(), *plain.items()]:
-        *parents, leaf = path.split("/")
-        node = state
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return state
+    return _nested({**tensors, **plain})
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def _nested(leaves: Mapping[str, Leaf]) -> StateDict:
+    state: dict[str, Leaf | StateDict] = {}
+    branches: dict[str, dict[str, Leaf]] = {}
+    for path, value in leaves.items():
+        name, slash, rest = path.partition("/")
+        if slash:
+            branches.setdefault(name, {})[rest] = value
+        else:
+            state[name] = value
+    return state | {name: _nested(branch) for name, branch in branches.items()}
+
+
+def branch(state: StateDict, name: str) -> StateDict:
+    """Return what is nested in a state under a name, nothing where nothing is; `InputFileError` for a leaf."""
+    found = state.get(name, {})
+    if not isinstance(found, Mapping):
+        raise InputFileError(f"the state that was read is damaged: {name} holds no names.")
+    return found
+
+
+def tensors_of(state: StateDict, name: str) -> dict[str, Tensor]:
+    """Return the tensors that a state holds under a name, as those of a network."""
+    return flatten(branch(state, name))[0]
+
+
+def tensor(state: StateDict, name: str) -> Tensor:
+    """Return a tensor of a state; `InputFileError` where there is none."""
+    found = state.get(name)
+    if not isinstance(found, Tensor):
+        raise InputFileError(f"the state that was read is damaged: it holds no tensor {name}.")
+    return found
+
+
+def number(state: StateDict, name: str) -> float:
+    """Return a number of a state, true and false being 1 and 0; `InputFileError` where there is none."""
+    found = state.get(name)
+    if not isinstance(found, int | float):
+        raise InputFileError(f"the state that was read is damaged: it holds no number {name}.")
+    return found
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> StateDict:
     """Return the moments of an optimiser by parameter position; hyper-parameters come from the recipe."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     return {str(i): dict(optimizer.state[p]) for i, p in enumerate(params) if p in optimizer.state}
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, state: State) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: StateDict) -> None:
     """Restore moments into the memory layout of their parameters.
 
     Fused optimisers walk raw storage: a contiguous moment beside a channels-last weight would silently be
@@ -55,10 +94,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: State) -> None:
     params = [p for group in optimizer.param_groups for p in group["params"]]
     fused = bool(optimizer.defaults.get("fused"))
     optimizer.state.clear()
-    for position, values in state.items():
+    for position in state:
         parameter = params[int(position)]
-        restored = {}
-        for name, value in values.items():
+        restored: dict[str, Leaf | StateDict] = {}
+        for name, value in branch(state, position).items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
             elif isinstance(value, Tensor) and fused:  # the step counter, which the fused kernel reads on the device

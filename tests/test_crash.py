@@ -13,7 +13,8 @@ import pytest
 
 import toy
 from edgekd import pipeline, recipe
-from edgekd.run.directory import Record, RunDir
+from edgekd.run.cards.record import Record
+from edgekd.run.directory import RunDir
 from edgekd.stages.catalog import BENCH
 
 PUBLISHING = ("before_fsync", "before_rename", "after_rename")

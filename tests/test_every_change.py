@@ -21,7 +21,7 @@ import toy
 from edgekd import recipe
 from edgekd.errors import UsageError
 from edgekd.pipeline.afresh import ASIDE
-from edgekd.run.directory import Record
+from edgekd.run.cards.record import Record
 from edgekd.run.ownership import CONTENT, LEDGER, LOCK
 
 RUN = Path("runs/toy")

@@ -28,6 +28,7 @@ from docs.studies.overhead import run as overhead
 from edgekd import recipe as recipes
 from edgekd.agent.device.environment import this_machine
 from edgekd.recipe.method import MethodTable
+from edgekd.run.cards.events import TrainEvent
 
 ROOT = Path(__file__).parent.parent
 TINY = (
@@ -213,7 +214,7 @@ def test_the_ablation_makes_the_rows_it_is_asked_for(teacher_file: Path, data: P
 def test_the_cost_of_a_checkpoint_is_what_lines_around_it_cannot_explain() -> None:
     lines, seconds, saved = [], 0.0, 0.0
     for step in range(0, 200, 2):
-        lines.append({"step": step, "seconds": seconds, "saving_seconds": saved})
+        lines.append(TrainEvent(step=step, seconds=seconds, saving_seconds=saved))
         seconds += 2 * 0.5
         if step % 50 == 20:  # a tenth of a second to save, and two tenths more in the steps after
             seconds, saved = seconds + 0.3, saved + 0.1

@@ -6,22 +6,21 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from pydantic import JsonValue
 
 from edgekd.agent.measurement import Comparison, Settings
-from edgekd.agent.schema import maybe, number, table
 from edgekd.bench import rows as tables
 from edgekd.bench.rows import Row, SkippedRow
 from edgekd.bench.verdict import verdict
-from edgekd.errors import InputFileError
 from edgekd.export.ort_session import PRECISION, integer_node_share
 from edgekd.recipe import BenchTable
-from edgekd.run.directory import Record, RunDir
-from edgekd.run.left_out import LeftOut, read_whole
-from edgekd.text import first_line
-
-if TYPE_CHECKING:
-    from edgekd.agent.schema import Check
+from edgekd.run.cards.exported import AgreementCard
+from edgekd.run.cards.judged import EvaluationCard
+from edgekd.run.cards.record import Record
+from edgekd.run.directory import RunDir
+from edgekd.run.left_out import LeftOut
 
 
 def settings_of(table: BenchTable) -> list[Settings]:
@@ -40,7 +39,7 @@ def results_of(comparisons: Sequence[Comparison], folder: Path, run: RunDir | No
         warnings += [warning for warning in found_here if warning not in warnings]
     written = [row.to_json() for row in results]
     target = comparisons[0].target if comparisons else None
-    found = {"target": target, "results": written, "verdicts": verdicts(written, run), "warnings": warnings}
+    found = {"target": target, "results": written, "verdicts": verdicts(results, run), "warnings": warnings}
     return found if run is None else {"data_free": run.data_free(), **found}
 
 
@@ -65,16 +64,18 @@ def _by_its_own_rules(row: Row | SkippedRow, folder: Path) -> Row | SkippedRow:
     return replace(row, integer_share=share, skipped=f"{row.skipped}; integer share by ARM rules: {share:.0%}")
 
 
-def verdicts(
-    results: Sequence[Mapping[str, Any]], run: RunDir | None, left_out: LeftOut | None = None
-) -> dict[str, str]:
+def rows_of(results: Sequence[Mapping[str, JsonValue]]) -> list[Row | SkippedRow]:
+    """Return the rows that results.json holds."""
+    return [tables.from_json(row) for row in results]
+
+
+def verdicts(rows: Sequence[Row | SkippedRow], run: RunDir | None, left_out: LeftOut | None = None) -> dict[str, str]:
     """Return one sentence for each comparison and runtime, with what is known of accuracy by now.
 
     What is known in a file that cannot be read is left out, and named.
     """
     left_out = LeftOut() if left_out is None else left_out
     found: dict[str, str] = {}
-    rows = [tables.from_json(dict(row)) for row in results]
     several = len({row.runtime for row in rows}) > 1
     known, agreed = None, None
     if run is not None:
@@ -86,24 +87,11 @@ def verdicts(
     return found
 
 
-def fitting(path: Path, **checks: Check) -> Any:
-    """Read a JSON file of a run in which what stands under these keys is as it should be; else an `InputFileError`."""
-    value = read_whole(path, dict)
-    try:
-        for key, check in checks.items():
-            check(value[key], key)
-    except (ValueError, LookupError, TypeError) as error:
-        raise InputFileError(f"{path} does not hold what belongs there ({first_line(error)}).") from error
-    return value
-
-
 def shares(run: RunDir) -> dict[str, float | None] | None:
     """Return the synthetic agreement of each artefact with the one before it in export's chain; None without one."""
-    path = run.stage("export") / "agreement.json"
-    if not path.is_file():
+    if not (run.stage("export") / AgreementCard.file).is_file():
         return None
-    chain = fitting(path, chain=_chain)["chain"]
-    return {link.rpartition("-> ")[2]: value["share"] for link, value in chain.items()}
+    return {link.rpartition("-> ")[2]: value.share for link, value in run.read(AgreementCard).chain.items()}
 
 
 def agreements(run: RunDir) -> dict[str, float] | None:
@@ -119,15 +107,8 @@ def accuracies(run: RunDir) -> dict[str, float]:
     found = sorted(run.stage("eval").glob("[!.]*.json"), key=lambda path: path.stat().st_mtime_ns)
     if not found:
         return {}
-    newest, hashes = fitting(found[-1], accuracy=ACCURACY), _hashes(run)
-    return {k: v for k, v in newest["accuracy"].items() if newest["artefacts_sha256"][k] == hashes.get(k)}
-
-
-ACCURACY = table(number(0, 1))
-
-
-def _chain(value: Any, place: str) -> None:
-    table(lambda one, here: maybe(number(0, 1))(one["share"], f"{here}.share"))(value, place)
+    newest, hashes = EvaluationCard.load_file(found[-1]), _hashes(run)
+    return {k: v for k, v in newest.accuracy.items() if k in hashes and newest.artefacts_sha256.get(k) == hashes[k]}
 
 
 def _hashes(run: RunDir) -> dict[str, str]:

@@ -14,6 +14,7 @@ from edgekd import console
 from edgekd.agent.bundle import FORMAT
 from edgekd.agent.device import scratch
 from edgekd.agent.device.environment import Environment
+from edgekd.agent.device.machine import sha256_of
 from edgekd.agent.kernels import Runtime, kind_of
 from edgekd.agent.measure import measure, require_some
 from edgekd.agent.measurement import Comparison, Job, Settings, from_json, job_to_json
@@ -24,7 +25,9 @@ from edgekd.bench import results as results_files
 from edgekd.errors import GateError, InputFileError, MachineError, UsageError
 from edgekd.export.ort_session import PRECISION
 from edgekd.recipe import BenchTable
-from edgekd.run.directory import Record, RunDir, digest, sha256_file
+from edgekd.run.cards.record import Record
+from edgekd.run.directory import RunDir
+from edgekd.run.files import digest
 from edgekd.stopping import Stop
 
 
@@ -47,7 +50,7 @@ def on_device(
         MachineError: the device cannot be reached or runs none of the files, or the connection was cut.
         RunBusyError: another bench is under way there.
     """
-    key = digest(sorted(sha256_file(file) for file in files))
+    key = digest(sorted(sha256_of(file) for file in files))
     wanted = not runtimes or "tensorrt" in runtimes  # one that is broken is in nobody's way otherwise
     asked = partial(stop.raise_if_requested, "bench")
     with (
@@ -111,8 +114,8 @@ def published(run: RunDir | None, target: str, folder: Path, raw: dict[str, Any]
         exported, names = Record.read(run.stage("export")), _measured_files(raw, comparisons)
         outputs = {} if exported is None else exported.outputs
         inputs = {f"export/{name}": outputs[name] for name in sorted(names & outputs.keys())}
-        fields = {"stage": "bench", "version": 1, "key": digest([target, results]), "inputs": inputs}
-        record |= {**fields, "recipe_slice": {}}
+        key = digest([target, results])
+        record |= {"stage": "bench", "version": 1, "key": key, "inputs": inputs, "recipe_slice": {}}
     return results
 
 

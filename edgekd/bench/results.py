@@ -13,7 +13,7 @@ from edgekd.agent.bundle import FORMAT
 from edgekd.agent.files import open_regular
 from edgekd.agent.schema import SchemaError, either, flag, many, maybe, number, record, table, text, whole
 from edgekd.errors import InputFileError, MachineError
-from edgekd.run.directory import write_json
+from edgekd.run.files import write_json
 
 if TYPE_CHECKING:
     from edgekd.agent.schema import Check

@@ -55,12 +55,16 @@ class Row:
         """Return whether the row is called INT8 but mostly ran in float."""
         return self.kind.startswith("int8") and self.integer_share is not None and self.integer_share < REALLY_INT8
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the row with a `note` where its name promises too much."""
-        note = f"not really INT8: {self.integer_share:.0%} of the compute nodes" if self.not_really_int8 else None
+    @property
+    def note(self) -> str | None:
+        """What to say where its name promises too much."""
         if self.kind.startswith("int8") and self.integer_share is None:
-            note = f"integer share n/a: {self.provider} does not say what ran"
-        return {**asdict(self), "commands": list(self.commands), "note": note}
+            return f"integer share n/a: {self.provider} does not say what ran"
+        return f"not really INT8: {self.integer_share:.0%} of the compute nodes" if self.not_really_int8 else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row with its note."""
+        return {**asdict(self), "commands": list(self.commands), "note": self.note}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from edgekd.cli.changes import Changes
 from edgekd.ingestion import outside_files
 from edgekd.models import trust
 from edgekd.recipe import Recipe
-from edgekd.run.directory import Record, RunDir, read_json
+from edgekd.run.cards.record import Record
+from edgekd.run.cards.teacher import TeacherCard
+from edgekd.run.directory import RunDir
 
 
 def approve_typed(flags: Changes) -> None:
@@ -34,7 +36,7 @@ def approve(run: RunDir, recipe: Recipe, *, teacher: bool = True, student: bool 
         if recipe.teacher.trust_pickle and outside_files.is_pickle(file):
             asked.append((trust.pickle(file), "teacher.trust_pickle"))
     elif teacher:
-        arch = read_json(run.stage("teacher") / "teacher.json")["arch"]
+        arch = run.read(TeacherCard).arch
         if trust.is_code(arch):
             asked.append((trust.factory(arch), "teacher/teacher.json"))
     if student and trust.is_code(recipe.student.name):

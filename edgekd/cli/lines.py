@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekd import console
-from edgekd.run.directory import RunDir, read_json
+from edgekd.run.cards.teacher import TeacherCard
+from edgekd.run.directory import RunDir
 from edgekd.text import sizes
 
 if TYPE_CHECKING:
@@ -16,46 +17,39 @@ if TYPE_CHECKING:
 
 def opening(run: RunDir, recipe: Recipe, size: Footprint, cost: Plan | None) -> None:
     """Print the five lines that a distillation begins with."""
-    data = read_json(run.stage("teacher") / "teacher.json")
-    assumed = [f"{a['what']} {a['value']} assumed ({a['flag']})" for a in data["assumptions"]]
-    shape = sizes(data["input_shape"])
+    card = run.read(TeacherCard)
+    assumed = [f"{choice.what} {choice.value} assumed ({choice.flag})" for choice in card.assumptions]
     student, method = recipe.student, recipe.method
     origin = f", starting from {student.weights}" if student.weights else ""
     todo = "done or under way" if cost is None else cost.sentence()
-    cost_of_teacher = f"{data['probe']['parameters']:,} parameters, {data['probe']['macs']:,} MACs"
+    cost_of_teacher = f"{card.probe.parameters:,} parameters, {card.probe.macs:,} MACs"
     console.opening(
         [
             ("run", str(run.path)),
-            ("teacher", f"{data['arch']}, {cost_of_teacher}; {probe_sentence(run, data)}"),
-            ("input", "; ".join([f"{shape}, {data['classes']} classes", *assumed])),
+            ("teacher", f"{card.arch}, {cost_of_teacher}; {probe_sentence(run, card)}"),
+            ("input", "; ".join([f"{sizes(card.input_shape)}, {card.classes} classes", *assumed])),
             ("student", f"{student.name}, {size.parameters:,} parameters, {size.macs:,} MACs{origin}"),
             ("plan", f"{method.preset}, {method.steps} steps, {todo}"),
         ]
     )
 
 
-def probe_sentence(run: RunDir, description: dict[str, Any]) -> str:
+def probe_sentence(run: RunDir, card: TeacherCard) -> str:
     """Say what the probe saw of a teacher, in one line."""
-    probe = description["probe"]
+    probe = card.probe
     kinds = {
         "logits": "logits",
         "probabilities": "probabilities: the softmax at its end is undone",
         "log-probabilities": "log-probabilities, which serve as logits",
     }
-    norms = _count(probe["batchnorm_layers"], "BatchNorm layer")
-    sure = f"{probe['noise_confidence']:.1%} sure on noise (chance {1 / description['classes']:.1%})"
-    parts = [f"answers (N, {description['classes']}) finite {kinds[probe['emits']]}", "head alive", norms, sure]
-    timing = probe_timing(run)
-    if timing:
-        threads = _count(timing["threads"], "thread")
-        parts.append(f"{timing['images']} images in {_milliseconds(timing['seconds'])} ms on {threads}")
+    norms = _count(probe.batchnorm_layers, "BatchNorm layer")
+    sure = f"{probe.noise_confidence:.1%} sure on noise (chance {1 / card.classes:.1%})"
+    parts = [f"answers (N, {card.classes}) finite {kinds[probe.emits]}", "head alive", norms, sure]
+    timing = run.ledger().teacher_probe
+    if timing is not None:
+        threads = _count(timing.threads, "thread")
+        parts.append(f"{timing.images} images in {_milliseconds(timing.seconds)} ms on {threads}")
     return "; ".join(parts)
-
-
-def probe_timing(run: RunDir) -> dict[str, Any] | None:
-    """Return what the probe's batch took on the machine that read the teacher."""
-    timing: dict[str, Any] | None = run.ledger().get("teacher_probe")
-    return timing
 
 
 def caveat(data_free: bool | None) -> str:

@@ -15,8 +15,10 @@ from edgekd.errors import InputFileError, MachineError, RecipeError, UsageError
 from edgekd.ingestion import outside_files
 from edgekd.pipeline.afresh import Afresh
 from edgekd.recipe import Recipe
-from edgekd.run.directory import Record, RunDir, command_line, write_text
-from edgekd.run.ownership import CONTENT, LEDGER, LOCK, refuse_foreign, remove
+from edgekd.run.cards.record import Record
+from edgekd.run.directory import RunDir, command_line
+from edgekd.run.files import remove, write_text
+from edgekd.run.ownership import CONTENT, LEDGER, LOCK, refuse_foreign
 from edgekd.stages.catalog import INGEST
 from edgekd.stopping import Stop, graceful
 
@@ -66,7 +68,7 @@ class _Before:
             return read_bytes(path) if path.is_file() else None
 
         published = {path: path.stat().st_mtime_ns for path in run.path.rglob("record.json")}
-        images = run.ledger()["real_images_read"]
+        images = run.ledger().real_images_read
         return _Before(content(run.recipe_file), content(run.ledger_file), images, published)
 
     def restore(self, run: RunDir, made: list[Path]) -> None:

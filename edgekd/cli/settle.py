@@ -9,7 +9,8 @@ from edgekd import console, pipeline
 from edgekd import recipe as recipes
 from edgekd.cli.changes import Changes
 from edgekd.recipe import AUTO, Recipe
-from edgekd.run.directory import RunDir, command_line, read_json
+from edgekd.run.cards.teacher import TeacherCard
+from edgekd.run.directory import RunDir, command_line
 from edgekd.stages.catalog import INIT
 from edgekd.stopping import Stop
 
@@ -79,7 +80,7 @@ def _chosen(run: RunDir, recipe: Recipe, stop: Stop, host: Host | None) -> Recip
             budget_ms,
             description.input_shape,
             description.classes,
-            below_macs=read_json(run.stage("teacher") / "teacher.json")["probe"]["macs"],
+            below_macs=run.read(TeacherCard).probe.macs,
             stop=stop,
             threads=recipe.bench.threads[0],
             measurer=measurer,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from onnx import ModelProto
 
 from edgekd import console
+from edgekd.errors import InputFileError
 from edgekd.export.graph import clip_bounds, constants, producers, read_model
 from edgekd.export.int8 import Plan
 from edgekd.export.quantize import FLAVOURS, Flavour, activation_limits
@@ -17,26 +16,15 @@ from edgekd.export.ranges import CLIPPING_OPS, Batches, Ranges, clipped_values
 from edgekd.export.samples import of_images, uint8_input
 from edgekd.realdata import RealImages
 from edgekd.recipe import Recipe
-from edgekd.run.directory import RunDir, read_json
+from edgekd.run.cards.exported import AgreementCard, CalibrationCard, Clipped, ClippingPart
+from edgekd.run.directory import RunDir
 
 
-@dataclass(frozen=True)
-class Clipping:
-    """The share of values outside their range by over half a step, in all quantised activations and in each.
+def clipping(plan: Plan, batches: Batches) -> ClippingPart:
+    """Measure how far the file of a plan clips its float32 model's activations on these batches.
 
-    What is less far outside moves no more than rounding moves what is inside.
+    What is outside by less than half a step moves no more than rounding moves what is inside.
     """
-
-    overall: float
-    tensors: Mapping[str, float]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return both."""
-        return {"overall": self.overall, "tensors": dict(self.tensors)}
-
-
-def clipping(plan: Plan, batches: Batches) -> Clipping:
-    """Measure how far the file of a plan clips its float32 model's activations on these batches."""
     return clipping_of(plan.source, plan.build(), plan.flavour, plan.used_ranges, plan.method, batches)
 
 
@@ -47,7 +35,7 @@ def clipping_of(
     ranges: Ranges,
     method: str,
     batches: Batches,
-) -> Clipping:
+) -> ClippingPart:
     """Measure how far ranges clip the activations of `source` that the file `quantised` made of it quantises."""
     model = read_model(source)
     limits = activation_limits(flavour, ranges, method)
@@ -56,7 +44,8 @@ def clipping_of(
     reach = {name: (limits[name][0] - half[name], limits[name][1] + half[name]) for name in names}
     counts = clipped_values(model, reach, batches)
     outside, total = sum(one for one, _ in counts.values()), sum(of for _, of in counts.values())
-    return Clipping(outside / max(total, 1), {name: one / of for name, (one, of) in counts.items()})
+    tensors = {name: one / of for name, (one, of) in counts.items()}
+    return ClippingPart(overall=outside / max(total, 1), tensors=tensors)
 
 
 def quantised_activations(source: ModelProto, quantised: ModelProto, known: Iterable[str]) -> list[str]:
@@ -84,41 +73,42 @@ def quantised_activations(source: ModelProto, quantised: ModelProto, known: Iter
 SHOWN = 5
 
 
-def run(run_dir: RunDir, recipe: Recipe, images: RealImages) -> dict[str, Any]:
+def run(run_dir: RunDir, recipe: Recipe, images: RealImages) -> dict[str, Clipped]:
     """Return by INT8 file how far held-out synthetic samples and real images are clipped, overall and by tensor.
 
     A fine-tuned file has no float32 form on disk, so nothing can be measured of it: `images` is None there.
     """
     folder = run_dir.stage("export")
-    decided = read_json(folder / "agreement.json")["int8"]
+    decided = run_dir.read(AgreementCard).int8
     names = [name for name in sorted(decided) if (folder / name).is_file()]
     if not names:
         return {}
-    calibration = read_json(folder / "calibration.json")
+    calibration = run_dir.read(CalibrationCard)
     batches = of_images(images, uint8_input(run_dir, recipe.export))
     source = read_model(folder / "student.fp32.onnx")
-    seen, bounds = Ranges.from_json(calibration["ranges"]), clip_bounds(source)
-    found: dict[str, Any] = {}
+    seen, bounds = Ranges.of(calibration.ranges), clip_bounds(source)
+    found: dict[str, Clipped] = {}
     for name in names:
-        file, kept = folder / name, decided[name]
+        made = decided[name]
+        if made.flavour not in FLAVOURS or made.method is None or made.headroom is None or made.clipping is None:
+            raise InputFileError(f"{folder / AgreementCard.file} does not say how {name} was made; export it again.")
         measured = None
-        if name not in calibration["fine_tuned"]:
-            flavour = FLAVOURS[kept["flavour"]]
-            ranges = seen.widened(kept["headroom"], bounds)
-            measured = clipping_of(source, file, flavour, ranges, kept["method"], batches).to_json()
-        found[name] = {"method": kept["method"], "held_out": kept["clipping"], "images": measured}
+        if name not in calibration.fine_tuned:
+            ranges = seen.widened(made.headroom, bounds)
+            measured = clipping_of(source, folder / name, FLAVOURS[made.flavour], ranges, made.method, batches)
+        found[name] = Clipped(method=made.method, held_out=made.clipping, images=measured)
     return found
 
 
-def print_table(found: dict[str, Any], images: int) -> None:
+def print_table(found: Mapping[str, Clipped], images: int) -> None:
     """Print the overall rates of each file, and its tensors that real images are clipped in most."""
     rows = []
     for name, rates in found.items():
-        held_out, real = rates["held_out"], rates["images"]
+        held_out, real = rates.held_out, rates.images
         if real is None:
-            rows.append((name, "all", f"{held_out['overall']:.4%}", "n/a: fine-tuned, its float32 form is not kept"))
+            rows.append((name, "all", f"{held_out.overall:.4%}", "n/a: fine-tuned, its float32 form is not kept"))
             continue
-        rows.append((name, "all", f"{held_out['overall']:.4%}", f"{real['overall']:.4%}"))
-        worst = sorted(real["tensors"], key=lambda tensor: -real["tensors"][tensor])[:SHOWN]
-        rows += [("", t, f"{held_out['tensors'][t]:.4%}", f"{real['tensors'][t]:.4%}") for t in worst]
+        rows.append((name, "all", f"{held_out.overall:.4%}", f"{real.overall:.4%}"))
+        worst = sorted(real.tensors, key=lambda tensor: -real.tensors[tensor])[:SHOWN]
+        rows += [("", t, f"{held_out.tensors[t]:.4%}", f"{real.tensors[t]:.4%}") for t in worst]
     console.print_table(("values clipped", "tensor", "synthetic held-out", f"{images} real images"), rows)

@@ -12,6 +12,7 @@ from onnx import ModelProto
 
 from edgekd.errors import GateError
 from edgekd.export.ort_session import all_logits
+from edgekd.run.cards.exported import Link, ParityCheck
 
 TOLERANCE_FP32 = 1e-4
 TOLERANCE_FP16 = 5e-3
@@ -46,10 +47,11 @@ class Parity:
             f"and in {self.wrong_answers} clear answers"
         )
 
-    def to_json(self) -> dict[str, float | int | bool | str | None]:
-        """Return all numbers and the verdict under their own names; a difference without limit is None."""
+    def to_card(self) -> ParityCheck:
+        """Return all numbers and the verdict as they are written; a difference without limit is None."""
         difference = self.max_difference if math.isfinite(self.max_difference) else None
-        return {**asdict(self), "max_difference": difference, "passed": self.passed, "reason": self.problem}
+        numbers = {**asdict(self), "max_difference": difference}
+        return ParityCheck.model_validate({**numbers, "passed": self.passed, "reason": self.problem})
 
 
 def relative_margins(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -108,9 +110,9 @@ class Agreement:
         """Return the share of clear samples with the same answer."""
         return self.same / self.clear
 
-    def to_json(self) -> dict[str, float | int]:
-        """Return all numbers and the share under their own names."""
-        return {**asdict(self), "share": self.share}
+    def to_card(self) -> Link:
+        """Return all numbers and the share as they are written."""
+        return Link(**asdict(self), share=self.share)
 
 
 def agreement(reference: NDArray[np.float32], logits: NDArray[np.float32], tolerance: float) -> Agreement:

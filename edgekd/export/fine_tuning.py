@@ -19,7 +19,8 @@ from edgekd.export.ranges import Batches, collect_ranges, ranges_of
 from edgekd.export.samples import Samples
 from edgekd.models.stems import Shape
 from edgekd.recipe import ExportTable
-from edgekd.run.directory import canonical_json
+from edgekd.run.cards.exported import RemedyFacts
+from edgekd.run.files import canonical_json
 from edgekd.stopping import Stop
 from edgekd.synthesis import qat
 from edgekd.synthesis.teacher import Teacher
@@ -75,7 +76,7 @@ class FineTuning:
                 tuned.network, self.input_shape, path, metadata=metadata, uint8_input=self.samples.pixels
             )
             model = read_model(path)
-        details = {**settings, "first_loss": tuned.losses[0], "last_loss": tuned.losses[-1]}
+        details = RemedyFacts(lr=table.qat_lr, first_loss=tuned.losses[0], last_loss=tuned.losses[-1])
         return FineTuned(model, collect_ranges(model, self.calibration), details)
 
     def _floats(self, batches: Batches) -> Iterator[Tensor]:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from edgekd.export.graph import clip_bounds, read_model, with_moved_biases
 from edgekd.export.ort_session import all_logits
 from edgekd.export.quantize import Flavour, compute_nodes, float_stem, quantize
 from edgekd.export.ranges import METHODS, Batches, Ranges
+from edgekd.run.cards.exported import QualityPart, RemedyFacts, RemedyPart
 
 HEADROOMS = (1.3, 1.15, 1.0)
 """Tried in this order on ranges of synthetic samples, which reach less far than real images (docs/export.md)."""
@@ -37,9 +37,9 @@ class Quality:
     loss: float
     agreement: Agreement
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the loss and the agreement."""
-        return {"loss": _number(self.loss), "agreement": self.agreement.to_json()}
+    def to_card(self) -> QualityPart:
+        """Return the loss and the agreement as they are written."""
+        return QualityPart(loss=_number(self.loss), agreement=self.agreement.to_card())
 
 
 @dataclass(frozen=True)
@@ -105,22 +105,22 @@ class Remedy:
     before: Quality
     after: Quality
     applied: bool  # otherwise it did not help, and `plan` is the one before
-    details: Mapping[str, Any]
+    details: RemedyFacts
 
     @property
     def kept(self) -> Quality:
         """Return the quality of `plan`."""
         return self.after if self.applied else self.before
 
-    def to_json(self) -> dict[str, Any]:
-        """Return name, both qualities and the details."""
-        return {
-            "remedy": self.name,
-            "before": self.before.to_json(),
-            "after": self.after.to_json(),
-            "applied": self.applied,
-            **self.details,
-        }
+    def to_card(self) -> RemedyPart:
+        """Return name, both qualities and the details as they are written."""
+        return RemedyPart(
+            remedy=self.name,
+            before=self.before.to_card(),
+            after=self.after.to_card(),
+            applied=self.applied,
+            **self.details.given(),
+        )
 
 
 def choose_ranges(
@@ -149,7 +149,7 @@ def choose_ranges(
     best = min(good or METHODS, key=lambda method: found[method].loss)
     before = found["absmax"] if headroom == plain.headroom else held_out.measure(plain.build(), flavour)
     losses = {method: _number(quality.loss) for method, quality in found.items()}
-    details = {"method": best, "headroom": headroom, "losses": losses}
+    details = RemedyFacts(method=best, headroom=headroom, losses=losses)
     return Remedy("ranges", replace(plain, method=best, headroom=headroom), before, found[best], True, details)
 
 
@@ -189,11 +189,9 @@ def leave_worst_in_float(
             best, after = candidate, quality
     left = {node: _number(sensitivity[node]) for node in best.float_nodes if node in sensitivity}
     growth = best.build().ByteSize() - size if left else 0
-    details = {
-        "sensitivity": {node: _number(loss) for node, loss in sensitivity.items()},
-        "left_in_float": left,
-        "extra_bytes": growth,
-    }
+    details = RemedyFacts(
+        sensitivity={node: _number(loss) for node, loss in sensitivity.items()}, left_in_float=left, extra_bytes=growth
+    )
     return Remedy("worst layers in float", best, before, after, best is not plan, details)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from edgekd.export.int8 import HeldOut, Plan, Quality, Remedy, choose_ranges, la
 from edgekd.export.ort_session import open_session
 from edgekd.export.quantize import Flavour
 from edgekd.export.ranges import Batches, Ranges
+from edgekd.run.cards.exported import ClippingPart, Int8Part, IntegerShare, Link, RemedyFacts
 
 FINE_TUNING = "quantisation-aware fine-tuning"
 
@@ -28,7 +29,7 @@ class FineTuned:
 
     source: ModelProto
     ranges: Ranges
-    details: Mapping[str, Any]
+    details: RemedyFacts
 
 
 FineTune = Callable[[Plan], FineTuned]
@@ -49,18 +50,24 @@ class Int8Result:
         """Return whether the file keeps enough of the answers."""
         return self.quality.agreement.share >= self.target
 
-    def to_json(self) -> dict[str, Any]:
-        """Return method, quality, target, verdict and all steps with their before and after."""
-        return {
-            "flavour": self.plan.flavour.name,
-            "method": self.plan.method,
-            "headroom": self.plan.headroom,
-            "left_in_float": list(self.plan.float_nodes),
-            "quality": self.quality.to_json(),
-            "target": self.target,
-            "passed": self.passed,
-            "steps": [step.to_json() for step in self.steps],
-        }
+    def to_card(
+        self, reason: str | None, integer_nodes: IntegerShare | None, clipping: ClippingPart, default_mode: Link | None
+    ) -> Int8Part:
+        """Return all of it as it is written, and the reason for which the file is not published, if there is one."""
+        return Int8Part(
+            passed=reason is None,
+            reason=reason,
+            flavour=self.plan.flavour.name,
+            method=self.plan.method,
+            headroom=self.plan.headroom,
+            left_in_float=list(self.plan.float_nodes),
+            quality=self.quality.to_card(),
+            target=self.target,
+            steps=[step.to_card() for step in self.steps],
+            integer_nodes=integer_nodes,
+            clipping=clipping,
+            default_mode=default_mode,
+        )
 
 
 def quantize_keeping_answers(
@@ -120,10 +127,10 @@ def _fine_tuned(last: Remedy, fine_tune: FineTune, untrained: Callable[[ModelPro
         tuned = fine_tune(plan)
         steps = untrained(tuned.source, tuned.ranges)
     except GateError as error:
-        return Remedy(FINE_TUNING, plan, before, before, False, {"failed": str(error)})
+        return Remedy(FINE_TUNING, plan, before, before, False, RemedyFacts(failed=str(error)))
     after = steps[-1].kept
     better = (after.agreement.share, -after.loss) > (before.agreement.share, -before.loss)
-    details = {**tuned.details, "steps": [step.to_json() for step in steps]}
+    details = tuned.details.model_copy(update={"steps": [step.to_card() for step in steps]})
     return Remedy(FINE_TUNING, steps[-1].plan if better else plan, before, after, better, details)
 
 
@@ -141,7 +148,7 @@ def correct_bias(plan: Plan, held_out: HeldOut, batches: Batches) -> Remedy:
     largest = {name: float(np.abs(error).max()) for name, error in errors.items()}
     improved = after.loss < before.loss and after.agreement.share >= before.agreement.share
     kept = corrected if improved else plan
-    return Remedy("bias correction", kept, before, after, improved, {"largest_shift": largest})
+    return Remedy("bias correction", kept, before, after, improved, RemedyFacts(largest_shift=largest))
 
 
 def mean_output_errors(

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +24,20 @@ from edgekd.export.fine_tuning import FineTuning
 from edgekd.export.fp16 import convert_to_fp16
 from edgekd.export.graph import write_model
 from edgekd.export.int8_chain import FineTune, Int8Result, quantize_keeping_answers
-from edgekd.export.ranges import Batches, Ranges, collect_ranges
+from edgekd.export.ranges import Batches, collect_ranges
 from edgekd.export.samples import Samples, kept, logits
 from edgekd.models.stems import Shape
 from edgekd.recipe import ExportTable
-from edgekd.run.directory import write_json
+from edgekd.run.cards.exported import (
+    AgreementCard,
+    CalibrationCard,
+    Int8Part,
+    IntegerShare,
+    Link,
+    ParityCard,
+    ParityCheck,
+    RangesPart,
+)
 from edgekd.stopping import Stop
 from edgekd.synthesis.teacher import Teacher
 
@@ -71,13 +79,13 @@ class Numbers:
     """What agreement.json keeps, and the sentences of the gates that were missed."""
 
     synthetic_samples: int
-    chain: dict[str, Any] = field(default_factory=dict)
-    int8: dict[str, Any] = field(default_factory=dict)
+    chain: dict[str, Link] = field(default_factory=dict)
+    int8: dict[str, Int8Part] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
     def refuse_int8(self, file: str, reason: str) -> None:
         """Note a file that could not be made."""
-        self.int8[file] = {"passed": False, "reason": reason}
+        self.int8[file] = Int8Part(passed=False, reason=reason)
         self.failures.append(f"{file}: {reason}".rstrip("."))
 
 
@@ -97,20 +105,24 @@ def write_all(job: Job, folder: Path) -> Numbers:
     _write_floats(job, fp32, held_out, answers, numbers)
     if job.table.int8 and fp32.is_file():
         _write_int8(job, fp32, held_out, numbers)
-    kept_numbers = {"synthetic_samples": len(answers), "chain": numbers.chain, "int8": numbers.int8}
-    facts = {"data_free": job.data_free, "int8_instructions": this_machine().int8_instructions}
-    write_json(folder / "agreement.json", {**facts, **kept_numbers})
+    AgreementCard(
+        data_free=job.data_free,
+        int8_instructions=this_machine().int8_instructions,
+        synthetic_samples=len(answers),
+        chain=numbers.chain,
+        int8=numbers.int8,
+    ).write(folder)
     return numbers
 
 
 def report(numbers: Numbers) -> None:
     """Print what is wrong with the files."""
     first = numbers.chain["teacher -> student"]
-    if first["share"] is None:
-        console.warn(f"whether the student agrees with the teacher is unknown: {first['reason']}")
-    elif first["share"] < 0.9:
+    if first.share is None:
+        console.warn(f"whether the student agrees with the teacher is unknown: {first.reason}")
+    elif first.share < 0.9:
         console.warn(
-            f"the student agrees with the teacher on {first['share']:.1%} of the synthetic samples; train longer."
+            f"the student agrees with the teacher on {first.share:.1%} of the synthetic samples; train longer."
         )
     for failure in numbers.failures:
         console.warn(failure)
@@ -121,11 +133,11 @@ def _write_floats(job: Job, fp32: Path, held_out: Batches, answers: NDArray[np.f
     fp16 = fp32.with_name("student.fp16.onnx")
     console.say(f"export   {fp32.name}, {fp16.name}")
     onnx_export.export_fp32(job.student, job.input_shape, fp32, metadata=job.metadata, uint8_input=job.samples.pixels)
-    checks: dict[str, Any] = {}
+    checks: dict[str, ParityCheck] = {}
     try:
         convert_to_fp16(fp32, fp16)
     except GateError as error:  # a weight that float16 cannot hold
-        checks[fp16.name] = {"passed": False, "reason": str(error)}
+        checks[fp16.name] = ParityCheck(passed=False, reason=str(error))
         numbers.chain[f"student -> {fp16.name}"] = _no_link(len(answers), fidelity.TOLERANCE_FP16, error)
         numbers.failures.append(f"{fp16.name}: {error}".rstrip("."))
     for file, tolerance in ((fp32, fidelity.TOLERANCE_FP32), (fp16, fidelity.TOLERANCE_FP16)):
@@ -133,24 +145,24 @@ def _write_floats(job: Job, fp32: Path, held_out: Batches, answers: NDArray[np.f
             continue
         found = ort_session.all_logits(file, held_out(), threads=job.threads)
         result = fidelity.compare_logits(answers, found, tolerance)
-        checks[file.name] = result.to_json()
+        checks[file.name] = result.to_card()
         numbers.chain[f"student -> {file.name}"] = _link(answers, found, tolerance)
         if result.problem is not None:
             numbers.failures.append(f"{file.name} {result.problem}")
             file.unlink()
-    write_json(fp32.with_name("parity.json"), checks)
+    ParityCard.of(checks).write(fp32.parent)
 
 
-def _link(reference: NDArray[np.float32], found: NDArray[np.float32], tolerance: float) -> dict[str, Any]:
+def _link(reference: NDArray[np.float32], found: NDArray[np.float32], tolerance: float) -> Link:
     """Return a link of the chain; where the reference is near a tie on every sample it has no share, but a reason."""
     try:
-        return agreement(reference, found, tolerance).to_json()
+        return agreement(reference, found, tolerance).to_card()
     except GateError as error:
         return _no_link(len(reference), tolerance, error)
 
 
-def _no_link(samples: int, tolerance: float, error: GateError) -> dict[str, Any]:
-    return {"samples": samples, "clear": 0, "same": 0, "tolerance": tolerance, "share": None, "reason": str(error)}
+def _no_link(samples: int, tolerance: float, error: GateError) -> Link:
+    return Link(samples=samples, clear=0, same=0, tolerance=tolerance, share=None, reason=str(error))
 
 
 def _write_int8(job: Job, fp32: Path, held_out: Batches, numbers: Numbers) -> None:
@@ -164,7 +176,7 @@ def _write_int8(job: Job, fp32: Path, held_out: Batches, numbers: Numbers) -> No
         return
     judge = int8.HeldOut.of(fp32, held_out)
     fine_tune = job.fine_tuning() if job.table.qat else None
-    own_ranges: dict[str, Any] = {}
+    own_ranges: dict[str, RangesPart] = {}
     for flavour in flavours:
         job.stop.raise_if_requested("export")
         console.say(f"export   {flavour.file_name}")
@@ -179,15 +191,22 @@ def _write_int8(job: Job, fp32: Path, held_out: Batches, numbers: Numbers) -> No
             numbers.refuse_int8(flavour.file_name, str(error))
             continue
         problem = _publish(result, fp32.with_name(flavour.file_name))
-        numbers.chain[f"{fp32.name} -> {flavour.file_name}"] = result.quality.agreement.to_json()
-        verdict: dict[str, Any] = {"passed": problem is None, "reason": problem}
-        verdict |= {"default_mode": _default_mode(result, judge, published=problem is None)}
-        numbers.int8[flavour.file_name] = {**result.to_json(), **_properties(result, held_out), **verdict}
+        numbers.chain[f"{fp32.name} -> {flavour.file_name}"] = result.quality.agreement.to_card()
+        default_mode = _default_mode(result, judge, published=problem is None)
+        integers, clipped = _integer_nodes(result.plan), clipping(result.plan, held_out)
+        numbers.int8[flavour.file_name] = result.to_card(problem, integers, clipped, default_mode)
         numbers.failures += [problem] if problem else []
         if result.plan.ranges is not ranges:
-            own_ranges[flavour.file_name] = result.plan.ranges.to_json()
-    provenance = _provenance(job, ranges)
-    write_json(fp32.with_name("calibration.json"), {**provenance, "fine_tuned": own_ranges})
+            own_ranges[flavour.file_name] = result.plan.ranges.to_card()
+    replay = ["generator"] + (["vae decoder"] if job.samples.sampler.decoder is not None else [])
+    CalibrationCard(
+        data_free=job.data_free,
+        seed=job.seed,
+        samples=ranges.samples,
+        sources=replay if job.real is None else ["real images"],
+        ranges=ranges.to_card(),
+        fine_tuned=own_ranges,
+    ).write(fp32.parent)
 
 
 def _publish(result: Int8Result, path: Path) -> str | None:
@@ -207,7 +226,7 @@ def _publish(result: Int8Result, path: Path) -> str | None:
     return None
 
 
-def _default_mode(result: Int8Result, judge: int8.HeldOut, *, published: bool) -> dict[str, Any] | None:
+def _default_mode(result: Int8Result, judge: int8.HeldOut, *, published: bool) -> Link | None:
     """Return how a file for x86 agrees in ONNX Runtime's default mode, where that saturates on this CPU; say so."""
     flavour, kept_answers = result.plan.flavour, result.quality.agreement.share
     if flavour.kind != "int8-cpu-x86" or not ort_session.saturates():
@@ -215,30 +234,16 @@ def _default_mode(result: Int8Result, judge: int8.HeldOut, *, published: bool) -
     found = judge.measure(result.plan.build(), flavour, default_kernels=True).agreement
     if published:
         console.say(ort_session.saturation_note(flavour.file_name, "kept answers", kept_answers, found.share))
-    return found.to_json()
+    return found.to_card()
 
 
-def _properties(result: Int8Result, held_out: Batches) -> dict[str, Any]:
-    """Return how much of a file runs as integers and how far its ranges clip the held-out samples."""
-    plan = result.plan
-    share: dict[str, Any] | None = None
-    if not plan.flavour.for_tensorrt:
-        found = ort_session.integer_node_share(plan.build(), arm_rules=plan.flavour.name == "cpu-arm")
-        share = {"integer": found.integer, "total": found.total, "share": found.share}
-    return {"integer_nodes": share, "clipping": clipping(plan, held_out).to_json()}
+def _integer_nodes(plan: int8.Plan) -> IntegerShare | None:
+    """Return how much of a file runs as integers, where ONNX Runtime is to run it."""
+    if plan.flavour.for_tensorrt:
+        return None
+    found = ort_session.integer_node_share(plan.build(), arm_rules=plan.flavour.name == "cpu-arm")
+    return IntegerShare(integer=found.integer, total=found.total, share=found.share)
 
 
 def _flavours(target: str) -> list[str]:
     return [name for kind, names in FLAVOURS_OF.items() if target in (kind, "all") for name in names]
-
-
-def _provenance(job: Job, ranges: Ranges) -> dict[str, Any]:
-    """Return calibration.json: where the samples come from and every candidate range."""
-    replay = ["generator"] + (["vae decoder"] if job.samples.sampler.decoder is not None else [])
-    return {
-        "data_free": job.data_free,
-        "seed": job.seed,
-        "samples": ranges.samples,
-        "sources": replay if job.real is None else ["real images"],
-        "ranges": ranges.to_json(),
-    }

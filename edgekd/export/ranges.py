@@ -21,6 +21,7 @@ from onnx.helper import make_empty_tensor_value_info
 from edgekd.errors import GateError
 from edgekd.export.graph import WEIGHTED_OPS, consumers, element_types, producers, read_model, shapes, with_shapes
 from edgekd.export.ort_session import open_session
+from edgekd.run.cards.exported import RangesPart
 
 # Gives the same batches each time it is called, N×C×H×W in the layout and type of the model's input.
 Batches = Callable[[], Iterable[NDArray[Any]]]
@@ -67,22 +68,22 @@ class Ranges:
             },
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON; each range is [low, high, magnitude]."""
+    def to_card(self) -> RangesPart:
+        """Return the ranges as they are written."""
         rows = {
-            name: {method: [found.low, found.high, found.magnitude] for method, found in methods.items()}
+            name: {method: (found.low, found.high, found.magnitude) for method, found in methods.items()}
             for name, methods in self.tensors.items()
         }
-        return {"samples": self.samples, "tensors": rows}
+        return RangesPart(samples=self.samples, tensors=rows)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Ranges:
-        """Read back what `to_json` gave."""
+    def of(cls, card: RangesPart) -> Ranges:
+        """Return the ranges that were written."""
         tensors = {
             name: {method: Range(*values) for method, values in methods.items()}
-            for name, methods in data["tensors"].items()
+            for name, methods in card.tensors.items()
         }
-        return cls(int(data["samples"]), tensors)
+        return cls(card.samples, tensors)
 
 
 def activations(model: ModelProto) -> list[str]:

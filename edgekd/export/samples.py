@@ -19,7 +19,9 @@ from edgekd.realdata import RealImages
 from edgekd.recipe import ExportTable, load_resolved
 from edgekd.rng import Draws
 from edgekd.run import checkpoint
+from edgekd.run.cards.teacher import PixelsCard
 from edgekd.run.directory import RunDir
+from edgekd.run.ownership import REPLAY_WEIGHTS
 from edgekd.state_dict import unflatten
 from edgekd.synthesis.sampler import Sampler
 
@@ -79,7 +81,7 @@ def uint8_input(run_dir: RunDir, table: ExportTable) -> Normalization | None:
     """Return the normalisation that goes into the graph, None for a float input; UsageError where it is unknown."""
     if not table.uint8_input:
         return None
-    pixels = artefacts.read_pixels(run_dir)
+    pixels = run_dir.read(PixelsCard)
     if pixels.mean is None or pixels.std is None:
         raise UsageError(
             "--uint8-input puts the normalisation into the graph, but it is unknown: set it with "
@@ -109,5 +111,5 @@ def logits(network: nn.Module, batches: Iterable[NDArray[np.float32]]) -> NDArra
 def read_sampler(run: RunDir) -> Sampler:
     """Rebuild what draws synthetic samples from select/replay.safetensors."""
     recipe, description = load_resolved(run.recipe_file), artefacts.describe(run)
-    state = unflatten(checkpoint.load_tensors(run.stage("select") / "replay.safetensors"), {})
+    state = unflatten(checkpoint.load_tensors(run.stage("select") / REPLAY_WEIGHTS), {})
     return Sampler.from_state(state, recipe, description)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgekd.agent.device import machine
 from edgekd.errors import InputFileError
-from edgekd.run.directory import sha256_file
 
 LARGEST_BYTES = 64 * 2**30
 """No file larger than this is read or hashed: no classifier's checkpoint is, but a file of holes can be."""
@@ -44,7 +44,7 @@ def is_pickle(path: Path) -> bool:
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file from outside; raise InputFileError as `require_file` does."""
     require_file(path)
-    return sha256_file(path)
+    return machine.sha256_of(path)
 
 
 def require_file(path: Path) -> None:

@@ -4,33 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
 from edgekd.errors import InputFileError
 from edgekd.models import footprint, probe, registry
-from edgekd.models.description import Description, Pixels
+from edgekd.models.description import Description
 from edgekd.models.footprint import Footprint
 from edgekd.models.stems import Shape
 from edgekd.recipe import Recipe, load_resolved
 from edgekd.run import checkpoint
-from edgekd.run.directory import RunDir, read_json
+from edgekd.run.cards.teacher import TeacherCard
+from edgekd.run.directory import RunDir
+from edgekd.run.ownership import STUDENT_WEIGHTS, TEACHER_WEIGHTS
 
 
 def describe(run: RunDir) -> Description:
     """Read teacher/teacher.json."""
-    data = read_json(run.stage("teacher") / "teacher.json")
-    shape: Any = tuple(data["input_shape"])
-    batchnorm = data["probe"]["batchnorm_layers"] > 0
-    return Description(data["arch"], shape, data["classes"], data["head"], data["undo"], batchnorm)
-
-
-def read_pixels(run: RunDir) -> Pixels:
-    """Read teacher/pixels.json."""
-    data = read_json(run.stage("teacher") / "pixels.json")
-    mean, std, names = (None if data[k] is None else tuple(data[k]) for k in ("mean", "std", "class_names"))
-    return Pixels(mean, std, names)
+    card = run.read(TeacherCard)
+    batchnorm = card.probe.batchnorm_layers > 0
+    return Description(card.arch, card.input_shape, card.classes, card.head, card.undo, batchnorm)
 
 
 def _load(network: nn.Module, path: Path) -> nn.Module:
@@ -44,12 +37,12 @@ def _load(network: nn.Module, path: Path) -> nn.Module:
 def teacher_network(run: RunDir, description: Description) -> nn.Module:
     """Rebuild the teacher in eval mode, in float32."""
     network = registry.build(description.arch, input_shape=description.input_shape, classes=description.classes, seed=0)
-    return _load(network, run.stage("teacher") / "teacher.safetensors").eval().requires_grad_(False)
+    return _load(network, run.stage("teacher") / TEACHER_WEIGHTS).eval().requires_grad_(False)
 
 
 def initial_weights(run: RunDir, recipe: Recipe) -> dict[str, Tensor]:
     """Return the tensors the student starts from in place of random ones; none without `student.weights`."""
-    return checkpoint.load_tensors(run.stage("init") / "student.safetensors") if recipe.student.weights else {}
+    return checkpoint.load_tensors(run.stage("init") / STUDENT_WEIGHTS) if recipe.student.weights else {}
 
 
 def build_student(recipe: Recipe, description: Description, initial: Mapping[str, Tensor] | None = None) -> nn.Module:
@@ -64,7 +57,7 @@ def build_student(recipe: Recipe, description: Description, initial: Mapping[str
 def student_network(run: RunDir) -> nn.Module:
     """Rebuild the selected student in eval mode."""
     network = build_student(load_resolved(run.recipe_file), describe(run))
-    return _load(network, run.stage("select") / "student.safetensors").eval().requires_grad_(False)
+    return _load(network, run.stage("select") / STUDENT_WEIGHTS).eval().requires_grad_(False)
 
 
 def precision_rank(name: str) -> tuple[int, str]:

@@ -23,12 +23,3 @@ class Description:
     def pixels(self) -> int:
         """Height times width."""
         return math.prod(self.input_shape[1:])
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """How real pixels in [0, 1] become the teacher's input; unknown when mean or std is None."""
-
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    class_names: tuple[str, ...] | None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edgekd.models import artefacts
 from edgekd.realdata import ImageFolder, RealImages, open_folder, open_unlabelled
+from edgekd.run.cards.teacher import PixelsCard
 from edgekd.run.directory import RunDir
 from edgekd.run.ledger import Reading
 
@@ -15,7 +16,7 @@ def labelled(run: RunDir, data: Path, *, purpose: str) -> RealImages:
 
     Raises UsageError where the run does not know its normalisation, InputFileError where the folder does not fit.
     """
-    names, classes = artefacts.read_pixels(run).class_names, artefacts.describe(run).classes
+    names, classes = run.read(PixelsCard).class_names, artefacts.describe(run).classes
     return _opened(run, open_folder(data, classes=classes, names=names), purpose, cache=True)
 
 
@@ -28,6 +29,6 @@ def unlabelled(run: RunDir, folder: Path, *, purpose: str | None, count: int | N
 
 
 def _opened(run: RunDir, folder: ImageFolder, purpose: str | None, *, cache: bool) -> RealImages:
-    pixels, shape = artefacts.read_pixels(run), artefacts.describe(run).input_shape
+    pixels, shape = run.read(PixelsCard), artefacts.describe(run).input_shape
     reading = None if purpose is None else Reading(run, folder, purpose)
     return RealImages(folder, shape, mean=pixels.mean, std=pixels.std, cache=cache, reading=reading)

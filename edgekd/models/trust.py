@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgekd import console, stopping
+from edgekd.agent.device.machine import sha256_of
 from edgekd.agent.files import open_regular
 from edgekd.errors import UsageError
 from edgekd.models import imports
 from edgekd.models.families import outside
 from edgekd.models.imports import Files, state_folder
-from edgekd.run.directory import digest, sha256_file
+from edgekd.run.files import digest
 from edgekd.text import listed
 
 
@@ -102,7 +103,7 @@ def pickle(path: Path) -> Code:
 
     with open_regular(path) as stream:
         zipped = stream.read(4) == b"PK\x03\x04"
-    named, sha256 = pickles.code_named(path, zipped=zipped), sha256_file(path)
+    named, sha256 = pickles.code_named(path, zipped=zipped), sha256_of(path)
     here = imports.imported_from(Path.cwd(), named)
     what = f"the pickle {path}" + (f" (it names {listed(named, 6)})" if named else "")
     return Code(str(path), what, _hash(sha256, here) if here else sha256, pickled=True, files=here)
@@ -156,7 +157,7 @@ def _hash(what: str, files: Files) -> str:
             "run. Put its source beside it, or remove it if nothing needs it."
         )
     try:
-        return digest([what, {name: sha256_file(path) for name, path in files.items()}])
+        return digest([what, {name: sha256_of(path) for name, path in files.items()}])
     except OSError as error:
         raise UsageError(f"{error.filename} cannot be read ({error.strerror}), so nobody can approve of it.") from error
 

@@ -10,7 +10,9 @@ from edgekd.errors import RecipeError, RunBusyError, UsageError
 from edgekd.pipeline import afresh
 from edgekd.pipeline.standing import Standing
 from edgekd.recipe import Recipe
-from edgekd.run.directory import Record, RunDir, write_text
+from edgekd.run.cards.record import Record
+from edgekd.run.directory import RunDir
+from edgekd.run.files import write_text
 from edgekd.run.ownership import is_run
 from edgekd.stages.base import Stage
 from edgekd.stages.catalog import DISTILL, INGEST, SELECT

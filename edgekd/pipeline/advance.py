@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from edgekd import console
 from edgekd.pipeline.standing import Standing
 from edgekd.recipe import Recipe
 from edgekd.run.directory import RunDir
-from edgekd.stages.base import Accuracy, Execution, Stage
+from edgekd.stages.base import Execution, Stage
 from edgekd.stopping import Stop
+
+if TYPE_CHECKING:
+    from edgekd.run.logbook import Accuracy
 
 
 def advance(run: RunDir, recipe: Recipe, *stages: Stage, stop: Stop, accuracy: Accuracy | None = None) -> list[Stage]:

@@ -8,35 +8,31 @@ forward once training has begun anew, else back. run.json is never away: the mar
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from edgekd import console
-from edgekd.agent.files import parse_json, read_bytes
 from edgekd.errors import InputFileError, RunBusyError, UsageError
-from edgekd.run.directory import Record, RunDir, blank_ledger, disk_errors, fsync, strangers, write_json
-from edgekd.run.ownership import (
-    CHECKPOINT,
-    CONTENT,
-    RECORD,
-    exists,
-    free_place,
-    interrupted,
-    is_run,
-    remove,
-)
+from edgekd.run.cards.base import Card, NewerSchemaError
+from edgekd.run.cards.judged import EvaluationCard
+from edgekd.run.cards.ledger import LedgerCard
+from edgekd.run.cards.record import RECORD, Record
+from edgekd.run.directory import RunDir
+from edgekd.run.files import disk_errors, fsync, remove
+from edgekd.run.ownership import CHECKPOINT, CONTENT, OUTPUTS, exists, free_place, interrupted, is_run, strangers
 
 ASIDE = ".edgekd-aside"
 
 
-@dataclass(frozen=True)
-class _Marker:
+class MarkerCard(Card):
     """Which way a new beginning goes, and what the run held before it."""
+
+    folder: ClassVar[str] = ASIDE
+    file: ClassVar[str] = "marker.json"
 
     direction: Literal["back", "open", "forward"]
     held: list[str]
-    ledger: dict[str, Any]
+    ledger: LedgerCard
 
 
 class Afresh:
@@ -45,7 +41,7 @@ class Afresh:
     def __init__(self, run: RunDir) -> None:
         self.run = run
         self._aside = run.path / ASIDE
-        self._marker = self._aside / "marker.json"
+        self._marker = self._aside / MarkerCard.file
         self._old, self._new = self._aside / "old", self._aside / "new"
 
     @property
@@ -77,14 +73,14 @@ class Afresh:
             raise UsageError(f"--fresh would replace {stranger}, which edgekd did not write; move it away first.")
         with disk_errors(self.run.path):
             self._aside.mkdir(exist_ok=True)
-            marker = self._write(_Marker("back", held, self.run.ledger()))
+            marker = self._write(MarkerCard(direction="back", held=held, ledger=self.run.ledger()))
             fsync(self.run.path)
             self._old.mkdir()
             for name in held:
                 (self.run.path / name).rename(self._old / name)
             fsync(self._old)
-            write_json(self.run.ledger_file, blank_ledger())
-            self._write(replace(marker, direction="open"))
+            LedgerCard.blank().write(self.run.path)
+            self._write(marker.model_copy(update={"direction": "open"}))
 
     def settle(self, *, succeeded: bool = False) -> None:
         """End it: delete what is aside once training has begun anew (or the verb succeeded), else bring it back."""
@@ -102,14 +98,15 @@ class Afresh:
             else:
                 self._aside.rmdir()
 
-    def _settle(self, marker: _Marker, *, succeeded: bool) -> None:
+    def _settle(self, marker: MarkerCard, *, succeeded: bool) -> None:
         way = self._way(marker, succeeded=succeeded)
         if marker.direction == "open":
             if way == "back":
-                marker = replace(marker, ledger=_with_images(marker.ledger, self.run.ledger()))
+                ledger = _with_images(marker.ledger, self.run.ledger())
+                marker = marker.model_copy(update={"ledger": ledger})
             for folder in filter(Path.is_dir, (self.run.stage("distill"), self.run.path)):
                 fsync(folder)
-            marker = self._write(replace(marker, direction=way))
+            marker = self._write(marker.model_copy(update={"direction": way}))
         if way == "back":
             self._bring_back(marker)
             self._save_strangers()
@@ -117,12 +114,12 @@ class Afresh:
             remove(folder)
         self._marker.unlink()
 
-    def _bring_back(self, marker: _Marker) -> None:
+    def _bring_back(self, marker: MarkerCard) -> None:
         """Put everything where it was; what the new beginning made goes aside in its place."""
         self._new.mkdir(exist_ok=True)
         made_now = self._new / str(sum(1 for _ in self._new.iterdir()))  # each attempt has its own
         made_now.mkdir()
-        write_json(self.run.ledger_file, marker.ledger)
+        marker.ledger.write(self.run.path)
         for name in CONTENT:
             place, kept, made = self.run.path / name, self._old / name, made_now / name
             if exists(place) and (exists(kept) or name not in marker.held):
@@ -141,25 +138,27 @@ class Afresh:
                 console.warn(f"{place} was put into a run that --fresh had not finished; it is kept.")
         fsync(self.run.path)
 
-    def _way(self, marker: _Marker, *, succeeded: bool = False) -> Literal["back", "forward"]:
+    def _way(self, marker: MarkerCard, *, succeeded: bool = False) -> Literal["back", "forward"]:
         if marker.direction != "open":
             return marker.direction
         begun = any((self.run.stage("distill") / "checkpoints").glob("step-*"))
         return "forward" if begun or succeeded else "back"
 
-    def _read(self) -> _Marker | None:
-        try:
-            return _Marker(**parse_json(read_bytes(self._marker)))
-        except FileNotFoundError:
+    def _read(self) -> MarkerCard | None:
+        if not exists(self._marker):
             return None
-        except (OSError, ValueError, TypeError) as error:
+        try:
+            return MarkerCard.load(self._aside)
+        except NewerSchemaError:
+            raise
+        except InputFileError as error:
             raise InputFileError(
-                f"{self._marker} is damaged ({error}). What --fresh set aside lies in {self._old}; move it back "
+                f"{self._marker} is damaged ({error}) What --fresh set aside lies in {self._old}; move it back "
                 f"into {self.run.path} by hand, then delete {self._aside}."
             ) from error
 
-    def _write(self, marker: _Marker) -> _Marker:
-        write_json(self._marker, asdict(marker))
+    def _write(self, marker: MarkerCard) -> MarkerCard:
+        marker.write(self._aside)
         return marker
 
 
@@ -183,17 +182,15 @@ def recover(run: RunDir) -> None:
         console.warn(f"run {run.path} {state}")
 
 
-def _with_images(ledger: dict[str, Any], refused: dict[str, Any]) -> dict[str, Any]:
+def _with_images(ledger: LedgerCard, refused: LedgerCard) -> LedgerCard:
     """Return the ledger with the real images that a refused beginning read: they were read all the same."""
-    count = refused["real_images_read"]
-    if not count:
+    if not refused.real_images_read:
         return ledger
-    return {
-        **ledger,
-        "real_images_read": ledger["real_images_read"] + count,
-        "real_images": [*ledger.get("real_images", []), *refused.get("real_images", [])],
-        "files_read": {**refused["files_read"], **ledger["files_read"]},
-    }
+    return ledger.changed(
+        real_images_read=ledger.real_images_read + refused.real_images_read,
+        real_images=[*ledger.real_images, *refused.real_images],
+        files_read={**refused.files_read, **ledger.files_read},
+    )
 
 
 def _strangers(run: RunDir) -> Iterator[Path]:
@@ -201,7 +198,7 @@ def _strangers(run: RunDir) -> Iterator[Path]:
     for name in CONTENT:  # a file in a folder's place, or a folder in a file's
         if exists(run.path / name) and (run.path / name).is_dir() == ("." in name):
             yield run.path / name
-    for name in ("teacher", "init", "select", "export", "report"):
+    for name in OUTPUTS:
         yield from strangers(run.stage(name))
     for folder in sorted(run.stage("bench").glob("*")):
         yield from [folder] if Record.read(folder) is None else strangers(folder)
@@ -215,7 +212,9 @@ def _strangers(run: RunDir) -> Iterator[Path]:
 def _is_evaluation(path: Path) -> bool:
     """Return whether a file of eval/ is edgekd's; a damaged one is not known to be."""
     try:
-        result = parse_json(read_bytes(path))
-    except (OSError, ValueError):
+        EvaluationCard.load_file(path)
+    except NewerSchemaError:
+        return True
+    except InputFileError:
         return False
-    return isinstance(result, dict) and {"run", "accuracy", "artefacts_sha256"} <= result.keys()
+    return True

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from pydantic import JsonValue
 
 from edgekd import console, machine
 from edgekd.errors import MachineError
@@ -75,14 +76,14 @@ class Plan:
         rate = f"{1000 * self.seconds_per_step:.0f} ms a step"
         return f"{where}, {rate}, about {console.duration(self.eta_seconds)}, {memory} memory"
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, JsonValue]:
         """Return what `distill --dry-run --json` prints."""
         return {
             "steps": self.steps,
             "seconds_per_step": self.seconds_per_step,
             "flops_per_step": self.flops_per_step,
-            "flops_by_part": self.flops_by_part,
-            "parameters": self.parameters,
+            "flops_by_part": {**self.flops_by_part},
+            "parameters": {**self.parameters},
             "machine_peak_flops": self.machine_peak_flops,
             "utilisation": self.utilisation,
             "eta_seconds": self.eta_seconds,

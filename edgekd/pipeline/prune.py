@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from edgekd import console
-from edgekd.run.directory import Record, RunDir
-from edgekd.run.ownership import RECORD, remove
+from edgekd.run.cards.record import RECORD, Record
+from edgekd.run.directory import RunDir
+from edgekd.run.files import remove
+from edgekd.run.ownership import REPLAY_WEIGHTS
 from edgekd.stages.catalog import DISTILL, SELECT
 
 
@@ -17,13 +18,13 @@ def prune(run: RunDir) -> list[str]:
     Of a link, or a file with other names, only the name in the run goes; a warning says what stays.
     """
     removed = []
-    for stage, sensitive in ((DISTILL, "checkpoints"), (SELECT, "replay.safetensors")):
+    for stage, sensitive in ((DISTILL, "checkpoints"), (SELECT, REPLAY_WEIGHTS)):
         folder = run.stage(stage.folder)
         record, place = Record.read(folder), folder / sensitive
         names = [] if record is None else [name for name in record.outputs if Path(name).parts[0] == sensitive]
         if record is not None and not set(names) <= set(record.pruned):
             # Marked first: a kill in between leaves files, which the next prune removes, never an unexplained hole.
-            replace(record, pruned=sorted({*record.pruned, *names})).write(folder)
+            record.model_copy(update={"pruned": sorted({*record.pruned, *names})}).write(folder)
         inside = [] if place.is_symlink() else [path for path in place.rglob("*") if path.name != RECORD]
         for path in sorted([place, *inside]):
             if path.is_symlink():

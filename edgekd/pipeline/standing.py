@@ -9,18 +9,20 @@ from __future__ import annotations
 from edgekd import console
 from edgekd.errors import UsageError
 from edgekd.recipe import Recipe
-from edgekd.run.directory import Record, RunDir
+from edgekd.run.cards.record import Record
+from edgekd.run.directory import RunDir
 from edgekd.stages.base import Stage
 from edgekd.stages.catalog import STAGES
 
 
 class Standing:
-    """How far a run has come under a recipe; a record is read, and its outputs are hashed, once."""
+    """How far a run has come under a recipe; a record is read, and files are hashed, once."""
 
     def __init__(self, run: RunDir, recipe: Recipe) -> None:
         self.run, self.recipe = run, recipe
         self._records: dict[Stage, Record | None] = {}
         self._damage: dict[Stage, str | None] = {}
+        self._outside: dict[Stage, dict[str, str]] = {}
 
     @property
     def stages(self) -> list[Stage]:
@@ -36,7 +38,9 @@ class Standing:
     def inputs(self, stage: Stage) -> dict[str, str]:
         """Return the hashes of what a stage reads, from outside and from the records of the stages that wrote it."""
         record = self.record(stage)
-        hashes = stage.outside(self.recipe, {} if record is None else record.inputs)
+        if stage not in self._outside:
+            self._outside[stage] = stage.outside(self.recipe, {} if record is None else record.inputs)
+        hashes = {**self._outside[stage]}
         for upstream, names in stage.reads.items():
             made = self.record(upstream)
             if made is not None and upstream.wanted(self.recipe):
@@ -89,6 +93,7 @@ class Standing:
         """Look at a stage anew: it has just run."""
         self._records.pop(stage, None)
         self._damage.pop(stage, None)
+        self._outside.pop(stage, None)
 
     def _damaged_output(self, stage: Stage, record: Record) -> str | None:
         if stage not in self._damage:

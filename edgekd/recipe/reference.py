@@ -18,7 +18,7 @@ INTRODUCTION = """\
 # Recipe keys
 
 A recipe is a TOML file that holds everything a run depends on. A run keeps its own in `runs/<name>/recipe.toml`, every
-default written out. This page is made from the types of `edgekd/recipe/__init__.py` and `edgekd/recipe/method.py`; do
+default written out. This page is made from the types of `edgekd/recipe/tables.py` and `edgekd/recipe/method.py`; do
 not edit it, but renew it with `python -m edgekd.recipe.reference > docs/recipe.md`.
 
 ```console

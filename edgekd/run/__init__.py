@@ -1,1 +1,1 @@
-"""The run directory: atomic files, records, the lock, events, the ledger and checkpoints."""
+"""The run directory: atomic files, the lock, events, the ledger, checkpoints, and a card for each JSON file."""

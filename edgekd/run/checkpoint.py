@@ -7,18 +7,19 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from edgekd.agent.files import parse_json, read_bytes
+from edgekd.agent.device.machine import sha256_of
 from edgekd.errors import InputFileError, RecipeError
-from edgekd.run.directory import Record, RunDir, sha256_file, strangers
+from edgekd.run.cards.record import RECORD, CheckpointNotes, Environment, Record
+from edgekd.run.directory import RunDir
 from edgekd.run.failpoints import failpoint
-from edgekd.run.ownership import CHECKPOINT, RECORD, is_output, remove_all_but
-from edgekd.state_dict import State, flatten, unflatten
+from edgekd.run.files import read_json
+from edgekd.run.ownership import CHECKPOINT, STATE_TENSORS, STATE_VALUES, is_output, remove_all_but, strangers
+from edgekd.state_dict import StateDict, flatten, unflatten
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -31,7 +32,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 def hash_as_recorded(path: Path) -> str:
     """Return the SHA-256 of a stage's output; `InputFileError` where its record says another one."""
-    found, record = sha256_file(path), Record.read(path.parent)
+    found, record = sha256_of(path), Record.read(path.parent)
     if record is not None and record.outputs.get(path.name, found) != found:
         raise InputFileError(
             f"{path} is damaged: it does not hash as {RECORD} beside it says. Make {record.stage} again; "
@@ -57,29 +58,29 @@ class Checkpoint:
     """A published checkpoint: its step, state, and the length of events.jsonl it belongs to."""
 
     step: int
-    state: dict[str, Any]
+    state: StateDict
     events_bytes: int
-    environment: dict[str, Any]
+    environment: Environment
 
 
 def _folder(step: int) -> str:
     return f"distill/checkpoints/step-{step:08d}"
 
 
-def write(run: RunDir, step: int, state: State, *, key: str, environment: dict[str, Any]) -> None:
+def write(run: RunDir, step: int, state: StateDict, *, key: str, environment: Environment) -> None:
     """Publish the checkpoint of `step` and delete all but the newest two."""
     tensors, plain = flatten(state)
     run.sync_events()
     with run.publish(_folder(step)) as (folder, record):
-        save_tensors(tensors, folder / "state.safetensors")
-        (folder / "state.json").write_text(json.dumps(plain, sort_keys=True, allow_nan=False) + "\n")
+        save_tensors(tensors, folder / STATE_TENSORS)
+        (folder / STATE_VALUES).write_text(json.dumps(plain, sort_keys=True, allow_nan=False) + "\n")
         record |= {
             "stage": "checkpoint",
             "version": 1,
             "key": key,
             "recipe_slice": {},
             "inputs": {},
-            "notes": {"events_bytes": run.events_bytes(), "environment": environment},
+            "notes": CheckpointNotes(events_bytes=run.events_bytes(), environment=environment).to_json(),
         }
     keep_newest(run)
     failpoint("checkpoint.after_delete")
@@ -92,10 +93,12 @@ def keep_newest(run: RunDir, keep: int = 2) -> None:
         remove_all_but(folder, strangers(folder))
 
 
-def read_state(folder: Path) -> dict[str, Any]:
+def read_state(folder: Path) -> StateDict:
     """Return the state that lies in a checkpoint's folder."""
-    plain = parse_json(read_bytes(folder / "state.json"))
-    return unflatten(load_tensors(folder / "state.safetensors"), plain)
+    plain = read_json(folder / STATE_VALUES)
+    if not isinstance(plain, dict):
+        raise InputFileError(f"{folder / STATE_VALUES} does not hold what belongs there (it is no object).")
+    return unflatten(load_tensors(folder / STATE_TENSORS), plain)
 
 
 def _steps(run: RunDir) -> list[int]:
@@ -123,8 +126,8 @@ def newest(run: RunDir, *, key: str) -> tuple[Checkpoint | None, list[str]]:
                 "--fresh, or use another run with --run NAME."
             )
         if record is not None and damage is None:
-            notes = record.notes
-            return Checkpoint(step, read_state(folder), notes["events_bytes"], notes["environment"]), warnings
+            notes = record.noted(CheckpointNotes)
+            return Checkpoint(step, read_state(folder), notes.events_bytes, notes.environment), warnings
         aside = folder.with_name(f"damaged-{folder.name}")
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)

@@ -5,14 +5,12 @@ So the ledger never names fewer images than were read: whoever is killed in betw
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
 from edgekd.realdata import ImageFolder
-from edgekd.run.directory import RunDir, write_json
-from edgekd.run.ownership import RECORD
+from edgekd.run.cards.ledger import ImagesRead
+from edgekd.run.cards.record import RECORD
+from edgekd.run.directory import RunDir
 
 
 class Reading:
@@ -20,36 +18,32 @@ class Reading:
 
     def __init__(self, run: RunDir, folder: ImageFolder, purpose: str) -> None:
         self._run, self._folder, self._purpose = run, folder, purpose
-        self._entry: dict[str, Any] = {}
+        self._entry: ImagesRead | None = None
 
     def begin(self) -> None:
         """Enter all images of the folder, before any of them is opened, and the folder's hash."""
-        self._entry = {
+        entry = {
             "folder": str(self._folder.path),
             "images": len(self._folder.files),
             "for": self._purpose,
-            "stages_done": sorted(str(one.parent.relative_to(self._run.path)) for one in _records(self._run)),
+            "stages_done": sorted(one.parent.name for one in self._run.path.glob(f"*/{RECORD}")),
             "at": datetime.now(UTC).isoformat(timespec="microseconds"),
         }
+        self._entry = ImagesRead.model_validate(entry)
         _enter(self._run, self._entry)
         self._run.note_file(self._folder.path, self._folder.sha256())
 
     def end(self, opened: int) -> None:
         """Correct the entry to the images that were opened."""
-        if self._entry and self._entry["images"] != opened:
-            self._entry["images"] = opened
+        if self._entry is not None and self._entry.images != opened:
+            self._entry = self._entry.model_copy(update={"images": opened})
             _enter(self._run, self._entry)
 
 
-def _records(run: RunDir) -> list[Path]:
-    return list(run.path.glob(f"*/{RECORD}"))
-
-
-def _enter(run: RunDir, reading: Mapping[str, Any]) -> None:
+def _enter(run: RunDir, reading: ImagesRead) -> None:
     """Enter a reading, or correct the one that began at the same instant."""
     ledger = run.ledger()
-    readings = {one.get("at", place): one for place, one in enumerate(ledger.get("real_images", []))}
-    before = readings.get(reading["at"], {"images": 0})
-    ledger["real_images_read"] += reading["images"] - before["images"]
-    ledger["real_images"] = list({**readings, reading["at"]: dict(reading)}.values())
-    write_json(run.ledger_file, ledger)
+    others = [one for one in ledger.real_images if one.at != reading.at]
+    before = sum(one.images for one in ledger.real_images if one.at == reading.at)
+    count = ledger.real_images_read + reading.images - before
+    ledger.changed(real_images_read=count, real_images=[*others, reading]).write(run.path)

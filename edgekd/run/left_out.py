@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 from edgekd import console
 from edgekd.errors import InputFileError
-from edgekd.run.directory import canonical_json, read_json
 from edgekd.text import first_line
 
 T = TypeVar("T")
-
-
-def read_whole(path: Path, kind: type[T]) -> T:
-    """Read a JSON file of a run that holds a value of this kind, which can be written again: finite, whole characters.
-
-    Raises:
-        InputFileError: it does not.
-    """
-    value = read_json(path)
-    try:
-        canonical_json(value).encode()
-    except ValueError as error:
-        raise InputFileError(f"{path} does not hold what belongs there ({first_line(error)}).") from error
-    if not isinstance(value, kind):
-        raise InputFileError(f"{path} does not hold what belongs there (it is no {kind.__name__}).")
-    return value
 
 
 class LeftOut:

@@ -15,8 +15,15 @@ from pathlib import Path
 from edgekd import console
 from edgekd.agent.files import parse_json, read_bytes
 from edgekd.errors import UsageError
+from edgekd.run.cards.exported import AgreementCard, CalibrationCard, ParityCard
+from edgekd.run.cards.judged import SelectionCard
+from edgekd.run.cards.ledger import LedgerCard
+from edgekd.run.cards.record import RECORD, Record
+from edgekd.run.cards.report import ReportCard
+from edgekd.run.cards.teacher import InitCard, PixelsCard, TeacherCard
+from edgekd.run.files import remove
 
-LEDGER, LOCK, RECORD = "run.json", ".lock", "record.json"
+LEDGER, LOCK = LedgerCard.file, ".lock"
 CONTENT = (
     *("recipe.toml", "events.jsonl", "teacher", "init", "select", "export", "bench", "eval", "report"),
     "distill",  # last: while it is there, or not yet there, every reader knows how far the run has come
@@ -25,15 +32,18 @@ CONTENT = (
 
 CHECKPOINT = re.compile(r"(damaged-)?step-\d{8}")
 """Names of checkpoints below distill/checkpoints/."""
-_OUTPUTS = {
-    "teacher": r"teacher\.safetensors|teacher\.json|pixels\.json",
-    "init": r"student\.safetensors|init\.json",
-    "select": r"student\.safetensors|selection\.json|replay\.safetensors",
-    "export": r"student\.[\w.-]+\.onnx|(parity|agreement|calibration)\.json",
-    "report": r"report\.(html|json)",
+TEACHER_WEIGHTS, STUDENT_WEIGHTS, REPLAY_WEIGHTS = "teacher.safetensors", "student.safetensors", "replay.safetensors"
+STATE_TENSORS, STATE_VALUES = "state.safetensors", "state.json"
+REPORT_PAGE = "report.html"
+OUTPUTS = {
+    "teacher": {TEACHER_WEIGHTS, TeacherCard.file, PixelsCard.file},
+    "init": {STUDENT_WEIGHTS, InitCard.file},
+    "select": {STUDENT_WEIGHTS, SelectionCard.file, REPLAY_WEIGHTS},
+    "export": {ParityCard.file, AgreementCard.file, CalibrationCard.file},
+    "report": {REPORT_PAGE, ReportCard.file},
 }
-_CHECKPOINT_FILES = r"state\.(safetensors|json)"
-_BENCH_FILES = {"environment.json", "results.json", "samples.json", "jetson.json", "record.json"}
+_EXPORTED = re.compile(r"student\.[\w.-]+\.onnx")
+_BENCH_FILES = {"environment.json", "results.json", "samples.json", "jetson.json", RECORD}
 
 
 def is_run(folder: Path) -> bool:
@@ -69,19 +79,21 @@ def is_output(folder: Path, name: str) -> bool:
         return True
     if folder.parent.name == "bench":
         return name in _BENCH_FILES
-    pattern = _CHECKPOINT_FILES if CHECKPOINT.fullmatch(folder.name) else _OUTPUTS.get(folder.name)
-    return pattern is not None and re.fullmatch(pattern, name) is not None
+    if CHECKPOINT.fullmatch(folder.name):
+        return name in (STATE_TENSORS, STATE_VALUES)
+    return name in OUTPUTS.get(folder.name, ()) or (folder.name == "export" and _EXPORTED.fullmatch(name) is not None)
 
 
-def strangers(folder: Path, recorded: Collection[str] | None) -> list[Path]:
-    """Return what in a folder of a run is the user's: what is not recorded or, where nothing is, not named like ours.
+def strangers(folder: Path) -> list[Path]:
+    """Return what in a folder of a run is the user's: what is not in its record or, without one, not named like ours.
 
     Anything counts: links, pipes, sockets, and folders that hold nothing.
     """
+    record = Record.read(folder)
     found = sorted(path for path in folder.rglob("*") if not is_folder(path) or not any(path.iterdir()))
-    if recorded is None:
+    if record is None:
         return [path for path in found if path.parent != folder or not is_output(folder, path.name) or is_folder(path)]
-    known = {folder / name for name in (RECORD, f".tmp-{RECORD}", *recorded)}
+    known = {folder / name for name in (RECORD, f".tmp-{RECORD}", *record.outputs)}
     return [path for path in found if path not in known]
 
 
@@ -129,14 +141,6 @@ def exists(path: Path) -> bool:
     return os.path.lexists(path)
 
 
-def remove(path: Path) -> None:
-    """Delete a file, a folder with what it holds, or a link (never what it leads to)."""
-    if is_folder(path):
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def interrupted(run: Path) -> bool:
     """Return whether a process was killed between the two renames that replace a folder of the run."""
     places = [left.with_name(left.name[5:]) for left in _leftovers(run) if left.name.startswith(".old-")]
@@ -170,8 +174,8 @@ def _leftovers(run: Path) -> list[Path]:
         run: lambda left: left.name[5:] in (*CONTENT, LEDGER),
         run / "bench": _is_of_a_bench,
         run / "eval": lambda left: left.name.startswith(".tmp-") and left.suffix == ".json" and not left.is_dir(),
-        run / "select": lambda left: left.name == ".tmp-record.json",
-        run / "distill": lambda left: left.name == ".tmp-record.json",
+        run / "select": lambda left: left.name == f".tmp-{RECORD}",
+        run / "distill": lambda left: left.name == f".tmp-{RECORD}",
         run / "distill" / "checkpoints": lambda left: CHECKPOINT.fullmatch(left.name[5:]) is not None,
     }
     within = {parent: is_ours for parent, is_ours in ours.items() if parent == run or not parent.is_symlink()}
@@ -184,4 +188,4 @@ def _is_of_a_bench(left: Path) -> bool:
     if left.is_symlink() or not left.is_dir():
         return False
     names = {path.name.removeprefix(".tmp-") for path in left.iterdir()}
-    return "record.json" in names or names <= _BENCH_FILES
+    return RECORD in names or names <= _BENCH_FILES

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import JsonValue
 
 from edgekd.recipe import Recipe
-from edgekd.run.directory import Record, RunDir, digest
+from edgekd.run.cards.record import Notes, Record
+from edgekd.run.directory import RecordFields, RunDir
+from edgekd.run.files import digest
 from edgekd.stopping import Stop
 
 if TYPE_CHECKING:
-    from torch import nn
-
-Accuracy = Callable[["nn.Module"], float]
-"""Top-1 of a network on real images; only the curve of a distillation asks for it, and nothing depends on it."""
+    from edgekd.run.logbook import Accuracy
 
 
 class Stage(ABC):
@@ -36,7 +37,7 @@ class Stage(ABC):
     """Recipe key of a file from outside the run that it reads."""
 
     @abstractmethod
-    def slice(self, recipe: Recipe) -> dict[str, Any]:
+    def slice(self, recipe: Recipe) -> dict[str, JsonValue]:
         """Return the part of the recipe that its outputs depend on, as it is hashed and recorded."""
 
     @abstractmethod
@@ -81,18 +82,19 @@ class Execution:
         return self.stage.key(self.recipe, self.inputs)
 
     @contextmanager
-    def publish(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+    def publish(self) -> Iterator[tuple[Path, dict[str, JsonValue]]]:
         """Publish the stage's folder whole or not at all; yield a folder and the record's notes to fill."""
         with self.run.publish(self.stage.folder) as (folder, fields):
-            notes: dict[str, Any] = {}
+            notes: dict[str, JsonValue] = {}
             yield folder, notes
             fields |= {**self._fields(), "notes": notes}
 
-    def publish_in_place(self, outputs: Mapping[str, str], notes: Mapping[str, Any]) -> None:
+    def publish_in_place(self, outputs: dict[str, str], notes: Notes) -> None:
         """Publish a folder that exists already by writing its record; `outputs` are hashes by relative path."""
-        Record(**self._fields(), outputs=dict(outputs), notes=dict(notes)).write(self.run.stage(self.stage.folder))
+        fields: RecordFields = {**self._fields(), "notes": notes.to_json()}
+        Record(outputs=outputs, pruned=[], **fields).write(self.run.stage(self.stage.folder))
 
-    def _fields(self) -> dict[str, Any]:
+    def _fields(self) -> RecordFields:
         return {
             "stage": self.stage.name,
             "version": self.stage.version,

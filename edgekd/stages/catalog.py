@@ -9,13 +9,17 @@ import os
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
+
+from pydantic import JsonValue
 
 from edgekd.recipe import Recipe
-from edgekd.run.directory import digest
+from edgekd.run.cards.teacher import PixelsCard, TeacherCard
+from edgekd.run.files import digest
+from edgekd.run.ownership import REPLAY_WEIGHTS, STUDENT_WEIGHTS, TEACHER_WEIGHTS
 from edgekd.stages.base import Execution, Reads, Stage
 
-_TEACHER = ("teacher.safetensors", "teacher.json")
+_TEACHER = (TEACHER_WEIGHTS, TeacherCard.file)
 
 
 def _file_hash(path: Path, recorded: Mapping[str, str]) -> dict[str, str]:
@@ -32,7 +36,7 @@ class Ingest(Stage):
     command = "edgekd ingest TEACHER"
     file_key = "teacher.file"
 
-    def slice(self, recipe: Recipe) -> dict[str, Any]:
+    def slice(self, recipe: Recipe) -> dict[str, JsonValue]:
         """Return how the file is to be read, and what is known of real pixels."""
         teacher = recipe.teacher.model_dump(mode="json", exclude={"file", "trust_pickle", "accept_mapping"})
         return {"teacher": teacher, "pixels": recipe.pixels.model_dump(mode="json")}
@@ -56,10 +60,10 @@ class Init(Stage):
 
     name, folder, version = "init", "init", 1
     command = "edgekd distill TEACHER --student NAME --student-weights FILE"
-    reads: ClassVar[Reads] = {INGEST: ("teacher.json",)}
+    reads: ClassVar[Reads] = {INGEST: (TeacherCard.file,)}
     file_key = "student.weights"
 
-    def slice(self, recipe: Recipe) -> dict[str, Any]:
+    def slice(self, recipe: Recipe) -> dict[str, JsonValue]:
         """Return the student that the weights have to fit."""
         return {"student": recipe.student.name}
 
@@ -86,12 +90,12 @@ class Distill(Stage):
 
     name, folder, version = "distill", "distill", 1
     command = "edgekd distill TEACHER --student NAME"
-    reads: ClassVar[Reads] = {INGEST: _TEACHER, INIT: ("student.safetensors",)}
+    reads: ClassVar[Reads] = {INGEST: _TEACHER, INIT: (STUDENT_WEIGHTS,)}
 
-    def slice(self, recipe: Recipe) -> dict[str, Any]:
+    def slice(self, recipe: Recipe) -> dict[str, JsonValue]:
         """Return seed, precision, student and method."""
         method = recipe.method.model_dump(mode="json", exclude={"minutes", "source", "steps_by_area"})
-        student = {"name": recipe.student.name}
+        student: dict[str, JsonValue] = {"name": recipe.student.name}
         if recipe.student.weights:  # their content comes with the inputs
             student["weights"] = "from a file"
         return {"seed": recipe.seed, "precision": recipe.precision, "student": student, "method": method}
@@ -113,7 +117,7 @@ class Select(Stage):
     command = "edgekd select"
     reads: ClassVar[Reads] = {INGEST: _TEACHER, DISTILL: ()}
 
-    def slice(self, recipe: Recipe) -> dict[str, Any]:
+    def slice(self, recipe: Recipe) -> dict[str, JsonValue]:
         """Return the whole table."""
         return recipe.select.model_dump(mode="json")
 
@@ -132,9 +136,12 @@ class Export(Stage):
 
     name, folder, version = "export", "export", 7
     command = "edgekd export"
-    reads: ClassVar[Reads] = {INGEST: (*_TEACHER, "pixels.json"), SELECT: ("student.safetensors", "replay.safetensors")}
+    reads: ClassVar[Reads] = {
+        INGEST: (*_TEACHER, PixelsCard.file),
+        SELECT: (STUDENT_WEIGHTS, REPLAY_WEIGHTS),
+    }
 
-    def slice(self, recipe: Recipe) -> dict[str, Any]:
+    def slice(self, recipe: Recipe) -> dict[str, JsonValue]:
         """Return the table without the path of real images, whose content comes with the inputs."""
         table = recipe.export.model_dump(mode="json", exclude={"calibrate_on_real"})
         if recipe.export.calibrates_on_real:
@@ -168,7 +175,7 @@ class Bench(Stage):
     command = "edgekd bench"
     reads: ClassVar[Reads] = {EXPORT: ()}
 
-    def slice(self, recipe: Recipe) -> dict[str, Any]:
+    def slice(self, recipe: Recipe) -> dict[str, JsonValue]:
         """Return the whole table."""
         return recipe.bench.model_dump(mode="json")
 

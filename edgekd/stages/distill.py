@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,9 +23,10 @@ from edgekd.errors import MachineError
 from edgekd.models import artefacts, inheritance
 from edgekd.recipe import Recipe
 from edgekd.rng import Draws, forked_global
+from edgekd.run.cards.record import DistillNotes, Environment
 from edgekd.run.failpoints import failpoint
+from edgekd.run.logbook import Logbook
 from edgekd.stages.base import Execution
-from edgekd.stages.logbook import Logbook
 from edgekd.stopping import Stop
 from edgekd.synthesis import health, replay
 from edgekd.synthesis.generator import Generator
@@ -58,7 +58,9 @@ def run(execution: Execution) -> None:
         console.warn(f"the teacher has no BatchNorm: no statistics of its training images guide the generator{held}")
     context = Context(recipe, steps, teacher, description, Draws(recipe.seed, "distill", device))
     state = build(context, artefacts.initial_weights(run_dir, recipe))
-    book = Logbook(execution, steps=steps, environment=environment)
+    book = Logbook(
+        *(run_dir, recipe), key=execution.key, steps=steps, environment=environment, accuracy=execution.accuracy
+    )
     book.restore(state)
     if state.inherited and state.step == 0:
         console.say(f"student  of the teacher's family: starts from {len(state.inherited)} of its tensors")
@@ -71,7 +73,8 @@ def run(execution: Execution) -> None:
         ) from error
     if not state.replay.ready and method.replay.batch_size and state.replay.waits_for:
         console.warn(f"nothing was replayed: {state.replay.waits_for}; train longer")
-    book.publish(state, notes(state, recipe))
+    final, outputs = book.close(state)
+    execution.publish_in_place(outputs, notes(state, recipe, final, environment))
 
 
 def learn(state: State, context: Context, book: Logbook, stop: Stop) -> None:
@@ -164,16 +167,19 @@ def care_for_generator(state: State, context: Context, book: Logbook) -> None:
         book.reinit(state, sick or "schedule")
 
 
-def notes(state: State, recipe: Recipe) -> dict[str, Any]:
-    """Return what the record says of a finished distillation."""
+def notes(state: State, recipe: Recipe, final: str, environment: Environment) -> DistillNotes:
+    """Return what the record says of a finished distillation; its last checkpoint lies in `final`."""
     size = state.replay.size_bytes()
-    return {
-        "reinits": state.reinits,
-        "rescues": state.rescues,
-        "inherited_tensors": len(state.inherited),
-        "hinted_stages": list(state.student_stages.names) if state.student_stages else [],
-        "replay": recipe.method.replay.source,
-        "replay_ready": state.replay.ready,
-        "replay_bytes": size,
-        "replay_bytes_as_uint8_images": size // math.prod(state.generator.shape),
-    }
+    return DistillNotes(
+        steps=state.step,
+        final=final,
+        environment=environment,
+        reinits=state.reinits,
+        rescues=state.rescues,
+        inherited_tensors=len(state.inherited),
+        hinted_stages=list(state.student_stages.names) if state.student_stages else [],
+        replay=recipe.method.replay.source,
+        replay_ready=state.replay.ready,
+        replay_bytes=size,
+        replay_bytes_as_uint8_images=size // math.prod(state.generator.shape),
+    )

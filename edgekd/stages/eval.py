@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -13,15 +12,18 @@ from edgekd.export import ort_session
 from edgekd.export.onnx_export import Normalization
 from edgekd.models import artefacts
 from edgekd.models import images as images_of
-from edgekd.models.description import Pixels
 from edgekd.realdata import RealImages, describe_transform
 from edgekd.recipe import Recipe
 from edgekd.run import checkpoint
-from edgekd.run.directory import RunDir, digest, read_json, write_json
+from edgekd.run.cards.judged import EvaluationCard
+from edgekd.run.cards.teacher import PixelsCard
+from edgekd.run.directory import RunDir
+from edgekd.run.files import digest, write_json
+from edgekd.run.ownership import STUDENT_WEIGHTS, TEACHER_WEIGHTS
 from edgekd.stopping import Stop
 
 
-def run(run_dir: RunDir, recipe: Recipe, data: Path, stop: Stop) -> dict[str, Any]:
+def run(run_dir: RunDir, recipe: Recipe, data: Path, stop: Stop) -> EvaluationCard:
     """Write eval/<name>.json and return it: images, accuracy (fractions) and hash by artefact.
 
     `accuracy_default_mode` is that of files in which ONNX Runtime saturates on this CPU unless asked not to.
@@ -31,13 +33,13 @@ def run(run_dir: RunDir, recipe: Recipe, data: Path, stop: Stop) -> dict[str, An
         return _measured(run_dir, data, images, threads, stop)
 
 
-def _measured(run_dir: RunDir, data: Path, images: RealImages, threads: int, stop: Stop) -> dict[str, Any]:
+def _measured(run_dir: RunDir, data: Path, images: RealImages, threads: int, stop: Stop) -> EvaluationCard:
     description = artefacts.describe(run_dir)
     accuracy: dict[str, float] = {}
     default_mode: dict[str, float] = {}
     hashes: dict[str, str] = {}
-    teacher_file = run_dir.stage("teacher") / "teacher.safetensors"
-    student_file = run_dir.stage("select") / "student.safetensors"
+    teacher_file = run_dir.stage("teacher") / TEACHER_WEIGHTS
+    student_file = run_dir.stage("select") / STUDENT_WEIGHTS
     models = sorted(
         run_dir.stage("export").glob("student.*.onnx"), key=lambda path: artefacts.precision_rank(path.name)
     )
@@ -52,49 +54,45 @@ def _measured(run_dir: RunDir, data: Path, images: RealImages, threads: int, sto
             elif file == student_file:
                 accuracy[name] = images.network_accuracy(artefacts.student_network(run_dir))
             else:
-                pixels = artefacts.read_pixels(run_dir)
+                pixels = run_dir.read(PixelsCard)
                 accuracy[name] = _onnx_accuracy(file, images, pixels, threads)
                 if kind_of(name) == "int8-cpu-x86" and ort_session.saturates():
                     default_mode[name] = _onnx_accuracy(file, images, pixels, threads, default_kernels=True)
             progress.update(done, f"{name} {accuracy[name]:.2%}")
     for name, share in default_mode.items():
         console.say(ort_session.saturation_note(name, "top-1", accuracy[name], share))
-    folder = {
-        "folder": str(data),
-        "folder_id": digest(str(data.resolve()))[:8],
-        "images_sha256": images.folder.sha256(),
-    }
     run_dir.stage("eval").mkdir(exist_ok=True)
-    name = _free_name(run_dir.stage("eval"), data.resolve().name, folder)
-    result = {
-        "run": run_dir.name,
-        "data_free": run_dir.data_free(),
-        "data": name,
-        **folder,
-        "images": len(images),
-        "transform": describe_transform(description.input_shape),
-        "accuracy": accuracy,
-        "accuracy_default_mode": default_mode,
-        "artefacts_sha256": hashes,
-    }
-    write_json(run_dir.stage("eval") / f"{name}.json", result)
+    folder_id, images_sha256 = digest(str(data.resolve()))[:8], images.folder.sha256()
+    result = EvaluationCard(
+        run=run_dir.name,
+        data_free=run_dir.data_free(),
+        data=_free_name(run_dir.stage("eval"), data.resolve().name, folder_id, images_sha256),
+        folder=str(data),
+        folder_id=folder_id,
+        images_sha256=images_sha256,
+        images=len(images),
+        transform=describe_transform(description.input_shape),
+        accuracy=accuracy,
+        accuracy_default_mode=default_mode,
+        artefacts_sha256=hashes,
+    )
+    write_json(run_dir.stage("eval") / f"{result.data}.json", result.to_json())
     return result
 
 
-def _free_name(eval_folder: Path, name: str, folder: dict[str, str]) -> str:
+def _free_name(eval_folder: Path, name: str, folder_id: str, images_sha256: str) -> str:
     """Return the name of the record of a data folder: the folder's own, unless another one of that name has it."""
-    longer = f"{name}-{folder['folder_id']}"
+    longer = f"{name}-{folder_id}"
     if (eval_folder / f"{longer}.json").is_file():
         return longer
     if not (eval_folder / f"{name}.json").is_file():
         return name
-    kept = read_json(eval_folder / f"{name}.json")
-    same = any(kept.get(what) == folder[what] for what in ("folder_id", "images_sha256"))
-    return name if same else longer
+    kept = EvaluationCard.load_file(eval_folder / f"{name}.json")
+    return name if kept.folder_id == folder_id or kept.images_sha256 == images_sha256 else longer
 
 
 def _onnx_accuracy(
-    file: Path, images: RealImages, pixels: Pixels, threads: int, *, default_kernels: bool = False
+    file: Path, images: RealImages, pixels: PixelsCard, threads: int, *, default_kernels: bool = False
 ) -> float:
     kind = kind_of(file.name)
     session = ort_session.open_for_target(file, kind, threads=threads, default_kernels=default_kernels)

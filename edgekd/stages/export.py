@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from edgekd import console, machine
+from edgekd.agent.device.machine import sha256_of
 from edgekd.errors import GateError, InputFileError, UsageError
 from edgekd.export import onnx_files
 from edgekd.export.onnx_export import FLOAT_INPUT, UINT8_INPUT
@@ -22,9 +22,14 @@ from edgekd.models import images as images_of
 from edgekd.models.description import Description
 from edgekd.realdata import RealImages
 from edgekd.recipe import ExportTable, Recipe
-from edgekd.run.directory import Record, RunDir, canonical_json, digest, sha256_file
+from edgekd.run.cards.exported import AgreementCard
+from edgekd.run.cards.record import RECORD, ExportNotes, Record
+from edgekd.run.cards.teacher import PixelsCard, TeacherCard
+from edgekd.run.directory import RunDir
+from edgekd.run.files import canonical_json, digest
+from edgekd.run.ownership import REPLAY_WEIGHTS, TEACHER_WEIGHTS
 from edgekd.stages.base import Execution
-from edgekd.stages.catalog import EXPORT
+from edgekd.stages.catalog import EXPORT, INGEST, SELECT
 from edgekd.stopping import Stop
 from edgekd.synthesis.teacher import Teacher
 
@@ -41,13 +46,13 @@ def run(execution: Execution) -> None:
         student = artefacts.student_network(run_dir)
         job = _job(run_dir, recipe, student, execution.inputs, images, execution.stop, own=True)
         if images is not None:
-            run_dir.note("data_free", False)  # first, so that no kill leaves such files without it
+            run_dir.note_data_free(False)  # first, so that no kill leaves such files without it
         try:
             with execution.publish() as (folder, notes):
                 numbers = onnx_files.write_all(job, folder)
-                notes["failures"] = numbers.failures
+                notes |= ExportNotes(failures=numbers.failures).to_json()
         finally:
-            run_dir.note("data_free", run_dir.data_free())
+            run_dir.note_data_free(run_dir.data_free())
     onnx_files.report(numbers)
 
 
@@ -59,7 +64,7 @@ def refuse_failures(run_dir: RunDir) -> None:
 def refuse_failures_of(folder: Path) -> None:
     """Raise `GateError` when a file of an export missed its gate."""
     record = Record.read(folder)
-    failures: list[str] = [] if record is None else record.notes["failures"]
+    failures = [] if record is None else record.noted(ExportNotes).failures
     if record is None or not failures:
         return
     remedy = ""
@@ -67,7 +72,7 @@ def refuse_failures_of(folder: Path) -> None:
         qat = "Lower" if record.recipe_slice.get("qat") else "Fine-tune for INT8 with --qat, or lower"
         remedy = f" {qat} the key with --set if this is good enough for you."
     raise GateError(
-        f"{'; '.join(failures)}. That file is not published, everything that passed is; {folder}/agreement.json "
+        f"{'; '.join(failures)}. That file is not published, everything that passed is; {folder / AgreementCard.file} "
         f"keeps the numbers.{remedy}"
     )
 
@@ -95,7 +100,7 @@ def run_elsewhere(run_dir: RunDir, recipe: Recipe, student: Elsewhere, stop: Sto
 def _publish_elsewhere(
     run_dir: RunDir, recipe: Recipe, student: Elsewhere, network: nn.Module, images: RealImages | None, stop: Stop
 ) -> bool:
-    inputs = {"student": sha256_file(student.file), **_hashes(run_dir)}
+    inputs = {"student": sha256_of(student.file), **_hashes(run_dir)}
     inputs |= {} if images is None else {"calibration_images": images.folder.sha256()}
     table = {"arch": student.arch, **recipe.export.model_dump(mode="json")}
     key = digest([ELSEWHERE, EXPORT.version, table, recipe.seed, inputs])
@@ -110,8 +115,10 @@ def _publish_elsewhere(
     with RunDir(out.parent).publish(out.name, hidden=HIDDEN) as (folder, record):
         numbers = onnx_files.write_all(job, folder)
         record |= {"stage": ELSEWHERE, "version": EXPORT.version, "key": key, "inputs": inputs, "recipe_slice": table}
-        record["notes"] = {"failures": numbers.failures, "run": run_dir.name, "data_free": job.data_free}
-        record["notes"] |= {} if images is None else {"real_images": len(images)}
+        notes = ExportNotes(failures=numbers.failures, run=run_dir.name, data_free=job.data_free)
+        if images is not None:
+            notes = notes.model_copy(update={"real_images": len(images)})
+        record["notes"] = notes.to_json()
     onnx_files.report(numbers)
     return True
 
@@ -126,7 +133,7 @@ def _refuse_folder(run_dir: RunDir, out: Path) -> None:
     if not place.is_dir():
         raise UsageError(f"--out {out} is a file; choose a folder that does not exist yet.")
     record = Record.read(place)
-    known = {"record.json", *record.outputs} if record is not None and record.stage == ELSEWHERE else set()
+    known = {RECORD, *record.outputs} if record is not None and record.stage == ELSEWHERE else set()
     strange = sorted(path.name for path in place.iterdir() if path.name not in known)
     if strange:
         raise UsageError(f"--out {out} holds {strange[0]}, which is of something else; choose another folder.")
@@ -155,13 +162,13 @@ def _network(run_dir: RunDir, student: Elsewhere) -> nn.Module:
 def _hashes(run_dir: RunDir) -> dict[str, str]:
     """Return the recorded hashes of what the run lends."""
     hashes: dict[str, str] = {}
-    for stage, folder, names in (
-        ("ingest", "teacher", ("teacher.safetensors", "teacher.json", "pixels.json")),
-        ("select", "select", ("replay.safetensors",)),
+    for stage, names in (
+        (INGEST, (TEACHER_WEIGHTS, TeacherCard.file, PixelsCard.file)),
+        (SELECT, (REPLAY_WEIGHTS,)),
     ):
-        record = Record.read(run_dir.stage(folder))
+        record = Record.read(run_dir.stage(stage.folder))
         assert record is not None  # the verb asked for both
-        hashes |= {f"{stage}/{name}": record.outputs[name] for name in names}
+        hashes |= {f"{stage.name}/{name}": record.outputs[name] for name in names}
     return hashes
 
 
@@ -216,8 +223,8 @@ def _metadata(
     data_free: bool | None,
 ) -> dict[str, str]:
     """Return the ONNX metadata: what a user of the file needs and where it comes from, no path of this machine."""
-    pixels = artefacts.read_pixels(run_dir)
-    facts: dict[str, Any] = {
+    pixels = run_dir.read(PixelsCard)
+    facts: dict[str, object] = {
         "student": None if own else "elsewhere",
         "data_free": data_free,
         "input_name": FLOAT_INPUT if samples.pixels is None else UINT8_INPUT,

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import JsonValue
 from torch import nn
 
 from edgekd import console
 from edgekd.agent import files
+from edgekd.agent.device.machine import sha256_of
 from edgekd.errors import InputFileError, UsageError
 from edgekd.ingestion import foreign, outside_files, teacher
 from edgekd.models import probe
 from edgekd.models.stems import parse_shape
 from edgekd.recipe import PixelsTable, Recipe, TeacherTable
 from edgekd.run import checkpoint
-from edgekd.run.directory import Record, RunDir, read_json, sha256_file, write_json
+from edgekd.run.cards.ledger import ProbeTiming
+from edgekd.run.cards.record import IngestNotes, Record
+from edgekd.run.cards.teacher import Assumed, PixelsCard, Probed, TeacherCard
+from edgekd.run.directory import RunDir
+from edgekd.run.files import json_text, write_text
+from edgekd.run.ownership import TEACHER_WEIGHTS
 from edgekd.stages.base import Execution
 
 NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -34,54 +40,58 @@ def run(execution: Execution) -> None:
     execution.stop.raise_if_requested("ingest")
     run_dir, recipe = execution.run, execution.recipe
     published = run_dir.stage("teacher")
-    notes: dict[str, Any] = {}
-    if _still_holds(execution):
+    kept = _still_holds(execution)
+    if kept is not None:
         # The checkpoint moved away, or only the pixels changed: what was read from it is still here, bit for bit.
-        tensors = checkpoint.load_tensors(published / "teacher.safetensors")
-        description: dict[str, Any] = read_json(published / "teacher.json")
-        kept = Record.read(published)
-        notes = {} if kept is None else kept.notes
+        tensors = checkpoint.load_tensors(published / TEACHER_WEIGHTS)
+        card, notes = run_dir.read(TeacherCard), kept.notes
+        written = (published / TeacherCard.file).read_text(encoding="utf-8")
     else:
-        found, description, notes = _examined(run_dir, recipe)
+        found, card, notes = _examined(run_dir, recipe, execution.inputs["file"])
         tensors = dict(found.state_dict)
-    pixels = pixel_moments(recipe.pixels, channels=description["input_shape"][0], classes=description["classes"])
+        written = json_text(card.to_json())
+    pixels = pixel_moments(recipe.pixels, channels=card.input_shape[0], classes=card.classes)
     if recipe.pixels.classes:
-        run_dir.note_file(Path(recipe.pixels.classes), sha256_file(Path(recipe.pixels.classes)))
+        run_dir.note_file(Path(recipe.pixels.classes), sha256_of(Path(recipe.pixels.classes)))
     with execution.publish() as (folder, kept_notes):
-        checkpoint.save_tensors(tensors, folder / "teacher.safetensors")
-        write_json(folder / "teacher.json", description)
-        write_json(folder / "pixels.json", pixels)
+        checkpoint.save_tensors(tensors, folder / TEACHER_WEIGHTS)
+        write_text(folder / TeacherCard.file, written)
+        pixels.write(folder)
         kept_notes |= notes
 
 
-def _still_holds(execution: Execution) -> bool:
-    """Return whether teacher/ was read from this file with these settings."""
+def _still_holds(execution: Execution) -> Record | None:
+    """Return the record of teacher/ where it was read from this file with these settings."""
     folder = execution.run.stage("teacher")
     record = Record.read(folder)
     if record is None or record.inputs != execution.inputs or record.damaged_output(folder) is not None:
-        return False
-    read_with = record.recipe_slice["teacher"]  # which held other keys, too, before the hashed slice was recorded
-    wanted = execution.stage.slice(execution.recipe)["teacher"]
-    return all(name in read_with and read_with[name] == value for name, value in wanted.items())
+        return None
+    # The record's slice held other keys, too, before the hashed slice was recorded.
+    read_with, wanted = record.recipe_slice.get("teacher"), execution.stage.slice(execution.recipe)["teacher"]
+    if not isinstance(read_with, dict) or not isinstance(wanted, dict):
+        return None
+    return record if wanted.items() <= read_with.items() else None
 
 
-def _examined(run_dir: RunDir, recipe: Recipe) -> tuple[teacher.Inferred, dict[str, Any], dict[str, Any]]:
-    """Read, identify and probe the teacher; return it, its description, and notes for the record."""
+def _examined(
+    run_dir: RunDir, recipe: Recipe, sha256: str
+) -> tuple[teacher.Inferred, TeacherCard, dict[str, JsonValue]]:
+    """Read, identify and probe the teacher, a file of that hash; return it, its card, and notes for the record."""
     table = recipe.teacher
     path = Path(table.file)
-    sha256 = outside_files.sha256_of(path)
+    outside_files.require_file(path)
     run_dir.note_file(path, sha256)
-    notes: dict[str, Any] = {}
+    notes = IngestNotes()
     if table.trust_pickle:
-        trusted = run_dir.ledger().get("trusted_pickles", {})
+        trusted = run_dir.ledger().trusted_pickles
         if trusted and sha256 not in trusted.values():
             raise InputFileError(
                 f"{path} is not the pickle that this run was told to trust (sha256 {', '.join(trusted.values())}); "
                 "read it into another run with --run NAME."
             )
         console.warn(f"--trust-pickle: any code that {path} names is run, sha256 {sha256}")
-        notes = {"trusted_pickle": sha256}
-        run_dir.note("trusted_pickles", {**trusted, str(path): sha256})
+        notes = IngestNotes(trusted_pickle=sha256)
+        run_dir.note_trust(path, sha256)
     weights = teacher.weights_of(foreign.read_checkpoint(path, trust_pickle=table.trust_pickle))
     found = _identified(weights, table)
     network = teacher.load(found)
@@ -90,9 +100,9 @@ def _examined(run_dir: RunDir, recipe: Recipe) -> tuple[teacher.Inferred, dict[s
         raise InputFileError("the teacher answers every input alike: its last layer is dead or was never trained.")
     if weights.module is not None:
         _hold_to_module(weights.module, network, found, recipe.seed)
-    timing = {"images": seen.batch, "seconds": seen.seconds_per_batch, "threads": torch.get_num_threads()}
-    run_dir.note("teacher_probe", timing)
-    return found, describe(found, seen, network), notes
+    timing = ProbeTiming(images=seen.batch, seconds=seen.seconds_per_batch, threads=torch.get_num_threads())
+    run_dir.note_probe(timing)
+    return found, describe(found, seen, network), notes.to_json()
 
 
 def _identified(weights: teacher.Weights, table: TeacherTable) -> teacher.Inferred:
@@ -124,23 +134,21 @@ def _hold_to_module(module: nn.Module, network: nn.Module, found: teacher.Inferr
         )
 
 
-def describe(found: teacher.Inferred, seen: probe.Probe, network: nn.Module) -> dict[str, Any]:
+def describe(found: teacher.Inferred, seen: probe.Probe, network: nn.Module) -> TeacherCard:
     """Return what teacher.json holds."""
-    facts = asdict(seen)
-    facts.pop("seconds_per_batch", None)  # a timing would make equal teachers differ
-    return {
-        "arch": str(found.arch),
-        "input_shape": list(found.input_shape),
-        "classes": found.classes,
-        "head": probe.head_name(network, found.input_shape),
-        "undo": seen.undo,
-        "assumptions": [asdict(assumption) for assumption in found.assumptions],
-        "mapping": dict(found.mapping),
-        "probe": facts,
-    }
+    return TeacherCard(
+        arch=str(found.arch),
+        input_shape=found.input_shape,
+        classes=found.classes,
+        head=probe.head_name(network, found.input_shape),
+        undo=seen.undo,
+        assumptions=[Assumed.model_validate(asdict(assumption)) for assumption in found.assumptions],
+        mapping=dict(found.mapping),
+        probe=Probed.model_validate(asdict(seen)),  # without its timing, which would make equal teachers differ
+    )
 
 
-def pixel_moments(table: PixelsTable, *, channels: int, classes: int) -> dict[str, Any]:
+def pixel_moments(table: PixelsTable, *, channels: int, classes: int) -> PixelsCard:
     """Return what pixels.json holds: mean, std and class names, each None when unknown."""
     mean, std = table.mean, table.std
     if not mean and not std and table.normalize == "none":
@@ -156,8 +164,8 @@ def pixel_moments(table: PixelsTable, *, channels: int, classes: int) -> dict[st
         raise UsageError(f"mean {list(mean)} and std {list(std)} are of pixels in [0, 1]; divide them by 255.")
     names = None
     if table.classes:
-        names = class_names(Path(table.classes), classes)
-    return {"mean": list(mean) or None, "std": list(std) or None, "class_names": names}
+        names = tuple(class_names(Path(table.classes), classes))
+    return PixelsCard(mean=tuple(mean) or None, std=tuple(std) or None, class_names=names)
 
 
 def class_names(path: Path, classes: int) -> list[str]:

@@ -14,7 +14,8 @@ from edgekd.models import artefacts
 from edgekd.models.description import Description
 from edgekd.recipe import Recipe
 from edgekd.run import checkpoint
-from edgekd.run.directory import write_json
+from edgekd.run.cards.teacher import InitCard
+from edgekd.run.ownership import STUDENT_WEIGHTS
 from edgekd.stages.base import Execution
 
 
@@ -23,7 +24,8 @@ def run(execution: Execution) -> None:
     execution.stop.raise_if_requested("reading the student's weights")
     run_dir, recipe = execution.run, execution.recipe
     path = Path(recipe.student.weights)
-    run_dir.note_file(path, outside_files.sha256_of(path))
+    outside_files.require_file(path)
+    run_dir.note_file(path, execution.inputs["file"])
     try:
         loaded = weights.weights_of(foreign.read_checkpoint(path, trust_pickle=None))
     except InputFileError as error:
@@ -36,8 +38,8 @@ def run(execution: Execution) -> None:
     if found.left_random:
         console.say(f"init     left random: {', '.join(found.left_random)}")
     with execution.publish() as (folder, _):
-        checkpoint.save_tensors(found.tensors, folder / "student.safetensors")
-        write_json(folder / "init.json", {"student": recipe.student.name, "left_random": list(found.left_random)})
+        checkpoint.save_tensors(found.tensors, folder / STUDENT_WEIGHTS)
+        InitCard(student=recipe.student.name, left_random=list(found.left_random)).write(folder)
 
 
 def fit(loaded: weights.Weights, path: Path, recipe: Recipe, description: Description) -> initial.Initial:

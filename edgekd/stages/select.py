@@ -9,8 +9,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,26 +20,15 @@ from edgekd.models.description import Description
 from edgekd.recipe import Recipe
 from edgekd.rng import Draws
 from edgekd.run import checkpoint
-from edgekd.run.directory import Record, RunDir, write_json
+from edgekd.run.cards.judged import Candidate, SelectionCard
+from edgekd.run.cards.record import DistillNotes, Record
+from edgekd.run.directory import RunDir
+from edgekd.run.ownership import REPLAY_WEIGHTS, STUDENT_WEIGHTS
 from edgekd.stages.base import Execution
-from edgekd.state_dict import flatten
+from edgekd.state_dict import StateDict, flatten, tensors_of
 from edgekd.stopping import Stop
 from edgekd.synthesis.sampler import Sampler
 from edgekd.synthesis.teacher import Teacher
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One candidate's synthetic agreement (not accuracy) with the teacher, and its standard error."""
-
-    name: str
-    agreement: float
-    standard_error: float
-
-    @classmethod
-    def of(cls, name: str, agreement: float, samples: int) -> Candidate:
-        """Return a candidate that agreed on a share of that many samples."""
-        return cls(name, agreement, math.sqrt(max(agreement * (1 - agreement), 1e-12) / samples))
 
 
 def run(execution: Execution) -> None:
@@ -59,26 +46,23 @@ def run(execution: Execution) -> None:
     chosen, reason = choose(judged, ships_average=recipe.method.student.ship_average)
     console.say(f"select   {chosen.name}: {chosen.agreement:.2%} synthetic agreement (not accuracy); {reason}")
     with execution.publish() as (folder, _):
-        checkpoint.save_tensors(students[chosen.name].state_dict(), folder / "student.safetensors")
-        checkpoint.save_tensors(flatten(drawn_by)[0], folder / "replay.safetensors")
-        write_json(
-            folder / "selection.json",
-            {
-                "chosen": chosen.name,
-                "reason": reason,
-                "samples": len(pool),
-                "what": "synthetic agreement with the teacher (not accuracy)",
-                "candidates": [asdict(candidate) for candidate in judged],
-            },
-        )
+        checkpoint.save_tensors(students[chosen.name].state_dict(), folder / STUDENT_WEIGHTS)
+        checkpoint.save_tensors(flatten(drawn_by)[0], folder / REPLAY_WEIGHTS)
+        SelectionCard(
+            chosen=chosen.name,
+            reason=reason,
+            samples=len(pool),
+            what="synthetic agreement with the teacher (not accuracy)",
+            candidates=judged,
+        ).write(folder)
 
 
 def candidates(
-    recipe: Recipe, description: Description, state: dict[str, Any], sampler: Sampler, stop: Stop
+    recipe: Recipe, description: Description, state: StateDict, sampler: Sampler, stop: Stop
 ) -> dict[str, nn.Module]:
     """Return the last weights, their average, and each with BatchNorm statistics re-estimated, by name."""
     found: dict[str, nn.Module] = {}
-    for name, weights in (("raw", state["student"]), ("ema", state["student_ema"])):
+    for name, weights in (("raw", tensors_of(state, "student")), ("ema", tensors_of(state, "student_ema"))):
         student = artefacts.build_student(recipe, description)
         student.load_state_dict(weights)
         found[name] = student.eval()
@@ -89,11 +73,11 @@ def candidates(
     return found
 
 
-def final_state(run_dir: RunDir) -> dict[str, Any]:
+def final_state(run_dir: RunDir) -> StateDict:
     """Return the state of the final checkpoint."""
     record = Record.read(run_dir.stage("distill"))
     assert record is not None  # the pipeline ran distill first
-    folder = run_dir.stage("distill") / record.notes["final"]
+    folder = run_dir.stage("distill") / record.noted(DistillNotes).final
     if not folder.is_dir():
         raise InputFileError(f"the final checkpoint {folder} is gone; distil again with --fresh.")
     return checkpoint.read_state(folder)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from edgekd.models.description import Description
 from edgekd.recipe import Recipe
 from edgekd.recipe.method import MethodTable
 from edgekd.rng import Draws, forked_global
+from edgekd.state_dict import StateDict, branch, tensor, tensors_of
 from edgekd.synthesis import replay
 from edgekd.synthesis.generator import Generator
 from edgekd.synthesis.vae import VAE
@@ -32,26 +32,27 @@ class Sampler:
     code_std: Tensor | None = None
 
     @staticmethod
-    def state_of(final: Mapping[str, Any], method: MethodTable) -> dict[str, Any]:
+    def state_of(final: StateDict, method: MethodTable) -> StateDict:
         """Return what of a distillation's final state a sampler needs, as replay.safetensors holds it."""
         source = replay.SOURCES[method.replay.source]
-        return {"generator": final["generator_ema"], **source.sampler_state(final["replay"], method)}
+        return {"generator": branch(final, "generator_ema"), **source.sampler_state(branch(final, "replay"), method)}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any], recipe: Recipe, description: Description) -> Sampler:
+    def from_state(cls, state: StateDict, recipe: Recipe, description: Description) -> Sampler:
         """Rebuild a sampler, in eval mode and without gradients, from what `state_of` returned."""
         method, shape, batchnorm = recipe.method, description.input_shape, description.batchnorm
         with forked_global(recipe.seed, "build", "replay"):  # drawn only to be replaced by what was trained
             generator = Generator.from_table(method.generator, shape, batchnorm=batchnorm)
             doublings = method.generator.upsamplings
             decoder = VAE.from_table(method.vae, shape, batchnorm=batchnorm, upsamplings=doublings).decoder
-        generator.load_state_dict(state["generator"])
+        generator.load_state_dict(tensors_of(state, "generator"))
         generator.eval().requires_grad_(False)
         if "decoder" not in state:
             return cls(generator, method.generator.latent)
-        decoder.load_state_dict(state["decoder"])
+        decoder.load_state_dict(tensors_of(state, "decoder"))
         decoder.eval().requires_grad_(False)
-        return cls(generator, method.generator.latent, decoder, state["latent_mean"], state["latent_std"])
+        codes = tensor(state, "latent_mean"), tensor(state, "latent_std")
+        return cls(generator, method.generator.latent, decoder, *codes)
 
     @torch.no_grad()
     def batch(self, draws: Draws, purpose: str, index: int, size: int) -> Tensor:

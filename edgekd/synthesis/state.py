@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
 from edgekd.machine import Precision
 from edgekd.recipe.method import GeneratorTable, UpdateTable
-from edgekd.state_dict import flatten, optimizer_state, restore_optimizer
+from edgekd.state_dict import (
+    StateDict,
+    branch,
+    flatten,
+    number,
+    optimizer_state,
+    restore_optimizer,
+    tensors_of,
+)
 from edgekd.synthesis.generator import Generator
 from edgekd.synthesis.hints import StageOutputs
 from edgekd.synthesis.replay import Replay
@@ -66,7 +74,7 @@ class State:
         self.student_ema = frozen_copy(self.student)
         self.generator_ema = frozen_copy(self.generator)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return nested tensors and plain values: all the next step depends on."""
         return {
             "student": self.student.state_dict(),
@@ -77,19 +85,19 @@ class State:
             "student_optimizer": optimizer_state(self.student_optimizer),
             "generator_optimizer": optimizer_state(self.generator_optimizer),
             "counters": {name: getattr(self, name) for name in _COUNTERS},
-            "health": self.health,
+            "health": [{**seen} for seen in self.health],
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Restore what `state_dict` returned."""
         for name in ("student", "student_ema", "generator", "generator_ema"):
-            getattr(self, name).load_state_dict(state[name])
-        self.replay.load_state_dict(state.get("replay", {}))
-        restore_optimizer(self.student_optimizer, state.get("student_optimizer", {}))
-        restore_optimizer(self.generator_optimizer, state.get("generator_optimizer", {}))
+            getattr(self, name).load_state_dict(tensors_of(state, name))
+        self.replay.load_state_dict(branch(state, "replay"))
+        restore_optimizer(self.student_optimizer, branch(state, "student_optimizer"))
+        restore_optimizer(self.generator_optimizer, branch(state, "generator_optimizer"))
         for name in _COUNTERS:
-            setattr(self, name, state["counters"][name])
-        self.health = list(state["health"])
+            setattr(self, name, number(branch(state, "counters"), name))
+        self.health = _HEALTH.validate_python(state.get("health", []))
 
     def restart_generator(self, fresh: nn.Module) -> None:
         """Take over freshly drawn weights and forget the generator optimiser's moments."""
@@ -105,6 +113,7 @@ class State:
         return all(bool(torch.isfinite(t).all()) for t in tensors.values())
 
 
+_HEALTH = TypeAdapter(list[dict[str, float]])
 _COUNTERS = ("step", "generator_updates", "updates_since_init", "reinits", "rescues")
 
 

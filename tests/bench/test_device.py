@@ -22,6 +22,7 @@ import pytest
 from sshd import Device, device, sshd_device  # noqa: F401 - fixtures
 from standins import write_trtexec, write_unknown_trtexec
 
+from edgekd.agent.device.machine import sha256_of
 from edgekd.agent.kernels import Runtime
 from edgekd.agent.measurement import Job, Settings
 from edgekd.bench import comparing, golden, measuring, pack
@@ -30,8 +31,8 @@ from edgekd.bench.remote import Host
 from edgekd.errors import GateError, InputFileError, Interrupted, MachineError, StoppedEarly
 from edgekd.export import ort_session
 from edgekd.recipe import BenchTable
-from edgekd.run.directory import Record, sha256_file
-from edgekd.stages import plots, report
+from edgekd.run.cards.record import Record
+from edgekd.stages import report
 from edgekd.stopping import Stop
 from tiny_onnx import conv_net
 
@@ -85,16 +86,16 @@ def test_a_run_is_measured_on_a_device_and_reported(device: Device, published: A
     assert record.damaged_output(folder) is None
     assert set(record.outputs) == {"environment.json", "jetson.json", "results.json", "samples.json"}
     summary = report.collect(published)
-    assert summary["devices"]["device"]["results"] == results["results"]
-    assert summary["latency"], "and the measurements of this machine stand beside them"
-    titles = [title for title, _, _ in plots.pictures(published)]
+    assert summary.devices["device"].results == results["results"]
+    assert summary.latency, "and the measurements of this machine stand beside them"
+    titles = [title for title, _, _ in report.pictures(published)]
     assert "Latency on device, batch 1, threads 1" in titles
     page = report.page(published, summary)
     assert "On device" in page
     assert "Energy: n/a: " in page
     record.inputs["export/student.fp32.onnx"] = "0" * 64
     record.write(folder)
-    assert report.collect(published)["devices"] == {}, "of another file than the one that is exported now"
+    assert report.collect(published).devices == {}, "of another file than the one that is exported now"
 
 
 def test_tensorrt_comes_first_where_it_is(device: Device, published: Any, tmp_path: Path) -> None:  # noqa: F811
@@ -171,7 +172,7 @@ def test_another_student_of_the_same_name_is_measured_anew(device: Device, tmp_p
         file = conv_net(tmp_path / "student.onnx", width=width)
         (found,) = measurer([Job("net", file, "fp32", runtime)], QUICK).measurements
         assert [one.name for one in device.work[0].glob("*.onnx")] == ["student.onnx"], "one at a time"
-        assert found.sha256 == sha256_file(file)
+        assert found.sha256 == sha256_of(file)
         return found.sha256
 
     with suppress(StoppedEarly), devices.measurer_on(Host("device"), Stop()) as there:

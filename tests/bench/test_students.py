@@ -14,6 +14,7 @@ import pytest
 import torch
 from standins import write_trtexec, write_unknown_trtexec
 
+from edgekd.agent.device.machine import sha256_of
 from edgekd.agent.measure import Tools, measure
 from edgekd.agent.measurement import Comparison, Job, Settings
 from edgekd.agent.protocol import Local
@@ -22,7 +23,6 @@ from edgekd.bench.golden import described
 from edgekd.bench.students import Candidate
 from edgekd.errors import MachineError, StoppedEarly, UsageError
 from edgekd.models import registry
-from edgekd.run.directory import sha256_file
 from edgekd.stopping import Stop
 
 SHAPE, CLASSES = (1, 16, 16), 4
@@ -40,7 +40,7 @@ class Elsewhere(Local):
 
     def place(self, file: Path) -> str:
         assert file.is_file()
-        self.placed[sha256_file(file)] = file
+        self.placed[sha256_of(file)] = file
         return super().place(file)
 
 

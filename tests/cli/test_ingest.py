@@ -16,8 +16,11 @@ from command import Result
 from torch import nn
 
 import toy
+from edgekd.agent.device.machine import sha256_of
 from edgekd.models import registry
-from edgekd.run.directory import Record, RunDir, read_json, sha256_file
+from edgekd.run.cards.record import Record
+from edgekd.run.directory import RunDir
+from edgekd.run.files import read_json
 
 TEACHERS = Path(__file__).parents[3] / "shared" / "teachers"
 CIFAR10 = TEACHERS.parent / "data" / "cifar10-test.npz"
@@ -87,9 +90,9 @@ def test_ingest_says_what_the_teacher_is_and_what_was_assumed(here: Path) -> Non
     assert "75,290 parameters, 12,239,488 MACs" in result.line("result")
     assert result.line("next") == "next     edgekd distill teacher.pt --run teacher"
     assert "unknown" in result.line("pixels")
-    timing = RunDir(Path("runs/teacher")).ledger()["teacher_probe"]
-    assert timing["seconds"] > 0
-    assert timing["images"] == 32
+    timing = RunDir(Path("runs/teacher")).ledger().teacher_probe
+    assert timing.seconds > 0
+    assert timing.images == 32
 
 
 def test_an_assumption_is_changed_by_the_flag_it_names(here: Path) -> None:
@@ -165,11 +168,11 @@ def test_class_names_and_normalisation_are_set_and_changed_later(here: Path) -> 
     assert result.exit_code == 0
     assert result.line("classes") == "classes  kind 0, kind 1, kind 2, kind 3, kind 4 … kind 9"
     assert result.line("pixels") == "pixels   mean 0.4914, 0.4822, 0.4465, std 0.247, 0.2435, 0.2616"
-    before = sha256_file(Path("runs/teacher/teacher/teacher.json"))
+    before = sha256_of(Path("runs/teacher/teacher/teacher.json"))
     later = Result("ingest", "--run", "teacher", "--normalize", "imagenet", "--json")
     assert later.json()["mean"] == [0.485, 0.456, 0.406]
     assert later.json()["class_names"] == names
-    assert sha256_file(Path("runs/teacher/teacher/teacher.json")) == before
+    assert sha256_of(Path("runs/teacher/teacher/teacher.json")) == before
 
 
 def test_a_softmax_at_the_end_is_found_and_undone(nets: Any) -> None:
@@ -212,10 +215,10 @@ def test_a_trusted_pickle_is_loaded_printed_and_recorded(here: Path, wrap: Any) 
     file = saved(wrap(network))
     result = Result("ingest", file, "--trust-pickle")
     assert result.exit_code == 0
-    sha256 = sha256_file(Path(file))
+    sha256 = sha256_of(Path(file))
     assert sha256 in result.stderr
     run = RunDir(Path("runs/teacher"))
-    assert run.ledger()["trusted_pickles"] == {file: sha256}
+    assert run.ledger().trusted_pickles == {file: sha256}
     record = Record.read(run.stage("teacher"))
     assert record is not None
     assert record.notes == {"trusted_pickle": sha256}

@@ -86,7 +86,7 @@ def test_images_that_were_read_before_the_refusal_stay_in_the_ledger(
     with pytest.raises(UsageError):
         refused(run, UsageError("no"), work)
     ledger = run.ledger()
-    assert (ledger["real_images_read"], ledger["real_images"][0]["images"]) == (7, 7)
+    assert (ledger.real_images_read, ledger.real_images[0].images) == (7, 7)
     assert run.recipe_file.read_bytes() == recipe
 
 
@@ -106,8 +106,8 @@ def test_images_read_by_a_fresh_beginning_stay_when_it_is_taken_back(
         with pytest.raises(type(end)):
             begin_and_fail(count)
     ledger = run.ledger()
-    assert [one["images"] for one in ledger["real_images"]] == [3, 7, 2]
-    assert ledger["real_images_read"] == 12
+    assert [one.images for one in ledger.real_images] == [3, 7, 2]
+    assert ledger.real_images_read == 12
 
 
 FOREIGN = {

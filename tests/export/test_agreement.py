@@ -14,7 +14,7 @@ def test_only_clear_samples_count() -> None:
     result = agreement(REFERENCE, found, 0.001)
     assert (result.samples, result.clear, result.same) == (4, 3, 1)
     assert result.share == pytest.approx(1 / 3)
-    assert result.to_json()["share"] == result.share
+    assert result.to_card().to_json()["share"] == result.share
     assert agreement(REFERENCE, REFERENCE, 0.001).share == 1
 
 

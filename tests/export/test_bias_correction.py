@@ -31,7 +31,7 @@ def test_correction_lowers_the_loss_of_a_biased_quantisation(flavour: str, stude
     assert remedy.after.loss < 0.7 * remedy.before.loss
     assert set(remedy.plan.bias_shifts) == set(compute_nodes(student.path))
     assert student.held_out.measure(remedy.plan.build(), plan.flavour) == remedy.after
-    assert set(remedy.details["largest_shift"]) == set(compute_nodes(student.path))
+    assert set(remedy.details.largest_shift) == set(compute_nodes(student.path))
 
 
 def test_a_correction_that_does_not_help_is_not_applied(student: Student) -> None:

@@ -21,7 +21,7 @@ def test_difference_is_relative_to_the_range_of_all_logits() -> None:
     assert parity.max_difference == pytest.approx(0.005, rel=1e-4)
     assert (parity.samples, parity.logit_range, parity.wrong_answers) == (3, 10.0, 0)
     assert parity.passed
-    assert parity.to_json()["reason"] is None
+    assert parity.to_card().to_json()["reason"] is None
     assert not compare_logits(REFERENCE, found, 0.004).passed
 
 
@@ -46,7 +46,7 @@ def test_logits_that_are_not_finite_never_pass(value: float) -> None:
     parity = compare_logits(REFERENCE, found, 0.5)
     assert parity.max_difference == np.inf
     assert not parity.passed
-    written = json.loads(json.dumps(parity.to_json(), allow_nan=False))
+    written = json.loads(json.dumps(parity.to_card().to_json(), allow_nan=False))
     assert (written["max_difference"], written["passed"]) == (None, False)
     assert "NaN or infinity" in written["reason"]
     with pytest.raises(ValueError, match="finite"):
@@ -66,5 +66,5 @@ def test_a_changed_weight_fails_parity(student: Student) -> None:
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.01), bias.name))
     parity = check_parity(model, student.fresh, reference, TOLERANCE_FP32)
     assert not parity.passed
-    assert parity.to_json()["passed"] is False
-    assert str(parity.to_json()["reason"]).startswith("differs from the student by")
+    assert parity.to_card().to_json()["passed"] is False
+    assert str(parity.to_card().to_json()["reason"]).startswith("differs from the student by")

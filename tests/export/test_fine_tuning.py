@@ -93,12 +93,12 @@ def test_fine_tuning_reaches_what_the_other_remedies_miss(tmp_path: Path) -> Non
     assert [step.name for step in plain.steps] == ["ranges", "worst layers in float", "bias correction"]
     assert not plain.passed
     assert tuned.passed
-    assert [step.to_json() for step in tuned.steps[:3]] == [step.to_json() for step in plain.steps]
+    assert [step.to_card().to_json() for step in tuned.steps[:3]] == [step.to_card().to_json() for step in plain.steps]
     last = tuned.steps[-1]
     assert (last.name, last.applied) == (FINE_TUNING, True)
     assert last.before == plain.quality
     assert judge.measure(tuned.plan.build(), flavour) == tuned.quality, "judged against the same float32 student"
-    kept = json.loads(json.dumps(last.to_json()))
+    kept = json.loads(json.dumps(last.to_card().to_json()))
     assert kept["last_loss"] < kept["first_loss"]
     assert kept["steps"][0]["remedy"] == "ranges"
     properties = {entry.key: entry.value for entry in tuned.plan.build().metadata_props}
@@ -118,5 +118,5 @@ def test_a_fine_tuning_that_diverges_fails_nothing_else(tmp_path: Path, monkeypa
     ranges, judge = collect_ranges(path, calibration), HeldOut.of(path, held_out)
     found = quantize_keeping_answers(path, FLAVOURS["trt"], ranges, judge, calibration, target=1.0, fine_tune=tune)
     assert not found.passed
-    assert "export.qat_lr" in found.steps[-1].to_json()["failed"]
+    assert "export.qat_lr" in found.steps[-1].to_card().to_json()["failed"]
     assert found.quality == found.steps[-2].kept

@@ -42,7 +42,7 @@ def test_loss_is_the_noise_to_signal_ratio_without_each_samples_shift(student: S
 
 def test_the_method_of_least_output_loss_is_chosen(student: Student) -> None:
     found = choose_ranges(student.path, X86, student.ranges, student.held_out)
-    losses = found.details["losses"]
+    losses = found.details.losses
     assert set(losses) == set(METHODS)
     assert losses[found.plan.method] == min(losses.values()) == found.after.loss
     assert found.before.loss == losses["absmax"]
@@ -63,13 +63,13 @@ def test_the_widest_ranges_that_keep_the_target_are_taken(student: Student) -> N
 
     assert chosen(0.0).plan.headroom == 60  # any answer is good enough
     found = chosen(0.95)
-    assert (found.plan.headroom, found.details["headroom"]) == (1.2, 1.2)
+    assert (found.plan.headroom, found.details.headroom) == (1.2, 1.2)
     assert found.after.agreement.share >= 0.95
     assert student.held_out.measure(found.plan.build(), X86) == found.after
     assert found.before == chosen(0.0).before, "absmax as it was seen"
     lost = chosen(1.1)
     assert lost.plan.headroom == 1.0, "remedies start from the ranges that were seen"
-    assert lost.after.loss == min(lost.details["losses"].values())
+    assert lost.after.loss == min(lost.details.losses.values())
 
 
 def test_only_the_x86_file_keeps_a_depthwise_stem_in_float(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_the_harmful_layer_is_found_and_left_in_float(flavour: str, student: Stu
     remedy = leave_worst_in_float(plan, student.held_out, sensitivity, target=0.97, max_share=0.4)
     assert remedy.before.agreement.share < 0.97 <= remedy.after.agreement.share
     assert remedy.plan.float_nodes == tuple(list(sensitivity)[: len(remedy.plan.float_nodes)])
-    assert set(remedy.to_json()["left_in_float"]) == set(remedy.plan.float_nodes)
+    assert set(remedy.to_card().to_json()["left_in_float"]) == set(remedy.plan.float_nodes)
     assert student.held_out.measure(remedy.plan.build(), plan.flavour) == remedy.after
 
 
@@ -158,6 +158,6 @@ def test_logits_that_are_not_finite_lose_everything_and_are_written_as_such(
     found = choose_ranges(student.path, X86, student.ranges, student.held_out)
     assert found.after.loss == np.inf
     assert found.after.agreement.same < found.after.agreement.clear
-    written = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    written = json.loads(json.dumps(found.to_card().to_json(), allow_nan=False))
     assert written["after"]["loss"] is None
     assert set(written["losses"].values()) == {None}

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import json
-
 import pytest
 from small_nets import Student
 
 from edgekd.export.int8_chain import quantize_keeping_answers
 from edgekd.export.quantize import FLAVOURS
+from edgekd.run.cards.exported import ClippingPart
 
 
 @pytest.mark.parametrize("name", FLAVOURS)
@@ -22,6 +21,9 @@ def test_good_ranges_need_no_float_layers(name: str, student: Student) -> None:
     assert student.held_out.measure(result.plan.build(), FLAVOURS[name]) == result.quality
 
 
+CLIPPED = ClippingPart(overall=0.0, tensors={})
+
+
 def test_every_remedy_is_tried_and_recorded_before_giving_up(student: Student) -> None:
     flavour, coarse = FLAVOURS["trt"], student.ranges.widened(30, {})
     result = quantize_keeping_answers(student.path, flavour, coarse, student.held_out, student.calibration, target=1.0)
@@ -32,7 +34,7 @@ def test_every_remedy_is_tried_and_recorded_before_giving_up(student: Student) -
         assert after.kept == (after.after if after.applied else after.before)
     assert result.quality.agreement.share >= result.steps[0].before.agreement.share
     assert student.held_out.measure(result.plan.build(), flavour) == result.quality
-    recorded = json.loads(json.dumps(result.to_json()))
+    recorded = result.to_card("too low", None, CLIPPED, None).to_json()
     assert recorded["passed"] is False
     assert recorded["left_in_float"] == list(result.plan.float_nodes)
     assert [step["remedy"] for step in recorded["steps"]] == [step.name for step in result.steps]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import tracemalloc
 from collections.abc import Callable, Iterator
 
@@ -25,6 +24,7 @@ from edgekd.export.ranges import (
     clipped_values,
     collect_ranges,
 )
+from edgekd.run.cards.exported import RangesPart
 
 
 def _scaler() -> object:
@@ -119,7 +119,7 @@ def test_batch_size_changes_nothing(student: Student) -> None:
 
 
 def test_ranges_survive_json(student: Student) -> None:
-    assert Ranges.from_json(json.loads(json.dumps(student.ranges.to_json()))) == student.ranges
+    assert Ranges.of(RangesPart.model_validate_json(student.ranges.to_card().model_dump_json())) == student.ranges
 
 
 def _bias_errors(student: Student, batches: Batches) -> None:

@@ -13,8 +13,8 @@ import toy
 from edgekd.errors import InputFileError
 from edgekd.machine import Float32Linear
 from edgekd.models import artefacts
-from edgekd.models.description import Pixels
 from edgekd.run import checkpoint
+from edgekd.run.cards.teacher import PixelsCard
 from edgekd.run.directory import RunDir
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ def test_the_description_and_the_pixels_are_what_ingest_wrote(ingested: RunDir) 
     found = artefacts.describe(ingested)
     assert (found.input_shape, found.classes, found.head, found.undo) == (toy.SHAPE, toy.CLASSES, "linear", "none")
     assert found.pixels == 64
-    assert artefacts.read_pixels(ingested) == Pixels(None, None, None)
+    assert ingested.read(PixelsCard) == PixelsCard(mean=None, std=None, class_names=None)
 
 
 def test_the_teacher_is_rebuilt_frozen_with_a_float32_head(ingested: RunDir) -> None:

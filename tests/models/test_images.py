@@ -51,8 +51,8 @@ def here(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 def test_killed_at_the_first_image_it_has_entered_all(reader: str, here: Path) -> None:
     assert toy.killed_at_image(here, READERS[reader], 1)
     ledger = RunDir(here / "runs" / "toy").ledger()
-    assert ledger["real_images_read"] == COUNT
-    assert [(one["folder"].endswith("photos"), one["images"]) for one in ledger["real_images"]] == [(True, COUNT)]
+    assert ledger.real_images_read == COUNT
+    assert [(one.folder.endswith("photos"), one.images) for one in ledger.real_images] == [(True, COUNT)]
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -63,8 +63,8 @@ def test_a_damaged_image_leaves_those_that_were_opened(reader: str, here: Path) 
     refused = Result(*READERS[reader])
     assert refused.exit_code == 4
     ledger = run.ledger()
-    assert (ledger["real_images_read"], ledger["real_images"][0]["images"]) == (BROKEN, BROKEN)
-    assert ledger["data_free"] is True
+    assert (ledger.real_images_read, ledger.real_images[0].images) == (BROKEN, BROKEN)
+    assert ledger.data_free is True
     if reader != "a recipe":  # which changed the run's recipe and published with it before
         assert run.recipe_file.read_bytes() == before
 
@@ -83,16 +83,16 @@ def test_an_interrupt_leaves_those_that_were_opened(reader: str, here: Path, mon
     with contextlib.suppress(KeyboardInterrupt):
         Result(*READERS[reader])
     assert len(paths) == 7
-    assert RunDir(here / "runs" / "toy").ledger()["real_images_read"] == 7
+    assert RunDir(here / "runs" / "toy").ledger().real_images_read == 7
 
 
 def test_what_is_read_whole_is_counted_once_a_reading(here: Path) -> None:
     for count, reader in enumerate(("eval", "clipping", "calibration", "clipping"), start=1):
         assert Result(*READERS[reader]).exit_code == 0
         ledger = RunDir(here / "runs" / "toy").ledger()
-        assert ledger["real_images_read"] == count * COUNT
-    assert [one["for"] for one in ledger["real_images"]] == ["eval", "clipping", "calibration", "clipping"]
-    assert any(name.endswith("photos") for name in ledger["files_read"])
+        assert ledger.real_images_read == count * COUNT
+    assert [one.purpose for one in ledger.real_images] == ["eval", "clipping", "calibration", "clipping"]
+    assert any(name.endswith("photos") for name in ledger.files_read)
 
 
 def test_a_fresh_beginning_that_was_killed_keeps_the_images_it_read(here: Path) -> None:
@@ -103,10 +103,10 @@ def test_a_fresh_beginning_that_was_killed_keeps_the_images_it_read(here: Path) 
     flags = ("--normalize", "none", "--student", toy.STUDENT, "--steps", "4", "--threads", "1", "--fresh")
     flags += tuple(f"--set=method.{one}" for one in (*small, "vae.rehearsed=4"))
     assert toy.killed_at_image(here, (*READERS["the curve"], *flags), 1)
-    assert run.ledger()["real_images_read"] == COUNT
+    assert run.ledger().real_images_read == COUNT
     assert Result("eval", "toy", "--data", "photos").exit_code == 0
     assert run.stage("export").is_dir(), "brought back"
     ledger = run.ledger()
-    assert [one["for"] for one in ledger["real_images"]] == ["accuracy curve", "eval"]
-    assert ledger["real_images_read"] == 2 * COUNT
-    assert ledger["commands"][: len(before["commands"])] == before["commands"]
+    assert [one.purpose for one in ledger.real_images] == ["accuracy curve", "eval"]
+    assert ledger.real_images_read == 2 * COUNT
+    assert ledger.commands[: len(before.commands)] == before.commands

@@ -16,7 +16,9 @@ import pytest
 from edgekd.errors import InputFileError, RunBusyError, UsageError
 from edgekd.pipeline import afresh
 from edgekd.pipeline.afresh import ASIDE, Afresh
-from edgekd.run.directory import RunDir, write_json
+from edgekd.run.cards.ledger import ImagesRead
+from edgekd.run.directory import RunDir
+from edgekd.run.files import write_json
 from edgekd.run.ownership import CONTENT
 from edgekd.stages.catalog import STAGES
 
@@ -45,10 +47,11 @@ def run(tmp_path: Path) -> RunDir:
 
 def read_images(run: RunDir, folder: str, count: int) -> None:
     ledger = run.ledger()
-    ledger["real_images_read"] += count
-    ledger.setdefault("real_images", []).append({"folder": folder, "images": count})
-    ledger["files_read"][folder] = "hash"
-    write_json(run.ledger_file, ledger)
+    ledger.changed(
+        real_images_read=ledger.real_images_read + count,
+        real_images=[*ledger.real_images, ImagesRead(folder=folder, images=count)],
+        files_read={**ledger.files_read, folder: "hash"},
+    ).write(run.path)
 
 
 def fill(run: RunDir, text: str, names: tuple[str, ...] = STAGE_FOLDERS) -> None:
@@ -96,7 +99,7 @@ def test_what_failed_before_training_comes_back_and_what_it_made_goes(run: RunDi
     with run.lock():
         Afresh(run).begin(teacher)
         assert sorted(p.name for p in run.path.iterdir()) == [ASIDE, ".lock", "notes.md", "run.json"]
-        assert run.ledger()["real_images_read"] == 0
+        assert run.ledger().real_images_read == 0
         fill(run, "new", ("teacher", "init", "select"))
         (run.stage("distill") / "checkpoints" / ".tmp-step-00000000").mkdir(parents=True)
         Afresh(run).settle()
@@ -123,9 +126,9 @@ def test_real_images_that_a_refused_beginning_read_stay_in_the_ledger(run: RunDi
         read_images(run, "others", 5)
         Afresh(run).settle()
     ledger = run.ledger()
-    assert ledger["real_images_read"] == 8
-    assert [reading["folder"] for reading in ledger["real_images"]] == ["photos", "others"]
-    assert set(ledger["files_read"]) == {"photos", "others"}
+    assert ledger.real_images_read == 8
+    assert [reading.folder for reading in ledger.real_images] == ["photos", "others"]
+    assert set(ledger.files_read) == {"photos", "others"}
 
 
 STRANGERS = [

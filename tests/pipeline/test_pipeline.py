@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ import toy
 from edgekd import pipeline, recipe
 from edgekd.errors import RecipeError, StoppedEarly, UsageError
 from edgekd.recipe import Recipe
-from edgekd.run.directory import Record, RunDir
+from edgekd.run.cards.record import Record
+from edgekd.run.directory import RunDir
 from edgekd.stages.catalog import BENCH, DISTILL, EXPORT, INGEST, SELECT
 from edgekd.stopping import Stop
 
@@ -144,7 +144,8 @@ def test_new_outputs_upstream_are_named(run: RunDir, wanted: Recipe) -> None:
     folder = run.stage("select")
     record = Record.read(folder)
     assert record is not None
-    replace(record, outputs={**record.outputs, "student.safetensors": "0" * 64}).write(folder)
+    outputs = {**record.outputs, "student.safetensors": "0" * 64}
+    record.model_copy(update={"outputs": outputs}).write(folder)
     assert reasons(run, wanted)["export"] == "select/student.safetensors changed"
 
 
@@ -331,7 +332,7 @@ def test_pruning_again_removes_what_a_killed_prune_only_marked(stage: str, run: 
     record = Record.read(folder)
     assert record is not None
     sensitive = [name for name in record.outputs if name.startswith(("checkpoints/", "replay."))]
-    replace(record, pruned=sensitive).write(folder)
+    record.model_copy(update={"pruned": sensitive}).write(folder)
     assert {f"{stage}/{name}" for name in sensitive} <= set(pipeline.prune(run))
     assert [name for name in sensitive if (folder / name).exists()] == []
     assert reasons(run, wanted) == dict.fromkeys(toy.CHAIN)

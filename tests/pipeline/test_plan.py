@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import toy
+from edgekd.agent.device.machine import sha256_of
 from edgekd.errors import MachineError
 from edgekd.models import footprint
 from edgekd.pipeline import plan
 from edgekd.pipeline.plan import Plan
-from edgekd.run.directory import RunDir, sha256_file
+from edgekd.run.directory import RunDir
 from edgekd.stopping import Stop
 from edgekd.synthesis.state import State
 from edgekd.synthesis.steps import Context
@@ -50,10 +51,10 @@ def test_a_plan_is_one_line_and_one_object() -> None:
 
 
 def test_measuring_leaves_the_run_and_the_global_generators_alone(teacher_file: Path, ingested: RunDir) -> None:
-    before = {p: sha256_file(p) for p in ingested.path.rglob("*") if p.is_file()}
+    before = {p: sha256_of(p) for p in ingested.path.rglob("*") if p.is_file()}
     state = torch.get_rng_state()
     cost = plan.measure(ingested, toy.toy_recipe(teacher_file, precision="fp32"), Stop())
-    assert {p: sha256_file(p) for p in ingested.path.rglob("*") if p.is_file()} == before
+    assert {p: sha256_of(p) for p in ingested.path.rglob("*") if p.is_file()} == before
     assert torch.equal(torch.get_rng_state(), state)
     assert (cost.steps, cost.device, cost.threads, cost.precision) == (12, "cpu", 1, "fp32")
     assert 1e-4 < cost.seconds_per_step < 5

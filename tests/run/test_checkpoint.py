@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from edgekd import state_dict
 from edgekd.errors import InputFileError, RecipeError
 from edgekd.run import checkpoint
-from edgekd.run.directory import Record, RunDir
+from edgekd.run.cards.record import Record
+from edgekd.run.directory import RunDir
 
 Make = Callable[[nn.Module], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Make] = {

@@ -17,9 +17,13 @@ from typing import Any
 
 import pytest
 
+from edgekd.agent.device.machine import sha256_of
 from edgekd.errors import InputFileError, MachineError, RunBusyError, UsageError
-from edgekd.run import directory
-from edgekd.run.directory import Record, RunDir, read_json
+from edgekd.run import files
+from edgekd.run.cards.ledger import Difference, LedgerCard
+from edgekd.run.cards.record import Record
+from edgekd.run.directory import RunDir
+from edgekd.run.files import read_json
 from edgekd.run.ownership import is_run
 
 FIELDS: dict[str, Any] = {"stage": "select", "version": 1, "key": "k", "recipe_slice": {"a": 1}, "inputs": {"x": "y"}}
@@ -32,9 +36,9 @@ def run(tmp_path: Path) -> RunDir:
     return run
 
 
-def publish(run: RunDir, name: str = "select", **files: str) -> Path:
+def publish(run: RunDir, name: str = "select", **texts: str) -> Path:
     with run.publish(name) as (folder, record):
-        for file, text in files.items():
+        for file, text in texts.items():
             (folder / file).write_text(text)
         record |= FIELDS
     return run.stage(name)
@@ -51,7 +55,7 @@ def test_a_published_folder_has_the_files_and_a_record_of_their_hashes(run: RunD
     folder = publish(run, a="one", b="two")
     record = Record.read(folder)
     assert record is not None
-    assert record.outputs == {name: directory.sha256_file(folder / name) for name in ("a", "b")}
+    assert record.outputs == {name: sha256_of(folder / name) for name in ("a", "b")}
     assert (record.stage, record.key, record.inputs, record.pruned) == ("select", "k", {"x": "y"}, [])
     assert record.damaged_output(folder) is None
     assert hidden(run) == []
@@ -174,7 +178,8 @@ def test_a_record_that_does_not_parse_is_no_record(text: str | None, tmp_path: P
 
 
 def test_a_record_survives_writing_and_reading(tmp_path: Path) -> None:
-    record = Record("export", 3, "k", {"a": [1]}, {"i": "h"}, {"o": "h"}, ["o"], {"note": "ü"})
+    made = {"stage": "export", "version": 3, "key": "k", "recipe_slice": {"a": [1]}, "inputs": {"i": "h"}}
+    record = Record(**made, outputs={"o": "h"}, pruned=["o"], notes={"note": "ü"})
     record.write(tmp_path)
     assert Record.read(tmp_path) == record
 
@@ -204,8 +209,8 @@ def test_damage_is_found_unless_the_output_was_pruned(damage: Any, reason: str, 
 
 def test_text_is_replaced_whole(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
-    directory.write_text(path, "old")
-    directory.write_text(path, "ünew")
+    files.write_text(path, "old")
+    files.write_text(path, "ünew")
     assert path.read_bytes() == "ünew".encode()
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
 
@@ -228,7 +233,7 @@ def test_a_full_disk_keeps_the_old_text_and_says_so(tmp_path: Path) -> None:
         full_disk(),
         pytest.raises(MachineError, match=r"File too large\): could not write .*x\.txt"),
     ):
-        directory.write_text(path, "new")
+        files.write_text(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
 
@@ -253,8 +258,8 @@ def test_a_file_system_that_cannot_flush_folders_is_warned_of_once(
         flush(descriptor)
 
     monkeypatch.setattr(os, "fsync", refuse_folders)
-    directory._warn_of_power_cuts.cache_clear()
-    directory.write_text(run.path / "x.txt", "x")
+    files._warn_of_power_cuts.cache_clear()
+    files.write_text(run.path / "x.txt", "x")
     publish(run, a="b")
     assert capsys.readouterr().err.count("cannot flush") == 1
     assert (run.path / "select" / "a").read_text() == "b"
@@ -266,7 +271,7 @@ def test_a_disk_that_fails_while_flushing_is_no_success(run: RunDir, monkeypatch
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="Input/output error"):
-        directory.write_text(run.path / "x.txt", "x")
+        files.write_text(run.path / "x.txt", "x")
     assert hidden(run) == []
 
 
@@ -274,7 +279,7 @@ def test_a_link_never_leads_a_write_out_of_the_run(run: RunDir, tmp_path: Path) 
     mine = tmp_path / "mine.txt"
     mine.write_text("mine")
     (run.path / ".tmp-run.json").symlink_to(mine)
-    directory.write_json(run.ledger_file, {})
+    files.write_json(run.ledger_file, {})
     run.events_file.symlink_to(mine)
     for change in (lambda: run.append_event({"kind": "train"}), lambda: run.truncate_events(0)):
         with pytest.raises(InputFileError, match=r"events\.jsonl is a link"):
@@ -305,28 +310,26 @@ def test_a_full_disk_while_publishing_keeps_the_old_folder(run: RunDir) -> None:
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EPERM])
 def test_a_missing_permission_is_one_clear_error(number: int, tmp_path: Path) -> None:
-    with pytest.raises(MachineError, match="no permission to write"), directory.disk_errors(tmp_path):
+    with pytest.raises(MachineError, match="no permission to write"), files.disk_errors(tmp_path):
         raise OSError(number, os.strerror(number))
 
 
 def test_other_system_errors_stay_what_they_are(tmp_path: Path) -> None:
-    with pytest.raises(IsADirectoryError), directory.disk_errors(tmp_path):
+    with pytest.raises(IsADirectoryError), files.disk_errors(tmp_path):
         raise IsADirectoryError(errno.EISDIR, "is a directory")
 
 
 def test_equal_values_make_equal_json(tmp_path: Path) -> None:
-    directory.write_json(tmp_path / "a", {"b": 1, "a": {"d": 2, "c": "ü"}})
-    directory.write_json(tmp_path / "b", {"a": {"c": "ü", "d": 2}, "b": 1})
+    files.write_json(tmp_path / "a", {"b": 1, "a": {"d": 2, "c": "ü"}})
+    files.write_json(tmp_path / "b", {"a": {"c": "ü", "d": 2}, "b": 1})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert directory.read_json(tmp_path / "a") == {"a": {"c": "ü", "d": 2}, "b": 1}
-    assert (
-        directory.digest({"b": 1, "a": 2}) == directory.digest({"a": 2, "b": 1}) != directory.digest({"a": 1, "b": 2})
-    )
+    assert files.read_json(tmp_path / "a") == {"a": {"c": "ü", "d": 2}, "b": 1}
+    assert files.digest({"b": 1, "a": 2}) == files.digest({"a": 2, "b": 1}) != files.digest({"a": 1, "b": 2})
 
 
 def test_json_knows_no_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        directory.write_json(tmp_path / "a", {"x": float("nan")})
+        files.write_json(tmp_path / "a", {"x": float("nan")})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -335,7 +338,7 @@ def test_unreadable_json_is_named(content: bytes | None, tmp_path: Path) -> None
     if content is not None:
         (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(InputFileError, match=r"x\.json cannot be read as JSON"):
-        directory.read_json(tmp_path / "x.json")
+        files.read_json(tmp_path / "x.json")
 
 
 # The lock
@@ -447,19 +450,19 @@ def test_truncating_forgets_what_came_after_and_never_grows_the_file(run: RunDir
 
 
 def test_the_ledger_collects_files_commands_and_differences(run: RunDir) -> None:
-    assert run.ledger() == {"files_read": {}, "commands": [], "real_images_read": 0, "data_free": True}
+    assert run.ledger() == LedgerCard.blank()
     run.note_file(Path("teacher.pt"), "abc")
     run.note_difference(4, {"threads": [1, 2]})
     for command in (["edgekd", "distill"], ["edgekd", "distill"], ["edgekd", "export"], ["edgekd", "distill"]):
         run.note_command(command, threads=2)
     ledger = run.ledger()
-    assert ledger["files_read"] == {"teacher.pt": "abc"}
-    assert ledger["commands"] == [["edgekd", "distill"], ["edgekd", "export"], ["edgekd", "distill"]]
-    assert ledger["not_bit_identical"] == [{"step": 4, "changed": {"threads": [1, 2]}}]
-    assert ledger["data_free"] is True
-    assert ledger["threads"] == 2
-    assert {"edgekd", "python", "torch", "onnx", "onnxruntime", "numpy"} <= set(ledger["versions"])
-    assert json.loads(run.ledger_file.read_text()) == ledger
+    assert ledger.files_read == {"teacher.pt": "abc"}
+    assert ledger.commands == [["edgekd", "distill"], ["edgekd", "export"], ["edgekd", "distill"]]
+    assert ledger.not_bit_identical == [Difference(step=4, changed={"threads": [1, 2]})]
+    assert ledger.data_free is True
+    assert ledger.threads == 2
+    assert {"edgekd", "python", "torch", "onnx", "onnxruntime", "numpy"} <= set(ledger.versions)
+    assert json.loads(run.ledger_file.read_text()) == ledger.to_json()
 
 
 def test_an_error_of_a_descriptor_names_the_path(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -468,7 +471,7 @@ def test_an_error_of_a_descriptor_names_the_path(run: RunDir, monkeypatch: pytes
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="Input/output error") as caught:
-        directory.write_text(run.path / "x.txt", "x")
+        files.write_text(run.path / "x.txt", "x")
     assert caught.value.filename == str(run.path / "x.txt")
 
 

@@ -23,8 +23,8 @@ def images(run: RunDir, photos: Path, *, cache: bool = False) -> RealImages:
 
 def counts(run: RunDir) -> list[int]:
     ledger = run.ledger()
-    found = [one["images"] for one in ledger.get("real_images", [])]
-    assert ledger["real_images_read"] == sum(found)
+    found = [one.images for one in ledger.real_images]
+    assert ledger.real_images_read == sum(found)
     return found
 
 
@@ -45,9 +45,9 @@ def test_images_that_are_read_again_count_once_in_a_reading(cache: bool, photos:
             for _ in range(2):
                 assert sum(len(batch) for batch, _ in found.batches(7)) == COUNT
     assert counts(run) == [COUNT, COUNT]
-    entry = run.ledger()["real_images"][0]
-    assert (entry["folder"], entry["for"], entry["stages_done"]) == (str(photos), "eval", ["teacher"])
-    assert run.ledger()["files_read"] == {str(photos): open_unlabelled(photos).sha256()}
+    entry = run.ledger().real_images[0]
+    assert (entry.folder, entry.purpose, entry.stages_done) == (str(photos), "eval", ["teacher"])
+    assert run.ledger().files_read == {str(photos): open_unlabelled(photos).sha256()}
 
 
 def test_all_stand_there_while_the_first_is_read_and_those_read_afterwards(photos: Path, tmp_path: Path) -> None:

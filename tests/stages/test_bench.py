@@ -14,7 +14,7 @@ import pytest
 from edgekd.bench import comparing, measuring
 from edgekd.errors import Interrupted, StoppedEarly
 from edgekd.recipe import BenchTable
-from edgekd.run.directory import Record
+from edgekd.run.cards.record import Record
 from edgekd.stopping import Stop
 
 
@@ -120,11 +120,12 @@ def test_accuracy_stands_in_the_verdict_once_it_is_known(finished: Any, monkeypa
     name, clear = "student.int8-cpu-x86.onnx", {"speedup": 2.0, "speedup_low": 1.9, "speedup_high": 2.1}
     int8 = {**fp32, **clear, "artefact": name, "kind": "int8-cpu-x86", "integer_share": 1.0}
     int8["reference"] = "student.fp32.onnx"
-    (before,) = comparing.verdicts([fp32, int8], finished.run).values()
+    rows = comparing.rows_of([fp32, int8])
+    (before,) = comparing.verdicts(rows, finished.run).values()
     assert "on synthetic samples" in before
     known = {"student.fp32.onnx": 0.9, name: 0.88}
     monkeypatch.setattr(comparing, "accuracies", lambda _run: known)
-    (after,) = comparing.verdicts([fp32, int8], finished.run).values()
+    (after,) = comparing.verdicts(rows, finished.run).values()
     assert "INT8 is 2.0× faster than FP32 at p50, 2.0 points less accurate" in after
-    (alone,) = comparing.verdicts([fp32, int8], None).values()
+    (alone,) = comparing.verdicts(rows, None).values()
     assert "accurate" not in alone

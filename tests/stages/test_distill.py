@@ -20,7 +20,9 @@ from edgekd.errors import GateError, MachineError, StoppedEarly
 from edgekd.export import samples
 from edgekd.models import artefacts, registry
 from edgekd.run import checkpoint
-from edgekd.run.directory import Record, RunDir, read_json
+from edgekd.run.cards.record import Record
+from edgekd.run.directory import RunDir
+from edgekd.run.files import read_json
 from edgekd.stages import distill
 from edgekd.stages.catalog import DISTILL
 from edgekd.stopping import Stop

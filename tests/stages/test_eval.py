@@ -11,11 +11,13 @@ import torch
 
 import toy
 from edgekd import pipeline
+from edgekd.agent.device.machine import sha256_of
 from edgekd.errors import InputFileError, UsageError
 from edgekd.export import ort_session
 from edgekd.models import artefacts
 from edgekd.models import images as images_of
-from edgekd.run.directory import RunDir, read_json, sha256_file
+from edgekd.run.cards.judged import EvaluationCard
+from edgekd.run.directory import RunDir
 from edgekd.stages import eval as evaluation
 from edgekd.stages.catalog import SELECT
 from edgekd.stopping import Stop
@@ -42,19 +44,19 @@ def test_every_artefact_is_measured(finished: Any, photos: Path, teacher_file: P
     recipe = pipeline.open_recipe(run)
     found = evaluation.run(run, recipe, photos, Stop())
     exported = sorted(p.name for p in run.stage("export").glob("*.onnx"))
-    assert set(found["accuracy"]) == {"teacher", "student", *exported}
-    assert list(found["accuracy"])[:4] == ["teacher", "student", "student.fp32.onnx", "student.fp16.onnx"]
+    assert set(found.accuracy) == {"teacher", "student", *exported}
+    assert list(found.accuracy)[:4] == ["teacher", "student", "student.fp32.onnx", "student.fp16.onnx"]
     images = images_of.labelled(run, photos, purpose="eval")
-    assert found["accuracy"]["teacher"] == accuracy(artefacts.teacher_network(run, artefacts.describe(run)), images)
+    assert found.accuracy["teacher"] == accuracy(artefacts.teacher_network(run, artefacts.describe(run)), images)
     student = accuracy(artefacts.student_network(run), images)
-    assert found["accuracy"]["student"] == found["accuracy"]["student.fp32.onnx"] == student
-    assert found["artefacts_sha256"]["student.fp32.onnx"] == sha256_file(run.stage("export") / "student.fp32.onnx")
-    assert (found["images"], found["data"], found["images_sha256"]) == (20, "photos", images.folder.sha256())
-    assert read_json(run.stage("eval") / "photos.json") == found
+    assert found.accuracy["student"] == found.accuracy["student.fp32.onnx"] == student
+    assert found.artefacts_sha256["student.fp32.onnx"] == sha256_of(run.stage("export") / "student.fp32.onnx")
+    assert (found.images, found.data, found.images_sha256) == (20, "photos", images.folder.sha256())
+    assert EvaluationCard.load_file(run.stage("eval") / "photos.json").to_json() == found.to_json()
     ledger = run.ledger()
-    assert ledger["real_images_read"] == 40, "both readings are counted"
-    assert ledger["files_read"][str(photos)] == images.folder.sha256()
-    assert ledger["data_free"] is True
+    assert ledger.real_images_read == 40, "both readings are counted"
+    assert ledger.files_read[str(photos)] == images.folder.sha256()
+    assert ledger.data_free is True
     for name in ("ingest", "distill", "select"):
         assert pipeline.Standing(run, recipe).reason_to_run(toy.STAGES[name]) is None
 
@@ -73,7 +75,7 @@ def test_what_a_cpu_without_vnni_makes_of_the_x86_file_by_default_is_said(
     run = copied(finished, teacher_file, tmp_path / "toy", "select", "export")
     found = evaluation.run(run, pipeline.open_recipe(run), photos, Stop())
     file = "student.int8-cpu-x86.onnx"
-    assert set(found["accuracy_default_mode"]) == ({file} if saturates else set())
+    assert set(found.accuracy_default_mode) == ({file} if saturates else set())
     assert capfd.readouterr().err.count(f"{file}: a CPU without VNNI") == saturates
 
 
@@ -95,13 +97,13 @@ def test_after_ingest_alone_the_teacher_is_measured(
     finished: Any, photos: Path, teacher_file: Path, tmp_path: Path
 ) -> None:
     run = copied(finished, teacher_file, tmp_path / "toy")
-    assert set(evaluation.run(run, pipeline.open_recipe(run), photos, Stop())["accuracy"]) == {"teacher"}
+    assert set(evaluation.run(run, pipeline.open_recipe(run), photos, Stop()).accuracy) == {"teacher"}
 
 
 def test_an_unknown_normalisation_is_refused_and_reads_nothing(finished: Any, photos: Path) -> None:
     with pytest.raises(UsageError, match="--normalize"):
         evaluation.run(finished.run, finished.recipe, photos, Stop())
-    assert finished.run.ledger()["real_images_read"] == 0
+    assert finished.run.ledger().real_images_read == 0
     assert not (finished.run.path / "eval").exists()
 
 
@@ -121,16 +123,16 @@ def test_folders_of_one_name_keep_their_own_records(
     shutil.copytree(photos, other)
     next(other.rglob("*.png")).unlink()
     first, second = (evaluation.run(run, recipe, folder, Stop()) for folder in (one, other))
-    assert (first["data"], first["folder"], first["images"]) == ("val", str(one), 20)
-    assert second["data"].startswith("val-")
-    assert (second["folder"], second["images"]) == (str(other), 19)
+    assert (first.data, first.images_folder, first.images) == ("val", str(one), 20)
+    assert second.data.startswith("val-")
+    assert (second.images_folder, second.images) == (str(other), 19)
     kept = {path.name for path in run.stage("eval").iterdir()}
-    assert kept == {"val.json", f"{second['data']}.json"}
+    assert kept == {"val.json", f"{second.data}.json"}
     next(one.rglob("*.png")).unlink()  # other images, the same folder
-    for folder, name in ((one, "val"), (other, second["data"]), (one, "val")):
-        assert evaluation.run(run, recipe, folder, Stop())["data"] == name
+    for folder, name in ((one, "val"), (other, second.data), (one, "val")):
+        assert evaluation.run(run, recipe, folder, Stop()).data == name
     (run.stage("eval") / "val.json").unlink()
-    assert evaluation.run(run, recipe, other, Stop())["data"] == second["data"], "a name once given stays"
+    assert evaluation.run(run, recipe, other, Stop()).data == second.data, "a name once given stays"
 
 
 def test_the_same_images_elsewhere_replace_their_record(
@@ -140,7 +142,7 @@ def test_the_same_images_elsewhere_replace_their_record(
     shutil.copytree(photos, tmp_path / "moved" / photos.name)
     for folder in (photos, tmp_path / "moved" / photos.name):
         found = evaluation.run(run, pipeline.open_recipe(run), folder, Stop())
-        assert (found["data"], found["folder"]) == ("photos", str(folder))
+        assert (found.data, found.images_folder) == ("photos", str(folder))
     assert [path.name for path in run.stage("eval").iterdir()] == ["photos.json"]
 
 

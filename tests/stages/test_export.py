@@ -20,6 +20,7 @@ from command import Result
 import toy
 from edgekd import pipeline
 from edgekd.agent.device.environment import this_machine
+from edgekd.agent.device.machine import sha256_of
 from edgekd.bench import comparing
 from edgekd.cli.lines import caveat
 from edgekd.errors import GateError, InputFileError, StoppedEarly, UsageError
@@ -33,7 +34,8 @@ from edgekd.export.samples import Samples, kept
 from edgekd.models import artefacts, registry
 from edgekd.models.images import unlabelled
 from edgekd.recipe import ExportTable, with_changes
-from edgekd.run.directory import Record, RunDir, sha256_file
+from edgekd.run.cards.record import Record
+from edgekd.run.directory import RunDir
 from edgekd.stages import export, report
 from edgekd.stages.base import Execution
 from edgekd.stages.catalog import EXPORT
@@ -154,8 +156,8 @@ def test_the_files_say_what_they_are_and_name_nothing_local(exported: RunDir) ->
         "mean": [0.5],
         "std": [0.25],
         "class_names": NAMES,
-        "student_sha256": sha256_file(exported.stage("select") / "student.safetensors"),
-        "teacher_sha256": sha256_file(exported.stage("teacher") / "teacher.safetensors"),
+        "student_sha256": sha256_of(exported.stage("select") / "student.safetensors"),
+        "teacher_sha256": sha256_of(exported.stage("teacher") / "teacher.safetensors"),
     }
     for name in files(exported):
         path = exported.stage("export") / name
@@ -246,7 +248,7 @@ def test_fine_tuning_saves_the_files_that_nothing_else_does(
     assert "edgekd.fine_tuned" not in properties_of(run.stage("export") / "student.fp32.onnx")
     assert set(numbers(run, "calibration")["fine_tuned"]) == tuned
     clipped = clipping.run(run, pipeline.open_recipe(run), unlabelled(run, photos, purpose="clipping"))
-    assert {name: rates["images"] for name, rates in clipped.items()} == dict.fromkeys(tuned)
+    assert {name: rates.images for name, rates in clipped.items()} == dict.fromkeys(tuned)
 
 
 def test_a_file_that_differs_from_the_student_is_not_published(
@@ -445,14 +447,14 @@ def test_calibrating_on_real_images_is_said_everywhere(
     for name in files(run):
         assert properties_of(run.stage("export") / name)["edgekd.data_free"] == "false"
     ledger = run.ledger()
-    assert (ledger["data_free"], ledger["real_images_read"]) == (False, 20)
-    assert ledger["real_images"][-1]["for"] == "calibration"
+    assert (ledger.data_free, ledger.real_images_read) == (False, 20)
+    assert ledger.real_images[-1].purpose == "calibration"
     summary = report.collect(run)
     assert "Made from REAL IMAGES" in report.page(run, summary).split("</p>")[0]
-    assert caveat(summary["data_free"]).startswith("NOT data-free")
+    assert caveat(summary.data_free).startswith("NOT data-free")
     before = toy.fingerprint(run)
     toy.advance(run.path, toy.toy_recipe(teacher_file, export=ALL, pixels=PIXELS), ("export",))
-    assert run.ledger()["data_free"] is True, "nothing that real images had a part in is left"
+    assert run.ledger().data_free is True, "nothing that real images had a part in is left"
     assert toy.fingerprint(run) != before
     names = (*files(run), "calibration.json", "agreement.json", "parity.json")
     assert all((run.stage("export") / n).read_bytes() == (exported.stage("export") / n).read_bytes() for n in names)
@@ -465,13 +467,13 @@ def test_an_export_on_real_images_that_was_stopped_leaves_the_one_before_it_data
     wanted = with_changes(pipeline.open_recipe(run), {"export": {"calibrate_on_real": str(photos)}})
     with pytest.raises(StoppedEarly):
         export.run(Execution(EXPORT, run, wanted, pipeline.Standing(run, wanted).inputs(EXPORT), Stop(0)))
-    assert (run.ledger()["real_images_read"], run.ledger()["data_free"]) == (20, True)
-    assert report.collect(run)["data_free"] is True
+    assert (run.ledger().real_images_read, run.ledger().data_free) == (20, True)
+    assert report.collect(run).data_free is True
     monkeypatch.chdir(tmp_path)
     again = Result("export", "toy")
     assert "already done" in again.stderr
     assert "NOT data-free" not in again.stderr
-    assert run.ledger()["data_free"] is True
+    assert run.ledger().data_free is True
 
 
 def test_clipping_of_real_images_is_of_the_ranges_that_the_file_was_made_with(
@@ -485,7 +487,7 @@ def test_clipping_of_real_images_is_of_the_ranges_that_the_file_was_made_with(
             found["headroom"] = headroom
         (run.stage("export") / "agreement.json").write_text(json.dumps(decided))
         found = clipping.run(run, pipeline.open_recipe(run), unlabelled(run, photos, purpose="clipping"))
-        return float(found["student.int8-cpu-x86.onnx"]["images"]["overall"])
+        return float(found["student.int8-cpu-x86.onnx"].images.overall)
 
     assert rate(0.1) > rate(1.0) >= rate(10.0)
 
@@ -497,11 +499,11 @@ def test_clipping_of_real_images_changes_no_file(exported: RunDir, photos: Path,
     assert toy.fingerprint(run) == before
     assert set(found) == {name for name in files(run) if "int8" in name}
     for rates in found.values():
-        assert "input" in rates["images"]["tensors"]
-        assert set(rates["images"]["tensors"]) == set(rates["held_out"]["tensors"])
-        assert 0 < rates["images"]["overall"] < 1
+        assert "input" in rates.images.tensors
+        assert set(rates.images.tensors) == set(rates.held_out.tensors)
+        assert 0 < rates.images.overall < 1
     ledger = run.ledger()
-    assert (ledger["data_free"], ledger["real_images_read"], ledger["real_images"][-1]["for"]) == (True, 20, "clipping")
+    assert (ledger.data_free, ledger.real_images_read, ledger.real_images[-1].purpose) == (True, 20, "clipping")
 
 
 @pytest.fixture
@@ -527,13 +529,13 @@ def test_a_student_from_elsewhere_gets_a_folder_of_its_own(exported: RunDir, els
     record = Record.read(elsewhere.out)
     assert record is not None
     assert record.damaged_output(elsewhere.out) is None
-    assert record.inputs["student"] == sha256_file(elsewhere.file)
-    assert record.inputs["select/replay.safetensors"] == sha256_file(exported.path / "select" / "replay.safetensors")
+    assert record.inputs["student"] == sha256_of(elsewhere.file)
+    assert record.inputs["select/replay.safetensors"] == sha256_of(exported.path / "select" / "replay.safetensors")
     assert {"student.fp32.onnx", "student.int8-cpu-x86.onnx", "calibration.json"} <= set(record.outputs)
     for path in elsewhere.out.glob("*.onnx"):
         properties = properties_of(path)
         assert (properties["edgekd.run"], properties["edgekd.student"]) == ("toy", '"elsewhere"')
-        assert json.loads(properties["edgekd.student_sha256"]) == sha256_file(elsewhere.file)
+        assert json.loads(properties["edgekd.student_sha256"]) == sha256_of(elsewhere.file)
         assert "edgekd.data_free" not in properties, "what it was trained on is not known"
     for name in ("agreement", "calibration"):
         assert json.loads((elsewhere.out / f"{name}.json").read_text())["data_free"] is None

@@ -12,10 +12,13 @@ import torch
 
 import toy
 from edgekd import recipe
+from edgekd.agent.device import machine
+from edgekd.agent.device.machine import sha256_of
 from edgekd.errors import InputFileError, UsageError
 from edgekd.recipe import PixelsTable
 from edgekd.run import checkpoint
-from edgekd.run.directory import Record, RunDir, sha256_file
+from edgekd.run.cards.record import Record
+from edgekd.run.directory import RunDir
 from edgekd.stages import ingest
 
 
@@ -32,9 +35,9 @@ def test_the_teacher_is_published_with_its_weights_and_facts(ingested: RunDir, t
     assert all(torch.equal(given[name], value) for name, value in saved.items())
     record = Record.read(folder)
     assert record is not None
-    assert record.inputs == {"file": sha256_file(teacher_file)}
+    assert record.inputs == {"file": sha256_of(teacher_file)}
     assert set(record.outputs) == {"teacher.safetensors", "teacher.json", "pixels.json"}
-    assert ingested.ledger()["files_read"] == {str(teacher_file): sha256_file(teacher_file)}
+    assert ingested.ledger().files_read == {str(teacher_file): sha256_of(teacher_file)}
 
 
 def test_equal_teachers_make_equal_files(ingested: RunDir, teacher_file: Path, tmp_path: Path) -> None:
@@ -48,10 +51,10 @@ def test_a_checkpoint_that_moved_away_does_not_stop_new_pixels(teacher_file: Pat
     copy = tmp_path / "copy.pt"
     copy.write_bytes(teacher_file.read_bytes())
     run = toy.advance(tmp_path / "toy", toy.toy_recipe(copy), ("ingest",))
-    before = sha256_file(run.stage("teacher") / "teacher.safetensors")
+    before = sha256_of(run.stage("teacher") / "teacher.safetensors")
     copy.unlink()
     toy.advance(run.path, toy.toy_recipe(copy, pixels={"normalize": "mnist"}), ("ingest",))
-    assert sha256_file(run.stage("teacher") / "teacher.safetensors") == before
+    assert sha256_of(run.stage("teacher") / "teacher.safetensors") == before
     assert json.loads((run.stage("teacher") / "pixels.json").read_text())["mean"] == [0.1307]
 
 
@@ -84,7 +87,7 @@ def test_moments_of_pixels(
     table: dict[str, Any], channels: int, mean: list[float] | None, std: list[float] | None
 ) -> None:
     found = ingest.pixel_moments(PixelsTable(**table), channels=channels, classes=10)
-    assert found == {"mean": mean, "std": std, "class_names": None}
+    assert found.to_json() == {"mean": mean, "std": std, "class_names": None}
 
 
 @pytest.mark.parametrize(
@@ -122,7 +125,7 @@ def test_class_names_are_read_one_a_line(tmp_path: Path) -> None:
     file.write_text("cat\n\n  dog \nbird\n")
     assert ingest.class_names(file, 3) == ["cat", "dog", "bird"]
     found = ingest.pixel_moments(PixelsTable(classes=str(file)), channels=1, classes=3)
-    assert found["class_names"] == ["cat", "dog", "bird"]
+    assert found.class_names == ("cat", "dog", "bird")
 
 
 @pytest.mark.parametrize("text", ["cat\ndog\n", "cat\ndog\ncat\n", "a\nb\nc\nd\n", ""])
@@ -156,4 +159,13 @@ def test_the_probe_takes_the_threads_of_the_recipe(teacher_file: Path, tmp_path:
         run = toy.advance(tmp_path / "toy", toy.toy_recipe(teacher_file, machine={"threads": 1}), ("ingest",))
     finally:
         torch.set_num_threads(before)
-    assert run.ledger()["teacher_probe"]["threads"] == 1
+    assert run.ledger().teacher_probe.threads == 1
+
+
+def test_a_teacher_of_many_gigabytes_is_hashed_once(
+    teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+    monkeypatch.setattr(machine, "sha256_of", lambda path: hashed.append(path) or sha256_of(path))
+    toy.advance(tmp_path / "toy", toy.toy_recipe(teacher_file), ("ingest",))
+    assert hashed == [teacher_file]

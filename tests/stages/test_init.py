@@ -12,11 +12,14 @@ from torch import Tensor
 
 import toy
 from edgekd import pipeline, recipe, state_dict
+from edgekd.agent.device.machine import sha256_of
 from edgekd.errors import InputFileError, RecipeError
 from edgekd.models import artefacts, registry
 from edgekd.recipe import Recipe
 from edgekd.run import checkpoint
-from edgekd.run.directory import Record, RunDir, read_json, sha256_file
+from edgekd.run.cards.record import Record
+from edgekd.run.directory import RunDir
+from edgekd.run.files import read_json
 from edgekd.stages.catalog import BENCH, DISTILL, EXPORT, INGEST, SELECT, STAGES
 
 WHOLE = ("ingest", "init", "distill", "select")
@@ -76,10 +79,10 @@ def test_the_file_is_recorded_with_its_hash(done: RunDir, file: Path) -> None:
     record, distilled = Record.read(done.stage("init")), Record.read(done.stage("distill"))
     assert record is not None
     assert distilled is not None
-    assert record.inputs["file"] == sha256_file(file)
+    assert record.inputs["file"] == sha256_of(file)
     assert set(record.outputs) == {"student.safetensors", "init.json"}
     assert distilled.inputs["init/student.safetensors"] == record.outputs["student.safetensors"]
-    assert done.ledger()["files_read"][str(file)] == sha256_file(file)
+    assert done.ledger().files_read[str(file)] == sha256_of(file)
 
 
 def test_other_sets_of_weights_in_the_file_are_named(
@@ -157,10 +160,10 @@ def test_other_weights_under_a_run_are_refused(run: RunDir, tmp_path: Path) -> N
 
 def test_weights_may_be_exchanged_until_training_begins(file: Path, teacher_file: Path, tmp_path: Path) -> None:
     run = toy.advance(tmp_path / "toy", starting_from(file, teacher_file), ("ingest", "init"))
-    first = sha256_file(run.stage("init") / "student.safetensors")
+    first = sha256_of(run.stage("init") / "student.safetensors")
     other = starting_from(write_weights(tmp_path / "other.pth", seed=78), teacher_file)
     toy.advance(run.path, other, ("ingest", "init"))
-    assert sha256_file(run.stage("init") / "student.safetensors") != first
+    assert sha256_of(run.stage("init") / "student.safetensors") != first
     toy.advance(run.path, toy.toy_recipe(teacher_file, method={"steps": 1}), ("ingest", "init", "distill"))
     distilled = Record.read(run.stage("distill"))
     assert distilled is not None

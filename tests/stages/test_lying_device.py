@@ -18,11 +18,11 @@ from edgekd import agent
 from edgekd.agent import pipes
 from edgekd.agent.measurement import Job, Settings
 from edgekd.agent.protocol import AgentProcess
-from edgekd.bench import comparing, device_session, golden, latency, remote, results
+from edgekd.bench import comparing, device_session, golden, latency, remote, results, tables
 from edgekd.bench import device as devices
 from edgekd.bench.device_session import Session
 from edgekd.errors import MachineError
-from edgekd.stages import report
+from edgekd.run.cards.report import BenchPart
 from tiny_onnx import conv_net
 
 LIAR = Path(__file__).parents[1] / "helpers" / "liar.py"
@@ -69,7 +69,9 @@ def conversation(process: AgentProcess, model: Path, job: Job, images: Path, log
     raw["numerics"] = [session.check(job, QUICK, images.name, logits)]
     raw["energy"] = [session.energy(job, QUICK)]
     found = devices.published(None, HOST.address, model.parent, raw)
-    for rows in (report.latency_rows(found["results"]), report.numerics_rows(found), report.energy_rows(found)):
+    told = BenchPart.model_validate(found)
+    latencies = tables.latency_rows(comparing.rows_of(told.results))
+    for rows in (latencies, tables.numerics_rows(told.numerics), tables.energy_rows(told.energy)):
         assert all(isinstance(cell, str) for row in rows for cell in row)
     return found
 

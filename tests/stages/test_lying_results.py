@@ -19,7 +19,9 @@ from edgekd.agent.numerics import compare
 from edgekd.bench import comparing, golden, latency, results
 from edgekd.bench import device as devices
 from edgekd.errors import InputFileError, MachineError
-from edgekd.run.directory import Record, RunDir, write_json
+from edgekd.run.cards.record import Record
+from edgekd.run.directory import RunDir
+from edgekd.run.files import write_json
 from edgekd.stages import report
 
 QUICK = Settings(rounds=2, min_runs=4, min_seconds=0.02, warm_up_seconds=0.2)
@@ -143,9 +145,9 @@ def test_a_report_leaves_out_what_it_cannot_read_and_says_so(run: RunDir, capsys
         summary = report.collect(run)
         report.table(summary)
         said = capsys.readouterr().err
-        assert ("left out" in said, "bench/local/results.json" in said) == (bool(summary["left_out"]),) * 2
-        assert (summary["latency"] is None) == bool(summary["left_out"])
-        refused += bool(summary["left_out"])
+        assert ("left out" in said, "bench/local/results.json" in said) == (bool(summary.left_out),) * 2
+        assert (summary.latency is None) == bool(summary.left_out)
+        refused += bool(summary.left_out)
     assert refused > 0.6 * len(told[::13])
 
 

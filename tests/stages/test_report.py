@@ -11,7 +11,11 @@ from typing import Any
 import pytest
 
 import toy
-from edgekd.run.directory import RunDir, sha256_file
+from edgekd.agent.device.machine import sha256_of
+from edgekd.bench import comparing, tables
+from edgekd.bench.rows import SkippedRow
+from edgekd.run.cards.report import BenchPart, ReportCard
+from edgekd.run.directory import RunDir
 from edgekd.stages import report
 
 
@@ -21,14 +25,15 @@ def run(finished: Any, tmp_path: Path) -> RunDir:
 
 
 def hashes(run: RunDir) -> dict[str, str]:
-    return {str(p): sha256_file(p) for p in run.path.rglob("*") if p.is_file() and "report" not in p.parts}
+    return {str(p): sha256_of(p) for p in run.path.rglob("*") if p.is_file() and "report" not in p.parts}
 
 
 def test_the_report_holds_the_numbers_of_the_files(run: RunDir) -> None:
     before = hashes(run)
-    summary = report.run(run)
+    card = report.run(run)
     assert hashes(run) == before
-    assert json.loads((run.stage("report") / "report.json").read_text()) == summary
+    summary = json.loads((run.stage("report") / "report.json").read_text())
+    assert ReportCard.load(run.stage("report")).to_json() == card.to_json() == summary
     assert (summary["data_free"], summary["real_images_read"]) == (True, 0)
     for name, size in summary["size_bytes"].items():
         assert size == (run.stage("export") / name).stat().st_size
@@ -54,7 +59,8 @@ def test_the_page_is_self_contained_and_names_its_sources(run: RunDir) -> None:
     assert page.count("<svg") == 2, "losses and latency; there is no accuracy curve"
     for row in report.table(summary):
         assert all(f"<td>{cell}</td>" in page for cell in row if cell != "–" and "<" not in cell and "'" not in cell)
-    assert summary["selection"]["chosen"] in page
+    assert summary.selection is not None
+    assert summary.selection.chosen in page
 
 
 def test_the_same_run_makes_the_same_page(run: RunDir) -> None:
@@ -65,14 +71,14 @@ def test_the_same_run_makes_the_same_page(run: RunDir) -> None:
 
 
 def test_real_images_in_the_making_are_shouted(run: RunDir) -> None:
-    page = report.page(run, {**report.collect(run), "data_free": False})
+    page = report.page(run, report.collect(run).model_copy(update={"data_free": False}))
     assert "Made from REAL IMAGES" in page
 
 
 def test_a_run_that_only_began_has_a_report(ingested: RunDir, tmp_path: Path) -> None:
     run = RunDir(Path(shutil.copytree(ingested.path, tmp_path / "toy")))
     summary = report.run(run)
-    assert (summary["distillation"], summary["selection"], summary["latency"], summary["artefacts"]) == (
+    assert (summary.distillation, summary.selection, summary.latency, summary.artefacts) == (
         None,
         None,
         None,
@@ -84,9 +90,9 @@ def test_a_run_that_only_began_has_a_report(ingested: RunDir, tmp_path: Path) ->
 def test_accuracy_stands_beside_its_artefact(run: RunDir) -> None:
     accuracy = {"teacher": 0.915, "student": 0.5, "student.fp32.onnx": 0.25}
     files = {"teacher": "teacher/teacher.safetensors", "student.fp32.onnx": "export/student.fp32.onnx"}
-    hashes = {name: sha256_file(run.path / file) for name, file in files.items()} | {"student": "of another student"}
+    hashes = {name: sha256_of(run.path / file) for name, file in files.items()} | {"student": "of another student"}
     run.stage("eval").mkdir()
-    found = {"accuracy": accuracy, "artefacts_sha256": hashes}
+    found = {"run": "toy", "accuracy": accuracy, "artefacts_sha256": hashes}
     (run.stage("eval") / "photos.json").write_text(json.dumps(found))
     rows = {row[0]: row for row in report.table(report.collect(run))}
     assert rows["teacher"][1] == "91.50 %"
@@ -98,24 +104,35 @@ def test_accuracy_stands_beside_its_artefact(run: RunDir) -> None:
 def test_a_record_of_accuracy_that_is_still_being_written_is_not_read(run: RunDir) -> None:
     run.stage("eval").mkdir()
     (run.stage("eval") / ".tmp-photos.json").write_text('{"half')
-    assert report.run(run)["evaluations"] == {}
+    assert report.run(run).evaluations == {}
 
 
 def test_tables_are_printed_whole(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     summary = report.collect(run)
     report.print_summary(summary)
-    report.print_latency([*summary["latency"], {"artefact": "x.onnx", "runtime": "r", "skipped": "n/a: no kernels"}])
+    skipped = SkippedRow("x.onnx", "any", "ort-cpu", "", 1, 1, "n/a: no kernels")
+    tables.print_latency([*comparing.rows_of(summary.latency or []), skipped])
     printed = capsys.readouterr().out
-    for name in summary["size_bytes"]:
+    for name in summary.size_bytes:
         assert printed.count(name) == 2
     assert "n/a: no kernels" in printed
     assert toy.CLASSES == 4
 
 
 def test_some_energy_does_not_hide_why_the_rest_has_none(capsys: pytest.CaptureFixture[str]) -> None:
-    known = {"gross_w": 5.0, "idle_w": 3.0, "net_w": 2.0, "gross_mj_per_run": 50.0, "net_mj_per_run": 20.0}
-    one = {"artefact": "a.onnx", "runtime": "ort-cpu", **known, "rails": "VDD_IN", "source": "hwmon", "period_s": 0.1}
-    report.print_device({"energy": [one], "energy_note": "n/a: too few readings"})
+    watts = {"gross_w": 5.0, "idle_w": 3.0, "net_w": 2.0, "gross_mj_per_run": 50.0, "net_mj_per_run": 20.0}
+    facts = {
+        "rails": "VDD_IN",
+        "source": "hwmon",
+        "period_s": 0.1,
+        "batch": 1,
+        "runs": 9,
+        "seconds": 1.0,
+        "rails_w": {},
+    }
+    known = [{"artefact": "a.onnx", "runtime": "ort-cpu", **watts, **facts, "rails_w": {}}]
+    rest = {"results": [], "verdicts": {}, "warnings": [], "energy_note": "n/a: too few readings"}
+    tables.print_device(BenchPart.model_validate({**rest, "energy": known}))
     said = "".join(capsys.readouterr())
     assert "VDD_IN" in said
     assert "energy   n/a: too few readings" in said

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 def candidate(name: str, agreement: float, error: float = 0.01) -> Candidate:
-    return Candidate(name, agreement, error)
+    return Candidate(name=name, agreement=agreement, standard_error=error)
 
 
 MARGIN = 2 * math.hypot(0.01, 0.01)
@@ -86,7 +86,8 @@ def test_a_judgement_is_the_share_of_equal_answers_with_its_standard_error() -> 
             return torch.tensor([[1.0, 0.0]]).repeat(len(x), 1)
 
     found = select.judge("raw", Zero(), pool, Answers())  # type: ignore[arg-type]
-    assert found == Candidate("raw", 0.75, pytest.approx(math.sqrt(0.75 * 0.25 / 200)))
+    assert (found.name, found.agreement) == ("raw", 0.75)
+    assert found.standard_error == pytest.approx(math.sqrt(0.75 * 0.25 / 200))
     sure = select.judge("raw", Answers(), pool, Answers())  # type: ignore[arg-type]
     assert sure.agreement == 1.0
     assert sure.standard_error < 1e-5

@@ -17,7 +17,10 @@ from typing import Any
 from docs.studies.common.provenance import method_of, provenance
 from edgekd import recipe as recipes
 from edgekd.run import curve
-from edgekd.run.directory import Record, RunDir, read_json
+from edgekd.run.cards.events import AccuracyEvent, TrainEvent
+from edgekd.run.cards.judged import EvaluationCard
+from edgekd.run.cards.record import DistillNotes, Record
+from edgekd.run.directory import RunDir
 
 
 def facts(run: RunDir) -> dict[str, Any]:
@@ -27,31 +30,30 @@ def facts(run: RunDir) -> dict[str, Any]:
     summary = curve.summary(run)
     record = Record.read(run.stage("distill"))
     shipped = "ema" if recipe.method.student.ship_average else "raw"
-    points = run.events("accuracy")
-    train = [(0, 0.0), *((e["step"], e["seconds"]) for e in run.events("train"))]
-    evals = {path.stem: _without_folder(read_json(path)) for path in sorted((run.path / "eval").glob("*.json"))}
+    points = run.logged(AccuracyEvent)
+    curves = {"raw": [p.raw for p in points], "ema": [p.ema for p in points]}
+    steps = [p.step for p in points]
+    seconds = _seconds_at(steps, run.logged(TrainEvent))
+    files = sorted((run.path / "eval").glob("*.json"))
+    evals = {path.stem: _without_folder(EvaluationCard.load_file(path)) for path in files}
     return {
         "preset": recipe.method.preset,
         "changes": recipes.differences(preset.method.model_dump(mode="json"), recipe.method.model_dump(mode="json")),
         "student": recipe.student.name,
         "seed": recipe.seed,
-        **{name: summary[name] for name in ("steps", "seconds", "curve", "curve_other")},
-        **summary["health"],
-        "environment": record.notes["environment"] if record else "not finished",
+        "steps": summary.steps,
+        "seconds": summary.seconds,
+        "curve": None if summary.curve is None else summary.curve.to_json(),
+        "curve_other": None if summary.curve_other is None else summary.curve_other.to_json(),
+        **summary.health.to_json(),
+        "environment": record.noted(DistillNotes).environment if record else "not finished",
         "evals": evals,
         "shipped": shipped,
-        "sd_second_half": curve.statistics([p[shipped] for p in points[len(points) // 2 :]])["sd"],
-        "after_minutes": {str(minutes): _after(points, train, shipped, 60 * minutes) for minutes in (3, 10, 30)},
-        "forgotten": {
-            name: forgotten([p[name] for p in points], [p["step"] for p in points]) for name in ("raw", "ema")
-        },
-        "agreement_by_tenths": _agreement(run, summary["steps"]),
-        "points": {
-            "step": [p["step"] for p in points],
-            "seconds": [round(_at(train, p["step"]), 1) for p in points],
-            "raw": [p["raw"] for p in points],
-            "ema": [p["ema"] for p in points],
-        },
+        "sd_second_half": curve.statistics(curves[shipped][len(points) // 2 :]).sd,
+        "after_minutes": {str(m): _after(curves[shipped], seconds, 60 * m) for m in (3, 10, 30)},
+        "forgotten": {name: forgotten(values, steps) for name, values in curves.items()},
+        "agreement_by_tenths": _agreement(run, summary.steps),
+        "points": {"step": steps, "seconds": [round(at, 1) for at in seconds], **curves},
     }
 
 
@@ -65,24 +67,33 @@ def forgotten(curve: list[float], steps: list[int]) -> dict[str, Any]:
 
 def _agreement(run: RunDir, steps: int) -> dict[str, list[float | None]]:
     """Return the mean agreement of student and teacher on novel and on replayed images, over tenths of the steps."""
-    events = run.events("train")
+    events = run.logged(TrainEvent)
     found: dict[str, list[float | None]] = {}
-    for kind in ("novel", "replay"):
-        name = f"agreement_{kind}"
-        values = [[e[name] for e in events if name in e and 10 * (e["step"] - 1) // steps == i] for i in range(10)]
-        found[kind] = [sum(tenth) / len(tenth) if tenth else None for tenth in values]
+    for kind, values in (
+        ("novel", [(e.step, e.agreement_novel) for e in events]),
+        ("replay", [(e.step, e.agreement_replay) for e in events]),
+    ):
+        known = [(10 * (step - 1) // steps, value) for step, value in values if value is not None]
+        tenths = [[value for place, value in known if place == i] for i in range(10)]
+        found[kind] = [sum(tenth) / len(tenth) if tenth else None for tenth in tenths]
     return found
 
 
-def _without_folder(evaluation: dict[str, Any]) -> dict[str, Any]:
+def _without_folder(evaluation: EvaluationCard) -> dict[str, Any]:
     """Return an evaluation without the path of the images on this machine."""
-    return {name: value for name, value in evaluation.items() if name != "folder"}
+    return {name: value for name, value in evaluation.to_json().items() if name != "folder"}
 
 
-def _after(points: list[dict[str, Any]], train: list[tuple[int, float]], shipped: str, seconds: float) -> float | None:
+def _after(curve: list[float], seconds: list[float], limit: float) -> float | None:
     """Return the accuracy of the last point within so many seconds; None where the run had ended by then."""
-    within = [p[shipped] for p in points if _at(train, p["step"]) <= seconds]
-    return within[-1] if len(within) < len(points) else None
+    within = [value for value, at in zip(curve, seconds, strict=True) if at <= limit]
+    return within[-1] if len(within) < len(curve) else None
+
+
+def _seconds_at(steps: list[int], events: list[TrainEvent]) -> list[float]:
+    """Return the seconds of training at each of these steps."""
+    train = [(0, 0.0), *((e.step, e.seconds) for e in events)]
+    return [_at(train, step) for step in steps]
 
 
 def _at(train: list[tuple[int, float]], step: int) -> float:

@@ -18,7 +18,8 @@ from typing import Any
 from edgekd.agent.device.environment import this_machine
 from edgekd.recipe import load_resolved
 from edgekd.recipe.method import MethodTable
-from edgekd.run.directory import RunDir, digest, read_json, write_json
+from edgekd.run.directory import RunDir
+from edgekd.run.files import digest, read_json, write_json
 
 ROOT = Path(__file__).parents[3]
 """The checkout."""

@@ -25,7 +25,8 @@ from docs.studies.common import collect, overlay
 from docs.studies.common.provenance import method_of, provenance
 from edgekd import cpus
 from edgekd.errors import StoppedEarly
-from edgekd.run.directory import RunDir, read_json, write_json
+from edgekd.run.directory import RunDir
+from edgekd.run.files import read_json, write_json
 
 PIXELS = ("--input", "3x32x32", "--mean", "0.4914,0.4822,0.4465", "--std", "0.2470,0.2435,0.2616")
 MOVED = ("method.student.flip=true", "method.student.shift=4")

@@ -36,6 +36,7 @@ from docs.studies.common import images
 from docs.studies.common.provenance import commit, provenance
 from edgekd import machine, pipeline
 from edgekd.agent.device.environment import this_machine
+from edgekd.agent.device.machine import sha256_of
 from edgekd.errors import GateError
 from edgekd.export import int8, onnx_export, ort_session
 from edgekd.export.clipping import clipping
@@ -49,7 +50,8 @@ from edgekd.models.description import Description
 from edgekd.realdata import RealImages, describe_transform
 from edgekd.recipe import Recipe
 from edgekd.rng import Draws
-from edgekd.run.directory import RunDir, read_json, sha256_file, write_json
+from edgekd.run.directory import RunDir
+from edgekd.run.files import read_json, write_json
 from edgekd.synthesis.teacher import Teacher
 
 BATCH, FIT_STEPS, FIT_LR, FITTED = 64, 60, 0.1, 128
@@ -186,7 +188,7 @@ class Study:
             "test_images": len(subject.test),
             "test_images_sha256": subject.test.folder.sha256(),
             "transform": describe_transform(subject.description.input_shape),
-            "fp32_sha256": sha256_file(subject.fp32),
+            "fp32_sha256": sha256_of(subject.fp32),
             "fp32_right": self.right(self.reference),
         }
         same = all(known.get(name) == self.found[name] for name in ("fp32_sha256", "test_images_sha256"))
@@ -257,9 +259,9 @@ class Study:
             "right": self.right(found),
             "accuracy": self.right(found) / len(self.labels),
             "right_default_mode": self.right(logits(default_kernels=True)) if saturates else None,
-            "agreement": agreement(self.reference, found, TOLERANCE_FP32).to_json(),
+            "agreement": agreement(self.reference, found, TOLERANCE_FP32).to_card().to_json(),
             "clipping": clipping(result.plan, self.images).overall,
-            "held_out": result.quality.to_json(),
+            "held_out": result.quality.to_card().to_json(),
             "passed": result.passed,
             "method": result.plan.method,
             "headroom": result.plan.headroom,

@@ -26,7 +26,8 @@ from edgekd.export.ranges import collect_ranges
 from edgekd.export.samples import Samples, kept, of_images
 from edgekd.realdata import RealImages
 from edgekd.recipe import Recipe
-from edgekd.run.directory import RunDir, read_json, write_json
+from edgekd.run.directory import RunDir
+from edgekd.run.files import read_json, write_json
 
 FACTORS = (1.0, 1.15, 1.3, 1.5, 2.0)
 
@@ -51,11 +52,11 @@ def rows(run: RunDir, recipe: Recipe, development: RealImages) -> list[dict[str,
                     "flavour": flavour.name,
                     "headroom": factor,
                     "method": chosen.plan.method,
-                    "synthetic": chosen.after.to_json(),
-                    "images": seen.to_json(),
+                    "synthetic": chosen.after.to_card().to_json(),
+                    "images": seen.to_card().to_json(),
                     "bias_corrected": corrected.applied,
-                    "synthetic_corrected": corrected.kept.to_json(),
-                    "images_corrected": better.to_json(),
+                    "synthetic_corrected": corrected.kept.to_card().to_json(),
+                    "images_corrected": better.to_card().to_json(),
                     "clipping": clipping(chosen.plan, real.batches).overall,
                 }
             )

@@ -29,6 +29,7 @@ from typing import Any
 
 from docs.studies.common.provenance import method_of, provenance
 from edgekd.errors import StoppedEarly
+from edgekd.run.cards.events import TrainEvent
 from edgekd.run.directory import RunDir
 
 NEAR = 5  # log lines on either side that tell what a step takes
@@ -51,12 +52,9 @@ def side_by_side(*commands: list[list[str]]) -> list[float]:
         return list(pool.map(timed, commands, range(len(commands))))
 
 
-def checkpoint_costs_s(lines: list[dict[str, Any]]) -> list[float]:
+def checkpoint_costs_s(lines: list[TrainEvent]) -> list[float]:
     """Return the seconds that each checkpoint of a run cost, by the lines that it logged of its training."""
-    pieces = [
-        (b["step"] - a["step"], b["seconds"] - a["seconds"], b["saving_seconds"] > a["saving_seconds"])
-        for a, b in pairwise(lines)
-    ]
+    pieces = [(b.step - a.step, b.seconds - a.seconds, b.saving_seconds > a.saving_seconds) for a, b in pairwise(lines)]
     saves = [index for index, (_, _, saved) in enumerate(pieces) if saved]
     touched = {index + later for index in saves for later in (0, 1)}
     costs = []
@@ -93,12 +91,12 @@ def main() -> None:
         shutil.rmtree(options.runs, ignore_errors=True)
         first = [*distil, str(stopped), "--max-seconds", str(options.max_seconds)]
         whole_s, stopped_s = side_by_side([[*distil, str(whole)]], [first, [*distil, str(stopped)]])
-        lines, others = RunDir(whole).events("train"), RunDir(stopped).events("train")
+        lines, others = RunDir(whole).logged(TrainEvent), RunDir(stopped).logged(TrainEvent)
         rounds.append(
             {
-                "whole": {"commands_s": whole_s, "training_s": lines[-1]["seconds"]},
-                "stopped": {"commands_s": stopped_s, "training_s": others[-1]["seconds"]},
-                "saving_s": lines[-1]["saving_seconds"],
+                "whole": {"commands_s": whole_s, "training_s": lines[-1].seconds},
+                "stopped": {"commands_s": stopped_s, "training_s": others[-1].seconds},
+                "saving_s": lines[-1].saving_seconds,
                 "checkpoint_s": checkpoint_costs_s(lines),
             }
         )

@@ -17,7 +17,9 @@ from docs.studies.common import images
 from docs.studies.common.provenance import provenance
 from edgekd import recipe as recipes
 from edgekd.models import artefacts
-from edgekd.run.directory import RunDir, read_json, write_json
+from edgekd.run.cards.judged import Candidate, SelectionCard
+from edgekd.run.directory import RunDir
+from edgekd.run.files import read_json, write_json
 from edgekd.stages import select
 from edgekd.stopping import Stop
 from edgekd.synthesis.sampler import Sampler
@@ -32,24 +34,23 @@ def judged(run: RunDir, data: Path) -> dict[str, Any]:
     real = images.labelled(run, data)
     students = select.candidates(recipe, description, state, sampler, Stop())
     accuracy = {name: real.network_accuracy(student) for name, student in students.items()}
-    selection = read_json(run.stage("select") / "selection.json")
+    selection = run.read(SelectionCard)
     return {
         **provenance({recipe.method.preset: recipe.method}),
         "preset": recipe.method.preset,
         "seed": recipe.seed,
         "images": len(real),
-        "samples": selection["samples"],
+        "samples": selection.samples,
         "ships_average": recipe.method.student.ship_average,
         "candidates": {
-            row["name"]: {"agreement": row["agreement"], "accuracy": accuracy[row["name"]]}
-            for row in selection["candidates"]
+            row.name: {"agreement": row.agreement, "accuracy": accuracy[row.name]} for row in selection.candidates
         },
     }
 
 
 def with_choice(row: dict[str, Any]) -> dict[str, Any]:
     """Return what is known of a run's candidates, with what the rule makes of it."""
-    found = [select.Candidate.of(name, c["agreement"], row["samples"]) for name, c in row["candidates"].items()]
+    found = [Candidate.of(name, c["agreement"], row["samples"]) for name, c in row["candidates"].items()]
     chosen = select.choose(found, ships_average=row["ships_average"])[0].name
     accuracy = {name: c["accuracy"] for name, c in row["candidates"].items()}
     best = max(value for name, value in accuracy.items() if row["ships_average"] or not name.startswith("ema"))

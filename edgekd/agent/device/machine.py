@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekd.agent.files import open_regular
 from edgekd.cpus import usable_cpus
 
 if TYPE_CHECKING:
@@ -246,7 +247,7 @@ def publish(temporary: Path, place: Path) -> None:
 def sha256_of(path: Path) -> str:
     """Return the hex SHA-256 of a file."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()

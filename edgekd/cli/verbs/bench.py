@@ -243,16 +243,17 @@ def _show_of_run(run: RunDir, results: dict[str, Any], place: Path, *, json: boo
 
 def _show(facts: dict[str, Any], results: dict[str, Any], written: str, following: str, *, json: bool) -> None:
     """Print the rows, or JSON, and the closing lines; fail where a device computes other numbers."""
-    from edgekd.bench import device
+    from edgekd.bench import comparing, device, tables
     from edgekd.cli import lines
-    from edgekd.stages import report as reporting
+    from edgekd.run.cards.report import BenchPart
 
     shown = {**facts, **results}
     if json:
         console.print_json(shown)
     else:
-        reporting.print_latency(shown["results"])
-        reporting.print_device(shown)
+        measured = BenchPart.model_validate(results)
+        tables.print_latency(comparing.rows_of(measured.results))
+        tables.print_device(measured)
     for warning in shown["warnings"]:
         console.warn(warning)
     checks = [one["passed"] for one in shown.get("numerics", [])]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edgekd.pipeline.plan import Plan
     from edgekd.recipe import Recipe
     from edgekd.run.directory import RunDir
-    from edgekd.stages.base import Accuracy
+    from edgekd.run.logbook import Accuracy
 
 LARGE_SIDE_PX, MANY_CLASSES = 128, 200
 
@@ -111,10 +111,10 @@ def distill(
         if data is not None:
             evaluation.run(made, recipe, data, stop)
     if json:
-        console.print_json(result)
+        console.print_json(result.to_json())
     console.closing(
         f"{made.stage('select')}/student.safetensors",
-        curve.headline(result),
+        result.headline(),
         f"edgekd export {targets.typed(made)} --int8",
     )
 

@@ -34,13 +34,12 @@ def eval_(
 
         result = evaluation.run(found, recipe, folder, stop)
     if json:
-        console.print_json(
-            {key: result[key] for key in ("run", "data_free", "images", "accuracy", "accuracy_default_mode")}
-        )
+        shown = ("run", "data_free", "images", "accuracy", "accuracy_default_mode")
+        console.print_json({key: value for key, value in result.to_json().items() if key in shown})
     else:
-        rows = [(artefact, f"{value:.2%}") for artefact, value in result["accuracy"].items()]
-        console.print_table((f"accuracy on {result['images']} images", "top-1"), rows)
-    shares = [f"{artefact} {value:.2%}" for artefact, value in result["accuracy"].items()]
-    headline = lines.caveat(result["data_free"]) + ", ".join(shares[:2])
-    written = f"{found.stage('eval')}/{result['data']}.json"
+        rows = [(artefact, f"{value:.2%}") for artefact, value in result.accuracy.items()]
+        console.print_table((f"accuracy on {result.images} images", "top-1"), rows)
+    shares = [f"{artefact} {value:.2%}" for artefact, value in result.accuracy.items()]
+    headline = lines.caveat(result.data_free) + ", ".join(shares[:2])
+    written = f"{found.stage('eval')}/{result.data}.json"
     console.closing(written, headline, f"edgekd report {targets.typed(found)}")

@@ -160,18 +160,19 @@ def _close(
     """Print the agreement chain, or JSON, and the closing lines of an export."""
     from edgekd.cli import lines
     from edgekd.models import artefacts
-    from edgekd.run.directory import read_json
+    from edgekd.run.cards.exported import AgreementCard
 
-    chain = read_json(folder / "agreement.json")["chain"]
+    chain = AgreementCard.load(folder).chain
     chain = dict(sorted(chain.items(), key=lambda item: artefacts.precision_rank(item[0].split(" -> ")[1])))
     found = sorted(folder.glob("*.onnx"), key=lambda path: artefacts.precision_rank(path.name))
     files = {path.name: path.stat().st_size for path in found}
     if json:
-        shown = {"run": run.name, "size_bytes": files, "agreement": chain, "data_free": data_free}
+        agreement = {link: value.to_json() for link, value in chain.items()}
+        shown = {"run": run.name, "size_bytes": files, "agreement": agreement, "data_free": data_free}
         console.print_json({**shown, **extras})
     else:
-        shares = {link: "–" if value["share"] is None else f"{value['share']:.2%}" for link, value in chain.items()}
-        rows = [(link, share, str(chain[link]["clear"])) for link, share in shares.items()]
+        shares = {link: "–" if value.share is None else f"{value.share:.2%}" for link, value in chain.items()}
+        rows = [(link, share, str(chain[link].clear)) for link, share in shares.items()]
         console.print_table(("synthetic agreement (not accuracy)", "same answer", "decided samples"), rows)
     sizes = ", ".join(f"{file} {size / 1000:.0f} kB" for file, size in files.items())
     console.closing(f"{folder}/", lines.caveat(data_free) + sizes, following)

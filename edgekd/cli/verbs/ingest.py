@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +15,7 @@ from edgekd.cli.verb import verb
 from edgekd.errors import UsageError
 
 if TYPE_CHECKING:
+    from edgekd.run.cards.teacher import PixelsCard, TeacherCard
     from edgekd.run.directory import RunDir
 
 MAPPED_LINES = 20
@@ -39,8 +41,9 @@ def ingest(
 ) -> None:
     """Read a teacher and find out what it is; or, without TEACHER, set the normalisation of a run."""
     from edgekd import pipeline
-    from edgekd.cli import approval, changes, lines, session, settle, targets
-    from edgekd.run.directory import Record, read_json
+    from edgekd.cli import approval, changes, session, settle, targets
+    from edgekd.run.cards.record import Record
+    from edgekd.run.cards.teacher import PixelsCard, TeacherCard
 
     changed = changes.combine(
         changes.of_teacher(arch, input_shape, accept_mapping, trust_pickle),
@@ -58,41 +61,40 @@ def ingest(
         recipe = pipeline.adopt(made, settle.wanted_recipe(made, changed))
         approval.approve(made, recipe, teacher=Record.read(made.stage("teacher")) is None, student=False)
         session.read_teacher(made, recipe, stop)
-    description, pixels = (read_json(made.stage("teacher") / file) for file in ("teacher.json", "pixels.json"))
+    card, pixels = made.read(TeacherCard), made.read(PixelsCard)
     if json:
-        timing = lines.probe_timing(made)
-        console.print_json({"run": made.name, **description, **pixels, "teacher_probe": timing})
-    _say_what_it_is(made, description, pixels)
-    probe = description["probe"]
+        timing = made.ledger().teacher_probe
+        measured = {"teacher_probe": None if timing is None else timing.to_json()}
+        console.print_json({"run": made.name, **card.to_json(), **pixels.to_json(), **measured})
+    _say_what_it_is(made, card, pixels)
     console.closing(
         f"{made.stage('teacher')}/teacher.json",
-        f"{description['arch']}, {description['classes']} classes, {probe['parameters']:,} parameters, "
-        f"{probe['macs']:,} MACs",
+        f"{card.arch}, {card.classes} classes, {card.probe.parameters:,} parameters, {card.probe.macs:,} MACs",
         f"edgekd distill {shlex.quote(recipe.teacher.file)} --run {targets.typed(made)}",
     )
 
 
-def _say_what_it_is(run: RunDir, description: dict[str, Any], pixels: dict[str, Any]) -> None:
+def _say_what_it_is(run: RunDir, card: TeacherCard, pixels: PixelsCard) -> None:
     from edgekd.cli import lines
     from edgekd.ingestion.teacher import mapping_in_short
 
-    pairs = mapping_in_short(description.get("mapping", {}))
+    pairs = mapping_in_short(card.mapping)
     for pair in pairs[:MAPPED_LINES]:
         console.say(f"mapped   {pair}")
     if len(pairs) > MAPPED_LINES:
         console.say(f"mapped   {len(pairs) - MAPPED_LINES} more, all of them in teacher.json")
-    for assumption in description["assumptions"]:
-        console.say(f"assumed  {assumption['what']} = {assumption['value']} (change it with {assumption['flag']})")
-    if pixels["mean"] is None:
+    for choice in card.assumptions:
+        console.say(f"assumed  {choice.what} = {choice.value} (change it with {choice.flag})")
+    if pixels.mean is None or pixels.std is None:
         known = "unknown; only real images need it (--normalize NAME, or --mean and --std)"
     else:
-        known = f"mean {_numbers(pixels['mean'])}, std {_numbers(pixels['std'])}"
+        known = f"mean {_numbers(pixels.mean)}, std {_numbers(pixels.std)}"
     console.say(f"pixels   {known}")
-    if pixels["class_names"]:
-        names = pixels["class_names"]
+    if pixels.class_names:
+        names = pixels.class_names
         console.say(f"classes  {', '.join(names[:5])}{f' … {names[-1]}' if len(names) > 5 else ''}")
-    console.say(f"probe    {lines.probe_sentence(run, description)}")
+    console.say(f"probe    {lines.probe_sentence(run, card)}")
 
 
-def _numbers(values: list[float]) -> str:
+def _numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)

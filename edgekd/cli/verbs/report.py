@@ -18,8 +18,8 @@ def report(run: flags.RunArgument = "", json: flags.Json = False) -> None:
 
     summary = reporting.run(found)
     if json:
-        console.print_json(summary)
+        console.print_json(summary.to_json())
     else:
         reporting.print_summary(summary)
-    headline = lines.caveat(summary["data_free"]) + (summary["verdict"] or "no latency measured yet")
+    headline = lines.caveat(summary.data_free) + (summary.verdict or "no latency measured yet")
     console.closing(f"{found.stage('report')}/report.html", headline, f"edgekd status {targets.typed(found)}")

@@ -57,12 +57,12 @@ def run(
         summary = reporting.run(made)
         exporting.refuse_failures(made)
     if json:
-        console.print_json(summary)
+        console.print_json(summary.to_json())
     else:
         reporting.print_summary(summary)
-    headline = lines.caveat(summary["data_free"]) + (summary["verdict"] or "no latency measured")
+    headline = lines.caveat(summary.data_free) + (summary.verdict or "no latency measured")
     if evaluated is not None:
-        headline = f"accuracy {evaluated['accuracy']['student']:.2%} on {evaluated['images']} images; {headline}"
+        headline = f"accuracy {evaluated.accuracy['student']:.2%} on {evaluated.images} images; {headline}"
     console.closing(f"{made.stage('report')}/report.html", headline, f"edgekd status {targets.typed(made)}")
 
 

@@ -12,7 +12,7 @@ def select(run: flags.RunArgument = "", trust_code: flags.TrustCode = None, json
     """Choose the final student again, from the last checkpoint, without data."""
     from edgekd import pipeline
     from edgekd.cli import approval, session, targets
-    from edgekd.run.directory import read_json
+    from edgekd.run.cards.judged import SelectionCard
     from edgekd.stages.catalog import DISTILL, SELECT
 
     found = targets.find_run(run, DISTILL)
@@ -21,10 +21,10 @@ def select(run: flags.RunArgument = "", trust_code: flags.TrustCode = None, json
         pipeline.Standing(found, recipe).require(DISTILL)
         approval.approve(found, recipe)
         pipeline.advance(found, recipe, SELECT, stop=stop)
-    selection = read_json(found.stage("select") / "selection.json")
+    selection = found.read(SelectionCard)
     if json:
-        console.print_json({"run": found.name, **selection})
-    best = next(c for c in selection["candidates"] if c["name"] == selection["chosen"])
-    headline = f"{selection['chosen']}: {best['agreement']:.2%} synthetic agreement (not accuracy)"
+        console.print_json({"run": found.name, **selection.to_json()})
+    best = next(candidate for candidate in selection.candidates if candidate.name == selection.chosen)
+    headline = f"{selection.chosen}: {best.agreement:.2%} synthetic agreement (not accuracy)"
     following = f"edgekd export {targets.typed(found)} --int8"
     console.closing(f"{found.stage('select')}/student.safetensors", headline, following)

@@ -48,8 +48,10 @@ def status(run: flags.RunArgument = "", json: flags.Json = False) -> None:
 
 def _last_step(run: RunDir) -> int | None:
     """Return the last step that was logged."""
-    last = run.events("train")[-1:]
-    return int(last[0]["step"]) if last else None
+    from edgekd.run.cards.events import TrainEvent
+
+    last = run.logged(TrainEvent)[-1:]
+    return last[0].step if last else None
 
 
 def _making(run: RunDir, recipe: Recipe, stage: Stage) -> str:

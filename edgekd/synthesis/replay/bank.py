@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from edgekd.recipe.method import ReplayTable
 from edgekd.rng import Draws
+from edgekd.state_dict import StateDict, number, tensor
 from edgekd.synthesis.replay.base import Replay
 from edgekd.synthesis.teacher import Observation
 
@@ -60,11 +60,11 @@ class BankReplay(Replay):
         """Return the bytes of the bank."""
         return self.images.nbytes
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the images and how many were ever stored."""
         return {"images": self.images, "stored": self.stored}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Restore the bank."""
-        self.images.copy_(state["images"])
-        self.stored = int(state["stored"])
+        self.images.copy_(tensor(state, "images"))
+        self.stored = int(number(state, "stored"))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from edgekd.recipe.method import MethodTable
 from edgekd.rng import Draws
+from edgekd.state_dict import StateDict
 from edgekd.synthesis.teacher import Observation
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Replay:
         return cls()
 
     @staticmethod
-    def sampler_state(replay: Mapping[str, Any], method: MethodTable) -> dict[str, Any]:
+    def sampler_state(replay: StateDict, method: MethodTable) -> StateDict:
         """Return what a `Sampler` needs of this source's state: a decoder and the moments of its codes, or nothing."""
         return {}
 
@@ -53,11 +53,11 @@ class Replay:
         """Return what remembering costs in memory."""
         return 0
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return everything the next step depends on."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Restore what `state_dict` returned."""
 
 

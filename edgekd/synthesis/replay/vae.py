@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,15 @@ from torch.nn import functional as F
 from edgekd.machine import Precision, precision_for
 from edgekd.recipe.method import MethodTable, VaeTable
 from edgekd.rng import Draws, forked_global
-from edgekd.state_dict import optimizer_state, restore_optimizer
+from edgekd.state_dict import (
+    StateDict,
+    branch,
+    number,
+    optimizer_state,
+    restore_optimizer,
+    tensor,
+    tensors_of,
+)
 from edgekd.synthesis import losses
 from edgekd.synthesis.replay.base import Replay, module_bytes
 from edgekd.synthesis.teacher import Observation, Teacher
@@ -46,12 +53,12 @@ class VaeReplay(Replay):
         return cls(vae, method.vae, context.teacher, precision, fused=True)
 
     @staticmethod
-    def sampler_state(replay: Mapping[str, Any], method: MethodTable) -> dict[str, Any]:
+    def sampler_state(replay: StateDict, method: MethodTable) -> StateDict:
         """Return the decoder and the moments of its codes, once the gate has opened."""
-        if not replay["open"]:
+        if not number(replay, "open"):
             return {}
-        vae = replay["vae"]
-        mean, std = vae["latent_mean"], vae["latent_variance"].sqrt()
+        vae = tensors_of(replay, "vae")
+        mean, std = tensor(vae, "latent_mean"), tensor(vae, "latent_variance").sqrt()
         if method.vae.sampling != "posterior":
             mean, std = torch.zeros_like(mean), torch.ones_like(std)
         decoder = {name.removeprefix("decoder."): value for name, value in vae.items() if name.startswith("decoder.")}
@@ -161,7 +168,7 @@ class VaeReplay(Replay):
         """Return the bytes of the VAE's weights."""
         return module_bytes(self.vae)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return networks, moments, the gate and the number of updates."""
         return {
             "vae": self.vae.state_dict(),
@@ -171,9 +178,9 @@ class VaeReplay(Replay):
             "open": self.open,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Restore the VAE, its optimiser and the gate."""
-        self.vae.load_state_dict(state["vae"])
-        restore_optimizer(self.optimizer, state.get("optimizer", {}))
-        self.kept_answers, self.open = float(state["kept_answers"]), bool(state["open"])
-        self.updates = int(state["updates"])
+        self.vae.load_state_dict(tensors_of(state, "vae"))
+        restore_optimizer(self.optimizer, branch(state, "optimizer"))
+        self.kept_answers, self.open = float(number(state, "kept_answers")), bool(number(state, "open"))
+        self.updates = int(number(state, "updates"))

@@ -14,8 +14,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from edgekd.agent.measurement import Settings
+from edgekd.run import plots
 from edgekd.run.directory import RunDir
-from edgekd.stages import plots
+from edgekd.stages import report
 
 SETTINGS = asdict(Settings(batch=1, threads=1))
 
@@ -42,7 +43,7 @@ def test_each_comparison_on_each_machine_has_its_picture(run: RunDir) -> None:
     there.mkdir()
     both = [{"settings": {**SETTINGS, "batch": n, "threads": 2}, "samples_ms": {"a": [[1.0, 2.0]]}} for n in (1, 8)]
     (there / "samples.json").write_text(json.dumps(both))
-    assert [(title, source) for title, _, source in plots.pictures(run)][2:] == [
+    assert [(title, source) for title, _, source in report.pictures(run)][2:] == [
         ("Latency, batch 1, threads 1", "bench/local/samples.json"),
         ("Latency on user@jetson, batch 1, threads 2", "bench/user@jetson/samples.json"),
         ("Latency on user@jetson, batch 8, threads 2", "bench/user@jetson/samples.json"),
@@ -50,12 +51,12 @@ def test_each_comparison_on_each_machine_has_its_picture(run: RunDir) -> None:
 
 
 def test_nothing_is_drawn_of_nothing(run: RunDir) -> None:
-    assert list(plots.pictures(run)) == []
+    assert list(report.pictures(run)) == []
 
 
 def test_three_pictures_name_their_files_and_carry_their_legends(run: RunDir) -> None:
     fill(run)
-    found = list(plots.pictures(run))
+    found = list(report.pictures(run))
     assert [source for _, _, source in found] == ["events.jsonl", "events.jsonl", "bench/local/samples.json"]
     for (_, picture, _), words in zip(
         found,
@@ -68,13 +69,13 @@ def test_three_pictures_name_their_files_and_carry_their_legends(run: RunDir) ->
 
 def test_equal_numbers_make_equal_pictures(run: RunDir) -> None:
     fill(run)
-    assert list(plots.pictures(run)) == list(plots.pictures(run))
+    assert list(report.pictures(run)) == list(report.pictures(run))
 
 
 def test_the_latency_curve_has_every_run_and_ends_at_p99_5() -> None:
     axes = Figure().add_subplot()
     quick, slow = [[1.0] * 150, [0.5] * 49 + [400.0]], [[3.0, 2.0]]
-    plots._latency(axes, {"quick": quick, "slow": slow})
+    plots._latencies(axes, {"quick": quick, "slow": slow})
     first, second = (line.get_xydata() for line in axes.get_lines())
     assert (len(first), first[0].tolist(), first[-1].tolist()) == (200, [0.5, 0.5], [400.0, 100.0])
     assert first[48].tolist() == [0.5, 24.5]
@@ -86,7 +87,7 @@ def test_the_latency_curve_has_every_run_and_ends_at_p99_5() -> None:
 def test_runs_that_were_all_skipped_draw_no_latency(run: RunDir) -> None:
     fill(run)
     (run.stage("bench") / "local" / "samples.json").write_text(json.dumps([{"settings": SETTINGS, "samples_ms": {}}]))
-    assert [title for title, _, _ in plots.pictures(run)] == [
+    assert [title for title, _, _ in report.pictures(run)] == [
         "Accuracy while distilling",
         "Distillation loss and agreement",
     ]

@@ -12,11 +12,9 @@ import torch
 import toy
 from edgekd.errors import GateError
 from edgekd.run import checkpoint
-from edgekd.run.directory import Record, RunDir
-from edgekd.stages.base import Accuracy, Execution
-from edgekd.stages.catalog import DISTILL
-from edgekd.stages.logbook import Logbook
-from edgekd.stopping import Stop
+from edgekd.run.cards.ledger import Difference
+from edgekd.run.directory import RunDir
+from edgekd.run.logbook import Accuracy, Logbook
 from edgekd.synthesis.state import State
 
 Laboratory = Callable[..., tuple[State, Any]]
@@ -38,8 +36,7 @@ def book(
 ) -> Logbook:
     changes = {"checkpoint_period": checkpoint_period, "method": {"generator": {"period": generator_period}}}
     wanted = toy.toy_recipe(Path("teacher.pt"), **changes)
-    execution = Execution(DISTILL, run, wanted, {"i": "h"}, Stop(), accuracy)
-    return Logbook(execution, steps=steps, environment={"threads": threads})
+    return Logbook(run, wanted, key="k", steps=steps, environment={"threads": threads}, accuracy=accuracy)
 
 
 def kinds(run: RunDir) -> list[tuple[str, int]]:
@@ -115,7 +112,7 @@ def test_the_first_restore_writes_step_0_and_a_later_one_forgets_what_came_after
     book(run).restore(state)
     assert state.step == 4
     assert kinds(run) == [("train", 4)]
-    assert "not_bit_identical" not in run.ledger()
+    assert run.ledger().not_bit_identical == []
 
 
 @pytest.mark.parametrize(("period", "expected"), [(1, [0, 20, 40, 60]), (15, [0, 30, 45, 60]), (30, [0, 30, 60])])
@@ -131,7 +128,7 @@ def test_the_generator_is_logged_at_its_first_update_from_each_due_step_on(
 
 def test_the_clock_goes_on_after_a_restore(state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, clock = RunDir(tmp_path), [50.0]
-    monkeypatch.setattr("edgekd.stages.logbook.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("edgekd.run.logbook.time.monotonic", lambda: clock[0])
     log = book(run)
     log.restore(state)
     clock[0], state.step = 60.0, 4
@@ -156,7 +153,7 @@ def test_another_environment_is_told_and_recorded(
     said = " ".join(capsys.readouterr().err.split())
     assert "resumed under another threads: not bit-identical" in said
     assert "--threads 1 is what it began with" in said
-    assert run.ledger()["not_bit_identical"] == [{"step": 0, "changed": {"threads": [1, 8]}}]
+    assert run.ledger().not_bit_identical == [Difference(step=0, changed={"threads": [1, 8]})]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +179,7 @@ def test_automatic_checkpoints_are_frequent_and_cheap(
         written.append(step)
         now[0] += saving_seconds
 
-    monkeypatch.setattr("edgekd.stages.logbook.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("edgekd.run.logbook.time.monotonic", lambda: now[0])
     monkeypatch.setattr(checkpoint, "write", write)
     log = book(RunDir(tmp_path), 100, checkpoint_period=0)
     log.save(state)
@@ -215,21 +212,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(name: str, state: State, tmp_pa
         log.generator(state, {"one_hot": torch.tensor(float("inf"))})
 
 
-def test_the_record_names_the_final_checkpoint_and_its_files(state: State, tmp_path: Path) -> None:
+def test_the_final_checkpoint_and_its_files_are_named(state: State, tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     log = book(run)
     for state.step in (8, 10, 12):
         checkpoint.write(run, state.step, state.state_dict(), key=log.key, environment={})
-    log.publish(state, {"reinits": 3})
-    record = Record.read(run.stage("distill"))
-    assert record is not None
-    assert record.notes == {
-        "steps": 12,
-        "final": "checkpoints/step-00000012",
-        "environment": {"threads": 1},
-        "reinits": 3,
-    }
-    assert (record.key, record.inputs, record.version) == (log.key, {"i": "h"}, DISTILL.version)
-    assert record.recipe_slice["seed"] == 1
-    assert record.damaged_output(run.stage("distill")) is None
-    assert all(name.startswith("checkpoints/step-00000012/") for name in record.outputs)
+    final, outputs = log.close(state)
+    assert final == "checkpoints/step-00000012"
+    assert set(outputs) == {f"{final}/state.json", f"{final}/state.safetensors"}
+    assert sorted(path.name for path in (tmp_path / "distill/checkpoints").iterdir()) == [
+        "step-00000010",
+        "step-00000012",
+    ]

@@ -1,0 +1,70 @@
+"""What was measured, as tables for people: latencies, numerics and energy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgekd import console
+from edgekd.bench.rows import Row, SkippedRow
+from edgekd.run.cards.report import BenchPart, EnergyPart, NumericsPart
+
+LATENCY = ("artefact", "runtime", "batch", "threads", "p50 ms", "p95 ms", "p99 ms", "per s", "kB", "note")
+NUMERICS = ("artefact", "precision", "largest difference", "allowed", "clear answers that differ", "as here")
+ENERGY = ("artefact", "runtime", "W gross", "W idle", "W net", "mJ gross", "mJ net", "rails", "from")
+
+
+def latency_rows(rows: Sequence[Row | SkippedRow]) -> list[tuple[str, ...]]:
+    """Return bench's rows as text."""
+    found: list[tuple[str, ...]] = []
+    for row in rows:
+        if isinstance(row, SkippedRow):
+            found.append((row.artefact, row.runtime, *["–"] * 7, row.skipped))
+            continue
+        numbers = [f"{value:.3f}" for value in (row.p50_ms, row.p95_ms, row.p99_ms)]
+        sizes = (f"{row.throughput_per_s:.0f}", f"{row.size_bytes / 1000:.0f}")
+        found.append((row.artefact, row.runtime, str(row.batch), str(row.threads), *numbers, *sizes, row.note or ""))
+    return found
+
+
+def numerics_rows(numerics: Sequence[NumericsPart]) -> list[tuple[str, ...]]:
+    """Return how the logits of a device differ from the host's, as text."""
+    return [
+        (
+            one.artefact,
+            one.precision,
+            "not finite" if one.max_difference is None else f"{one.max_difference:.2g}",
+            f"{one.tolerance:g}",
+            f"{one.wrong_answers} of {one.clear}",
+            "yes" if one.passed else "NO",
+        )
+        for one in numerics
+    ]
+
+
+def energy_rows(energy: Sequence[EnergyPart]) -> list[tuple[str, ...]]:
+    """Return the energy of a run of each artefact on a device, as text."""
+    return [
+        (
+            one.artefact,
+            one.runtime,
+            *(f"{w:.2f}" for w in (one.gross_w, one.idle_w, one.net_w, one.gross_mj_per_run, one.net_mj_per_run)),
+            one.rails,
+            f"{one.source} every {one.period_s:g} s",
+        )
+        for one in energy
+    ]
+
+
+def print_latency(rows: Sequence[Row | SkippedRow]) -> None:
+    """Print bench's rows."""
+    console.print_table(LATENCY, latency_rows(rows))
+
+
+def print_device(measured: BenchPart) -> None:
+    """Print what is known of a device besides its latencies."""
+    if measured.numerics:
+        console.print_table(NUMERICS, numerics_rows(measured.numerics))
+    if measured.energy:
+        console.print_table(ENERGY, energy_rows(measured.energy))
+    if measured.energy_note:
+        console.say(f"energy   {measured.energy_note}")

@@ -1,0 +1,157 @@
+"""Recipes as TOML: read, completed by a preset, changed by flags, checked, written.
+
+Order of precedence: defaults of the types, then the preset, then the recipe file, then flags.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from edgekd.agent import files
+from edgekd.errors import RecipeError, UsageError, did_you_mean
+from edgekd.recipe.method import Table
+from edgekd.recipe.tables import Recipe
+from edgekd.text import first_line
+
+
+def recipes_folder() -> Path:
+    """Return the folder of shipped recipes: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def presets() -> dict[str, Path]:
+    """Return the shipped method presets by name."""
+    return {path.stem: path for path in sorted((recipes_folder() / "methods").glob("*.toml"))}
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file; a missing or malformed one is a `RecipeError` that names it."""
+    try:
+        return files.shallow(tomllib.loads(files.read_text(path)))
+    except FileNotFoundError:
+        raise RecipeError(f"there is no recipe {path}; `edgekd recipes` lists those that come along.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise RecipeError(f"{path} is not a readable TOML file: {reason}") from error
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `changes` laid over it, table by table."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def parse(data: Mapping[str, Any], *, origin: str) -> Recipe:
+    """Check a recipe's data and complete it with its preset; all problems are raised at once."""
+    method = data.get("method", {})
+    name = method.get("preset", "edgekd") if isinstance(method, Mapping) else "edgekd"
+    known = presets()
+    if not isinstance(name, str) or name not in known:
+        raise RecipeError(
+            f'{origin}: there is no method preset "{name}" (known: {", ".join(known)}).{did_you_mean(str(name), known)}'
+        )
+    preset = {"method": merge(read_toml(known[name]), {"preset": name})}
+    return _validate(merge(preset, data), origin=origin)
+
+
+def _validate(data: Mapping[str, Any], *, origin: str) -> Recipe:
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        lines = [_problem(problem["loc"], problem["type"], problem["msg"]) for problem in error.errors()]
+        raise RecipeError(f"{origin}: " + "; ".join(lines)) from None
+
+
+def _problem(location: tuple[int | str, ...], kind: str, message: str) -> str:
+    key = ".".join(str(part) for part in location) or "recipe"
+    if kind == "extra_forbidden":
+        table = _table_at(location[:-1])
+        return f"unknown key {key}.{did_you_mean(str(location[-1]), table)}"
+    message = message.removeprefix("Value error, ")
+    return f"{key}: {message[:1].lower()}{message[1:]}"
+
+
+def _table_at(location: Iterable[int | str]) -> dict[str, FieldInfo]:
+    table: type[Table] = Recipe
+    for part in location:
+        annotation = table.model_fields[str(part)].annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, Table)
+        table = annotation
+    return dict(table.model_fields)
+
+
+def load(path: Path) -> Recipe:
+    """Read, complete and check a recipe file."""
+    return parse(read_toml(path), origin=str(path))
+
+
+def load_any(path: Path) -> Recipe:
+    """Read a recipe, or a method preset, which is the content of a recipe's [method] table."""
+    data = read_toml(path)
+    if isinstance(data.get("generator"), dict) or "source" in data:
+        return _validate({"method": merge(data, {"preset": path.stem})}, origin=str(path))
+    return parse(data, origin=str(path))
+
+
+def load_resolved(path: Path) -> Recipe:
+    """Read a run's recipe.toml, which holds every value: no preset is consulted again."""
+    return _validate(read_toml(path), origin=str(path))
+
+
+def with_changes(recipe: Recipe, changes: Mapping[str, Any], *, origin: str = "flags") -> Recipe:
+    """Return the recipe with nested changes applied; another preset starts the method table anew."""
+    if not changes:
+        return recipe
+    data = recipe.model_dump()
+    method = changes.get("method")
+    wanted = method.get("preset") if isinstance(method, Mapping) else None
+    if wanted and wanted != recipe.method.preset:
+        data["method"] = {}
+        return parse(merge(data, changes), origin=origin)
+    return _validate(merge(data, changes), origin=origin)
+
+
+def assignment(text: str) -> dict[str, Any]:
+    """Turn `method.generator.lr=1e-3` into nested changes; the value is TOML, bare words are strings."""
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise UsageError(f"--set takes KEY=VALUE, such as method.student.lr=1e-3; got {text!r}.")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+        raise RecipeError(f"--set {key}: the value is out of all reason ({first_line(error)}).") from None
+    for part in reversed(key.split(".")):
+        parsed = {part: parsed}
+    return dict(parsed)
+
+
+def to_toml(recipe: Recipe) -> str:
+    """Return the recipe as TOML, every default written out."""
+    return tomli_w.dumps(recipe.model_dump(mode="json"))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return one line `key: old -> new` for every value that differs between two recipe slices."""
+    lines = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before!r} -> {after!r}")
+    return lines

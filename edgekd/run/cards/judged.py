@@ -1,0 +1,58 @@
+"""What is known of a student's answers: why it was chosen, and its accuracy on real images."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, ClassVar, Self
+
+from pydantic import Field
+
+from edgekd.run.cards.base import Card, Name, Part, Share
+
+
+class Candidate(Part):
+    """One candidate's synthetic agreement (not accuracy) with the teacher, and its standard error."""
+
+    name: Name
+    agreement: Share
+    standard_error: float = 0.0
+
+    @classmethod
+    def of(cls, name: str, agreement: float, samples: int) -> Self:
+        """Return a candidate that agreed on a share of that many samples."""
+        error = math.sqrt(max(agreement * (1 - agreement), 1e-12) / samples)
+        return cls(name=name, agreement=agreement, standard_error=error)
+
+
+class SelectionCard(Card):
+    """Which student was chosen, and why."""
+
+    folder: ClassVar[str] = "select"
+    file: ClassVar[str] = "selection.json"
+
+    chosen: Name
+    reason: Annotated[str, Field(max_length=20_000)]
+    samples: int = 0
+    what: str = ""
+    candidates: Annotated[list[Candidate], Field(max_length=1000)]
+
+
+class EvaluationCard(Card):
+    """The accuracy of whatever a run holds on one folder of real images; its file is called after the folder."""
+
+    folder: ClassVar[str] = "eval"
+
+    run: str
+    data_free: bool = True
+    data: str = ""
+    images_folder: str = Field("", alias="folder")
+    folder_id: str = ""
+    """A hash of the folder's path."""
+    images_sha256: str = ""
+    images: int = 0
+    transform: str = ""
+    accuracy: dict[Name, Share]
+    """Top-1 by artefact, as a fraction."""
+    accuracy_default_mode: dict[Name, Share] = Field(default_factory=dict)
+    """That of files in which ONNX Runtime saturates on this CPU unless asked not to."""
+    artefacts_sha256: dict[str, str]

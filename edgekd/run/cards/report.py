@@ -1,0 +1,163 @@
+"""What `distill --json` prints, and report.json: every number of a run."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field, JsonValue
+
+from edgekd.run.cards.base import Card, Part
+from edgekd.run.cards.exported import Link, ParityCard
+from edgekd.run.cards.judged import EvaluationCard, SelectionCard
+from edgekd.run.cards.teacher import TeacherCard
+
+
+class Curve(Part):
+    """An accuracy curve over all its points; sd is the population's, regret is maximum minus final."""
+
+    points: int
+    mean: float
+    sd: float
+    variance: float
+    max: float
+    final: float
+    regret: float
+
+
+class Health(Part):
+    """What was last seen of student and generator, and what the replay cost."""
+
+    coverage: float | None = None
+    confidence: float | None = None
+    diversity: float | None = None
+    agreement_novel: float | None = None
+    agreement_replay: float | None = None
+    reinits: int | None = None
+    rescues: int | None = None
+    replay: str | None = None
+    replay_bytes: int | None = None
+    replay_bytes_as_uint8_images: int | None = None
+
+
+class DistillationCard(Card):
+    """How a distillation went."""
+
+    run: str
+    steps: int
+    seconds: float
+    curve: Curve | None
+    """Of the weights that are shipped, raw or averaged."""
+    curve_other: Curve | None
+    health: Health
+
+    def headline(self) -> str:
+        """Return the one line that says how it went."""
+        curve, novel = self.curve, self.health.agreement_novel
+        if curve is not None:
+            return f"accuracy {curve.final:.2%} at the end, mean {curve.mean:.2%}, regret {curve.regret:.2%}"
+        return (
+            "no step was made" if novel is None else f"{novel:.1%} synthetic agreement (not accuracy) on novel samples"
+        )
+
+
+class NumericsPart(Part):
+    """How far the logits of an artefact on a device are from those of the host."""
+
+    artefact: str
+    runtime: str
+    precision: str
+    tolerance: float
+    images: int
+    clear: int
+    wrong_answers: int
+    max_difference: float | None
+    """None where they are not finite."""
+    passed: bool
+
+
+class EnergyPart(Part):
+    """The energy of a run of an artefact on a device."""
+
+    artefact: str
+    runtime: str
+    source: str
+    rails: str
+    period_s: float
+    idle_w: float
+    gross_w: float
+    net_w: float
+    gross_mj_per_run: float
+    net_mj_per_run: float
+    batch: int
+    runs: int
+    seconds: float
+    rails_w: dict[str, float]
+
+
+class BenchPart(Part):
+    """The results.json of one target; `bench.results` holds its rows to what they may be."""
+
+    data_free: bool | None = None
+    target: str | None = None
+    results: list[dict[str, JsonValue]]
+    verdicts: dict[str, str]
+    warnings: list[str]
+    numerics: list[NumericsPart] = Field(default_factory=list)
+    energy: list[EnergyPart] = Field(default_factory=list)
+    energy_note: str = ""
+
+
+class SettingsPart(Part):
+    """How a comparison was measured, as far as a picture says."""
+
+    batch: int
+    threads: int
+
+
+class SamplesPart(Part):
+    """One comparison of samples.json: the latencies of each artefact, by round."""
+
+    settings: SettingsPart
+    samples_ms: dict[str, list[list[float]]]
+
+
+class DevicePart(BenchPart):
+    """What was measured on a device, and what that device is."""
+
+    machine: dict[str, JsonValue]
+
+
+class ArtefactPart(Part):
+    """One row of the table of artefacts; what is not known is None."""
+
+    artefact: str
+    accuracy: float | None
+    size_bytes: int | None
+    synthetic_agreement: float | None
+    p50_ms: float | None
+    p99_ms: float | None
+    note: str
+
+
+class ReportCard(Card):
+    """Every number of a run; what does not exist yet, or cannot be read, is None."""
+
+    folder: ClassVar[str] = "report"
+    file: ClassVar[str] = "report.json"
+
+    run: str
+    data_free: bool
+    real_images_read: int | None
+    teacher: TeacherCard | None
+    distillation: DistillationCard | None
+    selection: SelectionCard | None
+    size_bytes: dict[str, int]
+    parity: ParityCard | None
+    agreement: dict[str, Link] | None
+    latency: list[dict[str, JsonValue]] | None
+    verdict: str | None
+    devices: dict[str, DevicePart]
+    warnings: list[str]
+    evaluations: dict[str, EvaluationCard | None]
+    artefacts: list[ArtefactPart]
+    left_out: list[str] = Field(default_factory=list)
