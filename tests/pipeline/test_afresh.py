@@ -7,7 +7,6 @@ import os
 import shutil
 import stat
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +172,7 @@ def test_what_the_user_put_into_an_unfinished_beginning_is_kept(run: RunDir, tea
         recovery = Afresh(run)  # which dies, too
         marker = recovery._read()
         assert marker is not None
-        recovery._bring_back(recovery._write(replace(marker, direction="back")))
+        recovery._bring_back(recovery._write(marker.model_copy(update={"direction": "back"})))
     (run.path / "init").mkdir()  # the recovery has set the first aside
     (run.path / "init" / "more.md").write_text("mine")
     with run.lock():
