@@ -165,9 +165,9 @@ def float32_head(network: nn.Module, head: str) -> None:
         module.__class__ = Float32Conv2d
 
 
-def environment(device: torch.device, threads: int) -> dict[str, Any]:
+def environment(device: torch.device, threads: int) -> dict[str, str | int | None]:
     """Return what bit-identity depends on: versions, processor, device and threads."""
-    facts: dict[str, Any] = {
+    facts: dict[str, str | int | None] = {
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.measurement import Comparison, Settings
 from edgekd.agent.schema import maybe, number, table
 from edgekd.bench import rows as tables
+from edgekd.bench.results import Results, Samples
 from edgekd.bench.rows import Row, SkippedRow
 from edgekd.bench.verdict import verdict
 from edgekd.errors import InputFileError
@@ -21,7 +22,7 @@ from edgekd.run.left_out import LeftOut, read_whole
 from edgekd.text import first_line
 
 if TYPE_CHECKING:
-    from edgekd.agent.schema import Check
+    from edgekd.agent.schema import Read
 
 
 def settings_of(table: BenchTable) -> list[Settings]:
@@ -30,7 +31,7 @@ def settings_of(table: BenchTable) -> list[Settings]:
     return [Settings(batch=batch, threads=threads, **each) for batch in table.batch for threads in table.threads]  # type: ignore[arg-type]
 
 
-def results_of(comparisons: Sequence[Comparison], folder: Path, run: RunDir | None) -> dict[str, Any]:
+def results_of(comparisons: Sequence[Comparison], folder: Path, run: RunDir | None) -> Results:
     """Return the content of results.json; the files that were measured lie in `folder`."""
     results: list[Row | SkippedRow] = []
     warnings: list[str] = []
@@ -38,10 +39,13 @@ def results_of(comparisons: Sequence[Comparison], folder: Path, run: RunDir | No
         results += [_by_its_own_rules(row, folder) for row in tables.rows(comparison)]
         found_here = [*comparison.warnings, *_saturation(comparison)]
         warnings += [warning for warning in found_here if warning not in warnings]
-    written = [row.to_json() for row in results]
-    target = comparisons[0].target if comparisons else None
-    found = {"target": target, "results": written, "verdicts": verdicts(written, run), "warnings": warnings}
-    return found if run is None else {"data_free": run.data_free(), **found}
+    return Results(
+        target=comparisons[0].target if comparisons else None,
+        results=tuple(results),
+        verdicts=verdicts(results, run),
+        warnings=tuple(warnings),
+        data_free=None if run is None else run.data_free(),
+    )
 
 
 def _saturation(comparison: Comparison) -> list[str]:
@@ -65,16 +69,13 @@ def _by_its_own_rules(row: Row | SkippedRow, folder: Path) -> Row | SkippedRow:
     return replace(row, integer_share=share, skipped=f"{row.skipped}; integer share by ARM rules: {share:.0%}")
 
 
-def verdicts(
-    results: Sequence[Mapping[str, Any]], run: RunDir | None, left_out: LeftOut | None = None
-) -> dict[str, str]:
+def verdicts(rows: Sequence[Row | SkippedRow], run: RunDir | None, left_out: LeftOut | None = None) -> dict[str, str]:
     """Return one sentence for each comparison and runtime, with what is known of accuracy by now.
 
     What is known in a file that cannot be read is left out, and named.
     """
     left_out = LeftOut() if left_out is None else left_out
     found: dict[str, str] = {}
-    rows = [tables.from_json(dict(row)) for row in results]
     several = len({row.runtime for row in rows}) > 1
     known, agreed = None, None
     if run is not None:
@@ -86,7 +87,7 @@ def verdicts(
     return found
 
 
-def fitting(path: Path, **checks: Check) -> Any:
+def fitting(path: Path, **checks: Read[Any]) -> Any:
     """Read a JSON file of a run in which what stands under these keys is as it should be; else an `InputFileError`."""
     value = read_whole(path, dict)
     try:
@@ -140,14 +141,10 @@ def _hashes(run: RunDir) -> dict[str, str]:
     return hashes
 
 
-def samples_of(comparison: Comparison) -> dict[str, Any]:
+def samples_of(comparison: Comparison) -> Samples:
     """Return settings and every sample of a comparison, by round."""
-    return {
-        "settings": asdict(comparison.settings),
-        "samples_ms": {
-            found.job.label: [list(round_.samples_ms) for round_ in found.rounds] for found in comparison.measurements
-        },
-    }
+    rounds = {found.job.label: tuple(one.samples_ms for one in found.rounds) for found in comparison.measurements}
+    return Samples(comparison.settings, rounds)
 
 
 def folder_of(target: str) -> str:

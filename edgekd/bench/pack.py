@@ -7,10 +7,11 @@ import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import edgekd
 from edgekd import agent, cpus, errors, locking, text
+from edgekd.agent.bundle import MANIFEST, Manifest
+from edgekd.agent.schema import written
 
 MAIN = """import sys
 import zipfile
@@ -48,18 +49,18 @@ def agent_zip() -> bytes:
     return _zip({name: source.encode() for name, source in travellers().items()})
 
 
-def bundle_zip(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes:
+def bundle_zip(manifest: Manifest, files: Mapping[str, bytes]) -> bytes:
     """Return a bundle: the agent, a manifest and the files it names."""
     code = {name: source.encode() for name, source in travellers().items()}
     data = {f"files/{name}": content for name, content in files.items()}
-    return _zip({**code, "manifest.json": json.dumps(manifest, indent=1, sort_keys=True).encode(), **data})
+    return _zip({**code, MANIFEST: json.dumps(written(manifest), indent=1, sort_keys=True).encode(), **data})
 
 
 def is_bundle(path: Path) -> bool:
     """Return whether a file is a bundle, by what is in it."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return {"manifest.json", "__main__.py"} <= set(archive.namelist())
+            return {MANIFEST, "__main__.py"} <= set(archive.namelist())
     except (OSError, zipfile.BadZipFile):
         return False
 

@@ -32,7 +32,7 @@ def examine() -> dict[str, Any]:
     }
     try:
         found = tensorrt.find()
-        facts["tensorrt"] = "none" if found is None else f"{found['version']}, through {found['through']}"
+        facts["tensorrt"] = "none" if found is None else f"{found.version}, through {found.through}"
     except RefusedError as refusal:
         facts["tensorrt"] = "unusable"
         problems.append(f"{refusal}.")

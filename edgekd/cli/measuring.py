@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edgekd import console, pipeline
 from edgekd import recipe as recipe_module
+from edgekd.agent.schema import written as json_of
 from edgekd.bench import comparing, golden
 from edgekd.bench import device as devices
 from edgekd.bench import measuring as benching
 from edgekd.bench.remote import Host
-from edgekd.bench.results import read as read_results
+from edgekd.bench.results import Results, read_results
 from edgekd.cli.common import Options, approve, at_work, caveat, find_run, typed
 from edgekd.cli.flags import Changes, approve_typed
 from edgekd.errors import InputFileError, UsageError
@@ -149,7 +150,7 @@ def _run(name: str, flags: Changes, options: Options, host: Host | None, elsewhe
             pipeline.advance(run, recipe, BENCH, stop=stop)
             place = run.stage("bench") / "local"
             results = read_results(place / "results.json")
-            results["verdicts"] = comparing.verdicts(results["results"], run)
+            results = replace(results, verdicts=comparing.verdicts(results.results, run))
         else:  # a device's flags are its own: they make nothing stale here
             pipeline.Standing(run, changed).require(EXPORT)
             runtimes = flags.get("bench", {}).get("runtime", ())
@@ -164,24 +165,25 @@ def _import(name: str, file: Path, options: Options) -> None:
     run = find_run(name, EXPORT)
     with at_work(run, options):
         results = devices.import_results(run, file)
-    place = run.stage(comparing.folder_of(results["target"]))
+    place = run.stage(comparing.folder_of(results.target or ""))
     _show(_facts(run), results, options, f"{place}/results.json", f"edgekd report {typed(run)}")
 
 
-def _show(facts: dict[str, Any], results: dict[str, Any], options: Options, written: str, following: str) -> None:
-    shown = {**facts, **results}
+def _show(facts: dict[str, Any], results: Results, options: Options, written: str, following: str) -> None:
+    shown = {**facts, **json_of(results)}
     if options.json:
         console.print_json(shown)
     else:
         reporting.print_latency(shown["results"])
         reporting.print_device(shown)
-    for warning in shown["warnings"]:
+    for warning in results.warnings:
         console.warn(warning)
-    checks = [one["passed"] for one in shown.get("numerics", [])]
+    numerics = results.numerics or ()
+    checks = [one.passed for one in numerics]
     same = f"{sum(checks)} of {len(checks)} artefacts compute there what they compute here"
     warning = caveat(shown["data_free"]) if "data_free" in shown else ""
-    console.closing(written, warning + ("; ".join(shown["verdicts"].values()) or same), following)
-    devices.refuse_wrong_numbers({"numerics": shown.get("numerics", [])})
+    console.closing(written, warning + ("; ".join(results.verdicts.values()) or same), following)
+    devices.refuse_wrong_numbers(numerics)
 
 
 def bundle(name: str, output: Path, options: Options) -> None:
@@ -192,8 +194,8 @@ def bundle(name: str, output: Path, options: Options) -> None:
         pipeline.Standing(run, recipe).require(EXPORT)
         made = devices.write_bundle(run.name, _exported(run), recipe.bench, output)
     if options.json:
-        console.print_json({**_facts(run), **made})
-    size = caveat(run.data_free()) + f"{made['size_bytes'] / 1e6:.1f} MB, no image and no network of the method in it"
+        console.print_json({**_facts(run), **asdict(made)})
+    size = caveat(run.data_free()) + f"{made.size_bytes / 1e6:.1f} MB, no image and no network of the method in it"
     console.closing(str(output), size, f"on the device: python3 {output.name} bench")
 
 

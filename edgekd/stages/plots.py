@@ -6,7 +6,7 @@ import functools
 import io
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,10 +46,10 @@ def _loss_picture(run: RunDir) -> list[Picture]:
 def _latency_pictures(folder: Path) -> list[Picture]:
     where = "" if folder.name == "local" else f" on {folder.name}"
     found = []
-    for comparison in results.read(folder / "samples.json"):
-        settings, measured = comparison["settings"], comparison["samples_ms"]
+    for comparison in results.read_samples(folder / "samples.json"):
+        settings, measured = comparison.settings, comparison.samples_ms
         if measured:
-            title = f"Latency{where}, batch {settings['batch']}, threads {settings['threads']}"
+            title = f"Latency{where}, batch {settings.batch}, threads {settings.threads}"
             svg = _svg(functools.partial(_latency, samples=measured))
             found.append((title, svg, f"bench/{folder.name}/samples.json"))
     return found
@@ -110,7 +110,7 @@ def _label(name: str) -> str:
     return visible(name if name[:1] != "_" else f" {name}")
 
 
-def _latency(axes: Axes, samples: dict[str, list[list[float]]]) -> None:
+def _latency(axes: Axes, samples: Mapping[str, Sequence[Sequence[float]]]) -> None:
     end = 0.0  # a single outlier would press every curve against the left edge
     for name, rounds in samples.items():
         flat = sorted(t for round_ in rounds for t in round_)

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import console
-from edgekd.agent.schema import many, number, text
+from edgekd.agent.schema import many, number, text, written
 from edgekd.bench import comparing
 from edgekd.bench import results as results_files
+from edgekd.bench.results import Results
+from edgekd.bench.rows import Row, SkippedRow
 from edgekd.models import artefacts
 from edgekd.run import curve
 from edgekd.run.directory import Record, RunDir, canonical_json, digest, write_json, write_text
@@ -57,8 +59,9 @@ def collect(run_dir: RunDir, left_out: LeftOut | None = None) -> dict[str, Any]:
     sizes = {path.name: path.stat().st_size for path in files}
     found = sorted(eval_folder.glob("[!.]*.json"), key=lambda path: path.stat().st_mtime_ns)
     evaluations = {path.stem: left_out.unless(_evaluation, path) for path in found}
-    latency = bench["results"] if bench is not None and _measured_these(run_dir) else None
-    verdict = None if latency is None else left_out.unless(_verdict, latency, run_dir, left_out)
+    rows = bench.results if bench is not None and _measured_these(run_dir) else None
+    verdict = None if rows is None else left_out.unless(_verdict, rows, run_dir, left_out)
+    latency = written(rows)
     return {
         "run": run_dir.name,
         "data_free": run_dir.data_free(),
@@ -72,20 +75,20 @@ def collect(run_dir: RunDir, left_out: LeftOut | None = None) -> dict[str, Any]:
         "latency": latency,
         "verdict": verdict,
         "devices": _devices(run_dir, left_out),
-        "warnings": [] if bench is None else bench["warnings"],
+        "warnings": [] if bench is None else list(bench.warnings),
         "evaluations": evaluations,
         "artefacts": _artefacts(run_dir, sizes, latency, left_out),
         "left_out": left_out.sentences,
     }
 
 
-def _local(run_dir: RunDir) -> Any:
+def _local(run_dir: RunDir) -> Results | None:
     file = run_dir.stage("bench") / "local" / "results.json"
-    return results_files.read(file) if file.is_file() else None
+    return results_files.read_results(file) if file.is_file() else None
 
 
-def _verdict(latency: list[dict[str, Any]], run_dir: RunDir, left_out: LeftOut) -> str | None:
-    return next(iter(comparing.verdicts(latency, run_dir, left_out).values()), None)
+def _verdict(rows: Sequence[Row | SkippedRow], run_dir: RunDir, left_out: LeftOut) -> str | None:
+    return next(iter(comparing.verdicts(rows, run_dir, left_out).values()), None)
 
 
 def _evaluation(path: Path) -> Any:
@@ -112,12 +115,13 @@ def _devices(run_dir: RunDir, left_out: LeftOut) -> dict[str, Any]:
 def _device(run_dir: RunDir, folder: Path, left_out: LeftOut) -> dict[str, Any] | None:
     if folder.name == "local" or not _measured_these(run_dir, folder):
         return None
-    results = results_files.read(folder / "results.json")
-    verdicts = comparing.verdicts(results["results"], run_dir, left_out)
+    results = results_files.read_results(folder / "results.json")
+    verdicts = comparing.verdicts(results.results, run_dir, left_out)
     file = folder / "environment.json"
-    environment = results_files.read(file) if file.is_file() else {}
-    machine = {name: environment.get(name) for name in ("board", "cpu_model", "gpus", "tensorrt", "jetson")}
-    return {**results, "verdicts": verdicts, "machine": machine}
+    environment = results_files.read_environment(file) if file.is_file() else None
+    names = ("board", "cpu_model", "gpus", "tensorrt", "jetson")
+    machine = {name: written(getattr(environment, name, None)) for name in names}
+    return {**written(results), "verdicts": verdicts, "machine": machine}
 
 
 def _measured_these(run_dir: RunDir, folder: Path | None = None) -> bool:

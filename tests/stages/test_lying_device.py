@@ -18,6 +18,8 @@ from edgekd import agent
 from edgekd.agent import pipes
 from edgekd.agent.measurement import Job, Settings
 from edgekd.agent.protocol import AgentProcess
+from edgekd.agent.schema import written
+from edgekd.agent.session import DeviceResults
 from edgekd.bench import comparing, device_session, golden, latency, remote, results
 from edgekd.bench import device as devices
 from edgekd.bench.device_session import Session
@@ -65,10 +67,10 @@ def conversation(process: AgentProcess, model: Path, job: Job, images: Path, log
     session = Session(HOST, process, "key", ".cache/edgekd/work-key", lambda _text: None, lambda: None)
     session.begin(None, tensorrt=True)  # type: ignore[arg-type]  # a folder, not a zip file, has no hash
     session.put([model, images])
-    raw = {"comparisons": [session.measure([job], QUICK, lambda _progress: None)]}
-    raw["numerics"] = [session.check(job, QUICK, images.name, logits)]
-    raw["energy"] = [session.energy(job, QUICK)]
-    found = devices.published(None, HOST.address, model.parent, raw)
+    comparison = session.measure([job], QUICK, lambda _progress: None)
+    check, power = session.check(job, QUICK, images.name, logits), session.energy(job, QUICK)
+    made = DeviceResults((comparison,), (power,), (check,))
+    found: dict[str, Any] = written(devices.published(None, HOST.address, model.parent, made))
     for rows in (report.latency_rows(found["results"]), report.numerics_rows(found), report.energy_rows(found)):
         assert all(isinstance(cell, str) for row in rows for cell in row)
     return found
@@ -86,9 +88,10 @@ class Scene:
         self.answers: dict[str, Any] = {}
         ask = AgentProcess.ask
 
-        def noted(process: AgentProcess, op: str, **arguments: Any) -> dict[str, Any]:
-            self.answers[op] = ask(process, op, **arguments)
-            return self.answers[op]
+        def noted(process: AgentProcess, request: Any, **options: Any) -> Any:
+            answer = ask(process, request, **options)
+            self.answers[request.op] = {"id": 0, "ok": True, "op": request.op, **written(answer)}
+            return answer
 
         serve = [sys.executable, str(Path(agent.__file__).parent), "serve"]
         with pytest.MonkeyPatch.context() as patch:

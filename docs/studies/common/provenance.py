@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.agent.device.environment import this_machine
+from edgekd.agent.schema import written
 from edgekd.recipe import load_resolved
 from edgekd.recipe.method import MethodTable
 from edgekd.run.directory import RunDir, digest, read_json, write_json
@@ -54,7 +55,7 @@ def _without_folders(text: str) -> str:
 
 def machine() -> dict[str, Any]:
     """Return what a number may depend on, of this machine and its libraries."""
-    here = this_machine().to_json()
+    here = written(this_machine())
     names = ("cpu_model", "architecture", "cpu_flags", "cpus", "usable_cpus", "memory_bytes", "gpus", "system")
     libraries = {name: version(name) for name in ("torch", "numpy")} | here["runtime_packages"]
     return {**{name: here[name] for name in names}, "python": here["python"], "libraries": libraries}

@@ -28,6 +28,7 @@ from edgekd.agent.device.environment import this_machine
 from edgekd.agent.kernels import Kind
 from edgekd.agent.measure import measure
 from edgekd.agent.measurement import Job, Settings
+from edgekd.agent.schema import written
 from edgekd.bench.latency import speedup_estimate, summarise
 from edgekd.bench.students import settled
 from edgekd.export.int8 import HeldOut, choose_ranges
@@ -75,7 +76,7 @@ def timed(files: dict[str, Path], settings: Settings) -> dict[str, Any]:
             if label != "fp32"
         },
         "warnings": [*comparison.warnings, *([] if machine.int8_instructions else [NO_VNNI])],
-        "environment": {name: fact for name, fact in machine.to_json().items() if name != "executable"},
+        "environment": {name: fact for name, fact in written(machine).items() if name != "executable"},
     }
 
 

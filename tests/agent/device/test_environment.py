@@ -9,7 +9,8 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from edgekd.agent.device.environment import from_facts, runtime_conflict, this_machine
+from edgekd.agent.device.environment import Environment, runtime_conflict, this_machine
+from edgekd.agent.schema import record, written
 
 
 def test_this_machine_is_described() -> None:
@@ -36,7 +37,7 @@ def test_flags_and_memory_are_those_of_the_kernel() -> None:
 
 def test_facts_survive_json() -> None:
     here = this_machine()
-    assert from_facts(json.loads(json.dumps(here.to_json()))) == here
+    assert record(Environment)(json.loads(json.dumps(written(here))), "") == here
 
 
 def test_int8_instructions_by_flag() -> None:
