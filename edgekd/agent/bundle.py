@@ -28,9 +28,9 @@ from edgekd.agent.protocol import entry_point
 from edgekd.agent.refusal import RefusedError
 from edgekd.agent.runners.tensorrt import find
 from edgekd.agent.runners.tensorrt_rules import known
-from edgekd.agent.schema import NAME, SHA256, TARGET, SchemaError, holds, many, record, table, whole, written
 from edgekd.agent.session import DeviceComparison, DeviceResults
 from edgekd.errors import EdgekdError, MachineError
+from edgekd.schema import NAME, SHA256, TARGET, SchemaError, holds, many, record, table, whole, written
 from edgekd.text import visible
 
 MANIFEST, FORMAT = "manifest.json", 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, get_args
 
-from edgekd.agent.schema import one_of
+from edgekd.schema import one_of
 
 if TYPE_CHECKING:
     from edgekd.agent.device.environment import Environment

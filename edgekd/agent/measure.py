@@ -7,13 +7,24 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.device.disturbance import warnings
 from edgekd.agent.device.environment import Environment
 from edgekd.agent.device.machine import Activity, sha256_of
 from edgekd.agent.kernels import skip_reason
-from edgekd.agent.measurement import Comparison, Job, Measurement, Progress, Round, Settings, Skipped
+from edgekd.agent.measurement import (
+    Comparison,
+    Job,
+    LoadedFacts,
+    Measurement,
+    MemoryUse,
+    NodeCounts,
+    Progress,
+    Round,
+    Settings,
+    Skipped,
+)
 from edgekd.agent.messages import CountNodes, Hello, Load, Memory, Observe, TimeRound, WarmedUp, WarmUp
 from edgekd.agent.protocol import AgentProcess, Local, Transport
 from edgekd.agent.runners.tensorrt import MISSING
@@ -211,28 +222,22 @@ class _Subject:
                 settle_runs=settings.settle_runs,
             )
         )
-        activity = Activity(**{one.name: getattr(timed, one.name) for one in fields(Activity)})
-        self._rounds.append(Round(timed.samples_ms, activity))
+        self._rounds.append(Round(timed.samples_ms, Activity(**_facts(Activity, timed))))
 
     def measurement(self) -> Measurement:
         memory = self._agent.ask(Memory())  # before the profiled run, which opens a second session
         executed = self._agent.ask(CountNodes())
-        loaded = self._loaded
         return Measurement(
             job=self.job,
-            provider=loaded.provider,
-            runtime_version=loaded.runtime_version,
-            sha256=loaded.sha256,
-            size_bytes=loaded.size_bytes,
-            load_ms=loaded.load_ms,
-            first_inference_ms=loaded.first_inference_ms,
-            baseline_memory_bytes=memory.baseline_memory_bytes,
-            peak_memory_bytes=memory.peak_memory_bytes,
-            integer_nodes=executed.integer_nodes,
-            compute_nodes=executed.compute_nodes,
             stable=self._warm.stable,
             warm_up_ms=self._warm.medians_ms,
             rounds=tuple(self._rounds),
-            build_s=loaded.build_s,
-            commands=loaded.commands,
+            **_facts(LoadedFacts, self._loaded),
+            **_facts(MemoryUse, memory),
+            **_facts(NodeCounts, executed),
         )
+
+
+def _facts(cls: type[Any], answer: object) -> dict[str, Any]:
+    """Return what an answer says of the fields of a class that it extends."""
+    return {one.name: getattr(answer, one.name) for one in fields(cls)}

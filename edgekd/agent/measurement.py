@@ -6,65 +6,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgekd import schema
 from edgekd.agent.device.environment import Environment
 from edgekd.agent.device.machine import Activity
 from edgekd.agent.kernels import ARITHMETIC, KIND, RUNTIME, Arithmetic, Kind, Runtime
-from edgekd.agent.schema import (
-    BATCH,
-    COMMANDS,
-    COUNT,
-    DURATION_S,
-    LOADING_MS,
-    NAME,
-    REASON,
-    RUNS,
-    SAMPLES_MS,
-    SECONDS,
-    SHA256,
-    SHAPE,
-    SIZE_BYTES,
-    TARGET,
-    THREADS,
-    SchemaError,
-    either,
-    flag,
-    holds,
-    many,
-    maybe,
-    number,
-    numbers,
-    record,
-    text,
-    whole,
-)
 from edgekd.errors import UsageError
+from edgekd.schema import SchemaError, either, flag, holds, many, maybe, number, record, text, whole
 
-DECLARED = many(maybe(whole(1, 10**6)), 8)
-FLAGS = many(NAME, 20)
-WINDOWS_MS = numbers(1e-9, 1e9, 10**6)
 _ROUNDS = whole(2, 10**5)
 
 
 def _file(value: Any, place: str) -> Path:
     """Accept the name of a file; where it lies is a matter of each machine."""
-    return Path(NAME(value, place))
+    return Path(schema.NAME(value, place))
 
 
 @dataclass(frozen=True)
 class Job:
     """One artefact to measure; artefact and runtime name it in every result and must be unique in a comparison."""
 
-    artefact: str = field(metadata=holds(NAME))
+    artefact: str = field(metadata=holds(schema.NAME))
     model: Path = field(metadata=holds(_file))
     kind: Kind = field(default="any", metadata=holds(KIND))
     runtime: Runtime = field(default="ort-cpu", metadata=holds(RUNTIME))
-    image_shape: tuple[int, ...] | None = field(default=None, metadata=holds(maybe(SHAPE)))
+    image_shape: tuple[int, ...] | None = field(default=None, metadata=holds(maybe(schema.SHAPE)))
     """C, H, W where the file leaves them open."""
     input_name: str = field(default="input", metadata=holds(text(5000)))
-    declared: tuple[int | None, ...] | None = field(default=None, metadata=holds(maybe(DECLARED)))
+    declared: tuple[int | None, ...] | None = field(default=None, metadata=holds(maybe(schema.DECLARED)))
     """N, C, H, W as in the file, None where it leaves them open."""
-    flags: tuple[str, ...] = field(default=(), metadata=holds(FLAGS))
-    """TensorRT's, for the precision."""
+    flags: tuple[str, ...] = field(default=(), metadata=holds(schema.FLAGS))  # TensorRT's, for the precision
     first_engine: bool = field(default=False, metadata=holds(flag))
     """Of those that TensorRT makes of the file; else each."""
     arithmetic: Arithmetic = field(default="fp32", metadata=holds(ARITHMETIC))
@@ -80,18 +50,17 @@ class Job:
 class Settings:
     """How each artefact is measured; `min_runs` and `min_seconds` are its totals over all rounds."""
 
-    batch: int = field(default=1, metadata=holds(BATCH))
-    threads: int = field(default=1, metadata=holds(THREADS))
+    batch: int = field(default=1, metadata=holds(schema.BATCH))
+    threads: int = field(default=1, metadata=holds(schema.THREADS))
     rounds: int = field(default=10, metadata=holds(_ROUNDS))
-    min_runs: int = field(default=500, metadata=holds(RUNS))
-    min_seconds: float = field(default=5.0, metadata=holds(DURATION_S))
-    settle_runs: int = field(default=5, metadata=holds(COUNT))
-    """Untimed, at the start of each round."""
+    min_runs: int = field(default=500, metadata=holds(schema.RUNS))
+    min_seconds: float = field(default=5.0, metadata=holds(schema.DURATION_S))
+    settle_runs: int = field(default=5, metadata=holds(schema.COUNT))  # untimed, at the start of each round
     warm_up_window: int = field(default=50, metadata=holds(whole(3, 10**9)))
     warm_up_agreement: float = field(default=0.02, metadata=holds(number(1e-12, 1e6)))
-    warm_up_seconds: float = field(default=10.0, metadata=holds(DURATION_S))
+    warm_up_seconds: float = field(default=10.0, metadata=holds(schema.DURATION_S))
     seed: int = field(default=0, metadata=holds(whole(-(2**63), 2**63)))
-    reply_timeout_s: float = field(default=600.0, metadata=holds(DURATION_S))
+    reply_timeout_s: float = field(default=600.0, metadata=holds(schema.DURATION_S))
 
     def __post_init__(self) -> None:
         least = {"batch": 1, "threads": 1, "rounds": 2, "min_runs": 1, "settle_runs": 0, "warm_up_window": 3}
@@ -107,8 +76,7 @@ class Settings:
 class Progress:
     """One finished step of a measurement: `done` of `total`."""
 
-    step: str = field(metadata=holds(NAME))
-    """Of load, warm-up and round."""
+    step: str = field(metadata=holds(schema.NAME))  # of load, warm-up and round
     artefact: str = field(metadata=holds(text(500)))
     done: int = field(metadata=holds(whole(1, 10**7)))
     total: int = field(metadata=holds(whole(1, 10**7)))
@@ -118,7 +86,7 @@ class Progress:
 class Round:
     """The raw samples of one round of one artefact, and what else went on meanwhile."""
 
-    samples_ms: tuple[float, ...] = field(metadata=holds(SAMPLES_MS))
+    samples_ms: tuple[float, ...] = field(metadata=holds(schema.SAMPLES_MS))
     activity: Activity = field(metadata=holds(record(Activity)))
 
 
@@ -126,33 +94,31 @@ class Round:
 class LoadedFacts:
     """What is known of an artefact once it is loaded; None where the runtime does not say."""
 
-    sha256: str = field(metadata=holds(SHA256))
-    size_bytes: int = field(metadata=holds(SIZE_BYTES))
+    sha256: str = field(metadata=holds(schema.SHA256))
+    size_bytes: int = field(metadata=holds(schema.SIZE_BYTES))
     runtime_version: str = field(metadata=holds(text()))
     provider: str = field(metadata=holds(text()))
-    build_s: float | None = field(metadata=holds(maybe(SECONDS)))
+    build_s: float | None = field(metadata=holds(maybe(schema.SECONDS)))
     """Of the engine; None where there is none, or it came from the cache."""
-    commands: tuple[str, ...] = field(metadata=holds(COMMANDS))
-    """Of trtexec, as they were run."""
-    load_ms: float | None = field(metadata=holds(maybe(LOADING_MS)))
-    first_inference_ms: float | None = field(metadata=holds(maybe(LOADING_MS)))
+    commands: tuple[str, ...] = field(metadata=holds(schema.COMMANDS))  # of trtexec, as they were run
+    load_ms: float | None = field(metadata=holds(maybe(schema.LOADING_MS)))
+    first_inference_ms: float | None = field(metadata=holds(maybe(schema.LOADING_MS)))
 
 
 @dataclass(frozen=True)
 class MemoryUse:
     """The memory of the process that runs an artefact; a GPU's own memory is not in it."""
 
-    peak_memory_bytes: int | None = field(metadata=holds(maybe(SIZE_BYTES)))
-    baseline_memory_bytes: int | None = field(metadata=holds(maybe(SIZE_BYTES)))
-    """Before the model was loaded."""
+    peak_memory_bytes: int | None = field(metadata=holds(maybe(schema.SIZE_BYTES)))
+    baseline_memory_bytes: int | None = field(metadata=holds(maybe(schema.SIZE_BYTES)))  # before the model was loaded
 
 
 @dataclass(frozen=True)
 class NodeCounts:
     """How many compute nodes (Conv, Gemm, MatMul) really ran, and how many of them as integers."""
 
-    integer_nodes: int | None = field(metadata=holds(maybe(COUNT)))
-    compute_nodes: int | None = field(metadata=holds(maybe(COUNT)))
+    integer_nodes: int | None = field(metadata=holds(maybe(schema.COUNT)))
+    compute_nodes: int | None = field(metadata=holds(maybe(schema.COUNT)))
 
     def require_consistent(self, place: str) -> None:
         """Raise `SchemaError` where there are more integer nodes than nodes."""
@@ -166,10 +132,8 @@ class Measurement(LoadedFacts, MemoryUse, NodeCounts):
     """One artefact, measured."""
 
     job: Job = field(metadata=holds(record(Job)))
-    stable: bool = field(metadata=holds(flag))
-    """The warm-up settled in time."""
-    warm_up_ms: tuple[float, ...] = field(metadata=holds(WINDOWS_MS))
-    """The median of each window."""
+    stable: bool = field(metadata=holds(flag))  # the warm-up settled in time
+    warm_up_ms: tuple[float, ...] = field(metadata=holds(schema.WINDOWS_MS))  # the median of each window
     rounds: tuple[Round, ...] = field(metadata=holds(many(record(Round), 10**5, 2)))
 
 
@@ -178,21 +142,21 @@ class Skipped:
     """One artefact that was not timed, with the reason: "n/a: ..."."""
 
     job: Job = field(metadata=holds(record(Job)))
-    reason: str = field(metadata=holds(REASON))
+    reason: str = field(metadata=holds(schema.REASON))
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Artefacts measured side by side; their times compare with each other and with no other comparison's."""
 
-    target: str = field(metadata=holds(TARGET))
+    target: str = field(metadata=holds(schema.TARGET))
     environment: Environment = field(metadata=holds(record(Environment)))
     settings: Settings = field(metadata=holds(record(Settings)))
     before: Activity = field(metadata=holds(record(Activity)))
     results: tuple[Measurement | Skipped, ...] = field(
         metadata=holds(many(either("reason", record(Skipped), record(Measurement)), 1000))
     )
-    warnings: tuple[str, ...] = field(metadata=holds(many(REASON, 1000)))
+    warnings: tuple[str, ...] = field(metadata=holds(many(schema.REASON, 1000)))
 
     @property
     def measurements(self) -> tuple[Measurement, ...]:

@@ -10,68 +10,32 @@ import reprlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from edgekd import schema
 from edgekd.agent.device.environment import Environment
 from edgekd.agent.device.machine import Activity
 from edgekd.agent.device.workplace import FileFacts
 from edgekd.agent.kernels import RUNTIME, Runtime
-from edgekd.agent.measurement import (
-    DECLARED,
-    FLAGS,
-    WINDOWS_MS,
-    Job,
-    LoadedFacts,
-    MemoryUse,
-    NodeCounts,
-    Progress,
-    Settings,
-)
-from edgekd.agent.schema import (
-    BATCH,
-    COUNT,
-    DURATION_S,
-    NAME,
-    REASON,
-    RUNS,
-    SAMPLES_MS,
-    SECONDS,
-    SHA256,
-    SHAPE,
-    THREADS,
-    SchemaError,
-    added,
-    flag,
-    holds,
-    many,
-    maybe,
-    number,
-    record,
-    sometimes,
-    text,
-    whole,
-    written,
-)
+from edgekd.agent.measurement import Job, LoadedFacts, MemoryUse, NodeCounts, Progress, Settings
+from edgekd.schema import SchemaError, added, flag, holds, many, maybe, number, record, sometimes, text, whole, written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PROTOCOL = 2
 _FILE = text(5000)
-_NAMES = many(NAME, 10_000)
+_NAMES = many(schema.NAME, 10_000)
 _LONG_TEXT = text(2**28)
 _WORDS_BYTES, _SAMPLE_BYTES, _SHORTEST_S = 2**20, 12, 1e-5
 A = TypeVar("A")
-
-
-# ---- answers ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Greeting:
     """Who answers, and on what machine."""
 
-    protocol: int = field(metadata=holds(COUNT))
+    protocol: int = field(metadata=holds(schema.COUNT))
     machine: Environment = field(metadata=holds(record(Environment)))
-    agent_sha256: str | None = field(default=None, metadata=added(maybe(SHA256)))
+    agent_sha256: str | None = field(default=None, metadata=added(maybe(schema.SHA256)))
     """Of the zip file that it runs from."""
 
 
@@ -79,8 +43,8 @@ class Greeting:
 class Loaded(LoadedFacts):
     """What was loaded, and the shapes it is run with."""
 
-    input_shape: tuple[int, ...] = field(metadata=holds(SHAPE))
-    output_shapes: tuple[tuple[int, ...], ...] = field(metadata=holds(many(many(COUNT, 100), 1000)))
+    input_shape: tuple[int, ...] = field(metadata=holds(schema.SHAPE))
+    output_shapes: tuple[tuple[int, ...], ...] = field(metadata=holds(many(many(schema.COUNT, 100), 1000)))
 
 
 @dataclass(frozen=True)
@@ -88,32 +52,32 @@ class WarmedUp:
     """Whether the times settled, and the median of each window."""
 
     stable: bool = field(metadata=holds(flag))
-    medians_ms: tuple[float, ...] = field(metadata=holds(WINDOWS_MS))
-    seconds: float = field(metadata=holds(SECONDS))
+    medians_ms: tuple[float, ...] = field(metadata=holds(schema.WINDOWS_MS))
+    seconds: float = field(metadata=holds(schema.SECONDS))
 
 
 @dataclass(frozen=True)
 class Timed(Activity):
     """The samples of one round, and what else went on meanwhile."""
 
-    samples_ms: tuple[float, ...] = field(default=(), metadata=holds(SAMPLES_MS))
+    samples_ms: tuple[float, ...] = field(default=(), metadata=holds(schema.SAMPLES_MS))
 
 
 @dataclass(frozen=True)
 class Sustained:
     """How many runs were done in which time, and the Unix time at their end."""
 
-    runs: int = field(metadata=holds(RUNS))
-    seconds: float = field(metadata=holds(DURATION_S))
-    end_unix_s: float = field(metadata=holds(SECONDS))
+    runs: int = field(metadata=holds(schema.RUNS))
+    seconds: float = field(metadata=holds(schema.DURATION_S))
+    end_unix_s: float = field(metadata=holds(schema.SECONDS))
 
 
 @dataclass(frozen=True)
 class LogitsArray:
     """The bytes of a C-ordered array."""
 
-    dtype: str = field(metadata=holds(NAME))
-    shape: tuple[int, ...] = field(metadata=holds(many(COUNT, 8)))
+    dtype: str = field(metadata=holds(schema.NAME))
+    shape: tuple[int, ...] = field(metadata=holds(many(schema.COUNT, 8)))
     base64: str = field(metadata=holds(_LONG_TEXT))
 
 
@@ -143,7 +107,7 @@ class Sealed:
     """A result as JSON text with its hash; `kept` from before the connection was cut."""
 
     text: str = field(metadata=holds(_LONG_TEXT))
-    sha256: str = field(metadata=holds(SHA256))
+    sha256: str = field(metadata=holds(schema.SHA256))
     kept: bool = field(metadata=holds(flag))
 
 
@@ -156,11 +120,8 @@ class Done:
 class Refusal:
     """Why a request was not served; `kind` says who has to act."""
 
-    kind: str = field(metadata=holds(NAME))
-    error: str = field(metadata=holds(REASON))
-
-
-# ---- requests to a worker --------------------------------------------------------------------------------
+    kind: str = field(metadata=holds(schema.NAME))
+    error: str = field(metadata=holds(schema.REASON))
 
 
 class Request(Generic[A]):
@@ -193,7 +154,7 @@ class Observe(Request[Activity]):
     """Watch the machine without doing anything."""
 
     op, answer = "observe", Activity
-    seconds: float = field(metadata=holds(SECONDS))
+    seconds: float = field(metadata=holds(schema.SECONDS))
 
 
 @dataclass(frozen=True)
@@ -203,21 +164,20 @@ class Load(Request[Loaded]):
     op, answer = "load", Loaded
     model: str = field(metadata=holds(_FILE))
     runtime: Runtime = field(metadata=holds(RUNTIME))
-    threads: int = field(metadata=holds(THREADS))
-    batch: int = field(metadata=holds(BATCH))
-    sha256: str | None = field(default=None, metadata=sometimes(SHA256))
-    image_shape: tuple[int, ...] | None = field(default=None, metadata=sometimes(SHAPE))
+    threads: int = field(metadata=holds(schema.THREADS))
+    batch: int = field(metadata=holds(schema.BATCH))
+    sha256: str | None = field(default=None, metadata=sometimes(schema.SHA256))
+    image_shape: tuple[int, ...] | None = field(default=None, metadata=sometimes(schema.SHAPE))
     input_name: str = field(default="input", metadata=added(_FILE))
-    declared: tuple[int | None, ...] | None = field(default=None, metadata=sometimes(DECLARED))
-    flags: tuple[str, ...] = field(default=(), metadata=added(FLAGS))
+    declared: tuple[int | None, ...] | None = field(default=None, metadata=sometimes(schema.DECLARED))
+    flags: tuple[str, ...] = field(default=(), metadata=added(schema.FLAGS))
     seed: int = field(default=0, metadata=added(whole(-(2**63), 2**63)))
     spin_wait: bool = field(default=True, metadata=added(flag))
     """Whether threads that wait may spin; not where energy is measured."""
-    input: str | None = field(default=None, metadata=sometimes(_FILE))
-    """An .npy file to run it with; else noise."""
+    input: str | None = field(default=None, metadata=sometimes(_FILE))  # An .npy file to run it with; else noise
     trtexec: str | None = field(default=None, metadata=sometimes(_FILE))
     engines: str | None = field(default=None, metadata=sometimes(_FILE))
-    engines_since_s: float | None = field(default=None, metadata=sometimes(SECONDS))
+    engines_since_s: float | None = field(default=None, metadata=sometimes(schema.SECONDS))
 
 
 @dataclass(frozen=True)
@@ -225,9 +185,9 @@ class WarmUp(Request[WarmedUp]):
     """Run windows of `window` runs until the medians of two in a row agree within `agreement`."""
 
     op, answer = "warm_up", WarmedUp
-    window: int = field(metadata=holds(RUNS))
+    window: int = field(metadata=holds(schema.RUNS))
     agreement: float = field(metadata=holds(number(-1e6, 1e6)))
-    most_seconds: float = field(metadata=holds(DURATION_S))
+    most_seconds: float = field(metadata=holds(schema.DURATION_S))
 
 
 @dataclass(frozen=True)
@@ -235,9 +195,9 @@ class TimeRound(Request[Timed]):
     """Time at least `runs` runs and `seconds`, after `settle_runs` untimed ones."""
 
     op, answer = "round", Timed
-    runs: int = field(metadata=holds(RUNS))
-    seconds: float = field(metadata=holds(SECONDS))
-    settle_runs: int = field(metadata=holds(COUNT))
+    runs: int = field(metadata=holds(schema.RUNS))
+    seconds: float = field(metadata=holds(schema.SECONDS))
+    settle_runs: int = field(metadata=holds(schema.COUNT))
 
     def most_bytes(self) -> int:
         """Return how long the answer may be."""
@@ -249,7 +209,7 @@ class Sustain(Request[Sustained]):
     """Run for `seconds`, without a thread that spins."""
 
     op, answer = "sustain", Sustained
-    seconds: float = field(metadata=holds(DURATION_S))
+    seconds: float = field(metadata=holds(schema.DURATION_S))
 
 
 @dataclass(frozen=True)
@@ -278,8 +238,6 @@ class CountNodes(Request[Executed]):
     op, answer = "executed", Executed
 
 
-# ---- requests to the far end of ssh ----------------------------------------------------------------------
-
 LOGITS = many(many(number(-float("inf"), float("inf")), 10**6), 10**6)
 
 
@@ -288,7 +246,7 @@ class Open(Request[Missing]):
     """Hold the device and open the work folder of `key`; say which of `files` are to be copied."""
 
     op, answer = "open", Missing
-    key: str = field(metadata=holds(NAME))
+    key: str = field(metadata=holds(schema.NAME))
     files: tuple[FileFacts, ...] = field(metadata=holds(many(record(FileFacts), 10_000)))
 
 
@@ -326,7 +284,7 @@ class Check(Part):
     """Compare the logits of the one job with `expected`, for the images of the file `images`."""
 
     op = "check"
-    images: str = field(default="", metadata=holds(NAME))
+    images: str = field(default="", metadata=holds(schema.NAME))
     expected: tuple[tuple[float, ...], ...] = field(default=(), metadata=holds(LOGITS))
 
 
@@ -344,8 +302,6 @@ class Close(Request[Done]):
     op, answer = "close", Done
     complete: bool = field(metadata=holds(flag))
 
-
-# ---- lines -----------------------------------------------------------------------------------------------
 
 _ENVELOPE = ("id", "op", "ok")
 
@@ -384,7 +340,7 @@ def asked_in(line: Any, served: Sequence[type[Request[Any]]]) -> Asked:
     kinds = {kind.op: kind for kind in served}
     if not isinstance(line, dict) or not isinstance(line.get("op"), str) or line["op"] not in (*kinds, "quit"):
         raise SchemaError("a request", line, f"an object with an op of: {', '.join([*kinds, 'quit'])}")
-    number, op = maybe(COUNT)(line.get("id"), "id"), line["op"]
+    number, op = maybe(schema.COUNT)(line.get("id"), "id"), line["op"]
     if op == "quit":
         return Asked(number, op, None)
     try:
@@ -410,7 +366,7 @@ def answer_in(line: Any, request: Request[A]) -> A | Refusal:
         SchemaError: nothing of that kind is answered to the request.
     """
     if "op" in line:
-        NAME(line["op"], "op")
+        schema.NAME(line["op"], "op")
     if line.get("ok") is True:
         return record(request.answer)(_body(line), "")
     flag(line.get("ok"), "ok")

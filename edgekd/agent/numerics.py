@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from edgekd.agent.kernels import PRECISION, RUNTIME, TOLERANCES, Precision, Runtime
 from edgekd.agent.measurement import Job
-from edgekd.agent.schema import BATCH, COUNT, NAME, SHARE, SchemaError, flag, holds, maybe, number
+from edgekd.schema import BATCH, COUNT, NAME, SHARE, SchemaError, flag, holds, maybe, number
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,8 @@ class LogitsCheck:
     max_difference: float | None = field(metadata=holds(maybe(number(0, 1e300))))
     """As a share of the logits' range; None where they are not finite."""
     images: int = field(metadata=holds(BATCH))
-    clear: int = field(metadata=holds(COUNT))
-    """Answers of the host that no tolerated difference can change."""
-    wrong_answers: int = field(metadata=holds(COUNT))
-    """Of the clear ones."""
+    clear: int = field(metadata=holds(COUNT))  # answers of the host that no tolerated difference can change
+    wrong_answers: int = field(metadata=holds(COUNT))  # of the clear ones
     passed: bool = field(metadata=holds(flag))
 
     def require_consistent(self, place: str) -> None:

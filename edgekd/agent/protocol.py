@@ -14,20 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from edgekd.agent.messages import (
-    PROTOCOL,
-    Hello,
-    Refusal,
-    Request,
-    answer_in,
-    asking,
-    other_protocol,
-    progress_in,
-    reports_progress,
-)
+from edgekd.agent import messages
+from edgekd.agent.messages import PROTOCOL, Hello, Refusal, Request
 from edgekd.agent.pipes import FloodError, Pipes, SilentError
-from edgekd.agent.schema import SchemaError, parsed
 from edgekd.errors import EdgekdError, InputFileError, MachineError, RunBusyError, UsageError
+from edgekd.schema import SchemaError, parsed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -176,7 +167,7 @@ class AgentProcess:
         farthest: Progress | None = None
         try:
             try:
-                self._pipes.send(json.dumps(asking(number, request)).encode() + b"\n", end_s)
+                self._pipes.send(json.dumps(messages.asking(number, request)).encode() + b"\n", end_s)
             except OSError as error:
                 raise self._died(op) from error
             while True:
@@ -186,13 +177,13 @@ class AgentProcess:
                 reply = self._understood(line, number)
                 if reply is None:
                     continue
-                if not reports_progress(reply):
-                    answer = answer_in(reply, request)
+                if not messages.reports_progress(reply):
+                    answer = messages.answer_in(reply, request)
                     break
                 if on_progress is None:
                     self._pipes.stray(line)
                 else:
-                    end_s, progress = time.monotonic() + timeout_s, progress_in(reply)
+                    end_s, progress = time.monotonic() + timeout_s, messages.progress_in(reply)
                     _require_farther(progress, farthest)
                     farthest = progress
                     on_progress(progress)
@@ -224,7 +215,7 @@ class AgentProcess:
         self._heard = True
         if not isinstance(reply, dict) or reply.get("id") != number:
             raise SchemaError("", reply, f"an object with the id {number}")
-        other = other_protocol(reply)
+        other = messages.other_protocol(reply)
         if other is not None:
             raise self._stopped(
                 f"the agent speaks protocol {other}, this edgekd {PROTOCOL}; "
@@ -256,13 +247,13 @@ class AgentProcess:
 
     def _died(self, op: str) -> AgentDiedError:
         self._while_waiting()  # a Ctrl-C may have ended both, and is what there is to say
-        messages = self._pipes.messages(_FAREWELL_S)
+        said = self._pipes.messages(_FAREWELL_S)
         try:
             code: int | None = self._process.wait(timeout=_FAREWELL_S)
         except subprocess.TimeoutExpired:
             code = None
         how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
-        return AgentDiedError(f'{self.name}: the agent {how} during "{op}".' + _last_words(messages), code, messages)
+        return AgentDiedError(f'{self.name}: the agent {how} during "{op}".' + _last_words(said), code, said)
 
 
 def _require_farther(progress: Progress, before: Progress | None) -> None:

@@ -15,35 +15,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.agent import session
+from edgekd.agent import messages, session
 from edgekd.agent.device import jetson, power
 from edgekd.agent.device.machine import governor, installed_runtimes, publish, sha256_of
 from edgekd.agent.device.workplace import Workplace, whole
 from edgekd.agent.measure import Tools
 from edgekd.agent.measurement import Job, Progress
-from edgekd.agent.messages import (
-    Asked,
-    Check,
-    Close,
-    Damaged,
-    Done,
-    Greeting,
-    Hello,
-    Measure,
-    MeasureEnergy,
-    Missing,
-    Open,
-    Part,
-    Sealed,
-    Verify,
-    reporting,
-)
+from edgekd.agent.messages import Asked, Part, Sealed, reporting
 from edgekd.agent.protocol import ERRORS, arriving, entry_point
 from edgekd.agent.refusal import RefusedError
 from edgekd.agent.runners import tensorrt
-from edgekd.agent.schema import written
 from edgekd.agent.worker import Replies, Worker, converse
 from edgekd.errors import EdgekdError
+from edgekd.schema import written
 
 if TYPE_CHECKING:
     from edgekd.agent.worker import Ops
@@ -70,18 +54,18 @@ class Server:
             raise RefusedError("protocol", "nothing is open; send open first")
         return self._folder
 
-    def hello(self, request: Hello) -> Greeting:
+    def hello(self, request: messages.Hello) -> messages.Greeting:
         """Say who answers, what the machine is, and which agent this is."""
         entry = entry_point()
         return replace(Worker().hello(request), agent_sha256=sha256_of(entry) if entry.is_file() else None)
 
-    def open(self, request: Open) -> Missing:
+    def open(self, request: messages.Open) -> messages.Missing:
         """Hold the device and open the work folder of `key`; say which of `files` are to be copied."""
         self._place.hold()
         self._folder = self._place.work(request.key)
-        return Missing(self._place.missing(self._folder, request.files))
+        return messages.Missing(self._place.missing(self._folder, request.files))
 
-    def verify(self, request: Verify) -> Damaged:
+    def verify(self, request: messages.Verify) -> messages.Damaged:
         """Give each of `files` that arrived whole its name; return those that did not."""
         damaged = []
         for one in request.files:
@@ -90,20 +74,20 @@ class Server:
                 publish(arrived, self.folder / one.name)
             if not whole(self.folder / one.name, one.sha256):
                 damaged.append(one.name)
-        return Damaged(tuple(damaged))
+        return messages.Damaged(tuple(damaged))
 
-    def measure(self, request: Measure) -> Sealed:
+    def measure(self, request: messages.Measure) -> Sealed:
         """Time `jobs` with `settings` as one comparison."""
         return self._part(request, lambda jobs, tools: session.compare(jobs, request.settings, tools, self._report))
 
-    def check(self, request: Check) -> Sealed:
+    def check(self, request: messages.Check) -> Sealed:
         """Compare the logits of the one job with `expected`, for the images of the file `images`."""
         images = self.folder / request.images
         return self._part(
             request, lambda jobs, tools: session.check(jobs[0], request.settings, tools, images, request.expected)
         )
 
-    def energy(self, request: MeasureEnergy) -> Sealed:
+    def energy(self, request: messages.MeasureEnergy) -> Sealed:
         """Measure the energy of the one job; without readable rails say why there is none."""
         source = power.find()
         if isinstance(source, str):
@@ -113,13 +97,13 @@ class Server:
         finally:
             source.close()
 
-    def close(self, request: Close) -> Done:
+    def close(self, request: messages.Close) -> messages.Done:
         """Give the device back; with `complete` remove the work folder."""
         if request.complete:
             shutil.rmtree(str(self.folder))
         self._folder = None
         self._place.release()
-        return Done()
+        return messages.Done()
 
     def note(self, asked: Asked) -> None:
         """Note which request is being answered, for what is reported before its answer."""
@@ -152,13 +136,13 @@ class Server:
     def ops(self) -> Ops:
         """Return the methods that answer requests."""
         return {
-            Hello: self.hello,
-            Open: self.open,
-            Verify: self.verify,
-            Measure: self.measure,
-            Check: self.check,
-            MeasureEnergy: self.energy,
-            Close: self.close,
+            messages.Hello: self.hello,
+            messages.Open: self.open,
+            messages.Verify: self.verify,
+            messages.Measure: self.measure,
+            messages.Check: self.check,
+            messages.MeasureEnergy: self.energy,
+            messages.Close: self.close,
         }
 
 

@@ -17,7 +17,7 @@ from edgekd.agent.messages import Hello, Logits, Sustain, Sustained
 from edgekd.agent.numerics import LogitsCheck
 from edgekd.agent.protocol import AgentProcess, Local
 from edgekd.agent.runners.npy import logits_in
-from edgekd.agent.schema import holds, many, maybe, record
+from edgekd.schema import holds, many, maybe, record
 
 if TYPE_CHECKING:
     from edgekd.agent.device.power import Energy, NoEnergy

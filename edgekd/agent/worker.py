@@ -27,36 +27,13 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from edgekd.agent import messages
 from edgekd.agent.device import jetson
 from edgekd.agent.device.environment import this_machine
 from edgekd.agent.device.machine import Activity, Meter
 from edgekd.agent.kernels import runner_for
 from edgekd.agent.measurement import MemoryUse
-from edgekd.agent.messages import (
-    PROTOCOL,
-    Asked,
-    CountNodes,
-    Done,
-    Executed,
-    Greeting,
-    Hello,
-    Load,
-    Loaded,
-    Logits,
-    LogitsArray,
-    Memory,
-    Observe,
-    Refusal,
-    Request,
-    Sustain,
-    Sustained,
-    Timed,
-    TimeRound,
-    WarmedUp,
-    WarmUp,
-    answering,
-    asked_in,
-)
+from edgekd.agent.messages import PROTOCOL, Asked, Done, Refusal, Request, answering, asked_in
 from edgekd.agent.refusal import RefusedError
 from edgekd.agent.runners import tensorrt, trtexec
 
@@ -92,25 +69,25 @@ class Worker:
             raise RefusedError("protocol", "no model is loaded; send load first")
         return self._loaded
 
-    def hello(self, request: Hello) -> Greeting:
+    def hello(self, request: messages.Hello) -> messages.Greeting:
         """Say who answers, and with `tensorrt` also which TensorRT is there (trtexec is asked for its version)."""
         found = tensorrt.find(request.trtexec) if request.tensorrt else None
-        return Greeting(PROTOCOL, this_machine(found, jetson.facts()))
+        return messages.Greeting(PROTOCOL, this_machine(found, jetson.facts()))
 
-    def observe(self, request: Observe) -> Activity:
+    def observe(self, request: messages.Observe) -> Activity:
         """Watch the machine for `seconds` without doing anything."""
         meter = Meter()
         time.sleep(request.seconds)
         return meter.read()
 
-    def load(self, request: Load) -> Loaded:
+    def load(self, request: messages.Load) -> messages.Loaded:
         """Load `model` in `runtime` with `threads` and `batch`; run it once."""
         self._loaded = None
         self._held.close()
         self._loaded = self._held.enter_context(runner_for(request))
         return self._loaded.facts()
 
-    def warm_up(self, request: WarmUp) -> WarmedUp:
+    def warm_up(self, request: messages.WarmUp) -> messages.WarmedUp:
         """Run windows of `window` runs until the medians of two in a row agree within `agreement`.
 
         A window lasts 0.1 s at least, the time a governor takes to raise the clock, and a quarter of
@@ -124,9 +101,9 @@ class Worker:
             left_s = most_s - (time.perf_counter() - begin)
             medians.append(median(runner.samples(request.window, WINDOW_S, min(left_s, most_s / 4))))
             stable = len(medians) > 1 and abs(medians[-1] - medians[-2]) <= request.agreement * medians[-2]
-        return WarmedUp(stable, tuple(medians), time.perf_counter() - begin)
+        return messages.WarmedUp(stable, tuple(medians), time.perf_counter() - begin)
 
-    def round(self, request: TimeRound) -> Timed:
+    def round(self, request: messages.TimeRound) -> messages.Timed:
         """Time at least `runs` runs and `seconds`, after `settle_runs` untimed ones."""
         runner = self.runner
         runner.settle(request.settle_runs)
@@ -135,36 +112,36 @@ class Worker:
         with nullcontext() if "CPU" in runner.provider else gpu:  # a thread that looks would disturb a CPU
             samples = runner.samples(request.runs, request.seconds, math.inf)
         seen = replace(meter.read(), gpu_clock_mhz=gpu.highest_mhz)
-        return Timed(**vars(seen), samples_ms=tuple(samples))
+        return messages.Timed(**vars(seen), samples_ms=tuple(samples))
 
-    def sustain(self, request: Sustain) -> Sustained:
+    def sustain(self, request: messages.Sustain) -> messages.Sustained:
         """Run for `seconds` without spin wait where the runtime has one; return how often, and how long it took."""
         return self.runner.sustain(request.seconds)
 
-    def logits(self, request: Logits) -> LogitsArray:
+    def logits(self, request: messages.Logits) -> messages.LogitsArray:
         """Return the first output for the images of the .npy file `input`, as base64 of a C-ordered array."""
         return self.runner.logits(Path(request.input))
 
-    def memory(self, _request: Memory) -> MemoryUse:
+    def memory(self, _request: messages.Memory) -> MemoryUse:
         """Return the peak memory of this process, and what it held before the model was loaded."""
         return self.runner.memory()
 
-    def executed(self, _request: CountNodes) -> Executed:
+    def executed(self, _request: messages.CountNodes) -> messages.Executed:
         """Return how many compute nodes (Conv, Gemm, MatMul) really ran, how many as integers, and where."""
         return self.runner.executed()
 
     def ops(self) -> Ops:
         """Return the methods that answer requests."""
         return {
-            Hello: self.hello,
-            Observe: self.observe,
-            Load: self.load,
-            WarmUp: self.warm_up,
-            TimeRound: self.round,
-            Sustain: self.sustain,
-            Logits: self.logits,
-            Memory: self.memory,
-            CountNodes: self.executed,
+            messages.Hello: self.hello,
+            messages.Observe: self.observe,
+            messages.Load: self.load,
+            messages.WarmUp: self.warm_up,
+            messages.TimeRound: self.round,
+            messages.Sustain: self.sustain,
+            messages.Logits: self.logits,
+            messages.Memory: self.memory,
+            messages.CountNodes: self.executed,
         }
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.measurement import Comparison, Settings
-from edgekd.agent.schema import maybe, number, table
 from edgekd.bench import rows as tables
 from edgekd.bench.results import Results, Samples
 from edgekd.bench.rows import Row, SkippedRow
@@ -19,10 +18,11 @@ from edgekd.export.ort_session import PRECISION, integer_node_share
 from edgekd.recipe import BenchTable
 from edgekd.run.directory import Record, RunDir
 from edgekd.run.left_out import LeftOut, read_whole
+from edgekd.schema import maybe, number, table
 from edgekd.text import first_line
 
 if TYPE_CHECKING:
-    from edgekd.agent.schema import Read
+    from edgekd.schema import Read
 
 
 def settings_of(table: BenchTable) -> list[Settings]:

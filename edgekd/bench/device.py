@@ -22,7 +22,6 @@ from edgekd.agent.measurement import Comparison, Job, Settings
 from edgekd.agent.numerics import LogitsCheck
 from edgekd.agent.runners import tensorrt_rules as rules
 from edgekd.agent.runners.tensorrt import MISSING
-from edgekd.agent.schema import written
 from edgekd.agent.session import BoardStates, DeviceComparison, DeviceResults
 from edgekd.bench import comparing, golden, measuring, pack, remote
 from edgekd.bench import results as results_files
@@ -32,6 +31,7 @@ from edgekd.errors import GateError, InputFileError, MachineError, UsageError
 from edgekd.export.ort_session import PRECISION
 from edgekd.recipe import BenchTable
 from edgekd.run.directory import Record, RunDir, digest, sha256_file
+from edgekd.schema import written
 from edgekd.stopping import Stop
 
 if TYPE_CHECKING:

@@ -18,14 +18,14 @@ from edgekd.agent.measurement import Comparison, Job, Measurement, Settings
 from edgekd.agent.messages import Check, Close, Hello, Measure, MeasureEnergy, Open, Part, Verify
 from edgekd.agent.numerics import LogitsCheck, precision_of
 from edgekd.agent.protocol import AgentProcess, arriving
-from edgekd.agent.schema import SchemaError, parsed, record
 from edgekd.agent.session import DeviceComparison
 from edgekd.errors import MachineError
+from edgekd.schema import SchemaError, parsed, record
 
 if TYPE_CHECKING:
     from edgekd.agent.measure import OnProgress
-    from edgekd.agent.schema import Read
     from edgekd.bench.remote import Host
+    from edgekd.schema import Read
 
 T = TypeVar("T")
 _HELLO_TIMEOUT_S = 180.0

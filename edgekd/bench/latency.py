@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.agent.schema import LOADING_MS, MS, RUNS, holds, number
 from edgekd.rng import keyed_seed
+from edgekd.schema import LOADING_MS, MS, RUNS, holds, number
 
 Rounds = Sequence[Sequence[float]]
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import edgekd
-from edgekd import agent, cpus, errors, locking, text
+from edgekd import agent, cpus, errors, locking, schema, text
 from edgekd.agent.bundle import MANIFEST, Manifest
-from edgekd.agent.schema import written
+from edgekd.schema import written
 
 MAIN = """import sys
 import zipfile
@@ -39,7 +39,7 @@ def travellers() -> dict[str, str]:
     """Return the sources that travel, by their path in the zip file; all of them standard library only."""
     root = Path(edgekd.__file__).parent
     files = sorted(path for path in Path(agent.__file__).parent.rglob("*.py") if path.name != "__main__.py")
-    files += [Path(str(module.__file__)) for module in (edgekd, cpus, errors, locking, text)]
+    files += [Path(str(module.__file__)) for module in (edgekd, cpus, errors, locking, schema, text)]
     texts = {f"edgekd/{path.relative_to(root).as_posix()}": path.read_text(encoding="utf-8") for path in files}
     return {"__main__.py": MAIN, **texts}
 

@@ -7,37 +7,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from edgekd import schema
 from edgekd.agent.bundle import FORMAT, BundleResults, format_of
 from edgekd.agent.device.environment import Environment
 from edgekd.agent.device.power import Energy
 from edgekd.agent.measurement import Settings
 from edgekd.agent.numerics import LogitsCheck
-from edgekd.agent.schema import (
-    REASON,
-    SAMPLES_MS,
-    TARGET,
-    SchemaError,
-    added,
-    flag,
-    holds,
-    many,
-    maybe,
-    parsed,
-    record,
-    sometimes,
-    table,
-    whole,
-    written,
-)
 from edgekd.agent.session import BoardStates
 from edgekd.bench.rows import ROW, Row, SkippedRow
 from edgekd.errors import InputFileError, MachineError
 from edgekd.run.directory import write_json
+from edgekd.schema import SchemaError, added, flag, holds, many, maybe, parsed, record, sometimes, table, whole, written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edgekd.agent.schema import Read
+    from edgekd.schema import Read
 
 SCHEMA = 1
 """Of results.json; a file without a number has this one."""
@@ -49,15 +34,15 @@ T = TypeVar("T")
 class Results:
     """results.json: rows, verdicts and warnings, and what else is known of a device."""
 
-    target: str | None = field(metadata=holds(maybe(TARGET)))
+    target: str | None = field(metadata=holds(maybe(schema.TARGET)))
     results: tuple[Row | SkippedRow, ...] = field(metadata=holds(many(ROW, 10_000)))
-    verdicts: dict[str, str] = field(metadata=holds(table(REASON, 10_000)))
-    warnings: tuple[str, ...] = field(metadata=holds(many(REASON, 10_000)))
+    verdicts: dict[str, str] = field(metadata=holds(table(schema.REASON, 10_000)))
+    warnings: tuple[str, ...] = field(metadata=holds(many(schema.REASON, 10_000)))
     data_free: bool | None = field(default=None, metadata=sometimes(flag))
     """None where there is no run to ask."""
     numerics: tuple[LogitsCheck, ...] | None = field(default=None, metadata=sometimes(many(record(LogitsCheck), 1000)))
     energy: tuple[Energy, ...] | None = field(default=None, metadata=sometimes(many(record(Energy), 1000)))
-    energy_note: str | None = field(default=None, metadata=sometimes(REASON))
+    energy_note: str | None = field(default=None, metadata=sometimes(schema.REASON))
     """Why there is no energy, of some artefacts or of all."""
     schema: int = field(default=SCHEMA, metadata=added(whole(1, SCHEMA)))
 
@@ -79,7 +64,9 @@ class Samples:
     """Every sample of a comparison, by artefact and round: one item of samples.json."""
 
     settings: Settings = field(metadata=holds(record(Settings)))
-    samples_ms: dict[str, tuple[tuple[float, ...], ...]] = field(metadata=holds(table(many(SAMPLES_MS, 10**5, 1))))
+    samples_ms: dict[str, tuple[tuple[float, ...], ...]] = field(
+        metadata=holds(table(many(schema.SAMPLES_MS, 10**5, 1)))
+    )
 
 
 RESULTS, SAMPLES, ENVIRONMENT, JETSON = "results.json", "samples.json", "environment.json", "jetson.json"

@@ -4,30 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
 
+from edgekd import schema
 from edgekd.agent.kernels import KIND, PROVIDERS, REALLY_INT8, RUNTIME, Kind, Runtime
 from edgekd.agent.measurement import Comparison, Measurement, Settings, Skipped
-from edgekd.agent.schema import (
-    BATCH,
-    COMMANDS,
-    LOADING_MS,
-    MS,
-    NAME,
-    REASON,
-    SECONDS,
-    SHA256,
-    SHARE,
-    SIZE_BYTES,
-    THREADS,
-    added,
-    either,
-    flag,
-    holds,
-    maybe,
-    number,
-    record,
-    text,
-)
 from edgekd.bench.latency import Estimate, Summary, median_estimate, speedup_estimate, summarise
+from edgekd.schema import added, either, flag, holds, maybe, number, record, text
 
 _RATIO = maybe(number(0, 1e20))
 
@@ -36,12 +17,12 @@ _RATIO = maybe(number(0, 1e20))
 class _Setup:
     """What a row is about."""
 
-    artefact: str = field(metadata=holds(NAME))
+    artefact: str = field(metadata=holds(schema.NAME))
     kind: Kind = field(metadata=holds(KIND))
     runtime: Runtime = field(metadata=holds(RUNTIME))
     provider: str = field(metadata=holds(text()))
-    batch: int = field(metadata=holds(BATCH))
-    threads: int = field(metadata=holds(THREADS))
+    batch: int = field(metadata=holds(schema.BATCH))
+    threads: int = field(metadata=holds(schema.THREADS))
 
 
 @dataclass(frozen=True)
@@ -49,23 +30,23 @@ class Row(Summary, _Setup):
     """One measured artefact; `speedup` is against `reference`, both None in the reference's own row."""
 
     runtime_version: str = field(metadata=holds(text()))
-    p50_low_ms: float = field(metadata=holds(MS))
-    p50_high_ms: float = field(metadata=holds(MS))
-    size_bytes: int = field(metadata=holds(SIZE_BYTES))
-    load_ms: float | None = field(metadata=holds(maybe(LOADING_MS)))
-    first_inference_ms: float | None = field(metadata=holds(maybe(LOADING_MS)))
-    peak_memory_bytes: int | None = field(metadata=holds(maybe(SIZE_BYTES)))
-    baseline_memory_bytes: int | None = field(metadata=holds(maybe(SIZE_BYTES)))
+    p50_low_ms: float = field(metadata=holds(schema.MS))
+    p50_high_ms: float = field(metadata=holds(schema.MS))
+    size_bytes: int = field(metadata=holds(schema.SIZE_BYTES))
+    load_ms: float | None = field(metadata=holds(maybe(schema.LOADING_MS)))
+    first_inference_ms: float | None = field(metadata=holds(maybe(schema.LOADING_MS)))
+    peak_memory_bytes: int | None = field(metadata=holds(maybe(schema.SIZE_BYTES)))
+    baseline_memory_bytes: int | None = field(metadata=holds(maybe(schema.SIZE_BYTES)))
     stable: bool = field(metadata=holds(flag))
-    integer_share: float | None = field(metadata=holds(maybe(SHARE)))
+    integer_share: float | None = field(metadata=holds(maybe(schema.SHARE)))
     """None: the runtime does not say what ran."""
-    sha256: str = field(metadata=holds(SHA256))
-    reference: str | None = field(metadata=holds(maybe(NAME)))
+    sha256: str = field(metadata=holds(schema.SHA256))
+    reference: str | None = field(metadata=holds(maybe(schema.NAME)))
     speedup: float | None = field(metadata=holds(_RATIO))
     speedup_low: float | None = field(metadata=holds(_RATIO))
     speedup_high: float | None = field(metadata=holds(_RATIO))
-    build_s: float | None = field(default=None, metadata=added(maybe(SECONDS)))
-    commands: tuple[str, ...] = field(default=(), metadata=added(COMMANDS))
+    build_s: float | None = field(default=None, metadata=added(maybe(schema.SECONDS)))
+    commands: tuple[str, ...] = field(default=(), metadata=added(schema.COMMANDS))
     note: str | None = field(default=None, metadata=added(maybe(text())))
     """Where the name promises too much."""
 
@@ -79,8 +60,8 @@ class Row(Summary, _Setup):
 class SkippedRow(_Setup):
     """One artefact that was not timed; `skipped` says why."""
 
-    skipped: str = field(metadata=holds(REASON))
-    integer_share: float | None = field(default=None, metadata=added(maybe(SHARE)))
+    skipped: str = field(metadata=holds(schema.REASON))
+    integer_share: float | None = field(default=None, metadata=added(maybe(schema.SHARE)))
     """What its own target would run as integers, where that can be told here."""
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from edgekd import machine
-from edgekd.agent.device.environment import runtime_conflict, this_machine
+from edgekd.agent.device.environment import this_machine
 from edgekd.agent.refusal import RefusedError
 from edgekd.agent.runners import tensorrt
+from edgekd.bench.conflict import runtime_conflict
 
 
 def examine() -> dict[str, Any]:

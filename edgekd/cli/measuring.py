@@ -10,7 +10,6 @@ from typing import Any
 
 from edgekd import console, pipeline
 from edgekd import recipe as recipe_module
-from edgekd.agent.schema import written as json_of
 from edgekd.bench import comparing, golden
 from edgekd.bench import device as devices
 from edgekd.bench import measuring as benching
@@ -22,6 +21,7 @@ from edgekd.errors import InputFileError, UsageError
 from edgekd.export.graph import properties_of_file
 from edgekd.models.stems import parse_shape
 from edgekd.run.directory import RunDir
+from edgekd.schema import written as json_of
 from edgekd.stages import report as reporting
 from edgekd.stages.catalog import BENCH, EXPORT
 from edgekd.stopping import graceful

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from edgekd.realdata import ImageFolder
 from edgekd.run.directory import RECORD, RunDir, write_json
+from edgekd.run.realdata import ImageFolder
 
 
 class Reading:

@@ -14,10 +14,10 @@ from edgekd.export.onnx_export import Normalization
 from edgekd.models import artefacts
 from edgekd.models import images as images_of
 from edgekd.models.description import Pixels
-from edgekd.realdata import RealImages, describe_transform
 from edgekd.recipe import Recipe
 from edgekd.run import checkpoint
 from edgekd.run.directory import RunDir, digest, read_json, write_json
+from edgekd.run.realdata import RealImages, describe_transform
 from edgekd.stopping import Stop
 
 

@@ -20,9 +20,9 @@ from edgekd.ingestion import foreign, initial, outside_files, weights
 from edgekd.models import artefacts, registry
 from edgekd.models import images as images_of
 from edgekd.models.description import Description
-from edgekd.realdata import RealImages
 from edgekd.recipe import ExportTable, Recipe
 from edgekd.run.directory import Record, RunDir, canonical_json, digest, sha256_file
+from edgekd.run.realdata import RealImages
 from edgekd.stages.base import Execution
 from edgekd.stages.catalog import EXPORT
 from edgekd.stopping import Stop

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import console
-from edgekd.agent.schema import many, number, text, written
 from edgekd.bench import comparing
 from edgekd.bench import results as results_files
 from edgekd.bench.results import Results
@@ -18,6 +17,7 @@ from edgekd.models import artefacts
 from edgekd.run import curve
 from edgekd.run.directory import Record, RunDir, canonical_json, digest, write_json, write_text
 from edgekd.run.left_out import LeftOut, read_whole
+from edgekd.schema import many, number, text, written
 from edgekd.stages import plots
 from edgekd.text import visible
 

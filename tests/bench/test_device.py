@@ -25,7 +25,6 @@ from standins import write_trtexec, write_unknown_trtexec
 from edgekd.agent.kernels import Runtime
 from edgekd.agent.measurement import Job, Settings
 from edgekd.agent.numerics import LogitsCheck
-from edgekd.agent.schema import written
 from edgekd.bench import comparing, golden, measuring, pack
 from edgekd.bench import device as devices
 from edgekd.bench.remote import Host
@@ -34,6 +33,7 @@ from edgekd.errors import GateError, InputFileError, Interrupted, MachineError, 
 from edgekd.export import ort_session
 from edgekd.recipe import BenchTable
 from edgekd.run.directory import Record, sha256_file
+from edgekd.schema import written
 from edgekd.stages import plots, report
 from edgekd.stopping import Stop
 from tiny_onnx import conv_net

@@ -9,8 +9,8 @@ from latencies import measured as measured_job
 
 from edgekd.agent.kernels import Kind, Runtime
 from edgekd.agent.measurement import Job, Measurement, Settings, Skipped
-from edgekd.agent.schema import written
 from edgekd.bench.rows import ROW, Row, SkippedRow, rows
+from edgekd.schema import written
 
 KEYS = {
     *("artefact", "runtime", "provider", "batch", "threads", "n", "min_ms", "mean_ms", "p50_ms", "p90_ms", "p95_ms"),

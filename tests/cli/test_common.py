@@ -10,9 +10,9 @@ import pytest
 import toy
 from edgekd.cli.common import Options, at_work, named_run, run_called, typed
 from edgekd.errors import InputFileError, MachineError, UsageError
-from edgekd.realdata import RealImages, open_unlabelled
 from edgekd.run.directory import RunDir
 from edgekd.run.ledger import Reading
+from edgekd.run.realdata import RealImages, open_unlabelled
 
 
 @pytest.fixture

@@ -18,12 +18,12 @@ from edgekd import agent
 from edgekd.agent import pipes
 from edgekd.agent.measurement import Job, Settings
 from edgekd.agent.protocol import AgentProcess
-from edgekd.agent.schema import written
 from edgekd.agent.session import DeviceResults
 from edgekd.bench import comparing, device_session, golden, latency, remote, results
 from edgekd.bench import device as devices
 from edgekd.bench.device_session import Session
 from edgekd.errors import MachineError
+from edgekd.schema import written
 from edgekd.stages import report
 from tiny_onnx import conv_net
 

@@ -18,12 +18,12 @@ from edgekd.agent.device.power import NoEnergy
 from edgekd.agent.measure import measure
 from edgekd.agent.measurement import Job, Settings
 from edgekd.agent.numerics import compare
-from edgekd.agent.schema import written
 from edgekd.agent.session import DeviceComparison
 from edgekd.bench import comparing, golden, latency, results
 from edgekd.bench import device as devices
 from edgekd.errors import InputFileError, MachineError
 from edgekd.run.directory import Record, RunDir, write_json
+from edgekd.schema import written
 from edgekd.stages import report
 
 QUICK = Settings(rounds=2, min_runs=4, min_seconds=0.02, warm_up_seconds=0.2)

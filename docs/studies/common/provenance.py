@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.agent.device.environment import this_machine
-from edgekd.agent.schema import written
 from edgekd.recipe import load_resolved
 from edgekd.recipe.method import MethodTable
 from edgekd.run.directory import RunDir, digest, read_json, write_json
+from edgekd.schema import written
 
 ROOT = Path(__file__).parents[3]
 """The checkout."""

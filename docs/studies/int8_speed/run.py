@@ -28,13 +28,13 @@ from edgekd.agent.device.environment import this_machine
 from edgekd.agent.kernels import Kind
 from edgekd.agent.measure import measure
 from edgekd.agent.measurement import Job, Settings
-from edgekd.agent.schema import written
 from edgekd.bench.latency import speedup_estimate, summarise
 from edgekd.bench.students import settled
 from edgekd.export.int8 import HeldOut, choose_ranges
 from edgekd.export.onnx_export import export_fp32
 from edgekd.export.quantize import FLAVOURS, compute_nodes
 from edgekd.export.ranges import collect_ranges
+from edgekd.schema import written
 
 KINDS: dict[str, Kind] = {"fp32": "fp32", "int8-cpu-x86": "int8-cpu-x86", "other-start": "int8-cpu-x86"}
 SIDES, TOY_SIDES, THREADS = (224, 96), (32,), (1, 2)

@@ -7,21 +7,11 @@ import platform
 import sys
 from dataclasses import dataclass, field
 
+from edgekd import schema
+from edgekd.agent.device import machine
 from edgekd.agent.device.jetson import Jetson
-from edgekd.agent.device.machine import (
-    CPU_FLAGS,
-    CPUFREQ,
-    clock_mhz,
-    fields_of,
-    governor,
-    gpu_names,
-    installed,
-    installed_runtimes,
-    kibibytes,
-    read_text,
-)
-from edgekd.agent.schema import MHZ, NAME, SIZE_BYTES, holds, many, maybe, number, record, table, text, whole
 from edgekd.cpus import usable_cpus
+from edgekd.schema import holds, many, maybe, number, record, table, text, whole
 
 _VERSION = text(60, r"[0-9]{1,4}\.[0-9]{1,4}(\.[0-9A-Za-z.+-]+)?")
 
@@ -41,15 +31,15 @@ class Environment:
     cpu_model: str = field(metadata=holds(text()))
     board: str | None = field(metadata=holds(maybe(text())))
     architecture: str = field(metadata=holds(text()))
-    cpu_flags: tuple[str, ...] = field(metadata=holds(many(NAME, 100)))
+    cpu_flags: tuple[str, ...] = field(metadata=holds(many(schema.NAME, 100)))
     cpus: int = field(metadata=holds(whole(1, 10**6)))
     usable_cpus: float = field(metadata=holds(number(1e-3, 1e6)))
     governor: str | None = field(metadata=holds(maybe(text())))
-    clock_mhz: float | None = field(metadata=holds(maybe(MHZ)))
-    max_clock_mhz: float | None = field(metadata=holds(maybe(MHZ)))
+    clock_mhz: float | None = field(metadata=holds(maybe(schema.MHZ)))
+    max_clock_mhz: float | None = field(metadata=holds(maybe(schema.MHZ)))
     load_average: float | None = field(metadata=holds(maybe(number(0, 1e6))))
-    memory_bytes: int | None = field(metadata=holds(maybe(SIZE_BYTES)))
-    free_memory_bytes: int | None = field(metadata=holds(maybe(SIZE_BYTES)))
+    memory_bytes: int | None = field(metadata=holds(maybe(schema.SIZE_BYTES)))
+    free_memory_bytes: int | None = field(metadata=holds(maybe(schema.SIZE_BYTES)))
     gpus: tuple[str, ...] = field(metadata=holds(many(text(), 100)))
     system: str = field(metadata=holds(text()))
     kernel: str = field(metadata=holds(text()))
@@ -78,59 +68,31 @@ class Environment:
 
 def this_machine(tensorrt: TensorRT | None = None, jetson: Jetson | None = None) -> Environment:
     """Return what a latency of this process depends on: CPU, clocks, memory, system and the installed runtimes."""
-    cpu = fields_of(read_text("/proc/cpuinfo"), ":")
-    memory = fields_of(read_text("/proc/meminfo"), ":")
-    max_khz = read_text(CPUFREQ + "cpuinfo_max_freq")
-    board = read_text("/proc/device-tree/model")
+    cpu = machine.fields_of(machine.read_text("/proc/cpuinfo"), ":")
+    memory = machine.fields_of(machine.read_text("/proc/meminfo"), ":")
+    max_khz = machine.read_text(machine.CPUFREQ + "cpuinfo_max_freq")
+    board = machine.read_text("/proc/device-tree/model")
     present = set((cpu.get("flags") or cpu.get("Features") or "").split())
     return Environment(
         cpu_model=cpu.get("model name") or cpu.get("Hardware") or board or platform.processor() or "unknown",
         board=board or None,
         architecture=platform.machine(),
-        cpu_flags=tuple(flag for flag in CPU_FLAGS if flag in present),
+        cpu_flags=tuple(flag for flag in machine.CPU_FLAGS if flag in present),
         cpus=os.cpu_count() or 1,
         usable_cpus=usable_cpus(),
-        governor=governor(),
-        clock_mhz=clock_mhz(),
+        governor=machine.governor(),
+        clock_mhz=machine.clock_mhz(),
         max_clock_mhz=int(max_khz) / 1000 if max_khz.isdigit() else None,
         load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        memory_bytes=kibibytes(memory, "MemTotal"),
-        free_memory_bytes=kibibytes(memory, "MemAvailable"),
-        gpus=tuple(gpu_names()),
-        system=fields_of(read_text("/etc/os-release"), "=").get("PRETTY_NAME") or platform.system(),
+        memory_bytes=machine.kibibytes(memory, "MemTotal"),
+        free_memory_bytes=machine.kibibytes(memory, "MemAvailable"),
+        gpus=tuple(machine.gpu_names()),
+        system=machine.fields_of(machine.read_text("/etc/os-release"), "=").get("PRETTY_NAME") or platform.system(),
         kernel=platform.release(),
         python=platform.python_version(),
         executable=sys.executable,
-        numpy=installed("numpy"),
-        runtime_packages={name: version for name, version in installed_runtimes().items() if version},
+        numpy=machine.installed("numpy"),
+        runtime_packages={name: version for name, version in machine.installed_runtimes().items() if version},
         tensorrt=tensorrt,
         jetson=jetson,
-    )
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """Something wrong with the installed runtimes, and the commands that mend it."""
-
-    message: str
-    commands: tuple[str, ...]
-
-
-def runtime_conflict(environment: Environment) -> Conflict | None:
-    """Return what is wrong when several builds of onnxruntime are installed over each other.
-
-    All builds unpack into the same folder, so the last one installed has overwritten files of the others, and
-    removing one of them breaks the rest: all must go before one comes back.
-    """
-    packages = environment.runtime_packages
-    if len(packages) < 2:
-        return None
-    names = sorted(packages)
-    listed = " and ".join(f"{name} {packages[name]}" for name in names)
-    wanted = "onnxruntime-gpu" if environment.gpus else "onnxruntime"
-    keep = wanted if wanted in packages else names[0]
-    pip = f"{environment.executable} -m pip"
-    return Conflict(
-        f"{listed} are installed over each other; their files are mixed and a provider may be missing.",
-        (f"{pip} uninstall -y {' '.join(names)}", f"{pip} install {keep}=={packages[keep]}"),
     )

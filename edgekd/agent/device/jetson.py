@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgekd.agent.device.machine import Watch, read_text
-from edgekd.agent.schema import COUNT, MHZ, flag, holds, number, record, table, text, told
+from edgekd.schema import COUNT, MHZ, flag, holds, number, record, table, text, told
 
 JETPACKS = {
     "35.1": "5.0.2",

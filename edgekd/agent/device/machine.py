@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.agent.schema import COUNT, CPUS, MHZ, SECONDS, added, holds, maybe
+from edgekd.schema import COUNT, CPUS, MHZ, SECONDS, added, holds, maybe
 
 if TYPE_CHECKING:
     from typing import Self
@@ -96,13 +96,10 @@ class Activity:
     end_s: float = field(metadata=holds(SECONDS))
     other_cpus: float | None = field(metadata=holds(maybe(CPUS)))
     """CPUs kept busy by other processes; None where the system does not say."""
-    stolen_cpus: float | None = field(metadata=holds(maybe(CPUS)))
-    """CPUs that a hypervisor gave to others."""
-    clock_mhz: float | None = field(metadata=holds(maybe(MHZ)))
-    """Of the fastest core, at the end."""
+    stolen_cpus: float | None = field(metadata=holds(maybe(CPUS)))  # CPUs that a hypervisor gave to others
+    clock_mhz: float | None = field(metadata=holds(maybe(MHZ)))  # of the fastest core, at the end
     throttle_events: int = field(metadata=holds(COUNT))
-    gpu_clock_mhz: float | None = field(default=None, metadata=added(maybe(MHZ)))
-    """A Jetson's, the highest meanwhile."""
+    gpu_clock_mhz: float | None = field(default=None, metadata=added(maybe(MHZ)))  # A Jetson's, the highest meanwhile
 
 
 class Meter:

@@ -13,21 +13,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from edgekd import schema
 from edgekd.agent.device.machine import Watch, read_text
 from edgekd.agent.kernels import RUNTIME, Runtime
-from edgekd.agent.schema import (
-    BATCH,
-    DURATION_S,
-    NAME,
-    REASON,
-    RUNS,
-    either,
-    holds,
-    number,
-    record,
-    sometimes,
-    table,
-)
+from edgekd.schema import either, holds, number, record, sometimes, table
 
 if TYPE_CHECKING:
     from edgekd.agent.measurement import Job
@@ -56,20 +45,19 @@ _WATTS, _MILLIJOULES = number(-1e6, 1e6), number(-1e15, 1e15)
 class Energy:
     """The energy of one artefact a run, gross and net of idle."""
 
-    artefact: str = field(metadata=holds(NAME))
+    artefact: str = field(metadata=holds(schema.NAME))
     runtime: Runtime = field(metadata=holds(RUNTIME))
-    source: str = field(metadata=holds(NAME))
-    rails: str = field(metadata=holds(REASON))
-    """Which make the total."""
+    source: str = field(metadata=holds(schema.NAME))
+    rails: str = field(metadata=holds(schema.REASON))  # which make the total
     period_s: float = field(metadata=holds(number(1e-3, 1e3)))
     idle_w: float = field(metadata=holds(_WATTS))
     gross_w: float = field(metadata=holds(_WATTS))
     net_w: float = field(metadata=holds(_WATTS))
     gross_mj_per_run: float = field(metadata=holds(_MILLIJOULES))
     net_mj_per_run: float = field(metadata=holds(_MILLIJOULES))
-    batch: int = field(metadata=holds(BATCH))
-    runs: int = field(metadata=holds(RUNS))
-    seconds: float = field(metadata=holds(DURATION_S))
+    batch: int = field(metadata=holds(schema.BATCH))
+    runs: int = field(metadata=holds(schema.RUNS))
+    seconds: float = field(metadata=holds(schema.DURATION_S))
     rails_w: dict[str, float] = field(metadata=holds(table(_WATTS)))
 
 
@@ -77,8 +65,8 @@ class Energy:
 class NoEnergy:
     """Why there is no energy, of one artefact or of all: "n/a: ..."."""
 
-    energy: str = field(metadata=holds(REASON))
-    artefact: str | None = field(default=None, metadata=sometimes(NAME))
+    energy: str = field(metadata=holds(schema.REASON))
+    artefact: str | None = field(default=None, metadata=sometimes(schema.NAME))
     runtime: Runtime | None = field(default=None, metadata=sometimes(RUNTIME))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from edgekd import locking
 from edgekd.agent.device.machine import sha256_of
 from edgekd.agent.refusal import RefusedError
-from edgekd.agent.schema import NAME, SHA256, SIZE_BYTES, holds
+from edgekd.schema import NAME, SHA256, SIZE_BYTES, holds
 
 SPARE_BYTES = 4 * 2**20
 """For results, and for a file system's own needs."""

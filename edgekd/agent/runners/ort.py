@@ -17,8 +17,7 @@ from edgekd.agent.messages import Executed, LogitsArray
 from edgekd.agent.refusal import RefusedError
 from edgekd.agent.runners.inputs import input_shape, noise
 from edgekd.agent.runners.npy import array_of
-from edgekd.agent.runners.runner import Runner
-from edgekd.agent.runners.timing import timed_runs
+from edgekd.agent.runners.runner import Runner, timed_runs
 
 
 def import_runtime() -> tuple[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from abc import ABC, abstractmethod
@@ -14,9 +15,13 @@ from edgekd.agent.messages import Executed, Loaded, LogitsArray, Sustained
 from edgekd.agent.refusal import RefusedError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Self
 
     from edgekd.agent.messages import Load
+
+
+SMALLEST_WINDOW = 3  # runs; a window of a slow model is cut short, but a median needs at least these
 
 
 class Runner(ABC):
@@ -105,3 +110,21 @@ class Runner(ABC):
             load_ms=self.load_ms,
             first_inference_ms=self.first_inference_ms,
         )
+
+
+def timed_runs(run: Callable[[], object], runs: int, seconds: float, most_seconds: float = math.inf) -> list[float]:
+    """Return milliseconds of at least `runs` runs and `seconds`, cut short after `most_seconds`."""
+    clock = time.perf_counter_ns
+    samples: list[int] = []
+    gc.disable()
+    try:
+        begin = end = clock()
+        enough, most = begin + int(seconds * 1e9), begin + most_seconds * 1e9
+        while (len(samples) < runs or end < enough) and (len(samples) < SMALLEST_WINDOW or end < most):
+            start = clock()
+            run()
+            end = clock()
+            samples.append(end - start)
+    finally:
+        gc.enable()
+    return [sample / 1e6 for sample in samples]

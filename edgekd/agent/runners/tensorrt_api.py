@@ -17,8 +17,7 @@ from edgekd.agent.runners import tensorrt_rules as rules
 from edgekd.agent.runners.engines import engine_key, engine_of
 from edgekd.agent.runners.inputs import input_shape
 from edgekd.agent.runners.npy import ITEM_BYTES, array_of, full_batches, logits_in, read_npy
-from edgekd.agent.runners.runner import Runner
-from edgekd.agent.runners.timing import timed_runs
+from edgekd.agent.runners.runner import Runner, timed_runs
 
 _ITEM_BYTES = {"FLOAT": 4, "HALF": 2, "INT32": 4, "INT64": 8, "INT8": 1, "UINT8": 1, "BOOL": 1}
 

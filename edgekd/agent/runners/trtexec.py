@@ -157,10 +157,8 @@ class TrtexecRunner(Runner):
         """Return the first output for the images of an .npy file."""
         dtype, shape, data = read_npy(images)
         if shape[1:] != self.input_shape[1:]:
-            raise RefusedError(
-                "file",
-                f"{images} holds images of {list(shape[1:])}; the engine takes {list(self.input_shape[1:])}",
-            )
+            takes = f"the engine takes {list(self.input_shape[1:])}"
+            raise RefusedError("file", f"{images} holds images of {list(shape[1:])}; {takes}")
         image_bytes = ITEM_BYTES[dtype] * math.prod(shape[1:])
         rows: list[list[float]] = []
         for batch, count in full_batches(data, image_bytes, self.batch):

@@ -15,7 +15,7 @@ from edgekd.agent.measurement import Job, Settings
 from edgekd.agent.messages import Load, LogitsArray, Sustained, TimeRound
 from edgekd.agent.protocol import AgentProcess
 from edgekd.agent.runners.runner import Runner
-from edgekd.agent.schema import record, written
+from edgekd.schema import record, written
 from tiny_onnx import conv_net
 
 JOB = Job("net", Path("net.onnx"))

@@ -2,7 +2,7 @@
 
 A reader is a function of a value and of its place: it returns what the value means, or raises `SchemaError` with the
 place. Numbers are finite, all sizes bounded. An object of JSON is a dataclass: each field says what its key `holds`, so
-that every key is written once, for `record`, which reads it, and for `written`.
+that every key is written once, for `record`, which reads it, and for `written`. Travels to devices.
 """
 
 from __future__ import annotations
@@ -235,10 +235,10 @@ NAME, TARGET, REASON = text(300), text(200), text(20_000)
 SHA256 = text(64, "[0-9a-f]{64}")
 SIZE_BYTES, COUNT, BATCH, THREADS = whole(0, 10**16), whole(0, 10**9), whole(1, 10**6), whole(1, 10**5)
 RUNS = whole(1, 10**9)
-SHAPE = many(whole(1, 10**6), 8)
+SHAPE, DECLARED, FLAGS = many(whole(1, 10**6), 8), many(maybe(whole(1, 10**6)), 8), many(NAME, 20)
 SECONDS, DURATION_S = number(0, 1e12), number(1e-9, 1e7)
 MS, LOADING_MS = number(1e-9, 1e9), number(0, 1e9)
 MHZ, CPUS = number(0, 1e7), number(0, 1e6)
-SAMPLES_MS = numbers(1e-9, 1e9, 10**8, 1)
+SAMPLES_MS, WINDOWS_MS = numbers(1e-9, 1e9, 10**8, 1), numbers(1e-9, 1e9, 10**6)
 COMMANDS = many(text(100_000), 100)
 SHARE = number(0, 1)

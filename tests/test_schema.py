@@ -12,7 +12,7 @@ from latencies import compared, measured
 
 from edgekd.agent.measurement import Comparison, Job, Skipped
 from edgekd.agent.messages import Close, Hello, Load, LogitsArray, answer_in, answering, asked_in, asking
-from edgekd.agent.schema import (
+from edgekd.schema import (
     SchemaError,
     added,
     flag,
