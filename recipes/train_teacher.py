@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from edgekd import machine, rng
 from edgekd.models import registry
-from edgekd.realdata import RealImages, open_folder
+from edgekd.run.realdata import RealImages, open_folder
 
 
 def arguments() -> argparse.Namespace:

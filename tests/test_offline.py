@@ -113,7 +113,7 @@ def test_the_agent_that_travels_silences_the_runtime_before_it_is_imported(tmp_p
     archive.write_bytes(pack.agent_zip())
     code = (
         "import json, os, sys; sys.path.insert(0, 'agent.pyz')\n"
-        "import edgekd.agent.runners.ort_model\n"
+        "import edgekd.agent.runners.ort\n"
         "assert 'onnxruntime' not in sys.modules\n"
         "print(json.dumps(dict(os.environ)))"
     )

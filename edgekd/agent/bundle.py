@@ -10,26 +10,67 @@ import platform
 import sys
 import time
 import zipfile
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from edgekd.agent import files, session
-from edgekd.agent.device import power, scratch
+from edgekd.agent import session
+from edgekd.agent.device import files, power, scratch
 from edgekd.agent.device.machine import publish
-from edgekd.agent.device.workplace import Workplace
+from edgekd.agent.device.workplace import FileFacts, Workplace
 from edgekd.agent.kernels import RUNTIMES, Runtime
-from edgekd.agent.measure import Progress, Tools, require_some
-from edgekd.agent.measurement import Job, Settings, from_json, job_from_json
+from edgekd.agent.measure import Tools, require_some
+from edgekd.agent.measurement import Job, Progress, Settings
+from edgekd.agent.messages import LOGITS
+from edgekd.agent.numerics import LogitsCheck
 from edgekd.agent.protocol import entry_point
 from edgekd.agent.refusal import RefusedError
 from edgekd.agent.runners.tensorrt import find
 from edgekd.agent.runners.tensorrt_rules import known
+from edgekd.agent.session import DeviceComparison, DeviceResults
 from edgekd.errors import EdgekdError, MachineError
+from edgekd.schema import NAME, SHA256, TARGET, SchemaError, holds, many, parse_json, record, table, whole, written
 from edgekd.text import visible
 
 MANIFEST, FORMAT = "manifest.json", 1
 EXIT_CODES = {"file": 4, "usage": 2, "machine": 6, "busy": 7}
+
+
+@dataclass(frozen=True)
+class Golden:
+    """The file of golden inputs, and the logits that the host computed for them, by the file of the model."""
+
+    images: str = field(metadata=holds(NAME))
+    logits: dict[str, tuple[tuple[float, ...], ...]] = field(metadata=holds(table(LOGITS)))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json of a student.pyz: what it holds and how it is measured."""
+
+    format: int = field(metadata=holds(whole(1, 10**6)))
+    run: str = field(metadata=holds(NAME))
+    jobs: tuple[Job, ...] = field(metadata=holds(many(record(Job), 1000)))
+    settings: Settings = field(metadata=holds(record(Settings)))
+    files: tuple[FileFacts, ...] = field(metadata=holds(many(record(FileFacts), 1000)))
+    golden: Golden = field(metadata=holds(record(Golden)))
+
+
+@dataclass(frozen=True)
+class BundleResults(DeviceResults):
+    """results.json of a student.pyz."""
+
+    format: int = field(metadata=holds(whole(1, 10**6)))
+    run: str = field(metadata=holds(NAME))
+    target: str = field(metadata=holds(TARGET))
+    manifest_sha256: str = field(metadata=holds(SHA256))
+    files: dict[str, str] = field(metadata=holds(table(SHA256, 1000)))
+
+
+def format_of(value: Any) -> Any:
+    """Return the format that a manifest or a results.json claims, whatever else is in it."""
+    return value.get("format", FORMAT) if isinstance(value, dict) else FORMAT
 
 
 def is_one() -> bool:
@@ -50,12 +91,12 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         _say(f"error: {error.filename or 'a file'} cannot be written or read ({error.strerror})")
         return 6
-    failed = [one for one in results["numerics"] if not one["passed"]]
+    failed = [one for one in results.numerics if not one.passed]
     _say(f"wrote {asked.output}; on the machine with the run: edgekd bench --import {Path(asked.output).name}")
     return 5 if failed else 0
 
 
-def _recorded(asked: argparse.Namespace) -> dict[str, Any]:
+def _recorded(asked: argparse.Namespace) -> BundleResults:
     """Do what was asked and write the results; that they can be written is known before minutes of measuring."""
     output = Path(asked.output)
     if output.exists() and not _is_results(output):
@@ -68,7 +109,7 @@ def _recorded(asked: argparse.Namespace) -> dict[str, Any]:
             temporary.unlink()
         temporary.open("x").close()
         results = _Bundle(asked).run()
-        temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(written(results), indent=1) + "\n", encoding="utf-8")
         publish(temporary, output)
     finally:
         if temporary.exists():
@@ -78,7 +119,7 @@ def _recorded(asked: argparse.Namespace) -> dict[str, Any]:
 
 def _is_results(path: Path) -> bool:
     try:
-        found = files.parse_json(files.read_bytes(path))
+        found = parse_json(files.read_bytes(path))
     except (OSError, ValueError):
         return False
     return isinstance(found, dict) and "manifest_sha256" in found
@@ -101,60 +142,68 @@ def _say(text: str) -> None:
     sys.stderr.flush()
 
 
+def _manifest(text: bytes) -> Manifest:
+    value = json.loads(text)
+    if format_of(value) != FORMAT:
+        raise RefusedError("file", f"the manifest has format {format_of(value)}, not {FORMAT}")
+    try:
+        return record(Manifest)(value, "")
+    except SchemaError as error:
+        raise RefusedError("file", f"the manifest is none of this edgekd ({error})") from error
+
+
 class _Bundle:
     def __init__(self, asked: argparse.Namespace) -> None:
         self.asked, self.archive = asked, zipfile.ZipFile(str(entry_point()))
         text = self.archive.read(MANIFEST)
-        self.manifest: dict[str, Any] = json.loads(text)
-        self.manifest_sha256 = hashlib.sha256(text).hexdigest()
-        if self.manifest["format"] != FORMAT:
-            raise RefusedError("file", f"the manifest has format {self.manifest['format']}, not {FORMAT}")
-        self.settings = Settings(**{**self.manifest["settings"], "batch": asked.batch, "threads": asked.threads})
+        self.manifest, self.manifest_sha256 = _manifest(text), hashlib.sha256(text).hexdigest()
+        self.settings = replace(self.manifest.settings, batch=asked.batch, threads=asked.threads)
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> BundleResults:
         """Do what was asked; return the results."""
         place = Workplace()
         tools = Tools(self.asked.trtexec, str(place.engines), time.time())
         with scratch.folder() as folder:
             self._unpack(folder)
             runtime: Runtime = self.asked.runtime or ("tensorrt" if known(find(self.asked.trtexec)) else "ort-cpu")
-            if self.asked.action == "bench" or runtime == "tensorrt":  # answers alone need no lock and no cache
+            bench = self.asked.action == "bench"
+            if bench or runtime == "tensorrt":  # answers alone need no lock and no cache
                 place.hold()
-            jobs = [replace(job_from_json(one, folder), runtime=runtime) for one in self.manifest["jobs"]]
-            results: dict[str, Any] = {
-                "format": FORMAT,
-                "run": self.manifest["run"],
-                "target": platform.node() or "device",
-                "manifest_sha256": self.manifest_sha256,
-                "files": {one["name"]: one["sha256"] for one in self.manifest["files"]},
-                "comparisons": [],
-                "energy": [],
-            }
-            if self.asked.action == "bench":
-                results["comparisons"].append(session.compare(jobs, self.settings, tools, _report))
-                compared = from_json(results["comparisons"][0]["comparison"])
-                require_some(compared.results)
-                ready = [replace(one.job, model=folder / one.job.model) for one in compared.measurements]
-                for warning in compared.warnings:
-                    _say(f"warning: {warning}")
-            else:
-                ready = session.planned(jobs, self.settings, tools)
-            results["numerics"] = self._numerics(ready, tools, folder)
-            if self.asked.action == "bench" and not self.asked.no_energy:
-                results["energy"] = self._energy(ready, tools)
-        return results
+            jobs = [replace(job, model=folder / job.model, runtime=runtime) for job in self.manifest.jobs]
+            comparisons = (session.compare(jobs, self.settings, tools, _report),) if bench else ()
+            ready = self._ready(jobs, tools, comparisons)
+            return BundleResults(
+                format=FORMAT,
+                run=self.manifest.run,
+                target=platform.node() or "device",
+                manifest_sha256=self.manifest_sha256,
+                files={one.name: one.sha256 for one in self.manifest.files},
+                comparisons=comparisons,
+                numerics=self._numerics(ready, tools, folder),
+                energy=self._energy(ready, tools) if bench and not self.asked.no_energy else (),
+            )
+
+    def _ready(self, jobs: list[Job], tools: Tools, comparisons: Sequence[DeviceComparison]) -> list[Job]:
+        """Return the jobs that run here: those that were timed, if any were."""
+        if not comparisons:
+            return session.planned(jobs, self.settings, tools)
+        compared = comparisons[0].comparison
+        require_some(compared.results)
+        for warning in compared.warnings:
+            _say(f"warning: {warning}")
+        return [one.job for one in compared.measurements]
 
     def _unpack(self, folder: Path) -> None:
         """Write the files where a runtime can read them, each with the hash of the manifest."""
-        for one in self.manifest["files"]:
-            data = self.archive.read(f"files/{one['name']}")
-            if hashlib.sha256(data).hexdigest() != one["sha256"]:
-                raise RefusedError("file", f"{one['name']} in {entry_point()} is damaged; copy the bundle again")
-            (folder / one["name"]).write_bytes(data)
+        for one in self.manifest.files:
+            data = self.archive.read(f"files/{one.name}")
+            if hashlib.sha256(data).hexdigest() != one.sha256:
+                raise RefusedError("file", f"{one.name} in {entry_point()} is damaged; copy the bundle again")
+            (folder / one.name).write_bytes(data)
 
-    def _numerics(self, jobs: list[Job], tools: Tools, folder: Path) -> list[dict[str, Any]]:
+    def _numerics(self, jobs: list[Job], tools: Tools, folder: Path) -> tuple[LogitsCheck, ...]:
         """Check what can be built here; what cannot is told, and an error only where nothing else can."""
-        found: list[dict[str, Any]] = []
+        found: list[LogitsCheck] = []
         failures: list[MachineError] = []
         for job in jobs:
             try:
@@ -164,27 +213,26 @@ class _Bundle:
                 failures.append(error)
         if not found:
             raise failures[0]
-        return found
+        return tuple(found)
 
-    def _checked(self, job: Job, tools: Tools, folder: Path) -> dict[str, Any]:
-        golden = self.manifest["golden"]
-        expected = golden["logits"][job.model.name]
-        found = session.check(job, self.settings, tools, folder / golden["images"], expected)
-        word = "as on the host" if found["passed"] else "NOT as on the host"
-        difference = "not finite" if found["max_difference"] is None else f"{found['max_difference']:.2g}"
+    def _checked(self, job: Job, tools: Tools, folder: Path) -> LogitsCheck:
+        golden = self.manifest.golden
+        found = session.check(job, self.settings, tools, folder / golden.images, golden.logits[job.model.name])
+        word = "as on the host" if found.passed else "NOT as on the host"
+        difference = "not finite" if found.max_difference is None else f"{found.max_difference:.2g}"
         _say(
             f"check    {job.label}: {word}: largest difference {difference} of the range "
-            f"({found['precision']}: {found['tolerance']:g} allowed), {found['wrong_answers']} of {found['clear']} "
+            f"({found.precision}: {found.tolerance:g} allowed), {found.wrong_answers} of {found.clear} "
             "clear answers differ"
         )
         return found
 
-    def _energy(self, jobs: list[Job], tools: Tools) -> list[dict[str, Any]]:
+    def _energy(self, jobs: list[Job], tools: Tools) -> tuple[power.Energy | power.NoEnergy, ...]:
         source = power.find()
         if isinstance(source, str):
-            return [{"energy": source}]
+            return (power.NoEnergy(source),)
         try:
-            return [session.energy(job, self.settings, tools, source) for job in jobs]
+            return tuple(session.energy(job, self.settings, tools, source) for job in jobs)
         finally:
             source.close()
 

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.device.disturbance import warnings
-from edgekd.agent.device.environment import Environment, from_facts
-from edgekd.agent.device.machine import sha256_of
+from edgekd.agent.device.environment import Environment
+from edgekd.agent.device.machine import Activity, sha256_of
 from edgekd.agent.kernels import skip_reason
-from edgekd.agent.measurement import Activity, Comparison, Job, Measurement, Round, Settings, Skipped
+from edgekd.agent.measurement import (
+    Comparison,
+    Job,
+    LoadedFacts,
+    Measurement,
+    MemoryUse,
+    NodeCounts,
+    Progress,
+    Round,
+    Settings,
+    Skipped,
+)
+from edgekd.agent.messages import CountNodes, Hello, Load, Memory, Observe, TimeRound, WarmedUp, WarmUp
 from edgekd.agent.protocol import AgentProcess, Local, Transport
 from edgekd.agent.runners.tensorrt import MISSING
 from edgekd.agent.runners.tensorrt_rules import uses_of
@@ -22,21 +34,11 @@ from edgekd.errors import InputFileError, MachineError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    OnProgress = Callable[["Progress"], None]
+    OnProgress = Callable[[Progress], None]
 
 _OBSERVED_S = 0.5
 LOAD_TIMEOUT_S = 3600.0
 """An engine of TensorRT takes minutes to build, on a small board many."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One finished step of a measurement: `done` of `total`."""
-
-    step: str  # load, warm-up or round
-    artefact: str
-    done: int
-    total: int
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,6 @@ class Tools:
     engines: str | None = None
     engines_since_s: float | None = None
     """The Unix time from which on engines that were used stay: when the work began."""
-
-    def to_request(self) -> dict[str, Any]:
-        """Return what a load request says of them."""
-        given = asdict(self)
-        return {name: value for name, value in given.items() if value is not None}
 
 
 def measure(
@@ -80,8 +77,8 @@ def measure(
 
     with agent(transport.target) as scout:
         wants_tensorrt = any(job.runtime == "tensorrt" for job in jobs)
-        environment = from_facts(scout.hello(tensorrt=wants_tensorrt, **tools.to_request()))
-        before = _activity(scout.ask("observe", seconds=_OBSERVED_S))
+        environment = scout.ask(Hello(wants_tensorrt, tools.trtexec)).machine
+        before = scout.ask(Observe(_OBSERVED_S))
     planned = plan(jobs, environment)
     timed = [one for one in planned if isinstance(one, Job)]
     found = {one.job: one for one in _measure(timed, settings, on_progress, transport, tools, agent)}
@@ -115,7 +112,7 @@ def plan(jobs: Sequence[Job], environment: Environment) -> list[Job | Skipped]:
 def _engines(job: Job, environment: Environment) -> list[Job | Skipped]:
     if environment.tensorrt is None:
         raise MachineError(MISSING)
-    uses = uses_of(job.kind, environment.tensorrt["version"])
+    uses = uses_of(job.kind, environment.tensorrt.version)
     if isinstance(uses, str):
         return [Skipped(job, uses)]
     wanted = uses[:1] if job.first_engine else uses
@@ -180,24 +177,24 @@ def _or_skipped(job: Job, skipped: list[Measurement | Skipped]) -> Iterator[None
         skipped.append(Skipped(job, "n/a: " + " | ".join(str(error).rstrip(".").splitlines())))
 
 
-def load_request(
-    job: Job, settings: Settings, transport: Transport, tools: Mapping[str, Any], *, spin_wait: bool = True
-) -> dict[str, Any]:
+def load_request(job: Job, settings: Settings, transport: Transport, tools: Tools, *, spin_wait: bool = True) -> Load:
     """Return the request that loads an artefact on its machine; threads that wait may spin, but not for energy."""
-    return {
-        "model": transport.place(job.model),
-        "sha256": sha256_of(job.model),
-        "runtime": job.runtime,
-        "threads": settings.threads,
-        "batch": settings.batch,
-        "image_shape": job.image_shape,
-        "input_name": job.input_name,
-        "declared": job.declared,
-        "flags": job.flags,
-        "seed": settings.seed,
-        "spin_wait": spin_wait,
-        **tools,
-    }
+    return Load(
+        model=transport.place(job.model),
+        sha256=sha256_of(job.model),
+        runtime=job.runtime,
+        threads=settings.threads,
+        batch=settings.batch,
+        image_shape=job.image_shape,
+        input_name=job.input_name,
+        declared=job.declared,
+        flags=job.flags,
+        seed=settings.seed,
+        spin_wait=spin_wait,
+        trtexec=tools.trtexec,
+        engines=tools.engines,
+        engines_since_s=tools.engines_since_s,
+    )
 
 
 class _Subject:
@@ -206,57 +203,41 @@ class _Subject:
     def __init__(self, job: Job, settings: Settings, agent: AgentProcess, transport: Transport, tools: Tools) -> None:
         self.job, self._settings, self._agent = job, settings, agent
         self._rounds: list[Round] = []
-        self._warm_up: dict[str, Any] = {}
-        request = load_request(job, settings, transport, tools.to_request())
-        self._load = agent.ask("load", timeout_s=max(LOAD_TIMEOUT_S, settings.reply_timeout_s), **request)
+        self._warm: WarmedUp
+        request = load_request(job, settings, transport, tools)
+        self._loaded = agent.ask(request, timeout_s=max(LOAD_TIMEOUT_S, settings.reply_timeout_s))
 
     def warm_up(self) -> None:
-        self._warm_up = self._agent.ask(
-            "warm_up",
-            window=self._settings.warm_up_window,
-            agreement=self._settings.warm_up_agreement,
-            most_seconds=self._settings.warm_up_seconds,
+        settings = self._settings
+        self._warm = self._agent.ask(
+            WarmUp(settings.warm_up_window, settings.warm_up_agreement, settings.warm_up_seconds)
         )
 
     def round(self) -> None:
-        reply = self._agent.ask(
-            "round",
-            runs=math.ceil(self._settings.min_runs / self._settings.rounds),
-            seconds=self._settings.min_seconds / self._settings.rounds,
-            settle_runs=self._settings.settle_runs,
+        settings = self._settings
+        timed = self._agent.ask(
+            TimeRound(
+                runs=math.ceil(settings.min_runs / settings.rounds),
+                seconds=settings.min_seconds / settings.rounds,
+                settle_runs=settings.settle_runs,
+            )
         )
-        self._rounds.append(Round(tuple(reply["samples_ms"]), _activity(reply)))
+        self._rounds.append(Round(timed.samples_ms, Activity(**_facts(Activity, timed))))
 
     def measurement(self) -> Measurement:
-        memory = self._agent.ask("memory")  # before the profiled run, which opens a second session
-        executed = self._agent.ask("executed")
+        memory = self._agent.ask(Memory())  # before the profiled run, which opens a second session
+        executed = self._agent.ask(CountNodes())
         return Measurement(
             job=self.job,
-            provider=self._load["provider"],
-            runtime_version=self._load["runtime_version"],
-            sha256=self._load["sha256"],
-            size_bytes=self._load["size_bytes"],
-            load_ms=self._load["load_ms"],
-            first_inference_ms=self._load["first_inference_ms"],
-            baseline_memory_bytes=memory["baseline_memory_bytes"],
-            peak_memory_bytes=memory["peak_memory_bytes"],
-            integer_nodes=executed["integer_nodes"],
-            compute_nodes=executed["compute_nodes"],
-            stable=self._warm_up["stable"],
-            warm_up_ms=tuple(self._warm_up["medians_ms"]),
+            stable=self._warm.stable,
+            warm_up_ms=self._warm.medians_ms,
             rounds=tuple(self._rounds),
-            build_s=self._load["build_s"],
-            commands=tuple(self._load["commands"]),
+            **_facts(LoadedFacts, self._loaded),
+            **_facts(MemoryUse, memory),
+            **_facts(NodeCounts, executed),
         )
 
 
-def _activity(reply: dict[str, Any]) -> Activity:
-    return Activity(
-        start_s=reply["start_s"],
-        end_s=reply["end_s"],
-        other_cpus=reply["other_cpus"],
-        stolen_cpus=reply["stolen_cpus"],
-        clock_mhz=reply["clock_mhz"],
-        throttle_events=reply["throttle_events"],
-        gpu_clock_mhz=reply.get("gpu_clock_mhz"),
-    )
+def _facts(cls: type[Any], answer: object) -> dict[str, Any]:
+    """Return what an answer says of the fields of a class that it extends."""
+    return {one.name: getattr(answer, one.name) for one in fields(cls)}

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgekd.agent.device.environment import Environment, from_facts
-from edgekd.agent.kernels import Arithmetic, Kind, Runtime
+from edgekd import schema
+from edgekd.agent.device.environment import Environment
+from edgekd.agent.device.machine import Activity
+from edgekd.agent.kernels import ARITHMETIC, KIND, RUNTIME, Arithmetic, Kind, Runtime
 from edgekd.errors import UsageError
+from edgekd.schema import SchemaError, either, flag, holds, many, maybe, number, record, text, whole
+
+_ROUNDS = whole(2, 10**5)
+
+
+def _file(value: Any, place: str) -> Path:
+    """Accept the name of a file; where it lies is a matter of each machine."""
+    return Path(schema.NAME(value, place))
 
 
 @dataclass(frozen=True)
 class Job:
     """One artefact to measure; artefact and runtime name it in every result and must be unique in a comparison."""
 
-    artefact: str
-    model: Path
-    kind: Kind = "any"
-    runtime: Runtime = "ort-cpu"
-    image_shape: tuple[int, ...] | None = None  # C, H, W where the file leaves them open
-    input_name: str = "input"
-    declared: tuple[int | None, ...] | None = None  # N, C, H, W as in the file, None where it leaves them open
-    flags: tuple[str, ...] = ()  # TensorRT's, for the precision
-    first_engine: bool = False  # of those that TensorRT makes of the file; else each
-    arithmetic: Arithmetic = "fp32"  # by the nodes and weights of the file, whatever its name
+    artefact: str = field(metadata=holds(schema.NAME))
+    model: Path = field(metadata=holds(_file))
+    kind: Kind = field(default="any", metadata=holds(KIND))
+    runtime: Runtime = field(default="ort-cpu", metadata=holds(RUNTIME))
+    image_shape: tuple[int, ...] | None = field(default=None, metadata=holds(maybe(schema.SHAPE)))
+    """C, H, W where the file leaves them open."""
+    input_name: str = field(default="input", metadata=holds(text(5000)))
+    declared: tuple[int | None, ...] | None = field(default=None, metadata=holds(maybe(schema.DECLARED)))
+    """N, C, H, W as in the file, None where it leaves them open."""
+    flags: tuple[str, ...] = field(default=(), metadata=holds(schema.FLAGS))  # TensorRT's, for the precision
+    first_engine: bool = field(default=False, metadata=holds(flag))
+    """Of those that TensorRT makes of the file; else each."""
+    arithmetic: Arithmetic = field(default="fp32", metadata=holds(ARITHMETIC))
+    """By the nodes and weights of the file, whatever its name."""
 
     @property
     def label(self) -> str:
@@ -36,17 +50,17 @@ class Job:
 class Settings:
     """How each artefact is measured; `min_runs` and `min_seconds` are its totals over all rounds."""
 
-    batch: int = 1
-    threads: int = 1
-    rounds: int = 10
-    min_runs: int = 500
-    min_seconds: float = 5.0
-    settle_runs: int = 5  # untimed, at the start of each round
-    warm_up_window: int = 50
-    warm_up_agreement: float = 0.02
-    warm_up_seconds: float = 10.0
-    seed: int = 0
-    reply_timeout_s: float = 600.0
+    batch: int = field(default=1, metadata=holds(schema.BATCH))
+    threads: int = field(default=1, metadata=holds(schema.THREADS))
+    rounds: int = field(default=10, metadata=holds(_ROUNDS))
+    min_runs: int = field(default=500, metadata=holds(schema.RUNS))
+    min_seconds: float = field(default=5.0, metadata=holds(schema.DURATION_S))
+    settle_runs: int = field(default=5, metadata=holds(schema.COUNT))  # untimed, at the start of each round
+    warm_up_window: int = field(default=50, metadata=holds(whole(3, 10**9)))
+    warm_up_agreement: float = field(default=0.02, metadata=holds(number(1e-12, 1e6)))
+    warm_up_seconds: float = field(default=10.0, metadata=holds(schema.DURATION_S))
+    seed: int = field(default=0, metadata=holds(whole(-(2**63), 2**63)))
+    reply_timeout_s: float = field(default=600.0, metadata=holds(schema.DURATION_S))
 
     def __post_init__(self) -> None:
         least = {"batch": 1, "threads": 1, "rounds": 2, "min_runs": 1, "settle_runs": 0, "warm_up_window": 3}
@@ -59,108 +73,103 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Activity:
-    """What the machine did besides the measured process, between two readings of its monotonic clock."""
+class Progress:
+    """One finished step of a measurement: `done` of `total`."""
 
-    start_s: float
-    end_s: float
-    other_cpus: float | None  # CPUs kept busy by other processes; None where the system does not say
-    stolen_cpus: float | None  # CPUs that a hypervisor gave to others
-    clock_mhz: float | None  # of the fastest core, at the end
-    throttle_events: int
-    gpu_clock_mhz: float | None = None  # a Jetson's, the highest meanwhile
+    step: str = field(metadata=holds(schema.NAME))  # of load, warm-up and round
+    artefact: str = field(metadata=holds(text(500)))
+    done: int = field(metadata=holds(whole(1, 10**7)))
+    total: int = field(metadata=holds(whole(1, 10**7)))
 
 
 @dataclass(frozen=True)
 class Round:
     """The raw samples of one round of one artefact, and what else went on meanwhile."""
 
-    samples_ms: tuple[float, ...]
-    activity: Activity
+    samples_ms: tuple[float, ...] = field(metadata=holds(schema.SAMPLES_MS))
+    activity: Activity = field(metadata=holds(record(Activity)))
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """One artefact, measured. Memory is that of the host process; a GPU's own memory is not in it."""
+class LoadedFacts:
+    """What is known of an artefact once it is loaded; None where the runtime does not say."""
 
-    job: Job
-    provider: str
-    runtime_version: str
-    sha256: str
-    size_bytes: int
-    load_ms: float | None  # None here and below: the runtime does not say
-    first_inference_ms: float | None
-    baseline_memory_bytes: int | None  # before the model was loaded
-    peak_memory_bytes: int | None
-    integer_nodes: int | None  # of `compute_nodes`: Conv, Gemm and MatMul that really ran
-    compute_nodes: int | None
-    stable: bool  # the warm-up settled in time
-    warm_up_ms: tuple[float, ...]  # the median of each window
-    rounds: tuple[Round, ...]
-    build_s: float | None = None  # of the engine; None where there is none, or it came from the cache
-    commands: tuple[str, ...] = ()  # of trtexec, as they were run
+    sha256: str = field(metadata=holds(schema.SHA256))
+    size_bytes: int = field(metadata=holds(schema.SIZE_BYTES))
+    runtime_version: str = field(metadata=holds(text()))
+    provider: str = field(metadata=holds(text()))
+    build_s: float | None = field(metadata=holds(maybe(schema.SECONDS)))
+    """Of the engine; None where there is none, or it came from the cache."""
+    commands: tuple[str, ...] = field(metadata=holds(schema.COMMANDS))  # of trtexec, as they were run
+    load_ms: float | None = field(metadata=holds(maybe(schema.LOADING_MS)))
+    first_inference_ms: float | None = field(metadata=holds(maybe(schema.LOADING_MS)))
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """The memory of the process that runs an artefact; a GPU's own memory is not in it."""
+
+    peak_memory_bytes: int | None = field(metadata=holds(maybe(schema.SIZE_BYTES)))
+    baseline_memory_bytes: int | None = field(metadata=holds(maybe(schema.SIZE_BYTES)))  # before the model was loaded
+
+
+@dataclass(frozen=True)
+class NodeCounts:
+    """How many compute nodes (Conv, Gemm, MatMul) really ran, and how many of them as integers."""
+
+    integer_nodes: int | None = field(metadata=holds(maybe(schema.COUNT)))
+    compute_nodes: int | None = field(metadata=holds(maybe(schema.COUNT)))
+
+    def require_consistent(self, place: str) -> None:
+        """Raise `SchemaError` where there are more integer nodes than nodes."""
+        nodes, all_nodes = self.integer_nodes, self.compute_nodes
+        if nodes is not None and all_nodes is not None and nodes > all_nodes:
+            raise SchemaError(f"{place}.integer_nodes".lstrip("."), nodes, f"at most the {all_nodes} compute nodes")
+
+
+@dataclass(frozen=True)
+class Measurement(LoadedFacts, MemoryUse, NodeCounts):
+    """One artefact, measured."""
+
+    job: Job = field(metadata=holds(record(Job)))
+    stable: bool = field(metadata=holds(flag))  # the warm-up settled in time
+    warm_up_ms: tuple[float, ...] = field(metadata=holds(schema.WINDOWS_MS))  # the median of each window
+    rounds: tuple[Round, ...] = field(metadata=holds(many(record(Round), 10**5, 2)))
 
 
 @dataclass(frozen=True)
 class Skipped:
     """One artefact that was not timed, with the reason: "n/a: ..."."""
 
-    job: Job
-    reason: str
+    job: Job = field(metadata=holds(record(Job)))
+    reason: str = field(metadata=holds(schema.REASON))
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Artefacts measured side by side; their times compare with each other and with no other comparison's."""
 
-    target: str
-    environment: Environment
-    settings: Settings
-    before: Activity
-    results: tuple[Measurement | Skipped, ...]
-    warnings: tuple[str, ...]
+    target: str = field(metadata=holds(schema.TARGET))
+    environment: Environment = field(metadata=holds(record(Environment)))
+    settings: Settings = field(metadata=holds(record(Settings)))
+    before: Activity = field(metadata=holds(record(Activity)))
+    results: tuple[Measurement | Skipped, ...] = field(
+        metadata=holds(many(either("reason", record(Skipped), record(Measurement)), 1000))
+    )
+    warnings: tuple[str, ...] = field(metadata=holds(many(schema.REASON, 1000)))
 
     @property
     def measurements(self) -> tuple[Measurement, ...]:
         """Return what was really measured, in the order of the jobs."""
         return tuple(result for result in self.results if isinstance(result, Measurement))
 
-
-def to_json(comparison: Comparison) -> dict[str, Any]:
-    """Return a comparison as JSON values; of the model's path only the name is kept."""
-    found = asdict(comparison)
-    for result in found["results"]:
-        result["job"]["model"] = Path(result["job"]["model"]).name
-    return found
-
-
-def job_from_json(data: dict[str, Any], folder: Path = Path()) -> Job:
-    """Return a job whose model lies in `folder`."""
-    shapes = {name: data[name] and tuple(data[name]) for name in ("image_shape", "declared")}
-    return Job(**{**data, **shapes, "model": folder / data["model"], "flags": tuple(data["flags"])})
-
-
-def job_to_json(job: Job) -> dict[str, Any]:
-    """Return a job as JSON values, its model by name."""
-    return {**asdict(job), "model": job.model.name}
-
-
-def from_json(data: dict[str, Any]) -> Comparison:
-    """Return the comparison that `to_json` wrote and `answers.comparison` accepted."""
-    return Comparison(
-        target=data["target"],
-        environment=from_facts(data["environment"]),
-        settings=Settings(**data["settings"]),
-        before=Activity(**data["before"]),
-        results=tuple(_result(one) for one in data["results"]),
-        warnings=tuple(data["warnings"]),
-    )
-
-
-def _result(data: dict[str, Any]) -> Measurement | Skipped:
-    job = job_from_json(data["job"])
-    if "reason" in data:
-        return Skipped(job, data["reason"])
-    rounds = tuple(Round(tuple(one["samples_ms"]), Activity(**one["activity"])) for one in data["rounds"])
-    lists = {"warm_up_ms": tuple(data["warm_up_ms"]), "commands": tuple(data["commands"])}
-    return Measurement(**{**data, "job": job, "rounds": rounds, **lists})
+    def require_consistent(self, place: str) -> None:
+        """Raise `SchemaError` unless each row has a name of its own, and as many rounds as were asked."""
+        seen = set()
+        for index, result in enumerate(self.results):
+            here, name = f"{place}.results[{index}]".lstrip("."), (result.job.artefact, result.job.runtime)
+            if name in seen:
+                raise SchemaError(f"{here}.job", name, "another row than those before it")
+            seen.add(name)
+            if isinstance(result, Measurement) and len(result.rounds) != self.settings.rounds:
+                raise SchemaError(f"{here}.rounds", len(result.rounds), f"{self.settings.rounds} rounds")

@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+from edgekd.agent.kernels import PRECISION, RUNTIME, TOLERANCES, Precision, Runtime
 from edgekd.agent.measurement import Job
-
-TOLERANCES = {"fp32": 1e-3, "tf32": 1e-2, "fp16": 2e-2, "int8": 1e-1}
-"""Largest difference allowed, as a share of the logits' range. INT8 kernels may round a tie either way, and each such
-step goes on through the layers; FP16 has 11 bits of mantissa, TF32 as many, added up in another order."""
+from edgekd.schema import BATCH, COUNT, NAME, SHARE, SchemaError, flag, holds, maybe, number
 
 
-def precision_of(job: Job) -> str:
+@dataclass(frozen=True)
+class LogitsCheck:
+    """How the logits of an artefact on a device differ from the host's."""
+
+    artefact: str = field(metadata=holds(NAME))
+    runtime: Runtime = field(metadata=holds(RUNTIME))
+    precision: Precision = field(metadata=holds(PRECISION))
+    tolerance: float = field(metadata=holds(SHARE))
+    max_difference: float | None = field(metadata=holds(maybe(number(0, 1e300))))
+    """As a share of the logits' range; None where they are not finite."""
+    images: int = field(metadata=holds(BATCH))
+    clear: int = field(metadata=holds(COUNT))  # answers of the host that no tolerated difference can change
+    wrong_answers: int = field(metadata=holds(COUNT))  # of the clear ones
+    passed: bool = field(metadata=holds(flag))
+
+    def require_consistent(self, place: str) -> None:
+        """Raise `SchemaError` unless the counts go together; that it passed is no matter of opinion."""
+        passed = self.max_difference is not None and self.max_difference <= self.tolerance and self.wrong_answers == 0
+        if not self.wrong_answers <= self.clear <= self.images:
+            raise SchemaError(f"{place}.clear", self.clear, "a count between wrong_answers and images")
+        if self.passed != passed:
+            raise SchemaError(f"{place}.passed", self.passed, "what max_difference and wrong_answers say")
+
+
+def precision_of(job: Job) -> Precision:
     """Return the precision whose tolerance holds for an artefact."""
     if job.kind.startswith("int8") or job.arithmetic == "int8":
         return "int8"
@@ -21,12 +44,13 @@ def precision_of(job: Job) -> str:
     return "tf32" if on_gpu and "--noTF32" not in job.flags else "fp32"
 
 
-def compare(expected: list[list[float]], found: list[list[float]], precision: str) -> dict[str, Any]:
-    """Compare N x K logits with the host's.
+def compare(job: Job, expected: Sequence[Sequence[float]], found: Sequence[Sequence[float]]) -> LogitsCheck:
+    """Compare N x K logits of a job with the host's.
 
     It passes when no logit differs by more than the tolerance and the answer is the same wherever the host's two
     largest logits are further apart than twice the tolerance.
     """
+    precision = precision_of(job)
     tolerance = TOLERANCES[precision]
     values = [value for row in expected for value in row]
     extent = max(values) - min(values) or 1.0
@@ -41,12 +65,14 @@ def compare(expected: list[list[float]], found: list[list[float]], precision: st
             if first - second > 2 * tolerance * extent:
                 clear += 1
                 wrong += haves.index(max(haves)) != wants.index(first)
-    return {
-        "precision": precision,
-        "tolerance": tolerance,
-        "max_difference": largest if largest != float("inf") else None,
-        "images": len(expected),
-        "clear": clear,
-        "wrong_answers": wrong,
-        "passed": largest <= tolerance and wrong == 0,
-    }
+    return LogitsCheck(
+        artefact=job.artefact,
+        runtime=job.runtime,
+        precision=precision,
+        tolerance=tolerance,
+        max_difference=largest if largest != float("inf") else None,
+        images=len(expected),
+        clear=clear,
+        wrong_answers=wrong,
+        passed=largest <= tolerance and wrong == 0,
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import reprlib
 import subprocess
 import sys
 import threading
@@ -13,18 +12,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from edgekd.agent import answers
+from edgekd.agent import messages
+from edgekd.agent.messages import PROTOCOL, Hello, Refusal, Request
 from edgekd.agent.pipes import FloodError, Pipes, SilentError
-from edgekd.agent.schema import SchemaError
-from edgekd.agent.worker import PROTOCOL
 from edgekd.errors import EdgekdError, InputFileError, MachineError, RunBusyError, UsageError
+from edgekd.schema import SchemaError, parsed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
+    from edgekd.agent.device.environment import Environment
+    from edgekd.agent.measurement import Progress
+
+A = TypeVar("A")
 ERRORS: dict[str, type[EdgekdError]] = {
     "file": InputFileError,
     "usage": UsageError,
@@ -141,51 +144,48 @@ class AgentProcess:
         """Return the process id of the child (of ssh, when the agent is elsewhere)."""
         return self._process.pid
 
-    def hello(self, **arguments: Any) -> dict[str, Any]:
-        """Return the machine facts of the agent; one of another protocol version is refused."""
-        reply = self.ask("hello", **arguments)
-        machine: dict[str, Any] = reply["machine"]
-        return machine
+    def hello(self) -> Environment:
+        """Return the machine of the agent; one of another protocol version is refused."""
+        return self.ask(Hello()).machine
 
     def ask(
         self,
-        op: str,
+        request: Request[A],
         *,
-        on_progress: Callable[[dict[str, Any]], None] | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
         timeout_s: float | None = None,
-        **arguments: Any,
-    ) -> dict[str, Any]:
-        """Send one request and return its reply; `on_progress` gets what is reported before it.
+    ) -> A:
+        """Send one request and return its answer; `on_progress` gets what is reported before it.
 
         `timeout_s`, else `reply_timeout_s`, is the longest silence: only a reply or a report of progress ends it.
 
         Raises:
             InputFileError, UsageError, MachineError: the agent refused, by the kind it names.
         """
-        number, timeout_s = next(self._ids), timeout_s or self.reply_timeout_s
+        number, op, timeout_s = next(self._ids), request.op, timeout_s or self.reply_timeout_s
         end_s = time.monotonic() + timeout_s
-        request = {"id": number, "op": op, **arguments}
-        progress: dict[str, Any] | None = None
+        farthest: Progress | None = None
         try:
             try:
-                self._pipes.send(json.dumps(request).encode() + b"\n", end_s)
+                self._pipes.send(json.dumps(messages.asking(number, request)).encode() + b"\n", end_s)
             except OSError as error:
                 raise self._died(op) from error
             while True:
-                line = self._pipes.line(answers.most_bytes(op, arguments), end_s)
+                line = self._pipes.line(request.most_bytes(), end_s)
                 if line is None:
                     raise self._died(op)
-                reply = self._understood(op, line, number)
+                reply = self._understood(line, number)
                 if reply is None:
                     continue
-                if "progress" not in reply:
-                    answers.require_answer(op, reply)
+                if not messages.reports_progress(reply):
+                    answer = messages.answer_in(reply, request)
                     break
                 if on_progress is None:
                     self._pipes.stray(line)
                 else:
-                    end_s = time.monotonic() + timeout_s
-                    progress = self._farther(reply["progress"], progress)
+                    end_s, progress = time.monotonic() + timeout_s, messages.progress_in(reply)
+                    _require_farther(progress, farthest)
+                    farthest = progress
                     on_progress(progress)
         except SilentError as error:
             raise self._stopped(f'no answer to "{op}" within {timeout_s:g} s') from error
@@ -193,18 +193,18 @@ class AgentProcess:
             raise self._stopped(f'it answers "{op}" without end: {error}') from error
         except SchemaError as error:
             raise self.unfit(op, error) from error
-        if not reply["ok"]:
-            raise ERRORS.get(reply["kind"], MachineError)(f"{self.name}: {reply['error']}.")
-        return reply
+        if isinstance(answer, Refusal):
+            raise ERRORS.get(answer.kind, MachineError)(f"{self.name}: {answer.error}.")
+        return answer
 
     def unfit(self, op: str, why: Exception) -> MachineError:
         """Return the error for an answer that no agent of this version gives; end the agent, which is not believed."""
         return self._stopped(f'its answer to "{op}" is not what an agent of this edgekd answers ({why})')
 
-    def _understood(self, op: str, line: bytes, number: int) -> dict[str, Any] | None:
-        """Return the reply on a line, None for what a login script prints before the agent starts."""
+    def _understood(self, line: bytes, number: int) -> Any:
+        """Return the object on a line, None for what a login script prints before the agent starts."""
         try:
-            reply = answers.parsed(line)
+            reply = parsed(line)
         except ValueError as error:
             if self._heard or line.startswith(b'{"'):
                 raise SchemaError(f"a line ({error})", line[:200], "an object of JSON") from error
@@ -215,23 +215,13 @@ class AgentProcess:
         self._heard = True
         if not isinstance(reply, dict) or reply.get("id") != number:
             raise SchemaError("", reply, f"an object with the id {number}")
-        if reply.get("protocol", PROTOCOL) != PROTOCOL:
+        other = messages.other_protocol(reply)
+        if other is not None:
             raise self._stopped(
-                f"the agent speaks protocol {reprlib.repr(reply['protocol'])}, this edgekd {PROTOCOL}; "
+                f"the agent speaks protocol {other}, this edgekd {PROTOCOL}; "
                 "use the agent and the edgekd of one version"
             )
         return reply
-
-    @staticmethod
-    def _farther(progress: Any, before: dict[str, Any] | None) -> dict[str, Any]:
-        """Return a report of progress that is one: each is farther than the one before, and there is an end to it."""
-        answers.PROGRESS(progress, "progress")
-        done, total = progress["done"], progress["total"]
-        first = 0 if before is None else before["done"]
-        if not first < done <= (total if before is None else before["total"]):
-            raise SchemaError("progress.done", done, f"above {first} and at most {total}")
-        found: dict[str, Any] = progress
-        return found
 
     def close(self) -> None:
         """End the agent: its stdin closes, and if that is not enough it is killed."""
@@ -257,13 +247,20 @@ class AgentProcess:
 
     def _died(self, op: str) -> AgentDiedError:
         self._while_waiting()  # a Ctrl-C may have ended both, and is what there is to say
-        messages = self._pipes.messages(_FAREWELL_S)
+        said = self._pipes.messages(_FAREWELL_S)
         try:
             code: int | None = self._process.wait(timeout=_FAREWELL_S)
         except subprocess.TimeoutExpired:
             code = None
         how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
-        return AgentDiedError(f'{self.name}: the agent {how} during "{op}".' + _last_words(messages), code, messages)
+        return AgentDiedError(f'{self.name}: the agent {how} during "{op}".' + _last_words(said), code, said)
+
+
+def _require_farther(progress: Progress, before: Progress | None) -> None:
+    """Raise `SchemaError` unless a report of progress is one: farther than the one before, and with an end to it."""
+    first, total = (0, progress.total) if before is None else (before.done, before.total)
+    if not first < progress.done <= total:
+        raise SchemaError("progress.done", progress.done, f"above {first} and at most {progress.total}")
 
 
 def _last_words(messages: Sequence[str]) -> str:

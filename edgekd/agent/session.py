@@ -4,28 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekd.agent import numerics
 from edgekd.agent.device import jetson, power
-from edgekd.agent.device.environment import from_facts
+from edgekd.agent.device.jetson import Jetson
 from edgekd.agent.measure import LOAD_TIMEOUT_S, Tools, load_request, measure, plan, require_some
-from edgekd.agent.measurement import Job, Settings, to_json
+from edgekd.agent.measurement import Comparison, Job, Settings
+from edgekd.agent.messages import Hello, Logits, Sustain, Sustained
+from edgekd.agent.numerics import LogitsCheck
 from edgekd.agent.protocol import AgentProcess, Local
 from edgekd.agent.runners.npy import logits_in
+from edgekd.schema import holds, many, maybe, record
 
 if TYPE_CHECKING:
+    from edgekd.agent.device.power import Energy, NoEnergy
     from edgekd.agent.measure import OnProgress
 
 
-def compare(jobs: Sequence[Job], settings: Settings, tools: Tools, on_progress: OnProgress) -> dict[str, Any]:
-    """Return one comparison as JSON, with what a Jetson says before and after it."""
+@dataclass(frozen=True)
+class BoardStates:
+    """What a Jetson said before and after a comparison; None where there is none."""
+
+    jetson_before: Jetson | None = field(metadata=holds(maybe(record(Jetson))))
+    jetson_after: Jetson | None = field(metadata=holds(maybe(record(Jetson))))
+
+
+@dataclass(frozen=True)
+class DeviceComparison(BoardStates):
+    """A comparison as it was made on a device."""
+
+    comparison: Comparison = field(metadata=holds(record(Comparison)))
+
+
+@dataclass(frozen=True)
+class DeviceResults:
+    """All that was measured on a device."""
+
+    comparisons: tuple[DeviceComparison, ...] = field(metadata=holds(many(record(DeviceComparison), 1000)))
+    energy: tuple[Energy | NoEnergy, ...] = field(metadata=holds(many(power.POWER, 1000)))
+    numerics: tuple[LogitsCheck, ...] = field(metadata=holds(many(record(LogitsCheck), 1000)))
+
+
+def compare(jobs: Sequence[Job], settings: Settings, tools: Tools, on_progress: OnProgress) -> DeviceComparison:
+    """Return one comparison, with what a Jetson says before and after it."""
     before = jetson.facts()
-    comparison = to_json(measure(jobs, settings, on_progress, tools=tools))
+    comparison = measure(jobs, settings, on_progress, tools=tools)
     after = jetson.facts()
-    comparison["warnings"] = [*comparison["warnings"], *jetson.changes(before, after)]
-    return {"comparison": comparison, "jetson_before": before, "jetson_after": after}
+    warnings = (*comparison.warnings, *jetson.changes(before, after))
+    return DeviceComparison(before, after, replace(comparison, warnings=warnings))
 
 
 def planned(jobs: Sequence[Job], settings: Settings, tools: Tools) -> list[Job]:
@@ -34,22 +63,19 @@ def planned(jobs: Sequence[Job], settings: Settings, tools: Tools) -> list[Job]:
     Raises:
         MachineError: there are none; with the reasons.
     """
-    transport = Local()
     wants_tensorrt = any(job.runtime == "tensorrt" for job in jobs)
-    with AgentProcess("device", transport.argv(), settings.reply_timeout_s) as scout:
-        environment = from_facts(scout.hello(tensorrt=wants_tensorrt, **tools.to_request()))
+    with AgentProcess("device", Local().argv(), settings.reply_timeout_s) as scout:
+        environment = scout.ask(Hello(wants_tensorrt, tools.trtexec)).machine
     found = plan(jobs, environment)
     require_some(found)
     return [one for one in found if isinstance(one, Job)]
 
 
-def check(job: Job, settings: Settings, tools: Tools, images: Path, expected: list[list[float]]) -> dict[str, Any]:
+def check(job: Job, settings: Settings, tools: Tools, images: Path, expected: Sequence[Sequence[float]]) -> LogitsCheck:
     """Compare the logits of one artefact with the host's."""
     with _loaded(job, settings, tools) as agent:
-        found = logits_in(agent.ask("logits", input=str(images), timeout_s=LOAD_TIMEOUT_S))
-    precision = numerics.precision_of(job)
-    names = {"artefact": job.artefact, "runtime": job.runtime}
-    return {**names, **numerics.compare(expected, found, precision)}
+        found = logits_in(agent.ask(Logits(str(images)), timeout_s=LOAD_TIMEOUT_S))
+    return numerics.compare(job, expected, found)
 
 
 def energy(
@@ -59,15 +85,14 @@ def energy(
     source: power.Source,
     idle_s: float = power.IDLE_S,
     busy_s: float = power.BUSY_S,
-) -> dict[str, Any]:
+) -> Energy | NoEnergy:
     """Return the energy of one artefact, in a run of its own."""
     with _loaded(job, settings, tools, spin_wait=False) as agent:
 
-        def run(seconds: float) -> dict[str, Any]:
-            return agent.ask("sustain", seconds=seconds, timeout_s=LOAD_TIMEOUT_S)
+        def run(seconds: float) -> Sustained:
+            return agent.ask(Sustain(seconds), timeout_s=LOAD_TIMEOUT_S)
 
-        found = power.energy(source, run, settings.batch, idle_s, busy_s)
-    return {"artefact": job.artefact, "runtime": job.runtime, **found}
+        return power.energy(job, settings.batch, source, run, idle_s, busy_s)
 
 
 @contextmanager
@@ -75,6 +100,5 @@ def _loaded(job: Job, settings: Settings, tools: Tools, *, spin_wait: bool = Tru
     """Yield an agent with a loaded artefact."""
     transport = Local()
     with AgentProcess(job.label, transport.argv(), settings.reply_timeout_s) as agent:
-        request = load_request(job, settings, transport, tools.to_request(), spin_wait=spin_wait)
-        agent.ask("load", timeout_s=LOAD_TIMEOUT_S, **request)
+        agent.ask(load_request(job, settings, transport, tools, spin_wait=spin_wait), timeout_s=LOAD_TIMEOUT_S)
         yield agent

@@ -21,157 +21,128 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
+from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from edgekd.agent import messages
 from edgekd.agent.device import jetson
-from edgekd.agent.device.machine import Meter, machine_facts
+from edgekd.agent.device.environment import this_machine
+from edgekd.agent.device.machine import Activity, Meter
+from edgekd.agent.kernels import runner_for
+from edgekd.agent.measurement import MemoryUse
+from edgekd.agent.messages import PROTOCOL, Asked, Done, Refusal, Request, answering, asked_in
 from edgekd.agent.refusal import RefusedError
 from edgekd.agent.runners import tensorrt, trtexec
 
-PROTOCOL = 2
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Self
+
+    from edgekd.agent.runners.runner import Runner
+
+    Ops = Mapping[type[Request[Any]], Callable[[Any], Any]]
+    """How each kind of request is answered."""
+
 WINDOW_S = 0.1
 
 
-def load_model(request: dict[str, Any]) -> Any:
-    """Return the loaded model of a request's `runtime`."""
-    if request["runtime"] == "torch":
-        from edgekd.agent.runners.torch_model import TorchModel
-
-        return TorchModel(request)
-    if request["runtime"] == "tensorrt":
-        return tensorrt.load(request)
-    from edgekd.agent.runners.ort_model import OrtModel
-
-    return OrtModel(request)
-
-
 class Worker:
-    """Answers requests about one model, one method an op."""
+    """Answers requests about one model, one method an op; a context manager that gives the model back."""
 
     def __init__(self) -> None:
-        self.loaded: Any = None
+        self._loaded: Runner | None = None
+        self._held = ExitStack()
 
-    def model(self) -> Any:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    @property
+    def runner(self) -> Runner:
         """Return the loaded model."""
-        if self.loaded is None:
+        if self._loaded is None:
             raise RefusedError("protocol", "no model is loaded; send load first")
-        return self.loaded
+        return self._loaded
 
-    def hello(self, request: dict[str, Any]) -> dict[str, Any]:
+    def hello(self, request: messages.Hello) -> messages.Greeting:
         """Say who answers, and with `tensorrt` also which TensorRT is there (trtexec is asked for its version)."""
-        found = tensorrt.find(request.get("trtexec")) if request.get("tensorrt") else None
-        return {"protocol": PROTOCOL, "machine": {**machine_facts(), "tensorrt": found, "jetson": jetson.facts()}}
+        found = tensorrt.find(request.trtexec) if request.tensorrt else None
+        return messages.Greeting(PROTOCOL, this_machine(found, jetson.facts()))
 
-    def observe(self, request: dict[str, Any]) -> dict[str, Any]:
+    def observe(self, request: messages.Observe) -> Activity:
         """Watch the machine for `seconds` without doing anything."""
         meter = Meter()
-        time.sleep(request["seconds"])
+        time.sleep(request.seconds)
         return meter.read()
 
-    def load(self, request: dict[str, Any]) -> dict[str, Any]:
+    def load(self, request: messages.Load) -> messages.Loaded:
         """Load `model` in `runtime` with `threads` and `batch`; run it once."""
-        self.loaded = model = load_model(request)
-        return {
-            "sha256": model.sha256,
-            "size_bytes": model.path.stat().st_size,
-            "runtime_version": model.runtime_version,
-            "provider": model.provider,
-            "input_shape": model.input_shape,
-            "output_shapes": model.output_shapes,
-            "build_s": model.build_s,
-            "commands": getattr(model, "commands", []),
-            "load_ms": model.load_ms,
-            "first_inference_ms": model.first_inference_ms,
-        }
+        self._loaded = None
+        self._held.close()
+        self._loaded = self._held.enter_context(runner_for(request))
+        return self._loaded.facts()
 
-    def warm_up(self, request: dict[str, Any]) -> dict[str, Any]:
+    def warm_up(self, request: messages.WarmUp) -> messages.WarmedUp:
         """Run windows of `window` runs until the medians of two in a row agree within `agreement`.
 
         A window lasts 0.1 s at least, the time a governor takes to raise the clock, and a quarter of
         `most_seconds` at most, so that slow models get their windows too.
         """
-        model, most_s = self.model(), request["most_seconds"]
+        runner, most_s = self.runner, request.most_seconds
         begin = time.perf_counter()
         medians: list[float] = []
         stable = False
         while not stable and time.perf_counter() - begin < most_s:
             left_s = most_s - (time.perf_counter() - begin)
-            medians.append(median(model.samples(request["window"], WINDOW_S, min(left_s, most_s / 4))))
-            stable = len(medians) > 1 and abs(medians[-1] - medians[-2]) <= request["agreement"] * medians[-2]
-        return {"stable": stable, "medians_ms": medians, "seconds": time.perf_counter() - begin}
+            medians.append(median(runner.samples(request.window, WINDOW_S, min(left_s, most_s / 4))))
+            stable = len(medians) > 1 and abs(medians[-1] - medians[-2]) <= request.agreement * medians[-2]
+        return messages.WarmedUp(stable, tuple(medians), time.perf_counter() - begin)
 
-    def round(self, request: dict[str, Any]) -> dict[str, Any]:
+    def round(self, request: messages.TimeRound) -> messages.Timed:
         """Time at least `runs` runs and `seconds`, after `settle_runs` untimed ones."""
-        model = self.model()
-        model.settle(request["settle_runs"])
+        runner = self.runner
+        runner.settle(request.settle_runs)
         meter = Meter()
         gpu = jetson.GpuClockWatch()
-        with nullcontext() if "CPU" in model.provider else gpu:  # a thread that looks would disturb a CPU
-            samples = model.samples(request["runs"], request["seconds"], math.inf)
-        return {**meter.read(), "gpu_clock_mhz": gpu.highest_mhz, "samples_ms": samples}
+        with nullcontext() if "CPU" in runner.provider else gpu:  # a thread that looks would disturb a CPU
+            samples = runner.samples(request.runs, request.seconds, math.inf)
+        seen = replace(meter.read(), gpu_clock_mhz=gpu.highest_mhz)
+        return messages.Timed(**vars(seen), samples_ms=tuple(samples))
 
-    def sustain(self, request: dict[str, Any]) -> dict[str, Any]:
+    def sustain(self, request: messages.Sustain) -> messages.Sustained:
         """Run for `seconds` without spin wait where the runtime has one; return how often, and how long it took."""
-        model = self.model()
-        runs: Callable[[float], tuple[int, float, float]] | None = getattr(model, "sustain", None)
-        if runs is not None:
-            count, seconds, ended = runs(request["seconds"])
-            return {"runs": count, "seconds": seconds, "end_unix_s": ended}
-        begin = time.perf_counter()
-        samples = model.samples(1, request["seconds"], math.inf)
-        return {"runs": len(samples), "seconds": time.perf_counter() - begin, "end_unix_s": time.time()}
+        return self.runner.sustain(request.seconds)
 
-    def logits(self, request: dict[str, Any]) -> dict[str, Any]:
+    def logits(self, request: messages.Logits) -> messages.LogitsArray:
         """Return the first output for the images of the .npy file `input`, as base64 of a C-ordered array."""
-        logits: dict[str, Any] = self.model().logits(request["input"])
-        return logits
+        return self.runner.logits(Path(request.input))
 
-    def memory(self, _request: dict[str, Any]) -> dict[str, Any]:
+    def memory(self, _request: messages.Memory) -> MemoryUse:
         """Return the peak memory of this process, and what it held before the model was loaded."""
-        model = self.model()
-        return {"peak_memory_bytes": model.peak_memory_bytes(), "baseline_memory_bytes": model.baseline}
+        return self.runner.memory()
 
-    def executed(self, _request: dict[str, Any]) -> dict[str, Any]:
+    def executed(self, _request: messages.CountNodes) -> messages.Executed:
         """Return how many compute nodes (Conv, Gemm, MatMul) really ran, how many as integers, and where."""
-        ran: dict[str, Any] = self.model().executed()
-        return ran
+        return self.runner.executed()
 
-    def ops(self) -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
+    def ops(self) -> Ops:
         """Return the methods that answer requests."""
         return {
-            "hello": self.hello,
-            "observe": self.observe,
-            "load": self.load,
-            "warm_up": self.warm_up,
-            "round": self.round,
-            "sustain": self.sustain,
-            "logits": self.logits,
-            "memory": self.memory,
-            "executed": self.executed,
+            messages.Hello: self.hello,
+            messages.Observe: self.observe,
+            messages.Load: self.load,
+            messages.WarmUp: self.warm_up,
+            messages.TimeRound: self.round,
+            messages.Sustain: self.sustain,
+            messages.Logits: self.logits,
+            messages.Memory: self.memory,
+            messages.CountNodes: self.executed,
         }
-
-
-def answer(line: bytes, ops: dict[str, Callable[[dict[str, Any]], dict[str, Any]]]) -> dict[str, Any]:
-    """Return the reply to one request line."""
-    try:
-        request = json.loads(line)
-    except ValueError as error:
-        return {"id": None, "ok": False, "kind": "protocol", "error": f"not JSON: {error}"}
-    if not isinstance(request, dict) or request.get("op") not in (*ops, "quit"):
-        message = f"a request is an object with an op of: {', '.join([*ops, 'quit'])}"
-        return {"id": None, "ok": False, "kind": "protocol", "error": message}
-    reply = {"id": request.get("id"), "ok": True, "op": request["op"]}
-    if request["op"] == "quit":
-        return reply
-    try:
-        reply.update(ops[request["op"]](request))
-    except RefusedError as refusal:
-        reply.update(ok=False, kind=refusal.kind, error=str(refusal))
-    except OSError as error:
-        reply.update(ok=False, kind="machine", error=f"{error.strerror or error} ({error.filename or 'no file'})")
-    return reply
 
 
 class Replies:
@@ -181,11 +152,29 @@ class Replies:
         self._out = io.FileIO(os.dup(1), "w")
         os.dup2(2, 1)
 
-    def send(self, reply: dict[str, Any]) -> None:
+    def send(self, reply: Any) -> None:
         """Write one object as one line."""
         remaining = memoryview((json.dumps(reply) + "\n").encode("ascii"))
         while remaining:
             remaining = remaining[self._out.write(remaining) :]
+
+
+def answer(line: bytes, ops: Ops, on_asked: Callable[[Asked], None] = lambda _: None) -> Any:
+    """Return the reply to one request line, as a JSON object; `on_asked` is told before the work begins."""
+    try:
+        asked = asked_in(json.loads(line), list(ops))
+    except ValueError as error:
+        return answering(None, Refusal("protocol", str(error)))
+    if not isinstance(asked.request, Request):
+        return answering(asked, asked.request or Done())
+    on_asked(asked)
+    try:
+        found = ops[type(asked.request)](asked.request)
+    except RefusedError as refusal:
+        found = Refusal(refusal.kind, str(refusal))
+    except OSError as error:
+        found = Refusal("machine", f"{error.strerror or error} ({error.filename or 'no file'})")
+    return answering(asked, found)
 
 
 def _read_requests(lines: queue.Queue[bytes], silence_s: float | None) -> None:
@@ -203,9 +192,7 @@ def _read_requests(lines: queue.Queue[bytes], silence_s: float | None) -> None:
 
 
 def converse(
-    replies: Replies,
-    ops: dict[str, Callable[[dict[str, Any]], dict[str, Any]]],
-    silence_s: float | None = None,
+    replies: Replies, ops: Ops, silence_s: float | None = None, on_asked: Callable[[Asked], None] = lambda _: None
 ) -> int:
     """Serve requests until `quit`, the end of stdin, or `silence_s` without a line: a network ends without a word."""
     for number in (signal.SIGINT, signal.SIGHUP):  # they reach the whole group; the parent decides
@@ -213,7 +200,7 @@ def converse(
     lines: queue.Queue[bytes] = queue.Queue()
     threading.Thread(target=_read_requests, args=(lines, silence_s), daemon=True).start()
     while True:
-        reply = answer(lines.get(), ops)
+        reply = answer(lines.get(), ops, on_asked)
         replies.send(reply)
         if reply.get("op") == "quit":
             return 0
@@ -221,4 +208,5 @@ def converse(
 
 def main() -> int:
     """Be a worker."""
-    return converse(Replies(), Worker().ops())
+    with Worker() as worker:
+        return converse(Replies(), worker.ops())

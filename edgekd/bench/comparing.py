@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import JsonValue
 
 from edgekd.agent.measurement import Comparison, Settings
 from edgekd.bench import rows as tables
-from edgekd.bench.rows import Row, SkippedRow
+from edgekd.bench.results import Results, Samples
+from edgekd.bench.rows import ROW, Row, SkippedRow
 from edgekd.bench.verdict import verdict
 from edgekd.export.ort_session import PRECISION, integer_node_share
 from edgekd.recipe import BenchTable
@@ -21,6 +21,7 @@ from edgekd.run.cards.judged import EvaluationCard
 from edgekd.run.cards.record import Record
 from edgekd.run.directory import RunDir
 from edgekd.run.left_out import LeftOut
+from edgekd.schema import many
 
 
 def settings_of(table: BenchTable) -> list[Settings]:
@@ -29,7 +30,7 @@ def settings_of(table: BenchTable) -> list[Settings]:
     return [Settings(batch=batch, threads=threads, **each) for batch in table.batch for threads in table.threads]  # type: ignore[arg-type]
 
 
-def results_of(comparisons: Sequence[Comparison], folder: Path, run: RunDir | None) -> dict[str, Any]:
+def results_of(comparisons: Sequence[Comparison], folder: Path, run: RunDir | None) -> Results:
     """Return the content of results.json; the files that were measured lie in `folder`."""
     results: list[Row | SkippedRow] = []
     warnings: list[str] = []
@@ -37,10 +38,13 @@ def results_of(comparisons: Sequence[Comparison], folder: Path, run: RunDir | No
         results += [_by_its_own_rules(row, folder) for row in tables.rows(comparison)]
         found_here = [*comparison.warnings, *_saturation(comparison)]
         warnings += [warning for warning in found_here if warning not in warnings]
-    written = [row.to_json() for row in results]
-    target = comparisons[0].target if comparisons else None
-    found = {"target": target, "results": written, "verdicts": verdicts(results, run), "warnings": warnings}
-    return found if run is None else {"data_free": run.data_free(), **found}
+    return Results(
+        target=comparisons[0].target if comparisons else None,
+        results=tuple(results),
+        verdicts=verdicts(results, run),
+        warnings=tuple(warnings),
+        data_free=None if run is None else run.data_free(),
+    )
 
 
 def _saturation(comparison: Comparison) -> list[str]:
@@ -65,8 +69,8 @@ def _by_its_own_rules(row: Row | SkippedRow, folder: Path) -> Row | SkippedRow:
 
 
 def rows_of(results: Sequence[Mapping[str, JsonValue]]) -> list[Row | SkippedRow]:
-    """Return the rows that results.json holds."""
-    return [tables.from_json(row) for row in results]
+    """Return the rows that a JSON file holds; raise `SchemaError` where it holds something else."""
+    return list(many(ROW, 10_000)(results, "results"))
 
 
 def verdicts(rows: Sequence[Row | SkippedRow], run: RunDir | None, left_out: LeftOut | None = None) -> dict[str, str]:
@@ -121,14 +125,10 @@ def _hashes(run: RunDir) -> dict[str, str]:
     return hashes
 
 
-def samples_of(comparison: Comparison) -> dict[str, Any]:
+def samples_of(comparison: Comparison) -> Samples:
     """Return settings and every sample of a comparison, by round."""
-    return {
-        "settings": asdict(comparison.settings),
-        "samples_ms": {
-            found.job.label: [list(round_.samples_ms) for round_ in found.rounds] for found in comparison.measurements
-        },
-    }
+    rounds = {found.job.label: tuple(one.samples_ms for one in found.rounds) for found in comparison.measurements}
+    return Samples(comparison.settings, rounds)
 
 
 def folder_of(target: str) -> str:

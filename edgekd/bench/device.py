@@ -5,30 +5,40 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from edgekd import console
-from edgekd.agent.bundle import FORMAT
+from edgekd.agent.bundle import FORMAT, Golden, Manifest
 from edgekd.agent.device import scratch
 from edgekd.agent.device.environment import Environment
 from edgekd.agent.device.machine import sha256_of
+from edgekd.agent.device.power import Energy, NoEnergy
+from edgekd.agent.device.workplace import FileFacts
 from edgekd.agent.kernels import Runtime, kind_of
 from edgekd.agent.measure import measure, require_some
-from edgekd.agent.measurement import Comparison, Job, Settings, from_json, job_to_json
+from edgekd.agent.measurement import Comparison, Job, Settings
+from edgekd.agent.numerics import LogitsCheck
 from edgekd.agent.runners import tensorrt_rules as rules
 from edgekd.agent.runners.tensorrt import MISSING
+from edgekd.agent.session import BoardStates, DeviceComparison, DeviceResults
 from edgekd.bench import comparing, golden, measuring, pack, remote
 from edgekd.bench import results as results_files
+from edgekd.bench.results import ENVIRONMENT, JETSON, RESULTS, SAMPLES, Results
+from edgekd.bench.students import Measurer
 from edgekd.errors import GateError, InputFileError, MachineError, UsageError
 from edgekd.export.ort_session import PRECISION
 from edgekd.recipe import BenchTable
 from edgekd.run.cards.record import Record
 from edgekd.run.directory import RunDir
 from edgekd.run.files import digest
+from edgekd.schema import written
 from edgekd.stopping import Stop
+
+if TYPE_CHECKING:
+    from edgekd.agent.measure import OnProgress
 
 
 def on_device(
@@ -41,7 +51,7 @@ def on_device(
     image_shape: tuple[int, ...] | None = None,
     energy: bool = True,
     run: RunDir | None = None,
-) -> dict[str, Any]:
+) -> Results:
     """Measure files on a device and publish bench/<target>/ of the run, if there is one; return results.json.
 
     Without `runtimes` it uses what is there: TensorRT, else ONNX Runtime on the CPU.
@@ -61,20 +71,23 @@ def on_device(
         jobs = [golden.described(job) for job in measuring.jobs_of(files, chosen, image_shape=image_shape)]
         expected = golden.write_files(jobs, place)
         session.put([*files, *dict.fromkeys(file for file, _ in expected.values())])
-        raw: dict[str, Any] = {"comparisons": [], "numerics": [], "energy": []}
+        comparisons: list[DeviceComparison] = []
+        numerics: list[LogitsCheck] = []
+        powers: list[Energy | NoEnergy] = []
         for settings in comparing.settings_of(table):
             stop.raise_if_requested("bench")
             with measuring.shown(jobs, settings, stop, f" on {host.address}") as show:
-                raw["comparisons"].append(session.measure(jobs, settings, show))
-        first = from_json(raw["comparisons"][0]["comparison"])
+                comparisons.append(session.measure(jobs, settings, show))
+        first = comparisons[0].comparison
         require_some(first.results)
         for one in first.measurements:
             stop.raise_if_requested("bench")
             images, logits = next(value for file, value in expected.items() if file.name == one.job.model.name)
-            raw["numerics"].append(session.check(one.job, first.settings, images.name, logits))
+            numerics.append(session.check(one.job, first.settings, images.name, logits))
             if energy:
-                raw["energy"].append(session.energy(one.job, first.settings))
-        results = published(run, host.address, files[0].parent, raw)
+                powers.append(session.energy(one.job, first.settings))
+        found = DeviceResults(tuple(comparisons), tuple(powers), tuple(numerics))
+        results = published(run, host.address, files[0].parent, found)
         session.complete()
     return results
 
@@ -86,81 +99,94 @@ def runtime_of(environment: Environment, host: remote.Host) -> Runtime:
         return "tensorrt"
     if environment.runtime_packages and environment.numpy:
         return "ort-cpu"
-    why = MISSING if found is None else f"TensorRT {found['version']} is installed; {rules.OLDEST_WITH_WORDS}"
+    why = MISSING if found is None else f"TensorRT {found.version} is installed; {rules.OLDEST_WITH_WORDS}"
     raise MachineError(
         f"{host.address} has nothing to run a model with: {why}; or, for ONNX Runtime on its CPU: "
         f"{environment.executable} -m pip install numpy onnxruntime"
     )
 
 
-def published(run: RunDir | None, target: str, folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
+def published(run: RunDir | None, target: str, folder: Path, found: DeviceResults) -> Results:
     """Write what was measured on a device into bench/<target>/ of a run, if there is one; return results.json."""
-    comparisons: list[Comparison] = [from_json(one["comparison"]) for one in raw["comparisons"]]
+    comparisons = [one.comparison for one in found.comparisons]
     results = comparing.results_of(comparisons, folder, run)
-    state = [{name: one[name] for name in ("jetson_before", "jetson_after")} for one in raw["comparisons"]]
-    known = [one for one in raw["energy"] if "energy" not in one]
-    absent = sorted({one["energy"] for one in raw["energy"] if "energy" in one})
-    results |= {"target": target, "numerics": raw["numerics"], "energy": known, "energy_note": "; ".join(absent)}
-    results["warnings"] += [_sentence(one) for one in raw["numerics"] if not one["passed"]]
-    results_files.require("results.json", results)
+    absent = sorted({one.energy for one in found.energy if isinstance(one, NoEnergy)})
+    results = replace(
+        results,
+        target=target,
+        numerics=found.numerics,
+        energy=tuple(one for one in found.energy if isinstance(one, Energy)),
+        energy_note="; ".join(absent),
+        warnings=(*results.warnings, *(_sentence(one) for one in found.numerics if not one.passed)),
+    )
+    results_files.require(RESULTS, results)
     if run is None:
         return results
     with run.publish(comparing.folder_of(target)) as (place, record):
         if comparisons:
-            results_files.write(place / "environment.json", comparisons[0].environment.to_json())
-        results_files.write(place / "samples.json", [comparing.samples_of(one) for one in comparisons])
-        results_files.write(place / "jetson.json", state)
-        results_files.write(place / "results.json", results)
-        exported, names = Record.read(run.stage("export")), _measured_files(raw, comparisons)
+            results_files.write(place / ENVIRONMENT, comparisons[0].environment)
+        results_files.write(place / SAMPLES, [comparing.samples_of(one) for one in comparisons])
+        states = [BoardStates(one.jetson_before, one.jetson_after) for one in found.comparisons]
+        results_files.write(place / JETSON, states)
+        results_files.write(place / RESULTS, results)
+        exported, names = Record.read(run.stage("export")), _measured_files(found)
         outputs = {} if exported is None else exported.outputs
         inputs = {f"export/{name}": outputs[name] for name in sorted(names & outputs.keys())}
-        key = digest([target, results])
+        key = digest([target, written(results)])
         record |= {"stage": "bench", "version": 1, "key": key, "inputs": inputs, "recipe_slice": {}}
     return results
 
 
-def _measured_files(raw: dict[str, Any], comparisons: Sequence[Comparison]) -> set[str]:
+def _measured_files(found: DeviceResults) -> set[str]:
     """Return the names of the files that were timed or checked; the name of an engine's row begins with its file's."""
-    timed = {one.job.model.name for comparison in comparisons for one in comparison.measurements}
-    named = [one for one in (*raw["numerics"], *raw["energy"]) if "artefact" in one]
-    return timed | {one["artefact"].partition(" --")[0] for one in named}
+    timed = {one.job.model.name for made in found.comparisons for one in made.comparison.measurements}
+    named = [one.artefact for one in (*found.numerics, *found.energy) if one.artefact is not None]
+    return timed | {name.partition(" --")[0] for name in named}
 
 
-def _sentence(one: dict[str, Any]) -> str:
-    difference = "are not finite" if one["max_difference"] is None else f"differ by {one['max_difference']:.2g}"
-    saturates = kind_of(one["artefact"]) == "int8-cpu-x86"
+def _sentence(one: LogitsCheck) -> str:
+    difference = "are not finite" if one.max_difference is None else f"differ by {one.max_difference:.2g}"
+    saturates = kind_of(one.artefact) == "int8-cpu-x86"
     return (
-        f"{one['artefact']} does not compute there what it computes here: its logits {difference} of the range "
-        f"({one['precision']}: {one['tolerance']:g} allowed), {one['wrong_answers']} of {one['clear']} clear answers."
+        f"{one.artefact} does not compute there what it computes here: its logits {difference} of the range "
+        f"({one.precision}: {one.tolerance:g} allowed), {one.wrong_answers} of {one.clear} clear answers."
         + (f" A CPU without VNNI needs {PRECISION}=1 for this file (docs/export.md)." if saturates else "")
     )
 
 
-def refuse_wrong_numbers(results: dict[str, Any]) -> None:
+def refuse_wrong_numbers(numerics: Sequence[LogitsCheck]) -> None:
     """Raise `GateError` when an artefact computes something else on the device."""
-    wrong = [_sentence(one) for one in results["numerics"] if not one["passed"]]
+    wrong = [_sentence(one) for one in numerics if not one.passed]
     if wrong:
         raise GateError(" ".join(wrong) + " The latencies are published; do not ship that file to this device.")
 
 
-def write_bundle(run_name: str, files: Sequence[Path], table: BenchTable, output: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that was written."""
+
+    file: str
+    size_bytes: int
+    sha256: str
+
+
+def write_bundle(run_name: str, files: Sequence[Path], table: BenchTable, output: Path) -> Bundle:
     """Write student.pyz: the files, the agent, golden inputs (seeded noise) and this machine's logits for them."""
     jobs = [golden.described(job) for job in measuring.jobs_of(files, ("ort-cpu",))]
     known = golden.signature(files[0])
     images = golden.images(known)
     content = {file.name: file.read_bytes() for file in files} | {"golden.npy": golden.to_npy(images)}
     settings = comparing.settings_of(table)[0]
-    manifest = {
-        "format": FORMAT,
-        "run": run_name,
-        "jobs": [job_to_json(job) for job in jobs],
-        "settings": asdict(settings),
-        "files": [
-            {"name": name, "sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
-            for name, data in content.items()
-        ],
-        "golden": {"images": "golden.npy", "logits": {file.name: golden.logits(file, images) for file in files}},
-    }
+    manifest = Manifest(
+        format=FORMAT,
+        run=run_name,
+        jobs=tuple(jobs),
+        settings=settings,
+        files=tuple(
+            FileFacts(name, hashlib.sha256(data).hexdigest(), size_bytes=len(data)) for name, data in content.items()
+        ),
+        golden=Golden("golden.npy", {file.name: tuple(map(tuple, golden.logits(file, images))) for file in files}),
+    )
     data = pack.bundle_zip(manifest, content)
     if output.exists() and not pack.is_bundle(output):
         raise UsageError(f"{output} is no bundle of edgekd and is not overwritten; choose another --output.")
@@ -174,32 +200,32 @@ def write_bundle(run_name: str, files: Sequence[Path], table: BenchTable, output
         raise MachineError(
             f"{output} cannot be written ({error.strerror}); choose another place with --output."
         ) from error
-    return {"file": str(output), "size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return Bundle(str(output), len(data), hashlib.sha256(data).hexdigest())
 
 
-def import_results(run: RunDir, file: Path) -> dict[str, Any]:
+def import_results(run: RunDir, file: Path) -> Results:
     """Bring the results.json of a bundle into a run, provided that it measured this run's files.
 
     Raises:
         InputFileError: it is no such file, or of other files than the run's.
     """
-    raw = results_files.read_bundle(file)
+    found = results_files.read_bundle(file)
     exported = Record.read(run.stage("export"))
     here = {} if exported is None else exported.outputs
-    comparisons = [from_json(one["comparison"]) for one in raw["comparisons"]]
-    timed = [(one.job.model.name, one.sha256) for found in comparisons for one in found.measurements]
-    checked = [(name, raw["files"].get(name)) for name in sorted(_measured_files(raw, comparisons))]
+    measured = [one for made in found.comparisons for one in made.comparison.measurements]
+    timed = [(one.job.model.name, one.sha256) for one in measured]
+    checked = [(name, found.files.get(name)) for name in sorted(_measured_files(found))]
     other = [name for name, sha256 in [*timed, *checked] if sha256 is None or here.get(name) != sha256]
     if other:
         raise InputFileError(
             f"{file} measured another {other[0]} than run {run.path} holds; name its run, or make a new bundle."
         )
-    checked_only = "" if raw["comparisons"] else "-check"  # beside what bench may have measured before
-    return published(run, f"{raw['target']}{checked_only}", run.stage("export"), raw)
+    checked_only = "" if found.comparisons else "-check"  # beside what bench may have measured before
+    return published(run, f"{found.target}{checked_only}", run.stage("export"), found)
 
 
 @contextmanager
-def measurer_on(host: remote.Host | None, stop: Stop) -> Iterator[tuple[Any, Runtime]]:
+def measurer_on(host: remote.Host | None, stop: Stop) -> Iterator[tuple[Measurer, Runtime]]:
     """Yield a way to measure jobs one after the other, and the runtime to measure them in: there, or here."""
     asked = partial(stop.raise_if_requested, "measuring students")
     if host is None:
@@ -207,7 +233,7 @@ def measurer_on(host: remote.Host | None, stop: Stop) -> Iterator[tuple[Any, Run
         return
     with host.session("students", console.say, while_waiting=asked) as session:
 
-        def there(jobs: Sequence[Job], settings: Settings, on_progress: Any = None) -> Comparison:
+        def there(jobs: Sequence[Job], settings: Settings, on_progress: OnProgress | None = None) -> Comparison:
             known = [golden.described(job) for job in jobs]
             session.put([job.model for job in known])
             return session.compare(known, settings, on_progress)

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
-from edgekd.agent import answers
-from edgekd.agent.device.environment import Environment, from_facts
+from edgekd.agent.device.environment import Environment
 from edgekd.agent.device.machine import sha256_of
-from edgekd.agent.measure import LOAD_TIMEOUT_S, Progress
-from edgekd.agent.measurement import Comparison, Job, Settings, from_json, job_to_json
-from edgekd.agent.numerics import TOLERANCES, precision_of
+from edgekd.agent.device.power import POWER, Energy, NoEnergy
+from edgekd.agent.device.workplace import FileFacts
+from edgekd.agent.kernels import TOLERANCES
+from edgekd.agent.measure import LOAD_TIMEOUT_S
+from edgekd.agent.measurement import Comparison, Job, Measurement, Settings
+from edgekd.agent.messages import Check, Close, Hello, Measure, MeasureEnergy, Open, Part, Verify
+from edgekd.agent.numerics import LogitsCheck, precision_of
 from edgekd.agent.protocol import AgentProcess, arriving
-from edgekd.agent.schema import SchemaError
+from edgekd.agent.session import DeviceComparison
 from edgekd.errors import MachineError
+from edgekd.schema import SchemaError, parsed, record
 
 if TYPE_CHECKING:
     from edgekd.agent.measure import OnProgress
-    from edgekd.agent.schema import Check
     from edgekd.bench.remote import Host
+    from edgekd.schema import Read
 
+T = TypeVar("T")
 _HELLO_TIMEOUT_S = 180.0
 _FAREWELL_TIMEOUT_S = 60.0
 Say = Callable[[str], None]
@@ -39,129 +43,134 @@ class Session:
         self._while_waiting = while_waiting
         self.environment: Environment
 
-    def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
-        """Send one request to the far end and return its reply."""
-        return self._process.ask(op, **arguments)
-
     def begin(self, agent_sha256: str, *, tensorrt: bool) -> None:
         """Make sure that the agent there is ours, learn what the machine is, and hold it."""
-        hello = self.ask("hello", tensorrt=tensorrt, timeout_s=_HELLO_TIMEOUT_S, **self._tools())
-        if hello.get("agent_sha256") != agent_sha256:
+        hello = self._process.ask(Hello(tensorrt, self._trtexec), timeout_s=_HELLO_TIMEOUT_S)
+        if hello.agent_sha256 != agent_sha256:
             raise MachineError(f"the agent on {self._host.address} is not the one that was copied; try again.")
-        self.environment = from_facts(hello["machine"])
-        self.ask("open", key=self._key, files=[])
+        self.environment = hello.machine
+        self._process.ask(Open(self._key, ()))
 
-    def _tools(self) -> dict[str, str]:
-        return {"trtexec": self._host.trtexec} if self._host.trtexec else {}
+    @property
+    def _trtexec(self) -> str | None:
+        return self._host.trtexec or None
 
     def put(self, files: Sequence[Path]) -> None:
         """Bring files there whose content is not there yet; each is hashed at both ends."""
         known = {file.name: file for file in files}
-        wanted = [
-            {"name": name, "sha256": sha256_of(file), "size_bytes": file.stat().st_size} for name, file in known.items()
-        ]
-        hashes = {str(one["name"]): str(one["sha256"]) for one in wanted}
-        missing = self._names("open", "missing", wanted)
+        wanted = tuple(FileFacts(name, sha256_of(file), file.stat().st_size) for name, file in known.items())
+        missing = self._process.ask(Open(self._key, wanted)).missing
+        self._require_wanted("open", "missing", missing, wanted)
+        hashes = {one.name: one.sha256 for one in wanted}
         for number, name in enumerate(missing, 1):
             size = known[name].stat().st_size
             self._say(f"copy     {number}/{len(missing)} {name} ({size / 1000:.0f} kB) to {self._host.address}")
             self._host.copy(known[name], f"{self._folder}/{arriving(hashes[name])}", self._while_waiting)
-        damaged = self._names("verify", "damaged", wanted)
+        damaged = self._process.ask(Verify(wanted)).damaged
+        self._require_wanted("verify", "damaged", damaged, wanted)
         if damaged:
             raise MachineError(
                 f"{damaged[0]} did not arrive whole on {self._host.address}; give the same command again."
             )
 
-    def _names(self, op: str, key: str, wanted: list[dict[str, Any]]) -> list[str]:
-        """Return which of the wanted files an answer names."""
-        names: list[str] = self.ask(op, key=self._key, files=wanted)[key]
-        strange = set(names) - {one["name"] for one in wanted}
+    def _require_wanted(self, op: str, key: str, names: Sequence[str], wanted: Sequence[FileFacts]) -> None:
+        """Refuse an answer that names other files than those that were asked for."""
+        strange = set(names) - {one.name for one in wanted}
         if strange:
             raise self._process.unfit(op, SchemaError(key, strange.pop(), "a file that was asked for"))
-        return names
 
-    def measure(self, jobs: Sequence[Job], settings: Settings, on_progress: OnProgress | None = None) -> dict[str, Any]:
-        """Return one comparison as it was made there: `comparison`, and a Jetson's state before and after."""
+    def measure(
+        self, jobs: Sequence[Job], settings: Settings, on_progress: OnProgress | None = None
+    ) -> DeviceComparison:
+        """Return one comparison as it was made there, with a Jetson's state before and after."""
+        read = record(DeviceComparison)
 
-        def show(facts: dict[str, Any]) -> None:
-            if on_progress is not None:
-                on_progress(Progress(facts["step"], facts["artefact"], facts["done"], facts["total"]))
+        def asked(value: object, place: str) -> DeviceComparison:
+            found = read(value, place)
+            _require_asked(found.comparison, jobs, settings)
+            return found
 
-        def fits(found: Any, place: str) -> None:
-            answers.PART(found, place)
-            _require_asked(found["comparison"], jobs, settings)
-
-        found = self._part("measure", fits, jobs, settings, on_progress=show)
-        comparison = found["comparison"]
-        comparison["target"] = self._host.address
+        found = self._part(Measure(tuple(jobs), settings, self._trtexec), asked, on_progress or (lambda _: None))
         hashes = {job.model.name: sha256_of(job.model) for job in jobs}
-        for result in comparison["results"]:
-            if result.get("sha256", hashes[result["job"]["model"]]) != hashes[result["job"]["model"]]:
-                raise MachineError(f"{self._host.address} measured another {result['job']['model']} than this one.")
-        return found
+        for result in found.comparison.results:
+            name = result.job.model.name
+            if isinstance(result, Measurement) and result.sha256 != hashes[name]:
+                raise MachineError(f"{self._host.address} measured another {name} than this one.")
+        return replace(found, comparison=replace(found.comparison, target=self._host.address))
 
     def compare(self, jobs: Sequence[Job], settings: Settings, on_progress: OnProgress | None = None) -> Comparison:
         """Return one comparison, as `measure` does here."""
-        return from_json(self.measure(jobs, settings, on_progress)["comparison"])
+        return self.measure(jobs, settings, on_progress).comparison
 
-    def check(self, job: Job, settings: Settings, images: str, expected: list[list[float]]) -> dict[str, Any]:
+    def check(self, job: Job, settings: Settings, images: str, expected: Sequence[Sequence[float]]) -> LogitsCheck:
         """Return how the logits there differ from those of here."""
+        read, precision = record(LogitsCheck), precision_of(job)
 
-        def fits(found: Any, place: str) -> None:
-            answers.checked(found, place)
-            precision = precision_of(job)
-            _require_equal(found, artefact=job.artefact, runtime=job.runtime, images=len(expected), precision=precision)
-            _require_equal(found, tolerance=TOLERANCES[precision])
+        def asked(value: object, place: str) -> LogitsCheck:
+            found = read(value, place)
+            _require_equal("artefact", found.artefact, job.artefact)
+            _require_equal("runtime", found.runtime, job.runtime)
+            _require_equal("images", found.images, len(expected))
+            _require_equal("precision", found.precision, precision)
+            _require_equal("tolerance", found.tolerance, TOLERANCES[precision])
+            return found
 
-        return self._part("check", fits, [job], settings, images=images, expected=expected)
+        rows = tuple(tuple(row) for row in expected)
+        return self._part(Check((job,), settings, self._trtexec, images, rows), asked)
 
-    def energy(self, job: Job, settings: Settings) -> dict[str, Any]:
+    def energy(self, job: Job, settings: Settings) -> Energy | NoEnergy:
         """Return the energy of one artefact there, or why there is none."""
 
-        def fits(found: Any, place: str) -> None:
-            answers.POWER(found, place)
-            known = {"artefact": job.artefact, "runtime": job.runtime}
-            _require_equal(found, **{name: value for name, value in known.items() if name in found})
+        def asked(value: object, place: str) -> Energy | NoEnergy:
+            found = POWER(value, place)
+            for name, named, wanted in (
+                ("artefact", found.artefact, job.artefact),
+                ("runtime", found.runtime, job.runtime),
+            ):
+                if named is not None:
+                    _require_equal(name, named, wanted)
+            return found
 
-        return self._part("energy", fits, [job], settings)
+        return self._part(MeasureEnergy((job,), settings, self._trtexec), asked)
 
     def complete(self) -> None:
         """Remove the work folder there; engines stay."""
-        self.ask("close", complete=True, timeout_s=_FAREWELL_TIMEOUT_S)
+        self._process.ask(Close(complete=True), timeout_s=_FAREWELL_TIMEOUT_S)
 
-    def _part(self, op: str, fits: Check, jobs: Sequence[Job], settings: Settings, **arguments: Any) -> dict[str, Any]:
-        request = {"jobs": [job_to_json(job) for job in jobs], "settings": asdict(settings), **self._tools()}
-        reply = self.ask(op, timeout_s=LOAD_TIMEOUT_S, **request, **arguments)
-        if hashlib.sha256(reply["text"].encode()).hexdigest() != reply["sha256"]:
+    def _part(self, request: Part, read: Read[T], on_progress: OnProgress | None = None) -> T:
+        sealed = self._process.ask(request, timeout_s=LOAD_TIMEOUT_S, on_progress=on_progress)
+        if hashlib.sha256(sealed.text.encode()).hexdigest() != sealed.sha256:
             raise MachineError(f"a result of {self._host.address} did not arrive whole; give the same command again.")
         try:
-            found: dict[str, Any] = answers.parsed(reply["text"].encode())
-            fits(found, "")
+            found = read(parsed(sealed.text), "")
         except ValueError as error:
-            raise self._process.unfit(op, error) from error
-        if reply["kept"]:
-            self._say(
-                f"kept     {op} of {', '.join(job.label for job in jobs)}: measured before the connection was cut"
-            )
+            raise self._process.unfit(request.op, error) from error
+        if sealed.kept:
+            labels = ", ".join(job.label for job in request.jobs)
+            self._say(f"kept     {request.op} of {labels}: measured before the connection was cut")
         return found
 
 
-def _require_equal(found: dict[str, Any], **wanted: Any) -> None:
-    for name, value in wanted.items():
-        if found[name] != value:
-            raise SchemaError(name, found[name], f"{value}, as it was asked for")
+def _require_equal(name: str, found: object, wanted: object) -> None:
+    if found != wanted:
+        raise SchemaError(name, found, f"{wanted}, as it was asked for")
 
 
-def _require_asked(comparison: dict[str, Any], jobs: Sequence[Job], settings: Settings) -> None:
+def _require_asked(comparison: Comparison, jobs: Sequence[Job], settings: Settings) -> None:
     """Raise `SchemaError` unless a comparison is of these jobs, each once or, in TensorRT, once an engine."""
-    _require_equal(comparison, settings=asdict(settings))
-    asked = [json.loads(json.dumps(job_to_json(job))) for job in jobs]
-    for result in comparison["results"]:
-        job = result["job"]
-        of_engine = {name: job[name] for name in ("artefact", "kind", "flags")} if job["runtime"] == "tensorrt" else {}
-        own = [one for one in asked if {**one, **of_engine} == job and job["artefact"].startswith(one["artefact"])]
-        if not own:
-            raise SchemaError("a job", job["artefact"], "one of those that were asked for")
-    absent = [one for one in jobs if not any(one.model.name == r["job"]["model"] for r in comparison["results"])]
+    _require_equal("settings", comparison.settings, settings)
+    asked = [replace(job, model=Path(job.model.name)) for job in jobs]
+    for job in (result.job for result in comparison.results):
+        if not any(job in (one, _engine_of(one, job)) and job.artefact.startswith(one.artefact) for one in asked):
+            raise SchemaError("a job", job.artefact, "one of those that were asked for")
+    answered = {result.job.model.name for result in comparison.results}
+    absent = [job for job in jobs if job.model.name not in answered]
     if absent:
         raise SchemaError(f"the result of {absent[0].label}")
+
+
+def _engine_of(asked: Job, found: Job) -> Job:
+    """Return what a job is called once TensorRT has made an engine of it."""
+    if found.runtime != "tensorrt":
+        return asked
+    return replace(asked, artefact=found.artefact, kind=found.kind, flags=found.flags)

@@ -17,6 +17,7 @@ from onnx import TensorProto
 
 from edgekd.agent.kernels import INTEGER_OPS, Arithmetic, kind_of
 from edgekd.agent.measurement import Job
+from edgekd.agent.messages import LogitsArray
 from edgekd.agent.runners.inputs import noise
 from edgekd.errors import InputFileError, UsageError
 from edgekd.export import ort_session
@@ -140,7 +141,7 @@ def write_files(jobs: Sequence[Job], folder: Path) -> dict[Path, tuple[Path, lis
     return found
 
 
-def array_in(reply: dict[str, Any]) -> NDArray[Any]:
-    """Return the array of a `logits` reply, bit for bit."""
-    data = base64.b64decode(reply["base64"], validate=True)
-    return np.frombuffer(data, dtype=np.dtype(reply["dtype"])).reshape(reply["shape"])
+def array_in(logits: LogitsArray) -> NDArray[Any]:
+    """Return logits that travelled as an array, bit for bit."""
+    data = base64.b64decode(logits.base64, validate=True)
+    return np.frombuffer(data, dtype=np.dtype(logits.dtype)).reshape(logits.shape)

@@ -7,12 +7,13 @@ Samples of one round share the machine's mood of that moment, so rounds, not sam
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.rng import keyed_seed
+from edgekd.schema import LOADING_MS, MS, RUNS, holds, number
 
 Rounds = Sequence[Sequence[float]]
 
@@ -25,16 +26,16 @@ _THINNED = 4000  # samples of an artefact that enter a bootstrap; the median nee
 class Summary:
     """The distribution of one artefact's latency; throughput is in images, the rest in milliseconds a run."""
 
-    n: int
-    min_ms: float
-    mean_ms: float
-    p50_ms: float
-    p90_ms: float
-    p95_ms: float
-    p99_ms: float
-    max_ms: float
-    std_ms: float
-    throughput_per_s: float
+    n: int = field(metadata=holds(RUNS))
+    min_ms: float = field(metadata=holds(MS))
+    mean_ms: float = field(metadata=holds(MS))
+    p50_ms: float = field(metadata=holds(MS))
+    p90_ms: float = field(metadata=holds(MS))
+    p95_ms: float = field(metadata=holds(MS))
+    p99_ms: float = field(metadata=holds(MS))
+    max_ms: float = field(metadata=holds(MS))
+    std_ms: float = field(metadata=holds(LOADING_MS))
+    throughput_per_s: float = field(metadata=holds(number(1e-12, 1e20)))
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from edgekd import console
 from edgekd.agent.kernels import Runtime, kind_of
-from edgekd.agent.measure import Progress, measure
-from edgekd.agent.measurement import Comparison, Job, Settings
+from edgekd.agent.measure import measure
+from edgekd.agent.measurement import Comparison, Job, Progress, Settings
 from edgekd.bench import comparing, golden
+from edgekd.bench.results import Results
 from edgekd.errors import UsageError
 from edgekd.models import artefacts
 from edgekd.recipe import BenchTable
@@ -55,7 +55,7 @@ def jobs_of(
 
 def compare(
     jobs: Sequence[Job], table: BenchTable, stop: Stop, run_dir: RunDir | None = None
-) -> tuple[dict[str, Any], list[Comparison]]:
+) -> tuple[Results, list[Comparison]]:
     """Measure jobs against one another for each batch size and thread count; return results.json and raw samples."""
     comparisons = []
     for settings in comparing.settings_of(table):

@@ -7,11 +7,12 @@ import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import edgekd
-from edgekd import agent, cpus, errors, locking, text
-from edgekd.agent.files import open_regular
+from edgekd import agent, cpus, errors, locking, schema, text
+from edgekd.agent.bundle import MANIFEST, Manifest
+from edgekd.agent.device.files import open_regular
+from edgekd.schema import written
 
 MAIN = """import sys
 import zipfile
@@ -39,7 +40,7 @@ def travellers() -> dict[str, str]:
     """Return the sources that travel, by their path in the zip file; all of them standard library only."""
     root = Path(edgekd.__file__).parent
     files = sorted(path for path in Path(agent.__file__).parent.rglob("*.py") if path.name != "__main__.py")
-    files += [Path(str(module.__file__)) for module in (edgekd, cpus, errors, locking, text)]
+    files += [Path(str(module.__file__)) for module in (edgekd, cpus, errors, locking, schema, text)]
     texts = {f"edgekd/{path.relative_to(root).as_posix()}": path.read_text(encoding="utf-8") for path in files}
     return {"__main__.py": MAIN, **texts}
 
@@ -49,18 +50,18 @@ def agent_zip() -> bytes:
     return _zip({name: source.encode() for name, source in travellers().items()})
 
 
-def bundle_zip(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes:
+def bundle_zip(manifest: Manifest, files: Mapping[str, bytes]) -> bytes:
     """Return a bundle: the agent, a manifest and the files it names."""
     code = {name: source.encode() for name, source in travellers().items()}
     data = {f"files/{name}": content for name, content in files.items()}
-    return _zip({**code, "manifest.json": json.dumps(manifest, indent=1, sort_keys=True).encode(), **data})
+    return _zip({**code, MANIFEST: json.dumps(written(manifest), indent=1, sort_keys=True).encode(), **data})
 
 
 def is_bundle(path: Path) -> bool:
     """Return whether a file is a bundle, by what is in it."""
     try:
         with open_regular(path) as stream, zipfile.ZipFile(stream) as archive:
-            return {"manifest.json", "__main__.py"} <= set(archive.namelist())
+            return {MANIFEST, "__main__.py"} <= set(archive.namelist())
     except (OSError, zipfile.BadZipFile):
         return False
 

@@ -3,153 +3,156 @@
 from __future__ import annotations
 
 import reprlib
-from operator import itemgetter
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgekd.agent import answers
-from edgekd.agent.answers import KIND, MS, NAME, REASON, RUNTIME, SIZE
-from edgekd.agent.bundle import FORMAT
-from edgekd.agent.files import open_regular
-from edgekd.agent.schema import SchemaError, either, flag, many, maybe, number, record, table, text, whole
+from edgekd import schema
+from edgekd.agent.bundle import FORMAT, BundleResults, format_of
+from edgekd.agent.device.environment import Environment
+from edgekd.agent.device.files import open_regular
+from edgekd.agent.device.power import Energy
+from edgekd.agent.measurement import Settings
+from edgekd.agent.numerics import LogitsCheck
+from edgekd.agent.session import BoardStates
+from edgekd.bench.rows import ROW, Row, SkippedRow
 from edgekd.errors import InputFileError, MachineError
 from edgekd.run.files import write_json
+from edgekd.schema import SchemaError, added, flag, holds, many, maybe, parsed, record, sometimes, table, whole, written
 
 if TYPE_CHECKING:
-    from edgekd.agent.schema import Check
+    from collections.abc import Sequence
 
+    from edgekd.schema import Read
+
+SCHEMA = 1
+"""Of results.json; a file without a number has this one."""
 _MOST_BYTES = 2**28
-_RATIO = number(0, 1e20)
-_SHAPED = {
-    "artefact": NAME,
-    "kind": KIND,
-    "runtime": RUNTIME,
-    "provider": text(),
-    "batch": whole(1, 10**6),
-    "threads": whole(1, 10**5),
-}
-_SHARE = maybe(number(0, 1))
-_TIMES = ("min_ms", "mean_ms", "p50_ms", "p50_low_ms", "p50_high_ms", "p90_ms", "p95_ms", "p99_ms", "max_ms")
-_ROW = record(
-    {
-        **_SHAPED,
-        "runtime_version": text(),
-        "n": whole(1, 10**9),
-        **dict.fromkeys(_TIMES, MS),
-        "std_ms": number(0, 1e9),
-        "throughput_per_s": number(1e-12, 1e20),
-        "size_bytes": SIZE,
-        "load_ms": maybe(number(0, 1e9)),
-        "first_inference_ms": maybe(number(0, 1e9)),
-        "peak_memory_bytes": maybe(SIZE),
-        "baseline_memory_bytes": maybe(SIZE),
-        "stable": flag,
-        "integer_share": _SHARE,
-        "sha256": answers.SHA256,
-        "reference": maybe(NAME),
-        **dict.fromkeys(("speedup", "speedup_low", "speedup_high"), maybe(_RATIO)),
-    },
-    {"build_s": maybe(answers.SECONDS), "commands": answers.COMMANDS, "note": maybe(text())},
-)
-_SKIPPED = record({**_SHAPED, "skipped": REASON}, {"integer_share": _SHARE})
-_RESULTS = record(
-    {
-        "target": maybe(answers.TARGET),
-        "results": many(either("skipped", _SKIPPED, _ROW), 10_000),
-        "verdicts": table(REASON, 10_000),
-        "warnings": many(REASON, 10_000),
-    },
-    {
-        "data_free": flag,
-        "numerics": many(answers.checked, 1000),
-        "energy": many(answers.ENERGY, 1000),
-        "energy_note": REASON,
-    },
-)
+T = TypeVar("T")
 
 
-def _results(value: Any, place: str) -> None:
-    """Accept rows whose references are there, and whose speedups are whole: what a verdict is made from."""
-    _RESULTS(value, place)
-    rows = value["results"]
-    place_of = itemgetter("runtime", "batch", "threads")
-    timed = {(row["artefact"], *place_of(row)) for row in rows if "skipped" not in row}
-    for index, row in enumerate(rows):
-        if "skipped" in row:
-            continue
-        compared = [row[name] is not None for name in ("reference", "speedup", "speedup_low", "speedup_high")]
-        if any(compared) != all(compared):
-            raise SchemaError(f"{place}results[{index}].speedup", row["speedup"], "there with its interval, or absent")
-        if all(compared) and (row["reference"], *place_of(row)) not in timed:
-            raise SchemaError(f"{place}results[{index}].reference", row["reference"], "a timed row")
+@dataclass(frozen=True)
+class Results:
+    """results.json: rows, verdicts and warnings, and what else is known of a device."""
+
+    target: str | None = field(metadata=holds(maybe(schema.TARGET)))
+    results: tuple[Row | SkippedRow, ...] = field(metadata=holds(many(ROW, 10_000)))
+    verdicts: dict[str, str] = field(metadata=holds(table(schema.REASON, 10_000)))
+    warnings: tuple[str, ...] = field(metadata=holds(many(schema.REASON, 10_000)))
+    data_free: bool | None = field(default=None, metadata=sometimes(flag))
+    """None where there is no run to ask."""
+    numerics: tuple[LogitsCheck, ...] | None = field(default=None, metadata=sometimes(many(record(LogitsCheck), 1000)))
+    energy: tuple[Energy, ...] | None = field(default=None, metadata=sometimes(many(record(Energy), 1000)))
+    energy_note: str | None = field(default=None, metadata=sometimes(schema.REASON))
+    """Why there is no energy, of some artefacts or of all."""
+    schema: int = field(default=SCHEMA, metadata=added(whole(1, SCHEMA)))
+
+    def require_consistent(self, place: str) -> None:
+        """Raise `SchemaError` unless references are there and speedups whole: what a verdict is made from."""
+        rows = [(index, row) for index, row in enumerate(self.results) if isinstance(row, Row)]
+        timed = {(row.artefact, row.runtime, row.batch, row.threads) for _, row in rows}
+        for index, row in rows:
+            here = f"{place}.results[{index}]".lstrip(".")
+            compared = [one is not None for one in (row.reference, row.speedup, row.speedup_low, row.speedup_high)]
+            if any(compared) != all(compared):
+                raise SchemaError(f"{here}.speedup", row.speedup, "there with its interval, or absent")
+            if all(compared) and (row.reference, row.runtime, row.batch, row.threads) not in timed:
+                raise SchemaError(f"{here}.reference", row.reference, "a timed row")
 
 
-_SAMPLES = many(
-    record(
-        {
-            "settings": answers.SETTINGS,
-            "samples_ms": table(many(answers.SAMPLES, 10**5, 1)),
-        }
-    ),
-    10_000,
-)
-_FILES: dict[str, Check] = {
-    "results.json": _results,
-    "samples.json": _SAMPLES,
-    "environment.json": answers.MACHINE,
-    "jetson.json": many(record(dict.fromkeys(("jetson_before", "jetson_after"), maybe(answers.JETSON))), 10_000),
+@dataclass(frozen=True)
+class Samples:
+    """Every sample of a comparison, by artefact and round: one item of samples.json."""
+
+    settings: Settings = field(metadata=holds(record(Settings)))
+    samples_ms: dict[str, tuple[tuple[float, ...], ...]] = field(
+        metadata=holds(table(many(schema.SAMPLES_MS, 10**5, 1)))
+    )
+
+
+RESULTS, SAMPLES, ENVIRONMENT, JETSON = "results.json", "samples.json", "environment.json", "jetson.json"
+_FILES: dict[str, Read[Any]] = {
+    RESULTS: record(Results),
+    SAMPLES: many(record(Samples), 10_000),
+    ENVIRONMENT: record(Environment),
+    JETSON: many(record(BoardStates), 10_000),
 }
 
 
 def require(name: str, value: Any) -> None:
     """Raise `MachineError` unless a value may be published as the file of this name: a measurement made it."""
     try:
-        _FILES[name](value, "")
+        _FILES[name](written(value), "")
     except SchemaError as error:
         raise MachineError(f"what was measured makes no sense, and nothing is published: {name}: {error}.") from error
 
 
-def write(file: Path, value: Any) -> None:
+def write(file: Path, value: object) -> None:
     """Write one of these files, once it is known to hold what belongs there."""
     require(file.name, value)
-    write_json(file, value)
+    write_json(file, written(value))
 
 
-def read(file: Path) -> Any:
-    """Read one of these files.
+def read_results(file: Path) -> Results:
+    """Read a results.json.
 
     Raises:
-        InputFileError: it cannot be read, or does not hold what belongs there.
+        InputFileError: it cannot be read, does not hold what belongs there, or is of a newer edgekd.
     """
+    return _read(file, _results)
+
+
+def read_samples(file: Path) -> Sequence[Samples]:
+    """Read a samples.json."""
+    return _read(file, many(record(Samples), 10_000))
+
+
+def read_environment(file: Path) -> Environment:
+    """Read an environment.json."""
+    return _read(file, record(Environment))
+
+
+def _results(value: Any, place: str) -> Results:
+    schema = value.get("schema", SCHEMA) if isinstance(value, dict) else SCHEMA
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise _NewerError(f"was written by a newer edgekd (schema {reprlib.repr(schema)}; this one reads {SCHEMA})")
+    return record(Results)(value, place)
+
+
+class _NewerError(ValueError):
+    """A file has a schema that this edgekd does not know yet."""
+
+
+def _read(file: Path, read: Read[T]) -> T:
     try:
-        value = _parsed(file)
-        _FILES[file.name](value, "")
+        return read(_parsed(file), "")
+    except _NewerError as error:
+        raise InputFileError(f"{file} {error}; use that one.") from error
     except ValueError as error:
         raise InputFileError(
             f"{file} does not hold what belongs there ({error}); delete {file.parent} and measure again."
         ) from error
-    return value
 
 
-def read_bundle(file: Path) -> dict[str, Any]:
+def read_bundle(file: Path) -> BundleResults:
     """Read the results.json of a student.pyz.
 
     Raises:
         InputFileError: it is none, or of another version.
     """
     try:
-        value: dict[str, Any] = _parsed(file)
-        if isinstance(value, dict) and value.get("format", FORMAT) != FORMAT:
-            raise InputFileError(f"{file} has format {reprlib.repr(value['format'])}; this edgekd reads {FORMAT}.")
-        answers.BUNDLE(value, "")
-        for index, one in enumerate(value["comparisons"]):
-            for job in (result["job"] for result in one["comparison"]["results"]):
-                if job["artefact"].partition(" --")[0] != job["model"]:
+        value = _parsed(file)
+        if format_of(value) != FORMAT:
+            raise InputFileError(f"{file} has format {reprlib.repr(format_of(value))}; this edgekd reads {FORMAT}.")
+        found = record(BundleResults)(value, "")
+        for index, one in enumerate(found.comparisons):
+            for job in (result.job for result in one.comparison.results):
+                if job.artefact.partition(" --")[0] != job.model.name:
                     place = f"comparisons[{index}].comparison.results.job.artefact"
-                    raise SchemaError(place, job["artefact"], f"an artefact of {job['model']}")
+                    raise SchemaError(place, job.artefact, f"an artefact of {job.model}")
     except ValueError as error:
         raise InputFileError(f"{file} is no results.json of a student.pyz ({error}).") from error
-    return value
+    return found
 
 
 def _parsed(file: Path) -> Any:
@@ -160,4 +163,4 @@ def _parsed(file: Path) -> Any:
         raise InputFileError(f"{file} cannot be read ({error.strerror}).") from error
     if len(data) > _MOST_BYTES:
         raise ValueError(f"it is longer than {_MOST_BYTES:,} bytes")
-    return answers.parsed(data)
+    return parsed(data)

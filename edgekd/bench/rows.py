@@ -2,88 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
 
-from edgekd.agent.kernels import PROVIDERS, REALLY_INT8, Kind, Runtime
+from edgekd import schema
+from edgekd.agent.kernels import KIND, PROVIDERS, REALLY_INT8, RUNTIME, Kind, Runtime
 from edgekd.agent.measurement import Comparison, Measurement, Settings, Skipped
 from edgekd.bench.latency import Estimate, Summary, median_estimate, speedup_estimate, summarise
+from edgekd.schema import added, either, flag, holds, maybe, number, record, text
+
+_RATIO = maybe(number(0, 1e20))
 
 
 @dataclass(frozen=True)
-class Row:
+class _Setup:
+    """What a row is about."""
+
+    artefact: str = field(metadata=holds(schema.NAME))
+    kind: Kind = field(metadata=holds(KIND))
+    runtime: Runtime = field(metadata=holds(RUNTIME))
+    provider: str = field(metadata=holds(text()))
+    batch: int = field(metadata=holds(schema.BATCH))
+    threads: int = field(metadata=holds(schema.THREADS))
+
+
+@dataclass(frozen=True)
+class Row(Summary, _Setup):
     """One measured artefact; `speedup` is against `reference`, both None in the reference's own row."""
 
-    artefact: str
-    kind: Kind
-    runtime: Runtime
-    runtime_version: str
-    provider: str
-    batch: int
-    threads: int
-    n: int
-    min_ms: float
-    mean_ms: float
-    p50_ms: float
-    p50_low_ms: float
-    p50_high_ms: float
-    p90_ms: float
-    p95_ms: float
-    p99_ms: float
-    max_ms: float
-    std_ms: float
-    throughput_per_s: float
-    size_bytes: int
-    load_ms: float | None
-    first_inference_ms: float | None
-    peak_memory_bytes: int | None
-    baseline_memory_bytes: int | None
-    stable: bool
-    integer_share: float | None
+    runtime_version: str = field(metadata=holds(text()))
+    p50_low_ms: float = field(metadata=holds(schema.MS))
+    p50_high_ms: float = field(metadata=holds(schema.MS))
+    size_bytes: int = field(metadata=holds(schema.SIZE_BYTES))
+    load_ms: float | None = field(metadata=holds(maybe(schema.LOADING_MS)))
+    first_inference_ms: float | None = field(metadata=holds(maybe(schema.LOADING_MS)))
+    peak_memory_bytes: int | None = field(metadata=holds(maybe(schema.SIZE_BYTES)))
+    baseline_memory_bytes: int | None = field(metadata=holds(maybe(schema.SIZE_BYTES)))
+    stable: bool = field(metadata=holds(flag))
+    integer_share: float | None = field(metadata=holds(maybe(schema.SHARE)))
     """None: the runtime does not say what ran."""
-    sha256: str
-    reference: str | None
-    speedup: float | None
-    speedup_low: float | None
-    speedup_high: float | None
-    build_s: float | None = None
-    commands: tuple[str, ...] = ()
+    sha256: str = field(metadata=holds(schema.SHA256))
+    reference: str | None = field(metadata=holds(maybe(schema.NAME)))
+    speedup: float | None = field(metadata=holds(_RATIO))
+    speedup_low: float | None = field(metadata=holds(_RATIO))
+    speedup_high: float | None = field(metadata=holds(_RATIO))
+    build_s: float | None = field(default=None, metadata=added(maybe(schema.SECONDS)))
+    commands: tuple[str, ...] = field(default=(), metadata=added(schema.COMMANDS))
+    note: str | None = field(default=None, metadata=added(maybe(text())))
+    """Where the name promises too much."""
 
     @property
     def not_really_int8(self) -> bool:
         """Return whether the row is called INT8 but mostly ran in float."""
         return self.kind.startswith("int8") and self.integer_share is not None and self.integer_share < REALLY_INT8
 
-    @property
-    def note(self) -> str | None:
-        """What to say where its name promises too much."""
-        if self.kind.startswith("int8") and self.integer_share is None:
-            return f"integer share n/a: {self.provider} does not say what ran"
-        return f"not really INT8: {self.integer_share:.0%} of the compute nodes" if self.not_really_int8 else None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the row with its note."""
-        return {**asdict(self), "commands": list(self.commands), "note": self.note}
-
 
 @dataclass(frozen=True)
-class SkippedRow:
+class SkippedRow(_Setup):
     """One artefact that was not timed; `skipped` says why."""
 
-    artefact: str
-    kind: Kind
-    runtime: Runtime
-    provider: str
-    batch: int
-    threads: int
-    skipped: str
-    integer_share: float | None = None
+    skipped: str = field(metadata=holds(schema.REASON))
+    integer_share: float | None = field(default=None, metadata=added(maybe(schema.SHARE)))
     """What its own target would run as integers, where that can be told here."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return all fields under their own names."""
-        return asdict(self)
+
+ROW = either("skipped", record(SkippedRow), record(Row))
 
 
 def rows(comparison: Comparison) -> list[Row | SkippedRow]:
@@ -115,7 +97,7 @@ def _row(one: Measurement, reference: Measurement, settings: Settings) -> Row:
     speedup: Estimate | None = None
     if one is not reference:
         speedup = speedup_estimate([piece.samples_ms for piece in reference.rounds], samples, settings.seed)
-    return Row(
+    row = Row(
         artefact=one.job.artefact,
         kind=one.job.kind,
         runtime=one.job.runtime,
@@ -141,18 +123,17 @@ def _row(one: Measurement, reference: Measurement, settings: Settings) -> Row:
         build_s=one.build_s,
         commands=one.commands,
     )
+    return replace(row, note=_note(row))
+
+
+def _note(row: Row) -> str | None:
+    """Return what is to be said where a name promises too much."""
+    if row.kind.startswith("int8") and row.integer_share is None:
+        return f"integer share n/a: {row.provider} does not say what ran"
+    return f"not really INT8: {row.integer_share:.0%} of the compute nodes" if row.not_really_int8 else None
 
 
 def _integer_share(one: Measurement) -> float | None:
     if one.integer_nodes is None or one.compute_nodes is None:
         return None
     return one.integer_nodes / one.compute_nodes if one.compute_nodes else 0.0
-
-
-def from_json(data: Mapping[str, Any]) -> Row | SkippedRow:
-    """Return the row that `to_json` wrote; what was added to it since is left out."""
-    cls = SkippedRow if "skipped" in data else Row
-    known = {field.name: data[field.name] for field in fields(cls) if field.name in data}
-    if cls is Row:
-        known["commands"] = tuple(known.get("commands", ()))
-    return cls(**known)

@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from edgekd import console, rng
 from edgekd.agent.device import scratch
 from edgekd.agent.kernels import Runtime
-from edgekd.agent.measure import Progress, measure
-from edgekd.agent.measurement import Comparison, Job, Settings, Skipped
+from edgekd.agent.measure import measure
+from edgekd.agent.measurement import Comparison, Job, Progress, Settings, Skipped
 from edgekd.bench.latency import summarise
 from edgekd.errors import EdgekdError, InputFileError, MachineError, UsageError
 from edgekd.export.onnx_export import export_fp32

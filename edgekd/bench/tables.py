@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgekd import console
+from edgekd.agent.device.power import Energy
+from edgekd.agent.numerics import LogitsCheck
+from edgekd.bench.results import Results
 from edgekd.bench.rows import Row, SkippedRow
-from edgekd.run.cards.report import BenchPart, EnergyPart, NumericsPart
 
 LATENCY = ("artefact", "runtime", "batch", "threads", "p50 ms", "p95 ms", "p99 ms", "per s", "kB", "note")
 NUMERICS = ("artefact", "precision", "largest difference", "allowed", "clear answers that differ", "as here")
@@ -26,7 +28,7 @@ def latency_rows(rows: Sequence[Row | SkippedRow]) -> list[tuple[str, ...]]:
     return found
 
 
-def numerics_rows(numerics: Sequence[NumericsPart]) -> list[tuple[str, ...]]:
+def numerics_rows(numerics: Sequence[LogitsCheck]) -> list[tuple[str, ...]]:
     """Return how the logits of a device differ from the host's, as text."""
     return [
         (
@@ -41,7 +43,7 @@ def numerics_rows(numerics: Sequence[NumericsPart]) -> list[tuple[str, ...]]:
     ]
 
 
-def energy_rows(energy: Sequence[EnergyPart]) -> list[tuple[str, ...]]:
+def energy_rows(energy: Sequence[Energy]) -> list[tuple[str, ...]]:
     """Return the energy of a run of each artefact on a device, as text."""
     return [
         (
@@ -60,7 +62,7 @@ def print_latency(rows: Sequence[Row | SkippedRow]) -> None:
     console.print_table(LATENCY, latency_rows(rows))
 
 
-def print_device(measured: BenchPart) -> None:
+def print_device(measured: Results) -> None:
     """Print what is known of a device besides its latencies."""
     if measured.numerics:
         console.print_table(NUMERICS, numerics_rows(measured.numerics))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd import pipeline
-from edgekd.agent.files import read_bytes
+from edgekd.agent.device.files import read_bytes
 from edgekd.errors import InputFileError, MachineError, RecipeError, UsageError
 from edgekd.ingestion import outside_files
 from edgekd.pipeline.afresh import Afresh

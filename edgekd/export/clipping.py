@@ -14,10 +14,10 @@ from edgekd.export.int8 import Plan
 from edgekd.export.quantize import FLAVOURS, Flavour, activation_limits
 from edgekd.export.ranges import CLIPPING_OPS, Batches, Ranges, clipped_values
 from edgekd.export.samples import of_images, uint8_input
-from edgekd.realdata import RealImages
 from edgekd.recipe import Recipe
 from edgekd.run.cards.exported import AgreementCard, CalibrationCard, Clipped, ClippingPart
 from edgekd.run.directory import RunDir
+from edgekd.run.realdata import RealImages
 
 
 def clipping(plan: Plan, batches: Batches) -> ClippingPart:

@@ -15,13 +15,13 @@ from edgekd.errors import UsageError
 from edgekd.export.onnx_export import Normalization
 from edgekd.export.ranges import Batches
 from edgekd.models import artefacts
-from edgekd.realdata import RealImages
 from edgekd.recipe import ExportTable, load_resolved
 from edgekd.rng import Draws
 from edgekd.run import checkpoint
 from edgekd.run.cards.teacher import PixelsCard
 from edgekd.run.directory import RunDir
 from edgekd.run.ownership import REPLAY_WEIGHTS
+from edgekd.run.realdata import RealImages
 from edgekd.state_dict import unflatten
 from edgekd.synthesis.sampler import Sampler
 

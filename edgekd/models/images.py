@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgekd.models import artefacts
-from edgekd.realdata import ImageFolder, RealImages, open_folder, open_unlabelled
 from edgekd.run.cards.teacher import PixelsCard
 from edgekd.run.directory import RunDir
 from edgekd.run.ledger import Reading
+from edgekd.run.realdata import ImageFolder, RealImages, open_folder, open_unlabelled
 
 
 def labelled(run: RunDir, data: Path, *, purpose: str) -> RealImages:

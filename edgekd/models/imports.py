@@ -26,7 +26,7 @@ from importlib.machinery import (
 from pathlib import Path
 from types import CodeType, ModuleType
 
-from edgekd.agent.files import read_bytes
+from edgekd.agent.device.files import read_bytes
 
 Files = dict[str, Path]
 """Source files by their path below the folder that they are imported from, so that equal code has equal names."""

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgekd import console, stopping
+from edgekd.agent.device.files import open_regular
 from edgekd.agent.device.machine import sha256_of
-from edgekd.agent.files import open_regular
 from edgekd.errors import UsageError
 from edgekd.models import imports
 from edgekd.models.families import outside

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgekd import recipe as recipes
-from edgekd.agent import files
+from edgekd.agent.device import files
 from edgekd.errors import RecipeError, RunBusyError, UsageError
 from edgekd.pipeline import afresh
 from edgekd.pipeline.standing import Standing

@@ -19,7 +19,7 @@ from typing import TextIO, TypedDict, TypeVar
 from pydantic import JsonValue, ValidationError
 
 from edgekd import __version__, console, locking
-from edgekd.agent import files
+from edgekd.agent.device import files
 from edgekd.errors import InputFileError, RunBusyError, UsageError
 from edgekd.run import ownership
 from edgekd.run.cards.base import Card
@@ -29,6 +29,7 @@ from edgekd.run.cards.record import Record, hash_outputs
 from edgekd.run.failpoints import failpoint
 from edgekd.run.files import canonical_json, disk_errors, fsync, remove
 from edgekd.run.ownership import LOCK, clean_leftovers, strangers
+from edgekd.schema import parse_json
 
 C = TypeVar("C", bound=Card)
 E = TypeVar("E", bound=Event)
@@ -143,7 +144,7 @@ class RunDir:
         events = []
         for line in lines[:-1]:  # what follows the last newline is a torn line or nothing
             try:
-                events.append(files.parse_json(line))
+                events.append(parse_json(line))
             except ValueError as error:
                 raise self._damaged(line) from error
             if not isinstance(events[-1], dict):

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import console
-from edgekd.agent.files import parse_json, read_bytes
+from edgekd.agent.device.files import read_bytes
 from edgekd.errors import InputFileError, MachineError, UsageError
 from edgekd.run.failpoints import failpoint
+from edgekd.schema import parse_json
 from edgekd.text import visible
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from edgekd.realdata import ImageFolder
 from edgekd.run.cards.ledger import ImagesRead
 from edgekd.run.cards.record import RECORD
 from edgekd.run.directory import RunDir
+from edgekd.run.realdata import ImageFolder
 
 
 class Reading:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from edgekd import console
-from edgekd.agent.files import parse_json, read_bytes
+from edgekd.agent.device.files import read_bytes
 from edgekd.errors import UsageError
 from edgekd.run.cards.exported import AgreementCard, CalibrationCard, ParityCard
 from edgekd.run.cards.judged import SelectionCard
@@ -22,6 +22,7 @@ from edgekd.run.cards.record import RECORD, Record
 from edgekd.run.cards.report import ReportCard
 from edgekd.run.cards.teacher import InitCard, PixelsCard, TeacherCard
 from edgekd.run.files import remove
+from edgekd.schema import parse_json
 
 LEDGER, LOCK = LedgerCard.file, ".lock"
 CONTENT = (

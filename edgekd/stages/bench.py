@@ -19,6 +19,6 @@ def run(execution: Execution) -> None:
             measuring.jobs_of(files, table.runtime, program), table, execution.stop, run_dir
         )
     with execution.publish() as (folder, _):
-        results_files.write(folder / "environment.json", comparisons[0].environment.to_json())
+        results_files.write(folder / "environment.json", comparisons[0].environment)
         results_files.write(folder / "samples.json", [comparing.samples_of(comparison) for comparison in comparisons])
         results_files.write(folder / "results.json", results)

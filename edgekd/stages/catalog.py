@@ -152,7 +152,7 @@ class Export(Stage):
         """Return the hash of the real images that INT8 ranges are set from, where there are any."""
         if not recipe.export.calibrates_on_real:
             return {}
-        from edgekd import realdata
+        from edgekd.run import realdata
 
         folder, kept = Path(recipe.export.calibrate_on_real), recorded.get("calibration_images", "")
         images = realdata.open_unlabelled(folder, recipe.export.calibration_samples) if folder.is_dir() else None

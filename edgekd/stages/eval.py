@@ -12,7 +12,6 @@ from edgekd.export import ort_session
 from edgekd.export.onnx_export import Normalization
 from edgekd.models import artefacts
 from edgekd.models import images as images_of
-from edgekd.realdata import RealImages, describe_transform
 from edgekd.recipe import Recipe
 from edgekd.run import checkpoint
 from edgekd.run.cards.judged import EvaluationCard
@@ -20,6 +19,7 @@ from edgekd.run.cards.teacher import PixelsCard
 from edgekd.run.directory import RunDir
 from edgekd.run.files import digest, write_json
 from edgekd.run.ownership import STUDENT_WEIGHTS, TEACHER_WEIGHTS
+from edgekd.run.realdata import RealImages, describe_transform
 from edgekd.stopping import Stop
 
 

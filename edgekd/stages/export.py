@@ -20,7 +20,6 @@ from edgekd.ingestion import foreign, initial, outside_files, weights
 from edgekd.models import artefacts, registry
 from edgekd.models import images as images_of
 from edgekd.models.description import Description
-from edgekd.realdata import RealImages
 from edgekd.recipe import ExportTable, Recipe
 from edgekd.run.cards.exported import AgreementCard
 from edgekd.run.cards.record import RECORD, ExportNotes, Record
@@ -28,6 +27,7 @@ from edgekd.run.cards.teacher import PixelsCard, TeacherCard
 from edgekd.run.directory import RunDir
 from edgekd.run.files import canonical_json, digest
 from edgekd.run.ownership import REPLAY_WEIGHTS, TEACHER_WEIGHTS
+from edgekd.run.realdata import RealImages
 from edgekd.stages.base import Execution
 from edgekd.stages.catalog import EXPORT, INGEST, SELECT
 from edgekd.stopping import Stop

@@ -10,7 +10,7 @@ from pydantic import JsonValue
 from torch import nn
 
 from edgekd import console
-from edgekd.agent import files
+from edgekd.agent.device import files
 from edgekd.agent.device.machine import sha256_of
 from edgekd.errors import InputFileError, UsageError
 from edgekd.ingestion import foreign, outside_files, teacher

@@ -11,6 +11,7 @@ from typing import TypeVar
 from edgekd import console
 from edgekd.bench import comparing, tables
 from edgekd.bench import results as results_files
+from edgekd.bench.results import Results
 from edgekd.bench.rows import Row, SkippedRow
 from edgekd.models import artefacts
 from edgekd.run import curve, plots
@@ -20,12 +21,13 @@ from edgekd.run.cards.exported import AgreementCard, ParityCard
 from edgekd.run.cards.judged import EvaluationCard, SelectionCard
 from edgekd.run.cards.ledger import LedgerCard
 from edgekd.run.cards.record import Record
-from edgekd.run.cards.report import ArtefactPart, BenchPart, DevicePart, DistillationCard, ReportCard, SamplesPart
+from edgekd.run.cards.report import ArtefactPart, DevicePart, DistillationCard, ReportCard
 from edgekd.run.cards.teacher import TeacherCard
 from edgekd.run.directory import RunDir
 from edgekd.run.files import digest, write_text
 from edgekd.run.left_out import LeftOut
 from edgekd.run.ownership import REPORT_PAGE
+from edgekd.schema import written as json_of
 from edgekd.text import visible
 
 C = TypeVar("C", bound=Card)
@@ -65,7 +67,7 @@ def collect(run_dir: RunDir, left_out: LeftOut | None = None) -> ReportCard:
     files = sorted(export.glob("*.onnx"), key=lambda path: artefacts.precision_rank(path.name))
     sizes = {path.name: path.stat().st_size for path in files}
     found = sorted(eval_folder.glob("[!.]*.json"), key=lambda path: path.stat().st_mtime_ns)
-    rows = comparing.rows_of(bench.results) if bench is not None and _measured_these(run_dir) else None
+    rows = bench.results if bench is not None and _measured_these(run_dir) else None
     verdict = None if rows is None else left_out.unless(_verdict, rows, run_dir, left_out)
     return ReportCard(
         run=run_dir.name,
@@ -77,19 +79,19 @@ def collect(run_dir: RunDir, left_out: LeftOut | None = None) -> ReportCard:
         size_bytes=sizes,
         parity=left_out.unless(_there, ParityCard, export),
         agreement=None if agreement is None else agreement.chain,
-        latency=None if bench is None or rows is None else bench.results,
+        latency=json_of(rows),
         verdict=verdict,
         devices=_devices(run_dir, left_out),
-        warnings=[] if bench is None else bench.warnings,
+        warnings=[] if bench is None else list(bench.warnings),
         evaluations={path.stem: left_out.unless(EvaluationCard.load_file, path) for path in found},
-        artefacts=_artefacts(run_dir, sizes, rows or [], left_out),
+        artefacts=_artefacts(run_dir, sizes, rows or (), left_out),
         left_out=left_out.sentences,
     )
 
 
-def _bench(folder: Path) -> BenchPart | None:
-    file = folder / "results.json"
-    return BenchPart.model_validate(results_files.read(file)) if file.is_file() else None
+def _bench(folder: Path) -> Results | None:
+    file = folder / results_files.RESULTS
+    return results_files.read_results(file) if file.is_file() else None
 
 
 def _verdict(rows: Sequence[Row | SkippedRow], run_dir: RunDir, left_out: LeftOut) -> str | None:
@@ -106,11 +108,14 @@ def _device(run_dir: RunDir, folder: Path, left_out: LeftOut) -> DevicePart | No
     measured = _bench(folder) if folder.name != "local" and _measured_these(run_dir, folder) else None
     if measured is None:
         return None
-    file = folder / "environment.json"
-    environment = results_files.read(file) if file.is_file() else {}
-    machine = {name: environment.get(name) for name in ("board", "cpu_model", "gpus", "tensorrt", "jetson")}
-    verdicts = comparing.verdicts(comparing.rows_of(measured.results), run_dir, left_out)
-    return DevicePart.model_validate({**measured.to_json(), "verdicts": verdicts, "machine": machine})
+    file = folder / results_files.ENVIRONMENT
+    environment = results_files.read_environment(file) if file.is_file() else None
+    names = ("board", "cpu_model", "gpus", "tensorrt", "jetson")
+    machine = {name: json_of(getattr(environment, name, None)) for name in names}
+    verdicts = comparing.verdicts(measured.results, run_dir, left_out)
+    known = {"numerics": measured.numerics, "energy": measured.energy}
+    typed = {name: [*values] for name, values in known.items() if values is not None}
+    return DevicePart.model_validate({**json_of(measured), **typed, "verdicts": verdicts, "machine": machine})
 
 
 def _measured_these(run_dir: RunDir, folder: Path | None = None) -> bool:
@@ -258,7 +263,7 @@ def _loss_picture(run_dir: RunDir) -> list[tuple[str, str, str]]:
 def _latency_pictures(folder: Path) -> list[tuple[str, str, str]]:
     where, source = "" if folder.name == "local" else f" on {folder.name}", f"bench/{folder.name}/samples.json"
     found = []
-    for comparison in map(SamplesPart.model_validate, results_files.read(folder / "samples.json")):
+    for comparison in results_files.read_samples(folder / results_files.SAMPLES):
         if comparison.samples_ms:
             shape = f"batch {comparison.settings.batch}, threads {comparison.settings.threads}"
             found.append((f"Latency{where}, {shape}", plots.latencies(comparison.samples_ms), source))

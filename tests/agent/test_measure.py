@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from edgekd.agent.measure import Progress, measure
-from edgekd.agent.measurement import Comparison, Job, Measurement, Settings, Skipped
+from edgekd.agent.measure import measure
+from edgekd.agent.measurement import Comparison, Job, Measurement, Progress, Settings, Skipped
 from edgekd.agent.protocol import Local
 from edgekd.bench.rows import Row, rows
 from edgekd.bench.verdict import verdict
@@ -178,8 +178,8 @@ class Lying:
         self.code = f"""import json
 from edgekd.agent import worker
 told = worker.answer
-def answer(line, ops):
-    reply = told(line, ops)
+def answer(*asked):
+    reply = told(*asked)
     return {{**reply, **json.loads({json.dumps(json.dumps(lie))})}} if reply.get("op") == {op!r} else reply
 worker.answer = answer
 worker.main()"""

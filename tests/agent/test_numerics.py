@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from onnx import TensorProto
 
 from edgekd.agent import numerics, session
+from edgekd.agent.kernels import PRECISIONS, TOLERANCES, Precision
 from edgekd.agent.measure import Tools
 from edgekd.agent.measurement import Job, Settings
 from edgekd.agent.refusal import RefusedError
@@ -20,6 +22,13 @@ from edgekd.errors import InputFileError, UsageError
 from edgekd.export.fp16 import convert_to_fp16
 from tiny_onnx import conv_net, qlinear_net, two_input_net
 
+NET = Job("net", Path("net.onnx"), "fp32")
+JOBS: dict[Precision, Job] = {
+    "fp32": NET,
+    "tf32": replace(NET, runtime="ort-cuda"),
+    "fp16": replace(NET, kind="fp16"),
+    "int8": replace(NET, arithmetic="int8"),
+}
 HOST = [[0.0, 1.0, 10.0], [5.0, 4.9, 0.0], [2.0, 9.0, 1.0]]
 
 
@@ -28,29 +37,29 @@ def shifted(amount: float) -> list[list[float]]:
 
 
 def test_equal_logits_pass() -> None:
-    found = numerics.compare(HOST, HOST, "fp32")
-    assert (found["max_difference"], found["wrong_answers"], found["passed"]) == (0.0, 0, True)
-    assert (found["images"], found["clear"]) == (3, 3)
-    assert numerics.compare(HOST, HOST, "int8")["clear"] == 2, "a near tie says nothing"
+    found = numerics.compare(JOBS["fp32"], HOST, HOST)
+    assert (found.max_difference, found.wrong_answers, found.passed) == (0.0, 0, True)
+    assert (found.images, found.clear) == (3, 3)
+    assert numerics.compare(JOBS["int8"], HOST, HOST).clear == 2, "a near tie says nothing"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "int8"])
-def test_each_precision_has_its_tolerance(precision: str) -> None:
-    allowed = 10 * numerics.TOLERANCES[precision]
-    assert numerics.compare(HOST, shifted(0.9 * allowed), precision)["passed"] is True
-    assert numerics.compare(HOST, shifted(1.1 * allowed), precision)["passed"] is False
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_each_precision_has_its_tolerance(precision: Precision) -> None:
+    allowed = 10 * TOLERANCES[precision]
+    assert numerics.compare(JOBS[precision], HOST, shifted(0.9 * allowed)).passed is True
+    assert numerics.compare(JOBS[precision], HOST, shifted(1.1 * allowed)).passed is False
 
 
 def test_one_wrong_answer_fails() -> None:
     other = [HOST[0], HOST[1], [9.0, 2.0, 1.0]]
-    found = numerics.compare(HOST, other, "int8")
-    assert (found["wrong_answers"], found["passed"]) == (1, False)
+    found = numerics.compare(JOBS["int8"], HOST, other)
+    assert (found.wrong_answers, found.passed) == (1, False)
 
 
 @pytest.mark.parametrize("broken", [[[math.nan] * 3] * 3, [[1.0, 2.0]] * 3, [[1.0, 2.0, 3.0]]])
 def test_what_is_no_answer_fails(broken: list[list[float]]) -> None:
-    found = numerics.compare(HOST, broken, "int8")
-    assert (found["passed"], found["max_difference"]) == (False, None)
+    found = numerics.compare(JOBS["int8"], HOST, broken)
+    assert (found.passed, found.max_difference) == (False, None)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +93,7 @@ def test_npy_files_are_read_without_numpy(dtype: str, tmp_path: Path) -> None:
     array = noise(np, [3, 2, 4, 4], dtype, 1)
     (tmp_path / "a.npy").write_bytes(golden.to_npy(array))
     found, shape, data = npy.read_npy(tmp_path / "a.npy")
-    assert (found, shape, data) == (array.dtype.str, [3, 2, 4, 4], array.tobytes())
+    assert (found, shape, data) == (array.dtype.str, (3, 2, 4, 4), array.tobytes())
 
 
 def test_other_npy_files_are_refused(tmp_path: Path) -> None:
@@ -97,7 +106,7 @@ def test_other_npy_files_are_refused(tmp_path: Path) -> None:
 
 def test_logits_travel_bit_for_bit() -> None:
     rows = [[1.5, -2.25, 0.0], [3.0, 1e-3, -1e6]]
-    reply = npy.logits_reply(rows)
+    reply = npy.array_of_rows(rows)
     assert npy.logits_in(reply) == [[float(np.float32(v)) for v in row] for row in rows]
     assert golden.array_in(reply).tolist() == npy.logits_in(reply)
 
@@ -112,7 +121,7 @@ def test_logits_of_any_shape_and_number_are_compared(output: int, flat: bool, tm
     job = golden.described(Job("net", model))
     found = session.check(job, Settings(batch=3), Tools(), tmp_path / "golden.npy", expected)
     assert (len(expected), {len(row) for row in expected}) == (golden.IMAGES, {4})
-    assert (found["passed"], found["max_difference"]) == (True, pytest.approx(0.0, abs=1e-6))
+    assert (found.passed, found.max_difference) == (True, pytest.approx(0.0, abs=1e-6))
 
 
 def test_logits_that_are_no_numbers_are_refused() -> None:
@@ -123,7 +132,7 @@ def test_logits_that_are_no_numbers_are_refused() -> None:
         ("<f4", [0], b""),
     ):
         with pytest.raises(RefusedError, match="not a row of numbers for each image"):
-            npy.logits_in(npy.array_reply(dtype, shape, data))
+            npy.logits_in(npy.array_of(dtype, shape, data))
 
 
 def test_golden_inputs_are_noise_that_is_the_same_everywhere(tmp_path: Path) -> None:

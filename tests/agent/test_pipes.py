@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from edgekd.agent import answers, pipes, protocol
+from edgekd.agent import pipes, protocol
+from edgekd.agent.messages import Hello, Logits
 from edgekd.agent.protocol import AgentProcess
 from edgekd.bench import ssh
 from edgekd.errors import InputFileError, Interrupted, MachineError
@@ -70,7 +71,7 @@ def test_what_never_comes_is_not_waited_for(what: str) -> None:
 
 @pytest.mark.parametrize("what", [*ENDLESS, *QUIET])
 def test_a_stop_is_heard_whatever_the_child_does(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "most_bytes", lambda *_: 2**40)
+    monkeypatch.setattr(Hello, "most_bytes", lambda _: 2**40)
     monkeypatch.setattr(pipes, "STRAY_BYTES", 2**40)
     code = {**ENDLESS, **QUIET}[what].replace("while True: ", "while True: time.sleep(0.001); ")
     with AgentProcess("device", python(code), reply_timeout_s=60, while_waiting=Press(0.3)) as child:
@@ -81,21 +82,21 @@ def test_a_stop_is_heard_whatever_the_child_does(what: str, monkeypatch: pytest.
 
 
 def test_a_child_that_reads_nothing_is_not_written_to_for_ever() -> None:
-    large, deaf = "x" * 2**20, python("time.sleep(60)")
+    large, deaf = Logits("x" * 2**20), python("time.sleep(60)")
     with (
         AgentProcess("device", deaf, reply_timeout_s=0.4) as child,
-        pytest.raises(MachineError, match=r'no answer to "check" within 0\.4 s'),
+        pytest.raises(MachineError, match=r'no answer to "logits" within 0\.4 s'),
     ):
-        child.ask("check", expected=large)
+        child.ask(large)
     with AgentProcess("device", deaf, 60, while_waiting=Press(0.3)) as child, pytest.raises(Interrupted):
-        child.ask("check", expected=large)
+        child.ask(large)
 
 
 def test_a_child_that_fills_stderr_first_is_still_written_to() -> None:
     code = "os.write(2, b'warning\\n' * 50000); import sys; n = len(sys.stdin.readline())\n"
     code += """print('{"id": 1, "ok": false, "kind": "file", "error": "read %d"}' % n, flush=True)"""
     with AgentProcess("device", python(code), 30) as child, pytest.raises(InputFileError, match=r"read 104\d{4}"):
-        child.ask("check", expected="x" * 2**20)
+        child.ask(Logits("x" * 2**20))
 
 
 def test_a_stop_that_ended_the_child_too_is_a_stop() -> None:

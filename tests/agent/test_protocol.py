@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 
 from edgekd.agent import protocol
+from edgekd.agent.messages import Load, LogitsArray, Memory, TimeRound
 from edgekd.agent.protocol import AgentProcess, Local
 from edgekd.bench.golden import array_in
 from edgekd.errors import EdgekdError, InputFileError, MachineError, UsageError
 from tiny_onnx import conv_net
-
-CPU = {"runtime": "ort-cpu", "threads": 1, "batch": 1}
 
 
 def python(code: str) -> list[str]:
@@ -42,14 +41,14 @@ def wait_until_gone(pid: int) -> bool:
 
 def test_crash_names_the_signal(tmp_path: Path) -> None:
     with AgentProcess("net.onnx", Local().argv(), reply_timeout_s=30) as child:
-        child.ask("load", model=str(conv_net(tmp_path / "net.onnx")), **CPU)
+        child.ask(Load(str(conv_net(tmp_path / "net.onnx")), "ort-cpu", 1, 1))
         killer = threading.Timer(0.3, os.kill, (child.pid, signal.SIGKILL))
         killer.start()
         with pytest.raises(MachineError, match=r'net\.onnx: the agent was killed by signal 9 during "round"'):
-            child.ask("round", runs=1, seconds=60, settle_runs=0)
+            child.ask(TimeRound(1, 60, 0))
         killer.join()
         with pytest.raises(MachineError, match="killed by signal 9"):
-            child.ask("memory")
+            child.ask(Memory())
 
 
 def test_crash_carries_the_last_messages() -> None:
@@ -73,7 +72,7 @@ def test_greetings_of_a_login_script_are_passed_over() -> None:
     start = f"print('Welcome!'); print('[1, 2]'); os.execv(sys.executable, {Local().argv()!r})"
     code = f"import os, sys; sys.stdout.reconfigure(line_buffering=True); {start}"
     with AgentProcess("net.onnx", python(code), reply_timeout_s=30) as child:
-        assert child.hello()["python"]
+        assert child.hello().python
 
 
 def test_unknown_program_is_a_machine_error() -> None:
@@ -104,7 +103,7 @@ def test_refusals_become_errors_by_kind(kind: str, error: type[EdgekdError]) -> 
 
 def test_leaving_the_block_ends_the_child_in_the_middle_of_a_round(tmp_path: Path) -> None:
     with AgentProcess("net.onnx", Local().argv(), reply_timeout_s=30) as child:
-        child.ask("load", model=str(conv_net(tmp_path / "net.onnx")), **CPU)
+        child.ask(Load(str(conv_net(tmp_path / "net.onnx")), "ort-cpu", 1, 1))
         child._stdin.write(b'{"id": 0, "op": "round", "runs": 1, "seconds": 600, "settle_runs": 0}\n')
         child._stdin.flush()
         time.sleep(0.2)
@@ -123,11 +122,12 @@ def test_child_does_not_survive_a_killed_parent(tmp_path: Path) -> None:
     model = conv_net(tmp_path / "net.onnx")
     code = f"""
 from edgekd.agent import protocol
+from edgekd.agent.messages import Load, TimeRound
 from edgekd.agent.protocol import AgentProcess, Local
 with AgentProcess("net", Local().argv(), 60) as child:
-    child.ask("load", model={str(model)!r}, runtime="ort-cpu", threads=1, batch=1)
+    child.ask(Load({str(model)!r}, "ort-cpu", 1, 1))
     print(child.pid, flush=True)
-    child.ask("round", runs=1, seconds=600, settle_runs=0)
+    child.ask(TimeRound(1, 600, 0))
 """
     with subprocess.Popen(python(code), stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
@@ -139,8 +139,7 @@ with AgentProcess("net", Local().argv(), 60) as child:
 
 
 def test_arrays_arrive_bit_for_bit() -> None:
-    reply = {"dtype": "<f4", "shape": [1, 3], "base64": "AACAPwAAAMAAAMB/"}
-    array = array_in(reply)
+    array = array_in(LogitsArray("<f4", (1, 3), "AACAPwAAAMAAAMB/"))
     assert array.shape == (1, 3)
     assert array[0, :2].tolist() == [1.0, -2.0]
     assert np.isnan(array[0, 2])

@@ -8,16 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 
 from edgekd.agent import protocol, serve
 from edgekd.agent.device import jetson, machine
 from edgekd.agent.device.workplace import Workplace
-from edgekd.agent.measurement import Job, Settings, job_to_json
+from edgekd.agent.measurement import Job, Settings
+from edgekd.agent.messages import Check, Close, Open
 from edgekd.agent.protocol import AgentProcess
 from edgekd.agent.refusal import RefusedError
 from edgekd.agent.serve import Server
@@ -30,9 +31,9 @@ Ask = Callable[[], bool]
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     server = Server(None, Workplace(tmp_path / "home"))  # type: ignore[arg-type]  # nothing here reports progress
-    server.open({"key": "key", "files": []})
+    server.open(Open("key", ()))
     yield server
-    server.close({"complete": True})
+    server.close(Close(complete=True))
 
 
 @pytest.fixture
@@ -42,10 +43,9 @@ def ask(server: Server) -> Ask:
     known = golden.described(Job("net.onnx", model))
     images = golden.images(golden.signature(model))
     (server.folder / "golden.npy").write_bytes(golden.to_npy(images))
-    request: dict[str, Any] = {"op": "check", "jobs": [job_to_json(known)], "settings": asdict(Settings())}
-    request |= {"images": "golden.npy", "expected": golden.logits(model, images)}
-    numbers = iter(range(100))
-    return lambda: bool(server.check({"id": next(numbers), **request})["kept"])
+    expected = tuple(map(tuple, golden.logits(model, images)))
+    request = Check((replace(known, model=Path("net.onnx")),), Settings(), None, "golden.npy", expected)
+    return lambda: server.check(request).kept
 
 
 def part_of(server: Server) -> Path:
@@ -66,10 +66,10 @@ def test_another_file_of_the_same_name_is_another_measurement(server: Server, as
 def test_a_board_that_was_set_otherwise_is_measured_again(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     ask()
     for mode, locked in (("15W", "no"), ("MAXN", "no"), ("MAXN", "yes")):
-        facts = {"power_mode": mode, "clocks": {"locked": locked}}
+        facts = SimpleNamespace(power_mode=mode, locked=locked)
         monkeypatch.setattr(jetson, "facts", lambda facts=facts: facts)
         assert [ask(), ask()] == [False, True]
-    monkeypatch.setattr(serve, "installed", lambda package: "another version")
+    monkeypatch.setattr(serve, "installed_runtimes", lambda: {"onnxruntime": "another version"})
     assert not ask()
 
 
@@ -116,9 +116,9 @@ def test_a_near_end_that_only_waits_is_heard(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(protocol, "PULSE_S", 0.2)
     with AgentProcess("device", far_end(2.0), reply_timeout_s=30, detached=True) as far:
-        assert far.hello()["python"]
+        assert far.hello().python
         time.sleep(4)
-        assert far.hello()["python"]
+        assert far.hello().python
 
 
 def test_the_far_end_gives_up_before_the_near_end() -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -20,9 +21,21 @@ from onnx import TensorProto
 from edgekd import agent
 from edgekd.agent import worker
 from edgekd.agent.device import machine
+from edgekd.agent.messages import (
+    CountNodes,
+    Executed,
+    Hello,
+    Load,
+    Logits,
+    Memory,
+    Observe,
+    TimeRound,
+    WarmUp,
+    asking,
+)
 from edgekd.agent.protocol import AgentProcess, Local
 from edgekd.agent.refusal import RefusedError
-from edgekd.agent.runners import ort_model
+from edgekd.agent.runners import ort
 from edgekd.agent.runners.inputs import noise
 from edgekd.bench import pack
 from edgekd.bench.golden import array_in
@@ -32,7 +45,10 @@ from tiny_onnx import conv_net, gemm_net, qlinear_net, two_input_net
 FOLDER = Path(agent.__file__).parent
 GOLDEN_PIXELS = [56, 180, 230, 82]
 GOLDEN_FLOATS = "c506e7bd044d4d131735bb2d7be2d3eff3aceb8c65b43e4cb87c3c2c550606ee"
-CPU = {"runtime": "ort-cpu", "threads": 1, "batch": 1}
+
+
+def load(model: Path, **changes: Any) -> Load:
+    return Load(**{"model": str(model), "runtime": "ort-cpu", "threads": 1, "batch": 1, **changes})
 
 
 @pytest.fixture
@@ -57,11 +73,11 @@ def test_answers_under_python_3_8() -> None:
         pytest.skip("no Python 3.8 on this machine")
     with AgentProcess("old", Local(python).argv(), reply_timeout_s=30) as process:
         facts = process.hello()
-        assert facts["python"].startswith("3.8.")
-        assert process.ask("observe", seconds=0.01)["end_s"] > 0
-        if facts["numpy"] is None:
+        assert facts.python.startswith("3.8.")
+        assert process.ask(Observe(0.01)).end_s > 0
+        if facts.numpy is None:
             with pytest.raises(MachineError, match=r"numpy cannot be imported.*-m pip install numpy onnxruntime"):
-                process.ask("load", model=str(FOLDER / "worker.py"), **CPU)
+                process.ask(load(FOLDER / "worker.py"))
 
 
 def test_stdout_carries_replies_only(tmp_path: Path) -> None:
@@ -76,9 +92,9 @@ def test_stdout_carries_replies_only(tmp_path: Path) -> None:
     )
     model = conv_net(tmp_path / "net.onnx")
     requests = [
-        {"id": 1, "op": "hello"},
-        {"id": 2, "op": "load", "model": str(model), **CPU},
-        {"id": 3, "op": "round", "runs": 2, "seconds": 0, "settle_runs": 0},
+        asking(1, Hello()),
+        asking(2, load(model)),
+        asking(3, TimeRound(2, 0, 0)),
         {"id": 4, "op": "quit"},
     ]
     with subprocess.Popen(
@@ -111,20 +127,20 @@ def test_neighbours_of_the_agent_are_not_imported(form: str, tmp_path: Path) -> 
     (entry.parent if form == "zip" else entry).joinpath("numpy.py").write_text("raise SystemExit('the wrong numpy')")
     model = conv_net(tmp_path / "net.onnx")
     with AgentProcess("copy", [sys.executable, str(entry), "worker"], reply_timeout_s=30) as process:
-        assert process.ask("load", model=str(model), **CPU)["output_shapes"] == [[1, 4]]
+        assert process.ask(load(model)).output_shapes == ((1, 4),)
 
 
 def test_load_says_what_was_loaded(child: AgentProcess, tmp_path: Path) -> None:
     model = conv_net(tmp_path / "net.onnx")
     digest = hashlib.sha256(model.read_bytes()).hexdigest()
-    reply = child.ask("load", model=str(model), sha256=digest, **{**CPU, "batch": 3})
-    assert reply["sha256"] == digest
-    assert reply["size_bytes"] == model.stat().st_size
-    assert reply["provider"] == "CPUExecutionProvider"
-    assert reply["input_shape"] == [3, 3, 8, 8]
-    assert reply["runtime_version"] == onnxruntime.__version__
-    assert reply["load_ms"] > 0
-    assert reply["first_inference_ms"] > 0
+    reply = child.ask(load(model, sha256=digest, batch=3))
+    assert reply.sha256 == digest
+    assert reply.size_bytes == model.stat().st_size
+    assert reply.provider == "CPUExecutionProvider"
+    assert reply.input_shape == (3, 3, 8, 8)
+    assert reply.runtime_version == onnxruntime.__version__
+    assert (reply.load_ms or 0) > 0
+    assert (reply.first_inference_ms or 0) > 0
 
 
 def test_changed_file_is_refused(child: AgentProcess, tmp_path: Path) -> None:
@@ -132,42 +148,42 @@ def test_changed_file_is_refused(child: AgentProcess, tmp_path: Path) -> None:
     digest = hashlib.sha256(model.read_bytes()).hexdigest()
     model.write_bytes(model.read_bytes() + b"\0")
     with pytest.raises(InputFileError, match=f"not {digest}"):
-        child.ask("load", model=str(model), sha256=digest, **CPU)
+        child.ask(load(model, sha256=digest))
     with pytest.raises(Exception, match="no model is loaded"):
-        child.ask("memory")
+        child.ask(Memory())
 
 
 def test_unusable_models_are_refused(child: AgentProcess, tmp_path: Path) -> None:
     text = tmp_path / "text.onnx"
     text.write_text("no model")
     with pytest.raises(InputFileError, match=r"text\.onnx cannot be loaded"):
-        child.ask("load", model=str(text), **CPU)
+        child.ask(load(text))
     with pytest.raises(InputFileError, match="is not a file"):
-        child.ask("load", model=str(tmp_path / "absent.onnx"), **CPU)
+        child.ask(load(tmp_path / "absent.onnx"))
     with pytest.raises(InputFileError, match=r"one float or uint8 image input; it has a tensor\(float\), b"):
-        child.ask("load", model=str(two_input_net(tmp_path / "two.onnx")), **CPU)
+        child.ask(load(two_input_net(tmp_path / "two.onnx")))
 
 
 def test_batch_and_image_shape_must_fit(child: AgentProcess, tmp_path: Path) -> None:
-    fixed = str(conv_net(tmp_path / "fixed.onnx", shape=(1, 3, 8, 8)))
+    fixed = conv_net(tmp_path / "fixed.onnx", shape=(1, 3, 8, 8))
     with pytest.raises(UsageError, match="fixed batch of 1; batch 2"):
-        child.ask("load", model=fixed, **{**CPU, "batch": 2})
+        child.ask(load(fixed, batch=2))
     with pytest.raises(UsageError, match="does not fit"):
-        child.ask("load", model=fixed, image_shape=[3, 9, 9], **CPU)
+        child.ask(load(fixed, image_shape=(3, 9, 9)))
     with pytest.raises(UsageError, match="does not fit"):
-        child.ask("load", model=fixed, image_shape=[8, 8], **CPU)
-    free = str(conv_net(tmp_path / "open.onnx", shape=("N", 3, "H", "W")))
+        child.ask(load(fixed, image_shape=(8, 8)))
+    free = conv_net(tmp_path / "open.onnx", shape=("N", 3, "H", "W"))
     with pytest.raises(UsageError, match="give the size of an image"):
-        child.ask("load", model=free, **CPU)
-    assert child.ask("load", model=free, image_shape=[3, 5, 6], **CPU)["input_shape"] == [1, 3, 5, 6]
+        child.ask(load(free))
+    assert child.ask(load(free, image_shape=(3, 5, 6))).input_shape == (1, 3, 5, 6)
 
 
 def test_absent_provider_is_refused(child: AgentProcess, tmp_path: Path) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this machine has the provider that the test takes for absent")
-    model = str(conv_net(tmp_path / "net.onnx"))
+    model = conv_net(tmp_path / "net.onnx")
     with pytest.raises(MachineError, match="has no CUDAExecutionProvider; it has"):
-        child.ask("load", model=model, **{**CPU, "runtime": "ort-cuda"})
+        child.ask(load(model, runtime="ort-cuda"))
 
 
 def test_fallback_to_the_cpu_is_refused() -> None:
@@ -180,7 +196,7 @@ def test_fallback_to_the_cpu_is_refused() -> None:
         capi=onnxruntime.capi,
     )
     with pytest.raises(RefusedError, match="fell back") as caught:
-        ort_model.open_session(runtime, Path("net.onnx"), "CUDAExecutionProvider", 1)
+        ort.open_session(runtime, Path("net.onnx"), "CUDAExecutionProvider", 1)
     assert caught.value.kind == "machine"
     assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
 
@@ -188,11 +204,11 @@ def test_fallback_to_the_cpu_is_refused() -> None:
 def test_threads_that_wait_may_spin_unless_told_not_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")  # which loading sets
     key = "session.intra_op.allow_spinning"
-    model = {"model": str(conv_net(tmp_path / "net.onnx")), **CPU}
-    quiet = ort_model.OrtModel({**model, "spin_wait": False}).session.get_session_options()
-    assert quiet.get_session_config_entry(key) == "0"
-    with pytest.raises(RuntimeError, match=key):
-        ort_model.OrtModel(model).session.get_session_options().get_session_config_entry(key)
+    model = conv_net(tmp_path / "net.onnx")
+    with ort.OrtRunner(load(model, spin_wait=False)) as quiet:
+        assert quiet.session.get_session_options().get_session_config_entry(key) == "0"
+    with ort.OrtRunner(load(model)) as usual, pytest.raises(RuntimeError, match=key):
+        usual.session.get_session_options().get_session_config_entry(key)
 
 
 def test_noise_is_the_same_everywhere() -> None:
@@ -209,37 +225,37 @@ def test_noise_is_the_same_everywhere() -> None:
 
 
 def test_warm_up_ends_when_two_windows_agree(child: AgentProcess, tmp_path: Path) -> None:
-    child.ask("load", model=str(conv_net(tmp_path / "net.onnx")), **CPU)
-    easy = child.ask("warm_up", window=5, agreement=10.0, most_seconds=10)
-    assert easy["stable"] is True
-    assert len(easy["medians_ms"]) == 2
+    child.ask(load(conv_net(tmp_path / "net.onnx")))
+    easy = child.ask(WarmUp(5, 10.0, 10))
+    assert easy.stable
+    assert len(easy.medians_ms) == 2
 
 
 def test_warm_up_gives_up_in_time(child: AgentProcess, tmp_path: Path) -> None:
-    child.ask("load", model=str(conv_net(tmp_path / "net.onnx")), **CPU)
+    child.ask(load(conv_net(tmp_path / "net.onnx")))
     # No window agrees with the one before to less than nothing.
-    never = child.ask("warm_up", window=5, agreement=-1.0, most_seconds=0.4)
-    assert never["stable"] is False
-    assert len(never["medians_ms"]) >= 4
-    assert 0.4 <= never["seconds"] < 2
+    never = child.ask(WarmUp(5, -1.0, 0.4))
+    assert not never.stable
+    assert len(never.medians_ms) >= 4
+    assert 0.4 <= never.seconds < 2
 
 
 def test_round_takes_both_minima(child: AgentProcess, tmp_path: Path) -> None:
-    child.ask("load", model=str(conv_net(tmp_path / "net.onnx")), **CPU)
-    by_runs = child.ask("round", runs=40, seconds=0.0, settle_runs=2)
-    assert len(by_runs["samples_ms"]) == 40
-    by_time = child.ask("round", runs=1, seconds=0.2, settle_runs=0)
-    assert len(by_time["samples_ms"]) > 40
-    assert 200 * 0.5 < sum(by_time["samples_ms"]) <= 1000 * (by_time["end_s"] - by_time["start_s"])
-    assert min(by_time["samples_ms"]) > 0
+    child.ask(load(conv_net(tmp_path / "net.onnx")))
+    by_runs = child.ask(TimeRound(40, 0.0, 2))
+    assert len(by_runs.samples_ms) == 40
+    by_time = child.ask(TimeRound(1, 0.2, 0))
+    assert len(by_time.samples_ms) > 40
+    assert 200 * 0.5 < sum(by_time.samples_ms) <= 1000 * (by_time.end_s - by_time.start_s)
+    assert min(by_time.samples_ms) > 0
 
 
 def test_logits_are_those_of_the_runtime(child: AgentProcess, tmp_path: Path) -> None:
     model = conv_net(tmp_path / "net.onnx")
     images = np.random.default_rng(1).standard_normal((5, 3, 8, 8)).astype(np.float32)
     np.save(tmp_path / "images.npy", images)
-    child.ask("load", model=str(model), **{**CPU, "batch": 2})
-    logits = array_in(child.ask("logits", input=str(tmp_path / "images.npy")))
+    child.ask(load(model, batch=2))
+    logits = array_in(child.ask(Logits(str(tmp_path / "images.npy"))))
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
     pieces = [session.run(None, {"input": images[first : first + 2]})[0] for first in (0, 2, 4)]
     assert logits.dtype == np.float32
@@ -247,7 +263,7 @@ def test_logits_are_those_of_the_runtime(child: AgentProcess, tmp_path: Path) ->
 
 
 def test_images_of_another_type_or_shape_are_refused(child: AgentProcess, tmp_path: Path) -> None:
-    child.ask("load", model=str(conv_net(tmp_path / "net.onnx")), **CPU)
+    child.ask(load(conv_net(tmp_path / "net.onnx")))
     for name, images in {
         "double": np.zeros((1, 3, 8, 8)),
         "small": np.zeros((1, 3, 4, 4), np.float32),
@@ -255,20 +271,20 @@ def test_images_of_another_type_or_shape_are_refused(child: AgentProcess, tmp_pa
     }.items():
         np.save(tmp_path / f"{name}.npy", images)
         with pytest.raises(InputFileError, match=r"takes float32 \['N', 3, 8, 8\]"):
-            child.ask("logits", input=str(tmp_path / f"{name}.npy"))
+            child.ask(Logits(str(tmp_path / f"{name}.npy")))
     (tmp_path / "text.npy").write_text("no array")
     with pytest.raises(InputFileError, match=r"cannot be read as \.npy"):
-        child.ask("logits", input=str(tmp_path / "text.npy"))
+        child.ask(Logits(str(tmp_path / "text.npy")))
 
 
 def test_load_takes_given_images_and_pixels(child: AgentProcess, tmp_path: Path) -> None:
-    model = str(conv_net(tmp_path / "bytes.onnx", element=TensorProto.UINT8))
-    assert child.ask("load", model=model, **CPU)["input_shape"] == [1, 3, 8, 8]
+    model = conv_net(tmp_path / "bytes.onnx", element=TensorProto.UINT8)
+    assert child.ask(load(model)).input_shape == (1, 3, 8, 8)
     np.save(tmp_path / "images.npy", np.zeros((3, 3, 8, 8), np.uint8))
-    given = {"model": model, "input": str(tmp_path / "images.npy")}
-    assert child.ask("load", **{**CPU, "batch": 2}, **given)["input_shape"] == [2, 3, 8, 8]
+    images = str(tmp_path / "images.npy")
+    assert child.ask(load(model, batch=2, input=images)).input_shape == (2, 3, 8, 8)
     with pytest.raises(UsageError, match="3 images, fewer than a batch of 4"):
-        child.ask("load", **{**CPU, "batch": 4}, **given)
+        child.ask(load(model, batch=4, input=images))
 
 
 def test_peak_memory_is_the_models_and_not_the_parents(tmp_path: Path) -> None:
@@ -276,20 +292,19 @@ def test_peak_memory_is_the_models_and_not_the_parents(tmp_path: Path) -> None:
     weights_bytes = 4 * features**2
     ballast = np.ones(300 * 2**20, np.uint8)  # touched, so that it counts as resident here
     with AgentProcess("model", Local().argv(), reply_timeout_s=30) as child:
-        child.ask("load", model=str(gemm_net(tmp_path / "net.onnx", features)), **CPU)
-        memory = child.ask("memory")
-    assert memory["peak_memory_bytes"] - memory["baseline_memory_bytes"] >= weights_bytes
-    assert memory["peak_memory_bytes"] < ballast.nbytes
-    assert memory["baseline_memory_bytes"] > 10 * 2**20
+        child.ask(load(gemm_net(tmp_path / "net.onnx", features)))
+        memory = child.ask(Memory())
+    peak_bytes, baseline_bytes = memory.peak_memory_bytes or 0, memory.baseline_memory_bytes or 0
+    assert peak_bytes - baseline_bytes >= weights_bytes
+    assert peak_bytes < ballast.nbytes
+    assert baseline_bytes > 10 * 2**20
 
 
 def test_executed_counts_what_really_ran(child: AgentProcess, tmp_path: Path) -> None:
-    child.ask("load", model=str(qlinear_net(tmp_path / "half.onnx")), **CPU)
-    half = child.ask("executed")
-    assert (half["integer_nodes"], half["compute_nodes"]) == (1, 2)
-    assert half["providers"] == ["CPUExecutionProvider"]
-    child.ask("load", model=str(conv_net(tmp_path / "float.onnx", depth=3)), **CPU)
-    assert [child.ask("executed")[key] for key in ("integer_nodes", "compute_nodes")] == [0, 3]
+    child.ask(load(qlinear_net(tmp_path / "half.onnx")))
+    assert child.ask(CountNodes()) == Executed(1, 2, ("CPUExecutionProvider",))
+    child.ask(load(conv_net(tmp_path / "float.onnx", depth=3)))
+    assert child.ask(CountNodes()) == Executed(0, 3, ("CPUExecutionProvider",))
 
 
 def test_other_work_is_metered(child: AgentProcess) -> None:
@@ -298,11 +313,11 @@ def test_other_work_is_metered(child: AgentProcess) -> None:
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         time.sleep(0.2)
-        seen = child.ask("observe", seconds=0.5)
+        seen = child.ask(Observe(0.5))
     finally:
         busy.kill()
         busy.wait()
-    assert seen["other_cpus"] > 0.4
+    assert (seen.other_cpus or 0) > 0.4
 
 
 def test_own_work_is_not_other_work() -> None:
@@ -315,7 +330,7 @@ def test_own_work_is_not_other_work() -> None:
     seen = meter.read()
     after, wall_s = machine.cpu_seconds(), time.perf_counter() - begin
     assert after is not None
-    assert seen["other_cpus"] == pytest.approx(max(0.0, after[0] - before[0] - 0.5) / wall_s, abs=0.1)
+    assert seen.other_cpus == pytest.approx(max(0.0, after[0] - before[0] - 0.5) / wall_s, abs=0.1)
 
 
 def test_the_work_of_a_child_is_not_other_work() -> None:
@@ -328,17 +343,23 @@ def test_the_work_of_a_child_is_not_other_work() -> None:
     seen = meter.read()
     after, wall_s = machine.cpu_seconds(), time.perf_counter() - begin
     assert after is not None
-    assert seen["other_cpus"] == pytest.approx(max(0.0, after[0] - before[0] - 1) / wall_s, abs=0.2)
+    assert seen.other_cpus == pytest.approx(max(0.0, after[0] - before[0] - 1) / wall_s, abs=0.2)
 
 
-@pytest.mark.parametrize("line", ["no json", "[]", '{"id": 1}', '{"id": 1, "op": "dance"}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("no json", "[]", '{"id": 1}', '{"id": 1, "op": "dance"}', '{"id": 1, "op": []}', '{"id": {}, "op": "hello"}'),
+        *('{"id": 1, "op": "round"}', '{"id": 1, "op": "observe", "seconds": -1}'),
+    ],
+)
 def test_malformed_requests_are_answered(line: str) -> None:
     reply = worker.answer(line.encode(), worker.Worker().ops())
     assert (reply["ok"], reply["kind"]) == (False, "protocol")
 
 
 def test_end_of_stdin_ends_a_running_round(child: AgentProcess, tmp_path: Path) -> None:
-    child.ask("load", model=str(conv_net(tmp_path / "net.onnx")), **CPU)
+    child.ask(load(conv_net(tmp_path / "net.onnx")))
     child._stdin.write(b'{"id": 0, "op": "round", "runs": 1, "seconds": 600, "settle_runs": 0}\n')
     child._stdin.flush()
     time.sleep(0.3)
@@ -350,4 +371,4 @@ def test_end_of_stdin_ends_a_running_round(child: AgentProcess, tmp_path: Path) 
 def test_interrupt_of_the_group_is_left_to_the_parent(child: AgentProcess) -> None:
     child.hello()
     os.kill(child.pid, signal.SIGINT)
-    assert child.hello()["cpus"] >= 1
+    assert child.hello().cpus >= 1

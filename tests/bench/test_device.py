@@ -25,13 +25,16 @@ from standins import write_trtexec, write_unknown_trtexec
 from edgekd.agent.device.machine import sha256_of
 from edgekd.agent.kernels import Runtime
 from edgekd.agent.measurement import Job, Settings
+from edgekd.agent.numerics import LogitsCheck
 from edgekd.bench import comparing, golden, measuring, pack
 from edgekd.bench import device as devices
 from edgekd.bench.remote import Host
+from edgekd.bench.rows import Row
 from edgekd.errors import GateError, InputFileError, Interrupted, MachineError, StoppedEarly
 from edgekd.export import ort_session
 from edgekd.recipe import BenchTable
 from edgekd.run.cards.record import Record
+from edgekd.schema import written
 from edgekd.stages import report
 from edgekd.stopping import Stop
 from tiny_onnx import conv_net
@@ -72,13 +75,13 @@ def files_of(run: Any) -> list[Path]:
 
 def test_a_run_is_measured_on_a_device_and_reported(device: Device, published: Any) -> None:  # noqa: F811
     results = devices.on_device(Host("device"), files_of(published), TABLE, Stop(), run=published)
-    assert results["target"] == "device"
-    timed = [row["artefact"] for row in results["results"] if not row.get("skipped")]
+    assert results.target == "device"
+    timed = [row.artefact for row in results.results if isinstance(row, Row)]
     assert "student.fp32.onnx" in timed
-    assert [one["artefact"] for one in results["numerics"]] == timed
-    assert all(one["passed"] for one in results["numerics"])
-    assert results["energy"] == []
-    assert results["energy_note"].startswith("n/a: ")
+    assert [one.artefact for one in results.numerics or ()] == timed
+    assert all(one.passed for one in results.numerics or ())
+    assert results.energy == ()
+    assert (results.energy_note or "").startswith("n/a: ")
     assert device.work == []
     folder = published.stage("bench/device")
     record = Record.read(folder)
@@ -86,7 +89,7 @@ def test_a_run_is_measured_on_a_device_and_reported(device: Device, published: A
     assert record.damaged_output(folder) is None
     assert set(record.outputs) == {"environment.json", "jetson.json", "results.json", "samples.json"}
     summary = report.collect(published)
-    assert summary.devices["device"].results == results["results"]
+    assert summary.devices["device"].results == written(results.results)
     assert summary.latency, "and the measurements of this machine stand beside them"
     titles = [title for title, _, _ in report.pictures(published)]
     assert "Latency on device, batch 1, threads 1" in titles
@@ -102,10 +105,10 @@ def test_tensorrt_comes_first_where_it_is(device: Device, published: Any, tmp_pa
     tool = write_trtexec(tmp_path, "10.3.0")
     files = [file for file in files_of(published) if "fp" in file.name]
     results = devices.on_device(Host("device", trtexec=str(tool)), files, TABLE, Stop(), run=published)
-    timed = [(row["artefact"], row["runtime"]) for row in results["results"] if not row.get("skipped")]
+    timed = [(row.artefact, row.runtime) for row in results.results if isinstance(row, Row)]
     assert timed == [("student.fp32.onnx", "tensorrt"), ("student.fp32.onnx --fp16", "tensorrt")]
-    assert all("--useCudaGraph" in row["commands"][-1] for row in results["results"] if not row.get("skipped"))
-    assert all(one["passed"] for one in results["numerics"])
+    assert all("--useCudaGraph" in row.commands[-1] for row in results.results if isinstance(row, Row))
+    assert all(one.passed for one in results.numerics or ())
     assert len(list((device.cache / "engines").glob("*.engine"))) == 2, "engines stay"
     assert device.work == []
 
@@ -119,7 +122,7 @@ def test_a_broken_trtexec_is_in_the_way_of_tensorrt_only(device: Device, publish
         cpu = devices.on_device(Host("device"), files_of(published), TABLE, Stop(), runtimes=("ort-cpu",))
     finally:
         (device.bin / "trtexec").unlink()
-    assert all(one["passed"] for one in cpu["numerics"])
+    assert all(one.passed for one in cpu.numerics or ())
 
 
 @pytest.mark.slow
@@ -127,7 +130,7 @@ def test_a_tensorrt_of_unknown_flags_is_passed_over(device: Device, published: A
     host = Host("device", trtexec=str(write_unknown_trtexec(tmp_path, 8401)))
     files = [file for file in files_of(published) if "fp32" in file.name]
     results = devices.on_device(host, files, TABLE, Stop(), run=published)
-    assert [row["runtime"] for row in results["results"] if not row.get("skipped")] == ["ort-cpu"]
+    assert [row.runtime for row in results.results if isinstance(row, Row)] == ["ort-cpu"]
     shutil.rmtree(published.stage("bench/device"))
     with pytest.raises(MachineError, match=r"nothing could be run: .*TensorRT 8\.4\.1 is installed"):
         devices.on_device(host, files, TABLE, Stop(), runtimes=("tensorrt",), run=published)
@@ -194,7 +197,7 @@ def test_an_answer_leaves_nothing_to_take_up(device: Device) -> None:  # noqa: F
 def bundle(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("bundle") / "student.pyz"
     made = devices.write_bundle(finished.run.name, files_of(finished.run), TABLE, file)
-    assert made["size_bytes"] == file.stat().st_size
+    assert made.size_bytes == file.stat().st_size
     return file
 
 
@@ -223,14 +226,14 @@ def test_a_bundle_is_measured_offline_and_imported(bundle: Path, published: Any,
     assert "check    student.fp32.onnx: as on the host" in ran.stderr
     assert "edgekd bench --import results.json" in ran.stderr
     results = devices.import_results(published, tmp_path / "device" / "results.json")
-    folder = published.stage(comparing.folder_of(results["target"]))
+    folder = published.stage(comparing.folder_of(results.target or ""))
     assert (folder / "results.json").is_file()
-    assert results["verdicts"]
-    assert {one["artefact"] for one in results["numerics"]} >= {"student.fp32.onnx"}
+    assert results.verdicts
+    assert {one.artefact for one in results.numerics or ()} >= {"student.fp32.onnx"}
     assert not list((tmp_path / "device").rglob("*.onnx")), "no model stays"
     record = Record.read(folder)
     assert record is not None
-    assert set(record.inputs) == {f"export/{one['artefact']}" for one in results["numerics"]}, "what was measured"
+    assert set(record.inputs) == {f"export/{one.artefact}" for one in results.numerics or ()}, "what was measured"
     for field in ("files", "nothing", "comparison"):
         other = json.loads((tmp_path / "device" / "results.json").read_text())
         if field == "files":
@@ -260,16 +263,18 @@ def test_check_fails_where_the_device_computes_something_else(bundle: Path, publ
     assert ran.returncode == 5
     assert "student.fp32.onnx: NOT as on the host" in ran.stderr
     results = devices.import_results(published, tmp_path / "device" / "found.json")
-    assert results["results"] == []
+    assert results.results == ()
     with pytest.raises(GateError, match=r"student\.fp32\.onnx does not compute there what it computes here"):
-        devices.refuse_wrong_numbers(results)
+        devices.refuse_wrong_numbers(results.numerics or ())
 
 
 def test_what_saturates_on_a_device_is_told_with_its_cure() -> None:
-    found = {"precision": "int8", "tolerance": 0.1, "max_difference": 0.3, "wrong_answers": 0, "clear": 2}
+    found = LogitsCheck(
+        "", "ort-cpu", "int8", 0.1, max_difference=0.3, images=8, clear=2, wrong_answers=0, passed=False
+    )
     for name, told in (("student.int8-cpu-x86.onnx", True), ("student.int8-cpu-arm.onnx", False)):
         with pytest.raises(GateError, match="does not compute there") as error:
-            devices.refuse_wrong_numbers({"numerics": [{**found, "artefact": name, "passed": False}]})
+            devices.refuse_wrong_numbers([replace(found, artefact=name)])
         assert ("session.x64quantprecision=1" in str(error.value)) == told
 
 
@@ -309,7 +314,7 @@ def test_torch_is_a_runtime_of_its_own(finished: Any, tmp_path: Path) -> None:
     program = measuring.torch_job(finished.run, tmp_path)
     jobs = measuring.jobs_of([finished.run.stage("export") / "student.fp32.onnx"], ("ort-cpu", "torch"), program)
     results, (comparison,) = measuring.compare(jobs, TABLE, Stop(), finished.run)
-    rows = [(row["artefact"], row["runtime"], row["integer_share"]) for row in results["results"]]
+    rows = [(row.artefact, row.runtime, row.integer_share) for row in results.results]
     assert rows == [("student.fp32.onnx", "ort-cpu", 0.0), ("student", "torch", None)]
-    assert list(results["verdicts"]) == ["batch 1, threads 1, ort-cpu", "batch 1, threads 1, torch"]
-    assert set(comparing.samples_of(comparison)["samples_ms"]) == {"student.fp32.onnx", "student [torch]"}
+    assert list(results.verdicts) == ["batch 1, threads 1, ort-cpu", "batch 1, threads 1, torch"]
+    assert set(comparing.samples_of(comparison).samples_ms) == {"student.fp32.onnx", "student [torch]"}

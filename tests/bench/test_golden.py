@@ -20,7 +20,7 @@ from tiny_onnx import conv_net
 def test_a_size_below_one_is_an_open_one(batch: str | int, tmp_path: Path) -> None:
     known = golden.signature(conv_net(tmp_path / "net.onnx", shape=(batch, 3, 8, 8)))
     assert (known.batch, known.declared, len(golden.images(known))) == (None, (None, 3, 8, 8), golden.IMAGES)
-    assert input_shape(tmp_path, [batch, 3, -1, 8], 2, [3, 9, 8]) == [2, 3, 9, 8]
+    assert input_shape(tmp_path, [batch, 3, -1, 8], 2, [3, 9, 8]) == (2, 3, 9, 8)
 
 
 def test_a_fixed_batch_says_which_flag_fits() -> None:
@@ -35,4 +35,4 @@ def test_every_type_of_input_is_checked(element: int, tmp_path: Path) -> None:
     job = golden.described(Job("net", conv_net(tmp_path / "net.onnx", element=element, scale=20.0)))
     ((images, expected),) = golden.write_files([job], tmp_path).values()
     found = session.check(job, Settings(), Tools(), images, expected)
-    assert (found["passed"], found["images"]) == (True, golden.IMAGES)
+    assert (found.passed, found.images) == (True, golden.IMAGES)

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from sshd import Device, device, lacking, sshd_device  # noqa: F401 - fixtures
 
-from edgekd.agent.measure import Progress
-from edgekd.agent.measurement import Comparison, Job, Settings
+from edgekd.agent.device.power import NoEnergy
+from edgekd.agent.measurement import Comparison, Job, Progress, Settings
+from edgekd.agent.messages import Sealed
 from edgekd.agent.protocol import AgentProcess
 from edgekd.bench import golden
 from edgekd.bench.remote import Host
@@ -61,12 +62,14 @@ def test_a_model_is_measured_there_and_nothing_stays(device: Device, job: Job, t
     assert [one.job.artefact for one in found.measurements] == ["net.onnx"]
     assert [one.step for one in seen] == ["load", "warm-up", "round", "round"]
     assert [line.split()[2] for line in said if line.startswith("copy")] == ["net.onnx", images.name], "once each"
-    assert checked["passed"] is True
-    assert (checked["images"], checked["precision"]) == (golden.IMAGES, "fp32")
-    assert checked["max_difference"] <= checked["tolerance"]
-    assert wrong["passed"] is False
-    assert wrong["wrong_answers"] > 0
-    assert power["energy"].startswith("n/a: no INA3221 sensor")
+    assert checked.passed
+    assert (checked.images, checked.precision) == (golden.IMAGES, "fp32")
+    assert checked.max_difference is not None
+    assert checked.max_difference <= checked.tolerance
+    assert not wrong.passed
+    assert wrong.wrong_answers > 0
+    assert isinstance(power, NoEnergy)
+    assert power.energy.startswith("n/a: no INA3221 sensor")
     assert [path.name for path in device.home.iterdir()] == [".cache"], "nobody asked for more rights"
     assert device.work == []
 
@@ -267,9 +270,9 @@ def test_a_model_that_was_exchanged_there_is_noticed(device: Device, job: Job, t
 def test_a_result_that_changes_on_its_way_is_noticed(device: Device, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     ask = AgentProcess.ask
 
-    def changed(process: AgentProcess, op: str, **arguments: Any) -> dict[str, Any]:
-        reply = ask(process, op, **arguments)
-        return {**reply, "text": reply["text"].replace("1", "2", 1)} if "text" in reply else reply
+    def changed(process: AgentProcess, request: Any, **options: Any) -> Any:
+        answer = ask(process, request, **options)
+        return replace(answer, text=answer.text.replace("1", "2", 1)) if isinstance(answer, Sealed) else answer
 
     with HOST.session("key", quiet) as session:
         session.put([job.model])

@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+from latencies import compared
+from latencies import measured as measured_job
 
-from edgekd.agent.device.environment import this_machine
-from edgekd.agent.kernels import PROVIDERS, Kind, Runtime
-from edgekd.agent.measurement import Activity, Comparison, Job, Measurement, Round, Settings, Skipped
-from edgekd.bench.rows import Row, SkippedRow, from_json, rows
+from edgekd.agent.kernels import Kind, Runtime
+from edgekd.agent.measurement import Job, Measurement, Settings, Skipped
+from edgekd.bench.rows import ROW, Row, SkippedRow, rows
+from edgekd.schema import written
 
-QUIET = Activity(0.0, 1.0, 0.0, 0.0, None, 0)
 KEYS = {
     *("artefact", "runtime", "provider", "batch", "threads", "n", "min_ms", "mean_ms", "p50_ms", "p90_ms", "p95_ms"),
     *("p99_ms", "max_ms", "std_ms", "throughput_per_s", "size_bytes", "load_ms", "first_inference_ms"),
@@ -21,41 +22,26 @@ KEYS = {
 def measured(
     name: str, kind: Kind, times_ms: list[float], integer_nodes: int = 0, runtime: Runtime = "ort-cpu"
 ) -> Measurement:
-    return Measurement(
-        job=Job(name, Path(name), kind, runtime),
-        provider=PROVIDERS[runtime],
-        runtime_version="1.0",
-        sha256="0" * 64,
-        size_bytes=10,
-        load_ms=1.0,
-        first_inference_ms=2.0,
-        baseline_memory_bytes=3,
-        peak_memory_bytes=4,
-        integer_nodes=integer_nodes,
-        compute_nodes=10,
-        stable=True,
-        warm_up_ms=(1.0, 1.0),
-        rounds=tuple(Round((time, time, time), QUIET) for time in times_ms),
-    )
+    return measured_job(Job(name, Path(name), kind, runtime), times_ms, integer_nodes=integer_nodes)
 
 
-def compared(*results: Measurement | Skipped) -> list[Row | SkippedRow]:
-    return rows(Comparison("local", this_machine(), Settings(batch=4, threads=2), QUIET, results, ()))
+def rows_of(*results: Measurement | Skipped) -> list[Row | SkippedRow]:
+    return rows(compared(*results, settings=Settings(batch=4, threads=2)))
 
 
 def measured_rows(*results: Measurement) -> list[Row]:
-    return [row for row in compared(*results) if isinstance(row, Row)]
+    return [row for row in rows_of(*results) if isinstance(row, Row)]
 
 
 def test_row_has_the_keys_of_the_command_line() -> None:
     (row,) = measured_rows(measured("net", "fp32", [2.0, 3.0, 4.0]))
-    written = json.loads(json.dumps(row.to_json()))
-    assert set(written) >= KEYS
-    assert (written["n"], written["batch"], written["threads"]) == (9, 4, 2)
-    assert (written["p50_ms"], written["throughput_per_s"]) == (3.0, pytest.approx(4000 / 3))
-    assert 2.0 <= written["p50_low_ms"] <= 3.0 <= written["p50_high_ms"] <= 4.0
-    assert written["speedup"] is None
-    assert from_json(written) == row
+    found = json.loads(json.dumps(written(row)))
+    assert set(found) >= KEYS
+    assert (found["n"], found["batch"], found["threads"]) == (9, 4, 2)
+    assert (found["p50_ms"], found["throughput_per_s"]) == (3.0, pytest.approx(4000 / 3))
+    assert 2.0 <= found["p50_low_ms"] <= 3.0 <= found["p50_high_ms"] <= 4.0
+    assert found["speedup"] is None
+    assert ROW(found, "") == row
 
 
 def test_speedup_is_against_the_fp32_row_wherever_it_stands() -> None:
@@ -83,16 +69,16 @@ def test_rows_are_compared_within_their_runtime() -> None:
 def test_int8_that_runs_in_float_says_so() -> None:
     _, pretended = measured_rows(measured("f", "fp32", [1.0] * 3), measured("q", "int8-cpu-x86", [1.0] * 3, 8))
     assert pretended.not_really_int8
-    assert pretended.to_json()["note"] == "not really INT8: 80% of the compute nodes"
+    assert pretended.note == "not really INT8: 80% of the compute nodes"
     _, real = measured_rows(measured("f", "fp32", [1.0] * 3), measured("q", "int8-cpu-x86", [1.0] * 3, 9))
-    assert real.to_json()["note"] is None
+    assert real.note is None
 
 
 def test_skipped_row_keeps_its_place_and_reason() -> None:
     job = Job("half", Path("half"), "fp16")
-    first, second = compared(Skipped(job, "n/a: no kernels"), measured("f", "fp32", [1.0] * 3))
+    first, second = rows_of(Skipped(job, "n/a: no kernels"), measured("f", "fp32", [1.0] * 3))
     assert isinstance(first, SkippedRow)
-    assert first.to_json() == {
+    assert written(first) == {
         "artefact": "half",
         "kind": "fp16",
         "runtime": "ort-cpu",
@@ -102,5 +88,5 @@ def test_skipped_row_keeps_its_place_and_reason() -> None:
         "skipped": "n/a: no kernels",
         "integer_share": None,
     }
-    assert from_json(json.loads(json.dumps(first.to_json()))) == first
+    assert ROW(json.loads(json.dumps(written(first))), "") == first
     assert isinstance(second, Row)

@@ -3,43 +3,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from latencies import row
 
 from edgekd.bench.rows import Row, SkippedRow
 from edgekd.bench.verdict import verdict
 
-FP32 = Row(
-    artefact="student.fp32.onnx",
-    kind="fp32",
-    runtime="ort-cpu",
-    runtime_version="1.0",
-    provider="CPUExecutionProvider",
-    batch=1,
-    threads=1,
-    n=500,
-    min_ms=2.3,
-    mean_ms=2.5,
-    p50_ms=2.4,
-    p50_low_ms=2.35,
-    p50_high_ms=2.45,
-    p90_ms=2.6,
-    p95_ms=2.7,
-    p99_ms=3.0,
-    max_ms=4.0,
-    std_ms=0.1,
-    throughput_per_s=400.0,
-    size_bytes=10,
-    load_ms=1.0,
-    first_inference_ms=2.0,
-    peak_memory_bytes=4,
-    baseline_memory_bytes=3,
-    stable=True,
-    integer_share=0.0,
-    sha256="0" * 64,
-    reference=None,
-    speedup=None,
-    speedup_low=None,
-    speedup_high=None,
-)
+FP32 = row(p50_low_ms=2.35, p50_high_ms=2.45, p99_ms=3.0)
 
 
 def int8(speedup: float, low: float, high: float) -> Row:

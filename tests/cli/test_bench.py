@@ -19,6 +19,7 @@ from edgekd import recipe
 from edgekd.agent.measurement import Settings
 from edgekd.bench import comparing, measuring, students
 from edgekd.bench import device as stages_device
+from edgekd.bench.results import Results
 from edgekd.export.graph import set_metadata
 from edgekd.run.directory import RunDir
 from tiny_onnx import conv_net
@@ -139,7 +140,7 @@ def test_the_next_command_keeps_the_flags_and_fits_the_file(
     shape: tuple[int | str, ...], flags: tuple[str, ...], following: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     conv_net(Path("net.onnx"), shape=shape)
-    found = {"results": [], "warnings": [], "verdicts": {}}
+    found = Results(None, (), {}, ())
     monkeypatch.setattr(measuring, "compare", lambda *_, **__: (found, []))
     monkeypatch.setattr(stages_device, "on_device", lambda *_, **__: found)
     result = Result("bench", "net.onnx", *flags)

@@ -11,9 +11,9 @@ import toy
 from edgekd.cli.session import at_work
 from edgekd.cli.targets import named_run
 from edgekd.errors import InputFileError, MachineError, UsageError
-from edgekd.realdata import RealImages, open_unlabelled
 from edgekd.run.directory import RunDir
 from edgekd.run.ledger import Reading
+from edgekd.run.realdata import RealImages, open_unlabelled
 
 
 def publish(run: RunDir) -> None:

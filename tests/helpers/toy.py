@@ -127,7 +127,7 @@ def killed_at_image(folder: Path, arguments: tuple[object, ...], number: int) ->
 def _command_until_image(folder: Path, words: list[str], number: int) -> None:
     from command import Result
 
-    from edgekd import realdata
+    from edgekd.run import realdata
 
     decode, opened = realdata.read_image, 0
 

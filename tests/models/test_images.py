@@ -11,7 +11,8 @@ import pytest
 from command import Result
 
 import toy
-from edgekd import realdata, recipe
+from edgekd import recipe
+from edgekd.run import realdata
 from edgekd.run.directory import RunDir
 
 COUNT, BROKEN = 5 * toy.CLASSES, 13

@@ -8,9 +8,9 @@ import pytest
 
 import toy
 from edgekd.errors import InputFileError
-from edgekd.realdata import RealImages, open_folder, open_unlabelled
 from edgekd.run.directory import RunDir
 from edgekd.run.ledger import Reading
+from edgekd.run.realdata import RealImages, open_folder, open_unlabelled
 
 COUNT = 5 * toy.CLASSES
 

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
+import latencies
 import pytest
 
 from edgekd.bench import comparing, measuring
@@ -63,8 +64,8 @@ def test_each_batch_and_thread_count_is_measured(finished: Any) -> None:
     file = finished.run.stage("export") / "student.fp32.onnx"
     table = BenchTable(batch=(1, 4), threads=(1,), rounds=2, min_runs=10, min_seconds=0.01)
     results, comparisons = measuring.compare(measuring.jobs_of([file], table.runtime), table, Stop())
-    assert [(row["batch"], row["threads"]) for row in results["results"]] == [(1, 1), (4, 1)]
-    assert list(results["verdicts"]) == ["batch 1, threads 1", "batch 4, threads 1"]
+    assert [(row.batch, row.threads) for row in results.results] == [(1, 1), (4, 1)]
+    assert list(results.verdicts) == ["batch 1, threads 1", "batch 4, threads 1"]
     assert len(comparisons) == 2
 
 
@@ -77,12 +78,10 @@ def test_times_of_a_mode_that_saturates_are_not_those_of_the_accuracy_beside_the
         pytest.skip("this is no x86 machine: the file for x86 is not timed")
     for flags, expected in ((("avx2",), 1), (("avx2", "avx_vnni"), 0)):
         here = replace(comparison, environment=replace(comparison.environment, cpu_flags=flags))
-        said = comparing.results_of([here, here], files[0].parent, None)["warnings"]
+        said = comparing.results_of([here, here], files[0].parent, None).warnings
         assert sum("session.x64quantprecision=1" in warning for warning in said) == expected
         alone = replace(here, results=here.results[:1])
-        assert not any(
-            "VNNI" in warning for warning in comparing.results_of([alone], files[0].parent, None)["warnings"]
-        )
+        assert not any("VNNI" in warning for warning in comparing.results_of([alone], files[0].parent, None).warnings)
 
 
 def test_a_stop_is_heard_before_measuring(finished: Any) -> None:
@@ -115,13 +114,10 @@ def test_an_arm_file_is_judged_by_the_rules_of_arm(finished: Any) -> None:
 
 
 def test_accuracy_stands_in_the_verdict_once_it_is_known(finished: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    results = read(finished, "results.json")["results"]
-    (fp32,) = (row for row in results if row["artefact"] == "student.fp32.onnx")
-    name, clear = "student.int8-cpu-x86.onnx", {"speedup": 2.0, "speedup_low": 1.9, "speedup_high": 2.1}
-    int8 = {**fp32, **clear, "artefact": name, "kind": "int8-cpu-x86", "integer_share": 1.0}
-    int8["reference"] = "student.fp32.onnx"
-    rows = comparing.rows_of([fp32, int8])
-    (before,) = comparing.verdicts(rows, finished.run).values()
+    name, fp32 = "student.int8-cpu-x86.onnx", latencies.row()
+    clear = {"reference": fp32.artefact, "speedup": 2.0, "speedup_low": 1.9, "speedup_high": 2.1}
+    int8 = latencies.row(name, kind="int8-cpu-x86", integer_share=1.0, **clear)
+    (before,) = comparing.verdicts([fp32, int8], finished.run).values()
     assert "on synthetic samples" in before
     known = {"student.fp32.onnx": 0.9, name: 0.88}
     monkeypatch.setattr(comparing, "accuracies", lambda _run: known)

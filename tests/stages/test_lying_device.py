@@ -18,11 +18,12 @@ from edgekd import agent
 from edgekd.agent import pipes
 from edgekd.agent.measurement import Job, Settings
 from edgekd.agent.protocol import AgentProcess
-from edgekd.bench import comparing, device_session, golden, latency, remote, results, tables
+from edgekd.agent.session import DeviceResults
 from edgekd.bench import device as devices
+from edgekd.bench import device_session, golden, latency, remote, results, tables
 from edgekd.bench.device_session import Session
 from edgekd.errors import MachineError
-from edgekd.run.cards.report import BenchPart
+from edgekd.schema import written
 from tiny_onnx import conv_net
 
 LIAR = Path(__file__).parents[1] / "helpers" / "liar.py"
@@ -65,13 +66,13 @@ def conversation(process: AgentProcess, model: Path, job: Job, images: Path, log
     session = Session(HOST, process, "key", ".cache/edgekd/work-key", lambda _text: None, lambda: None)
     session.begin(None, tensorrt=True)  # type: ignore[arg-type]  # a folder, not a zip file, has no hash
     session.put([model, images])
-    raw = {"comparisons": [session.measure([job], QUICK, lambda _progress: None)]}
-    raw["numerics"] = [session.check(job, QUICK, images.name, logits)]
-    raw["energy"] = [session.energy(job, QUICK)]
-    found = devices.published(None, HOST.address, model.parent, raw)
-    told = BenchPart.model_validate(found)
-    latencies = tables.latency_rows(comparing.rows_of(told.results))
-    for rows in (latencies, tables.numerics_rows(told.numerics), tables.energy_rows(told.energy)):
+    comparison = session.measure([job], QUICK, lambda _progress: None)
+    check, power = session.check(job, QUICK, images.name, logits), session.energy(job, QUICK)
+    made = DeviceResults((comparison,), (power,), (check,))
+    told = devices.published(None, HOST.address, model.parent, made)
+    found: dict[str, Any] = written(told)
+    numerics, energy = tables.numerics_rows(told.numerics or ()), tables.energy_rows(told.energy or ())
+    for rows in (tables.latency_rows(told.results), numerics, energy):
         assert all(isinstance(cell, str) for row in rows for cell in row)
     return found
 
@@ -88,9 +89,10 @@ class Scene:
         self.answers: dict[str, Any] = {}
         ask = AgentProcess.ask
 
-        def noted(process: AgentProcess, op: str, **arguments: Any) -> dict[str, Any]:
-            self.answers[op] = ask(process, op, **arguments)
-            return self.answers[op]
+        def noted(process: AgentProcess, request: Any, **options: Any) -> Any:
+            answer = ask(process, request, **options)
+            self.answers[request.op] = {"id": 0, "ok": True, "op": request.op, **written(answer)}
+            return answer
 
         serve = [sys.executable, str(Path(agent.__file__).parent), "serve"]
         with pytest.MonkeyPatch.context() as patch:

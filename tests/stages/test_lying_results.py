@@ -6,22 +6,26 @@ import copy
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command import Result
 
-from edgekd.agent.bundle import FORMAT
+from edgekd.agent.bundle import FORMAT, BundleResults
+from edgekd.agent.device.power import NoEnergy
 from edgekd.agent.measure import measure
-from edgekd.agent.measurement import Job, Settings, to_json
+from edgekd.agent.measurement import Job, Settings
 from edgekd.agent.numerics import compare
+from edgekd.agent.session import DeviceComparison
 from edgekd.bench import comparing, golden, latency, results
 from edgekd.bench import device as devices
 from edgekd.errors import InputFileError, MachineError
 from edgekd.run.cards.record import Record
 from edgekd.run.directory import RunDir
 from edgekd.run.files import write_json
+from edgekd.schema import written
 from edgekd.stages import report
 
 QUICK = Settings(rounds=2, min_runs=4, min_seconds=0.02, warm_up_seconds=0.2)
@@ -80,15 +84,21 @@ def carried(finished: Any) -> dict[str, Any]:
     """What a bundle would bring back: a real comparison, and a check that passed."""
     file = finished.run.stage("export") / "student.fp32.onnx"
     job = golden.described(Job(file.name, file, "fp32"))
-    comparison = {**to_json(measure([job], QUICK)), "target": "board"}
-    part = {"comparison": comparison, "jetson_before": None, "jetson_after": None}
+    comparison = replace(measure([job], QUICK), target="board")
     logits = golden.logits(file, golden.images(golden.signature(file)))
-    checked = {"artefact": file.name, "runtime": "ort-cpu", **compare(logits, logits, "fp32")}
     exported = Record.read(finished.run.stage("export"))
     assert exported is not None
-    known: dict[str, Any] = {"format": FORMAT, "run": "toy", "target": "board", "manifest_sha256": "0" * 64}
-    known |= {"files": exported.outputs, "comparisons": [part], "numerics": [checked], "energy": [{"energy": "n/a: x"}]}
-    found: dict[str, Any] = json.loads(json.dumps(known))
+    known = BundleResults(
+        comparisons=(DeviceComparison(None, None, comparison),),
+        energy=(NoEnergy("n/a: x"),),
+        numerics=(compare(job, logits, logits),),
+        format=FORMAT,
+        run="toy",
+        target="board",
+        manifest_sha256="0" * 64,
+        files=exported.outputs,
+    )
+    found: dict[str, Any] = written(known)
     return found
 
 
@@ -108,8 +118,8 @@ def test_a_lie_in_a_carried_file_is_refused_or_makes_sense(
             assert not (run.stage("bench") / "board").exists(), "nothing is published"
         else:
             for folder in comparing.targets(run):
-                results.read(folder / "results.json")
-                results.read(folder / "samples.json")
+                results.read_results(folder / "results.json")
+                results.read_samples(folder / "samples.json")
                 if folder.name != "local":
                     shutil.rmtree(folder)
     assert refused > 0.6 * len(told[::7])
@@ -127,7 +137,7 @@ def test_a_file_of_no_form_is_refused(content: str, run: RunDir, tmp_path: Path)
 
 
 def test_what_a_worker_here_makes_up_is_not_published(run: RunDir) -> None:
-    found = results.read(run.stage("bench/local") / "results.json")
+    found = written(results.read_results(run.stage("bench/local") / "results.json"))
     for lie in LIES:
         with pytest.raises(MachineError, match=r"nothing is published: results\.json: results\[0\]"):
             results.write(run.path / "results.json", lied(found, ("results", 0, "batch"), lie if lie != 7 else 0.5))
@@ -137,7 +147,7 @@ def test_what_a_worker_here_makes_up_is_not_published(run: RunDir) -> None:
 def test_a_report_leaves_out_what_it_cannot_read_and_says_so(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     """What was published before there was a schema."""
     folder = run.stage("bench/local")
-    honest, refused = results.read(folder / "results.json"), 0
+    honest, refused = written(results.read_results(folder / "results.json")), 0
     told = [(path, lie) for path in paths(honest) for lie in [*LIES, ABSENT]]
     for path, lie in told[::13]:
         (folder / "results.json").write_text(json.dumps(lied(honest, path, lie)))
@@ -149,6 +159,19 @@ def test_a_report_leaves_out_what_it_cannot_read_and_says_so(run: RunDir, capsys
         assert (summary.latency is None) == bool(summary.left_out)
         refused += bool(summary.left_out)
     assert refused > 0.6 * len(told[::13])
+
+
+def test_a_file_without_a_schema_is_read_and_one_of_a_newer_edgekd_is_refused(run: RunDir) -> None:
+    file = run.stage("bench/local") / "results.json"
+    honest = json.loads(file.read_text())
+    assert honest.pop("schema") == results.SCHEMA
+    write_json(file, honest)
+    assert results.read_results(file).results
+    write_json(file, {**honest, "schema": results.SCHEMA + 1, "news": []})
+    with pytest.raises(
+        InputFileError, match=r"results\.json was written by a newer edgekd \(schema 2; this one reads 1"
+    ):
+        results.read_results(file)
 
 
 NO_RECORD = b'{"stage": 1, "version": 1, "key": 1, "recipe_slice": [], "inputs": [], "outputs": [], "pruned": 7}'

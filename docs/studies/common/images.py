@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgekd.models import artefacts
-from edgekd.realdata import ImageFolder, RealImages, open_folder
 from edgekd.run.cards.teacher import PixelsCard
 from edgekd.run.directory import RunDir
+from edgekd.run.realdata import ImageFolder, RealImages, open_folder
 
 
 def labelled(run: RunDir, folder: Path, limit: int = 0, *, cache: bool = True) -> RealImages:

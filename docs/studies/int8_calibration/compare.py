@@ -47,11 +47,11 @@ from edgekd.export.ranges import Batches, Ranges, collect_ranges
 from edgekd.export.samples import Samples, kept, of_images
 from edgekd.models import artefacts
 from edgekd.models.description import Description
-from edgekd.realdata import RealImages, describe_transform
 from edgekd.recipe import Recipe
 from edgekd.rng import Draws
 from edgekd.run.directory import RunDir
 from edgekd.run.files import read_json, write_json
+from edgekd.run.realdata import RealImages, describe_transform
 from edgekd.synthesis.teacher import Teacher
 
 BATCH, FIT_STEPS, FIT_LR, FITTED = 64, 60, 0.1, 128

@@ -24,10 +24,10 @@ from edgekd.export.int8_chain import correct_bias
 from edgekd.export.quantize import FLAVOURS
 from edgekd.export.ranges import collect_ranges
 from edgekd.export.samples import Samples, kept, of_images
-from edgekd.realdata import RealImages
 from edgekd.recipe import Recipe
 from edgekd.run.directory import RunDir
 from edgekd.run.files import read_json, write_json
+from edgekd.run.realdata import RealImages
 
 FACTORS = (1.0, 1.15, 1.3, 1.5, 2.0)
 

@@ -34,6 +34,7 @@ from edgekd.export.int8 import HeldOut, choose_ranges
 from edgekd.export.onnx_export import export_fp32
 from edgekd.export.quantize import FLAVOURS, compute_nodes
 from edgekd.export.ranges import collect_ranges
+from edgekd.schema import written
 
 KINDS: dict[str, Kind] = {"fp32": "fp32", "int8-cpu-x86": "int8-cpu-x86", "other-start": "int8-cpu-x86"}
 SIDES, TOY_SIDES, THREADS = (224, 96), (32,), (1, 2)
@@ -75,7 +76,7 @@ def timed(files: dict[str, Path], settings: Settings) -> dict[str, Any]:
             if label != "fp32"
         },
         "warnings": [*comparison.warnings, *([] if machine.int8_instructions else [NO_VNNI])],
-        "environment": {name: fact for name, fact in machine.to_json().items() if name != "executable"},
+        "environment": {name: fact for name, fact in written(machine).items() if name != "executable"},
     }
 
 

@@ -7,7 +7,8 @@ from itertools import chain
 from statistics import fmean, median
 
 from edgekd.agent.device.environment import Environment
-from edgekd.agent.measurement import Activity, Measurement, Settings
+from edgekd.agent.device.machine import Activity
+from edgekd.agent.measurement import Measurement, Settings
 
 BUSY_SHARE = 0.1  # of all CPUs
 BUSY_CPUS = 0.2  # and at least this many: a desktop's own background stays below

@@ -2,38 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+import os
+import platform
+import sys
+from dataclasses import dataclass, field
 
-from edgekd.agent.device.machine import machine_facts
+from edgekd import schema
+from edgekd.agent.device import machine
+from edgekd.agent.device.jetson import Jetson
+from edgekd.cpus import usable_cpus
+from edgekd.schema import holds, many, maybe, number, record, table, text, whole
+
+_VERSION = text(60, r"[0-9]{1,4}\.[0-9]{1,4}(\.[0-9A-Za-z.+-]+)?")
+
+
+@dataclass(frozen=True)
+class TensorRT:
+    """The TensorRT that a device would use: `through` is trtexec's path, or python."""
+
+    through: str = field(metadata=holds(text(5000)))
+    version: str = field(metadata=holds(_VERSION))
 
 
 @dataclass(frozen=True)
 class Environment:
     """What a latency depends on; None where the machine does not say."""
 
-    cpu_model: str
-    board: str | None
-    architecture: str
-    cpu_flags: tuple[str, ...]
-    cpus: int
-    usable_cpus: float
-    governor: str | None
-    clock_mhz: float | None
-    max_clock_mhz: float | None
-    load_average: float | None
-    memory_bytes: int | None
-    free_memory_bytes: int | None
-    gpus: tuple[str, ...]
-    system: str
-    kernel: str
-    python: str
-    executable: str
-    numpy: str | None
-    runtime_packages: dict[str, str]
-    tensorrt: dict[str, str] | None = None  # `through` (trtexec's path, or python) and `version`
-    jetson: dict[str, Any] | None = None  # what only a Jetson has, see jetson.py
+    cpu_model: str = field(metadata=holds(text()))
+    board: str | None = field(metadata=holds(maybe(text())))
+    architecture: str = field(metadata=holds(text()))
+    cpu_flags: tuple[str, ...] = field(metadata=holds(many(schema.NAME, 100)))
+    cpus: int = field(metadata=holds(whole(1, 10**6)))
+    usable_cpus: float = field(metadata=holds(number(1e-3, 1e6)))
+    governor: str | None = field(metadata=holds(maybe(text())))
+    clock_mhz: float | None = field(metadata=holds(maybe(schema.MHZ)))
+    max_clock_mhz: float | None = field(metadata=holds(maybe(schema.MHZ)))
+    load_average: float | None = field(metadata=holds(maybe(number(0, 1e6))))
+    memory_bytes: int | None = field(metadata=holds(maybe(schema.SIZE_BYTES)))
+    free_memory_bytes: int | None = field(metadata=holds(maybe(schema.SIZE_BYTES)))
+    gpus: tuple[str, ...] = field(metadata=holds(many(text(), 100)))
+    system: str = field(metadata=holds(text()))
+    kernel: str = field(metadata=holds(text()))
+    python: str = field(metadata=holds(text()))
+    executable: str = field(metadata=holds(text(5000)))
+    numpy: str | None = field(metadata=holds(maybe(text())))
+    runtime_packages: dict[str, str] = field(metadata=holds(table(text(), 20)))
+    tensorrt: TensorRT | None = field(default=None, metadata=holds(maybe(record(TensorRT))))
+    jetson: Jetson | None = field(default=None, metadata=holds(maybe(record(Jetson))))
 
     @property
     def x86(self) -> bool:
@@ -50,47 +65,34 @@ class Environment:
         """Return whether the CPU multiplies int8 into int32 in one instruction (VNNI, AMX, dot product)."""
         return not {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}.isdisjoint(self.cpu_flags)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return all facts under their own names."""
-        return asdict(self)
 
-
-def from_facts(facts: Mapping[str, Any]) -> Environment:
-    """Return the environment from what an agent says in its `hello`."""
-    known: dict[str, Any] = {field.name: facts.get(field.name) for field in fields(Environment)}
-    for name in ("cpu_flags", "gpus"):
-        known[name] = tuple(known[name])
-    return Environment(**known)
-
-
-def this_machine() -> Environment:
-    """Return the environment of this process."""
-    return from_facts(machine_facts())
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """Something wrong with the installed runtimes, and the commands that mend it."""
-
-    message: str
-    commands: tuple[str, ...]
-
-
-def runtime_conflict(environment: Environment) -> Conflict | None:
-    """Return what is wrong when several builds of onnxruntime are installed over each other.
-
-    All builds unpack into the same folder, so the last one installed has overwritten files of the others, and
-    removing one of them breaks the rest: all must go before one comes back.
-    """
-    packages = environment.runtime_packages
-    if len(packages) < 2:
-        return None
-    names = sorted(packages)
-    listed = " and ".join(f"{name} {packages[name]}" for name in names)
-    wanted = "onnxruntime-gpu" if environment.gpus else "onnxruntime"
-    keep = wanted if wanted in packages else names[0]
-    pip = f"{environment.executable} -m pip"
-    return Conflict(
-        f"{listed} are installed over each other; their files are mixed and a provider may be missing.",
-        (f"{pip} uninstall -y {' '.join(names)}", f"{pip} install {keep}=={packages[keep]}"),
+def this_machine(tensorrt: TensorRT | None = None, jetson: Jetson | None = None) -> Environment:
+    """Return what a latency of this process depends on: CPU, clocks, memory, system and the installed runtimes."""
+    cpu = machine.fields_of(machine.read_text("/proc/cpuinfo"), ":")
+    memory = machine.fields_of(machine.read_text("/proc/meminfo"), ":")
+    max_khz = machine.read_text(machine.CPUFREQ + "cpuinfo_max_freq")
+    board = machine.read_text("/proc/device-tree/model")
+    present = set((cpu.get("flags") or cpu.get("Features") or "").split())
+    return Environment(
+        cpu_model=cpu.get("model name") or cpu.get("Hardware") or board or platform.processor() or "unknown",
+        board=board or None,
+        architecture=platform.machine(),
+        cpu_flags=tuple(flag for flag in machine.CPU_FLAGS if flag in present),
+        cpus=os.cpu_count() or 1,
+        usable_cpus=usable_cpus(),
+        governor=machine.governor(),
+        clock_mhz=machine.clock_mhz(),
+        max_clock_mhz=int(max_khz) / 1000 if max_khz.isdigit() else None,
+        load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        memory_bytes=machine.kibibytes(memory, "MemTotal"),
+        free_memory_bytes=machine.kibibytes(memory, "MemAvailable"),
+        gpus=tuple(machine.gpu_names()),
+        system=machine.fields_of(machine.read_text("/etc/os-release"), "=").get("PRETTY_NAME") or platform.system(),
+        kernel=platform.release(),
+        python=platform.python_version(),
+        executable=sys.executable,
+        numpy=machine.installed("numpy"),
+        runtime_packages={name: version for name, version in machine.installed_runtimes().items() if version},
+        tensorrt=tensorrt,
+        jetson=jetson,
     )

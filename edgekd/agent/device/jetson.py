@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from edgekd.agent.device.machine import Watch, read_text
+from edgekd.schema import COUNT, MHZ, flag, holds, number, record, table, text, told
 
 JETPACKS = {
     "35.1": "5.0.2",
@@ -34,22 +35,52 @@ JETPACKS = {
 """JetPack by L4T, the longest prefix that fits."""
 
 
-def facts(root: Path = Path("/")) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class Clock:
+    """The range that a clock may move in, and where it stood."""
+
+    min_mhz: float = field(metadata=holds(MHZ))
+    max_mhz: float = field(metadata=holds(MHZ))
+    now_mhz: float = field(metadata=holds(MHZ))
+    locked: bool = field(metadata=holds(flag))
+
+
+@dataclass(frozen=True)
+class Jetson:
+    """What is known of a Jetson; a sentence stands for what is not."""
+
+    board: str = field(metadata=holds(text()))
+    l4t: str = field(metadata=holds(text()))
+    jetpack: str = field(metadata=holds(text()))
+    power_mode: str = field(metadata=holds(text()))
+    clocks: dict[str, Clock | str] = field(metadata=holds(table(told(record(Clock)))))
+    """By the name of what they drive; `locked` says whether all are."""
+    temperatures_c: dict[str, float] | str = field(metadata=holds(told(table(number(-1e4, 1e4)))))
+    throttle_events: dict[str, int] | str = field(metadata=holds(told(table(COUNT))))
+    cooling: dict[str, int] | str = field(metadata=holds(told(table(COUNT))))
+
+    @property
+    def locked(self) -> str:
+        """Return whether the clocks are locked: yes, or what else is to be said of them."""
+        return str(self.clocks.get("locked", "unknown"))
+
+
+def facts(root: Path = Path("/")) -> Jetson | None:
     """Return what is known of this Jetson; None where /etc/nv_tegra_release does not exist."""
     release = root / "etc" / "nv_tegra_release"
     if not release.is_file():
         return None
     l4t = l4t_of(read_text(release))
-    return {
-        "board": read_text(root / "proc/device-tree/model") or "n/a: no /proc/device-tree/model",
-        "l4t": l4t or "n/a: /etc/nv_tegra_release has another form",
-        "jetpack": jetpack_of(l4t),
-        "power_mode": power_mode(),
-        "clocks": clocks(root),
-        "temperatures_c": temperatures(root),
-        "throttle_events": throttle_events(root),
-        "cooling": cooling(root),
-    }
+    return Jetson(
+        board=read_text(root / "proc/device-tree/model") or "n/a: no /proc/device-tree/model",
+        l4t=l4t or "n/a: /etc/nv_tegra_release has another form",
+        jetpack=jetpack_of(l4t),
+        power_mode=power_mode(),
+        clocks=clocks(root),
+        temperatures_c=temperatures(root),
+        throttle_events=throttle_events(root),
+        cooling=cooling(root),
+    )
 
 
 def l4t_of(text: str) -> str | None:
@@ -81,9 +112,9 @@ def power_mode(tool: str | None = None) -> str:
     return found.group(1) if found else f"n/a: nvpmodel -q said {(ran.stdout + ran.stderr).strip()[:120]!r}"
 
 
-def clocks(root: Path) -> dict[str, Any]:
+def clocks(root: Path) -> dict[str, Clock | str]:
     """Return the range the GPU's and the CPUs' clocks may move in; locked where it is a point."""
-    found: dict[str, Any] = {}
+    found: dict[str, Clock] = {}
     for folder in _gpus(root):
         low, high, now = (read_text(folder / name) for name in ("min_freq", "max_freq", "cur_freq"))
         if low.isdigit():
@@ -92,10 +123,13 @@ def clocks(root: Path) -> dict[str, Any]:
         low, high, now = (read_text(folder / f"scaling_{name}_freq") for name in ("min", "max", "cur"))
         if low.isdigit():
             found[f"cpu {folder.name}"] = _clock(int(low) / 1e3, int(high) / 1e3, int(now or 0) / 1e3)
-    locked = [bool(one["locked"]) for one in found.values()]
-    if not locked:
+    if not found:
         return {"locked": "n/a: no clock can be read without sudo"}
-    hint = "yes" if all(locked) else "no: `sudo jetson_clocks` locks them until the next boot"
+    hint = (
+        "yes"
+        if all(one.locked for one in found.values())
+        else "no: `sudo jetson_clocks` locks them until the next boot"
+    )
     return {"locked": hint, **found}
 
 
@@ -117,13 +151,13 @@ class GpuClockWatch(Watch):
 
     def look(self) -> None:
         """Raise the highest clock if it is higher now."""
-        for text in map(read_text, self._files):
-            if text.isdigit():
-                self.highest_mhz = max(self.highest_mhz or 0.0, int(text) / 1e6)
+        for hertz in map(read_text, self._files):
+            if hertz.isdigit():
+                self.highest_mhz = max(self.highest_mhz or 0.0, int(hertz) / 1e6)
 
 
-def _clock(low_mhz: float, high_mhz: float, now_mhz: float) -> dict[str, Any]:
-    return {"min_mhz": low_mhz, "max_mhz": high_mhz, "now_mhz": now_mhz, "locked": low_mhz == high_mhz}
+def _clock(low_mhz: float, high_mhz: float, now_mhz: float) -> Clock:
+    return Clock(low_mhz, high_mhz, now_mhz, locked=low_mhz == high_mhz)
 
 
 def temperatures(root: Path) -> dict[str, float] | str:
@@ -156,18 +190,19 @@ def cooling(root: Path) -> dict[str, int] | str:
     return found or "n/a: no cooling device can be read"
 
 
-def changes(before: dict[str, Any] | None, after: dict[str, Any] | None) -> list[str]:
+def changes(before: Jetson | None, after: Jetson | None) -> list[str]:
     """Return one sentence for each reason that a Jetson's state gives not to trust what was measured meanwhile."""
     if before is None or after is None:
         return []
     found = []
-    if str(after["clocks"]["locked"]) != "yes":
-        found.append(f"The clocks were not locked ({after['clocks']['locked']}).")
-    for what, sentence in (
-        ("throttle_events", "The board counted over-current events ({}) during the measurement."),
-        ("cooling", "The board cooled itself harder ({}) during the measurement: a clock may have been capped."),
+    if after.locked != "yes":
+        found.append(f"The clocks were not locked ({after.locked}).")
+    events = "The board counted over-current events ({}) during the measurement."
+    cooled = "The board cooled itself harder ({}) during the measurement: a clock may have been capped."
+    for old, new, sentence in (
+        (before.throttle_events, after.throttle_events, events),
+        (before.cooling, after.cooling, cooled),
     ):
-        old, new = before[what], after[what]
         if isinstance(old, dict) and isinstance(new, dict):
             risen = [name for name, value in new.items() if value > old.get(name, 0)]
             found += [sentence.format(", ".join(risen))] if risen else []

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from edgekd.agent.files import open_regular
-from edgekd.cpus import usable_cpus
+from edgekd.agent.device.files import open_regular
+from edgekd.schema import COUNT, CPUS, MHZ, SECONDS, added, holds, maybe
 
 if TYPE_CHECKING:
     from typing import Self
@@ -89,6 +89,20 @@ def own_cpu_seconds() -> float:
     return time.process_time() + times.children_user + times.children_system
 
 
+@dataclass(frozen=True)
+class Activity:
+    """What the machine did besides the measured process, between two readings of its monotonic clock."""
+
+    start_s: float = field(metadata=holds(SECONDS))
+    end_s: float = field(metadata=holds(SECONDS))
+    other_cpus: float | None = field(metadata=holds(maybe(CPUS)))
+    """CPUs kept busy by other processes; None where the system does not say."""
+    stolen_cpus: float | None = field(metadata=holds(maybe(CPUS)))  # CPUs that a hypervisor gave to others
+    clock_mhz: float | None = field(metadata=holds(maybe(MHZ)))  # of the fastest core, at the end
+    throttle_events: int = field(metadata=holds(COUNT))
+    gpu_clock_mhz: float | None = field(default=None, metadata=added(maybe(MHZ)))  # A Jetson's, the highest meanwhile
+
+
 class Meter:
     """What the machine did besides this process and its children, from the making of the meter to its reading."""
 
@@ -98,7 +112,7 @@ class Meter:
         self.cpus = cpu_seconds()
         self.throttles = throttle_events()
 
-    def read(self) -> dict[str, Any]:
+    def read(self) -> Activity:
         """Return the CPUs used by others and taken by a hypervisor, the clock, and heat throttling."""
         mhz = clock_mhz()
         cpus, throttles = cpu_seconds(), throttle_events()
@@ -107,16 +121,17 @@ class Meter:
         if cpus is not None and self.cpus is not None:
             other = max(0.0, cpus[0] - self.cpus[0] - own_s) / (end_s - self.start_s)
             stolen = max(0.0, cpus[1] - self.cpus[1]) / (end_s - self.start_s)
-        return {
-            "start_s": self.start_s,
-            "end_s": end_s,
-            "other_cpus": other,
-            "stolen_cpus": stolen,
-            "clock_mhz": mhz,
-            "throttle_events": max(0, throttles - self.throttles)  # fewer where a core went offline
-            if throttles is not None and self.throttles is not None
-            else 0,
-        }
+        heated = 0
+        if throttles is not None and self.throttles is not None:
+            heated = max(0, throttles - self.throttles)  # fewer where a core went offline
+        return Activity(
+            start_s=self.start_s,
+            end_s=end_s,
+            other_cpus=other,
+            stolen_cpus=stolen,
+            clock_mhz=mhz,
+            throttle_events=heated,
+        )
 
 
 def gpu_names() -> list[str]:
@@ -140,43 +155,17 @@ def installed(package: str) -> str | None:
         return None
 
 
+def installed_runtimes() -> dict[str, str | None]:
+    """Return the version of each build of ONNX Runtime, None where it is not installed."""
+    return {package: installed(package) for package in RUNTIME_PACKAGES}
+
+
 def governor() -> str | None:
     """Return what sets the clock of the first CPU, where the kernel says so."""
     return read_text(CPUFREQ + "scaling_governor") or None
 
 
-def machine_facts() -> dict[str, Any]:
-    """Return what a latency depends on: CPU, clocks, memory, system and the installed runtimes."""
-    cpu = fields_of(read_text("/proc/cpuinfo"), ":")
-    memory = fields_of(read_text("/proc/meminfo"), ":")
-    max_khz = read_text(CPUFREQ + "cpuinfo_max_freq")
-    board = read_text("/proc/device-tree/model")
-    present = set((cpu.get("flags") or cpu.get("Features") or "").split())
-    versions = {package: installed(package) for package in RUNTIME_PACKAGES}
-    return {
-        "cpu_model": cpu.get("model name") or cpu.get("Hardware") or board or platform.processor() or "unknown",
-        "board": board or None,
-        "architecture": platform.machine(),
-        "cpu_flags": [flag for flag in CPU_FLAGS if flag in present],
-        "cpus": os.cpu_count() or 1,
-        "usable_cpus": usable_cpus(),
-        "governor": governor(),
-        "clock_mhz": clock_mhz(),
-        "max_clock_mhz": int(max_khz) / 1000 if max_khz.isdigit() else None,
-        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "memory_bytes": kibibytes(memory, "MemTotal"),
-        "free_memory_bytes": kibibytes(memory, "MemAvailable"),
-        "gpus": gpu_names(),
-        "system": fields_of(read_text("/etc/os-release"), "=").get("PRETTY_NAME") or platform.system(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "executable": sys.executable,
-        "numpy": installed("numpy"),
-        "runtime_packages": {package: version for package, version in versions.items() if version},
-    }
-
-
-def memory_use() -> dict[str, int]:
+def memory_use() -> tuple[int, int]:
     """Return the resident and the peak memory of this process in bytes.
 
     VmHWM belongs to this program alone; ru_maxrss, the way out elsewhere, keeps the peak of the parent.
@@ -188,7 +177,7 @@ def memory_use() -> dict[str, int]:
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         resident = peak
-    return {"resident": resident, "peak": peak}
+    return resident, peak
 
 
 class Watch:

@@ -8,12 +8,19 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING
 
+from edgekd import schema
 from edgekd.agent.device.machine import Watch, read_text
+from edgekd.agent.kernels import RUNTIME, Runtime
+from edgekd.schema import either, holds, number, record, sometimes, table
+
+if TYPE_CHECKING:
+    from edgekd.agent.measurement import Job
+    from edgekd.agent.messages import Sustained
 
 PERIOD_S = 0.1
 TOTALS = ("VDD_IN", "POM_5V_IN")
@@ -29,6 +36,41 @@ class Source:
     name: str
     read: Callable[[], dict[str, float]]
     close: Callable[[], None] = lambda: None
+
+
+_WATTS, _MILLIJOULES = number(-1e6, 1e6), number(-1e15, 1e15)
+
+
+@dataclass(frozen=True)
+class Energy:
+    """The energy of one artefact a run, gross and net of idle."""
+
+    artefact: str = field(metadata=holds(schema.NAME))
+    runtime: Runtime = field(metadata=holds(RUNTIME))
+    source: str = field(metadata=holds(schema.NAME))
+    rails: str = field(metadata=holds(schema.REASON))  # which make the total
+    period_s: float = field(metadata=holds(number(1e-3, 1e3)))
+    idle_w: float = field(metadata=holds(_WATTS))
+    gross_w: float = field(metadata=holds(_WATTS))
+    net_w: float = field(metadata=holds(_WATTS))
+    gross_mj_per_run: float = field(metadata=holds(_MILLIJOULES))
+    net_mj_per_run: float = field(metadata=holds(_MILLIJOULES))
+    batch: int = field(metadata=holds(schema.BATCH))
+    runs: int = field(metadata=holds(schema.RUNS))
+    seconds: float = field(metadata=holds(schema.DURATION_S))
+    rails_w: dict[str, float] = field(metadata=holds(table(_WATTS)))
+
+
+@dataclass(frozen=True)
+class NoEnergy:
+    """Why there is no energy, of one artefact or of all: "n/a: ..."."""
+
+    energy: str = field(metadata=holds(schema.REASON))
+    artefact: str | None = field(default=None, metadata=sometimes(schema.NAME))
+    runtime: Runtime | None = field(default=None, metadata=sometimes(RUNTIME))
+
+
+POWER = either("energy", record(NoEnergy), record(Energy))
 
 
 def find(root: Path = Path("/")) -> Source | str:
@@ -123,37 +165,41 @@ def total(rails: dict[str, float]) -> tuple[str, float]:
 
 
 def energy(
-    source: Source, run: Callable[[float], dict[str, Any]], batch: int, idle_s: float = IDLE_S, busy_s: float = BUSY_S
-) -> dict[str, Any]:
-    """Return energy a run of `batch` images, gross and net of idle, from `idle_s` of rest and `busy_s` of running.
-
-    `run(seconds)` returns how many `runs` it did in which `seconds`, and the Unix time `end_unix_s` at the end.
-    """
+    job: Job,
+    batch: int,
+    source: Source,
+    run: Callable[[float], Sustained],
+    idle_s: float = IDLE_S,
+    busy_s: float = BUSY_S,
+) -> Energy | NoEnergy:
+    """Return energy a run of `batch` images, gross and net of idle, from `idle_s` of rest and `busy_s` of running."""
     with Sampler(source) as sampler:
         begin = time.time()
         time.sleep(idle_s)
         idle = sampler.mean_watts(begin, time.time())
         done = run(busy_s)
-        busy = sampler.mean_watts(done["end_unix_s"] - done["seconds"], done["end_unix_s"])
+        busy = sampler.mean_watts(done.end_unix_s - done.seconds, done.end_unix_s)
     if idle is None or busy is None:
-        return {"energy": f"n/a: {source.name} gave too few readings"}
+        return NoEnergy(f"n/a: {source.name} gave too few readings", job.artefact, job.runtime)
     if idle.keys() != busy.keys():
         one_sided = ", ".join(sorted(idle.keys() ^ busy.keys()))
-        return {"energy": f"n/a: {source.name} read {one_sided} at rest or at work only"}
+        return NoEnergy(f"n/a: {source.name} read {one_sided} at rest or at work only", job.artefact, job.runtime)
     rails, idle_w = total(idle)
     _, gross_w = total(busy)
-    per_run_s = done["seconds"] / done["runs"]
-    return {
-        "source": source.name,
-        "rails": rails,
-        "period_s": PERIOD_S,
-        "idle_w": idle_w,
-        "gross_w": gross_w,
-        "net_w": gross_w - idle_w,
-        "gross_mj_per_run": 1000 * gross_w * per_run_s,
-        "net_mj_per_run": 1000 * (gross_w - idle_w) * per_run_s,
-        "batch": batch,
-        "runs": done["runs"],
-        "seconds": done["seconds"],
-        "rails_w": busy,
-    }
+    per_run_s = done.seconds / done.runs
+    return Energy(
+        artefact=job.artefact,
+        runtime=job.runtime,
+        source=source.name,
+        rails=rails,
+        period_s=PERIOD_S,
+        idle_w=idle_w,
+        gross_w=gross_w,
+        net_w=gross_w - idle_w,
+        gross_mj_per_run=1000 * gross_w * per_run_s,
+        net_mj_per_run=1000 * (gross_w - idle_w) * per_run_s,
+        batch=batch,
+        runs=done.runs,
+        seconds=done.seconds,
+        rails_w=busy,
+    )

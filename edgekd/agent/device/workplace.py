@@ -5,17 +5,28 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from edgekd import locking
 from edgekd.agent.device.machine import sha256_of
 from edgekd.agent.refusal import RefusedError
+from edgekd.schema import NAME, SHA256, SIZE_BYTES, holds
 
 SPARE_BYTES = 4 * 2**20
 """For results, and for a file system's own needs."""
 FORGOTTEN_S = 24 * 3600.0
 """After so long nobody takes up the work that a cut connection left."""
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """A file that travels, and what it should be when it has arrived."""
+
+    name: str = field(metadata=holds(NAME))
+    sha256: str = field(metadata=holds(SHA256))
+    size_bytes: int = field(metadata=holds(SIZE_BYTES))
 
 
 class Workplace:
@@ -58,13 +69,13 @@ class Workplace:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def missing(self, folder: Path, files: list[dict[str, Any]]) -> list[str]:
+    def missing(self, folder: Path, files: Sequence[FileFacts]) -> tuple[str, ...]:
         """Return the files that are not there, or not whole; refuse when they would not fit on the disk."""
-        absent = [one for one in files if not whole(folder / one["name"], one["sha256"])]
+        absent = [one for one in files if not whole(folder / one.name, one.sha256)]
         for one in absent:
-            if (folder / one["name"]).exists():
-                (folder / one["name"]).unlink()
-        needed = sum(one["size_bytes"] for one in absent) + SPARE_BYTES
+            if (folder / one.name).exists():
+                (folder / one.name).unlink()
+        needed = sum(one.size_bytes for one in absent) + SPARE_BYTES
         free = shutil.disk_usage(str(folder)).free
         if absent and free < needed:
             raise RefusedError(
@@ -72,7 +83,7 @@ class Workplace:
                 f"the disk of this device is full: {free / 1e6:.1f} MB are free in {folder} and {needed / 1e6:.1f} MB "
                 "are needed; free some space there, or remove what earlier benches left with --clean",
             )
-        return [one["name"] for one in absent]
+        return tuple(one.name for one in absent)
 
 
 def whole(path: Path, sha256: str) -> bool:

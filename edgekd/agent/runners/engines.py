@@ -8,8 +8,12 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgekd.agent.device.machine import publish
+
+if TYPE_CHECKING:
+    from edgekd.agent.messages import Load
 
 LIMIT_BYTES = 2 * 2**30
 
@@ -17,6 +21,13 @@ LIMIT_BYTES = 2 * 2**30
 def engine_key(*parts: object) -> str:
     """Return the name of an engine: all it depends on (ONNX, TensorRT's version, GPU, flags, shapes)."""
     return hashlib.sha256("\n".join(str(part) for part in parts).encode()).hexdigest()[:32]
+
+
+def engine_of(request: Load, key: str, build: Callable[[Path], None]) -> tuple[Path, float | None]:
+    """Return the engine of `key` from the folder that a request names, and the seconds its building took."""
+    folder = Path(request.engines) if request.engines else Path.home() / ".cache" / "edgekd" / "engines"
+    since_s = math.inf if request.engines_since_s is None else request.engines_since_s
+    return cached(folder, key, build, used_since_s=since_s)
 
 
 def cached(

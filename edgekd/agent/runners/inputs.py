@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edgekd.agent.refusal import RefusedError
 
 
-def input_shape(path: Path, declared: list[Any], batch: int, image: list[int] | None) -> list[int]:
+def input_shape(path: Path, declared: Sequence[Any] | None, batch: int, image: Sequence[int] | None) -> tuple[int, ...]:
     """Return the declared shape with its open dimensions filled: the batch first, then those of `image`."""
     if not declared:
         raise RefusedError("usage", f"the input of {path.name} is a single number; it must have a batch")
-    declared = [size if isinstance(size, int) and size > 0 else None for size in declared]
-    if declared[0] not in (None, batch):
-        fixed = declared[0]
-        message = f"{path.name} was exported with a fixed batch of {fixed}; batch {batch} cannot be measured"
-        raise RefusedError("usage", f"{message}, give --batch {fixed}")
-    rest = image if image is not None and len(image) == len(declared) - 1 else declared[1:]
-    clash = any(isinstance(want, int) and want != have for want, have in zip(declared[1:], rest))  # noqa: B905
-    if clash or (image is not None and rest is not image):
-        raise RefusedError("usage", f"the input of {path.name} is {declared}; {image} does not fit it")
-    if not all(isinstance(size, int) for size in rest):
-        message = f"the input of {path.name} is {declared}; give the size of an image, for example 3x224x224"
+    sizes = [size if isinstance(size, int) and size > 0 else None for size in declared]
+    if sizes[0] not in (None, batch):
+        message = f"{path.name} was exported with a fixed batch of {sizes[0]}; batch {batch} cannot be measured"
+        raise RefusedError("usage", f"{message}, give --batch {sizes[0]}")
+    given = None if image is None else list(image)
+    rest = given if given is not None and len(given) == len(sizes) - 1 else sizes[1:]
+    clash = any(isinstance(want, int) and want != have for want, have in zip(sizes[1:], rest))  # noqa: B905
+    if clash or (given is not None and rest is not given):
+        raise RefusedError("usage", f"the input of {path.name} is {sizes}; {given} does not fit it")
+    known = [size for size in rest if isinstance(size, int)]
+    if len(known) < len(rest):
+        message = f"the input of {path.name} is {sizes}; give the size of an image, for example 3x224x224"
         raise RefusedError("usage", message)
-    return [batch, *rest]
+    return (batch, *known)
 
 
-def noise(numpy: Any, shape: list[int], dtype: str, seed: int) -> Any:
+def noise(numpy: Any, shape: Sequence[int], dtype: str, seed: int) -> Any:
     """Return noise that is the same on every machine: bytes, or for floats sums of four, mean 0, variance 1."""
     count = math.prod(shape)
     summands = 1 if dtype == "uint8" else 4

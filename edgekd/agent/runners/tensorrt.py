@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from pathlib import Path
 from typing import Any
 
+from edgekd.agent.device.environment import TensorRT
 from edgekd.agent.device.machine import gpu_names, read_text
+from edgekd.agent.messages import Load
 from edgekd.agent.refusal import RefusedError
 from edgekd.agent.runners import trtexec
+from edgekd.agent.runners.runner import Runner
 
 MISSING = (
     "there is neither trtexec nor TensorRT's Python module on this device; on a Jetson: sudo apt-get install tensorrt "
@@ -17,13 +19,13 @@ MISSING = (
 )
 
 
-def find(given: str | None = None) -> dict[str, str] | None:
-    """Return `through` (trtexec's path, or python) and `version` of the TensorRT that would be used; None without."""
+def find(given: str | None = None) -> TensorRT | None:
+    """Return the TensorRT that would be used; None without."""
     tool = trtexec.find(given)
     if tool is not None:
-        return {"through": tool, "version": trtexec.version(tool)}
+        return TensorRT(tool, trtexec.version(tool))
     module = _module()
-    return None if module is None else {"through": "python", "version": str(module.__version__)}
+    return None if module is None else TensorRT("python", str(module.__version__))
 
 
 def _module() -> Any:
@@ -41,16 +43,15 @@ def gpu_identity() -> str:
     return gpus[0] if gpus else read_text("/proc/device-tree/model") or "unknown GPU"
 
 
-def load(request: dict[str, Any]) -> Any:
-    """Return the model of a load request, its engine built or taken from the cache."""
-    request = {"engines": str(Path.home() / ".cache" / "edgekd" / "engines"), **request}
-    tool = trtexec.find(request.get("trtexec"))
+def runner(request: Load) -> Runner:
+    """Return what builds an engine, or takes it from the cache, and runs it."""
+    tool = trtexec.find(request.trtexec)
     if tool is not None:
-        return trtexec.TrtexecModel(request, tool, gpu_identity())
+        return trtexec.TrtexecRunner(request, tool, gpu_identity())
     module = _module()
     if module is None:
         raise RefusedError("machine", MISSING)
     from edgekd.agent.runners.cuda import Cuda
-    from edgekd.agent.runners.tensorrt_model import TensorRTModel
+    from edgekd.agent.runners.tensorrt_api import TensorRTRunner
 
-    return TensorRTModel(request, module, Cuda(spin_wait=request.get("spin_wait", True)), gpu_identity())
+    return TensorRTRunner(request, module, Cuda(spin_wait=request.spin_wait), gpu_identity())

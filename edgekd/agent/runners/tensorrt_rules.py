@@ -6,10 +6,13 @@ Read from trtexec's source (samples/common/sampleOptions.cpp) at the tags of the
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from edgekd.agent.kernels import Kind
+
+if TYPE_CHECKING:
+    from edgekd.agent.device.environment import TensorRT
 
 OLDEST_WITH_WORDS = "TensorRT 8.5, 8.6, 10.x and 11.x are known"
 _BANNER = re.compile(r"\[TensorRT v(\d+)\](?: \[b(\d+)\])?")
@@ -42,9 +45,9 @@ def family_of(version: str) -> str | None:
     return str(major) if major in (10, 11) else None
 
 
-def known(found: Mapping[str, str] | None) -> bool:
-    """Return whether the TensorRT that was found (`version`) is one whose flags are known."""
-    return found is not None and family_of(found["version"]) is not None
+def known(found: TensorRT | None) -> bool:
+    """Return whether the TensorRT that was found is one whose flags are known."""
+    return found is not None and family_of(found.version) is not None
 
 
 def uses_of(kind: Kind, version: str) -> list[Use] | str:

@@ -9,16 +9,17 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 from edgekd.agent.device import scratch
 from edgekd.agent.device.machine import RamWatch, ram_in_use
+from edgekd.agent.measurement import MemoryUse
+from edgekd.agent.messages import Executed, Load, LogitsArray, Sustained
 from edgekd.agent.refusal import RefusedError
 from edgekd.agent.runners import tensorrt_rules as rules
-from edgekd.agent.runners.engines import cached, engine_key
+from edgekd.agent.runners.engines import engine_key, engine_of
 from edgekd.agent.runners.inputs import input_shape
-from edgekd.agent.runners.npy import ITEM_BYTES, full_batches, logits_reply, read_npy
-from edgekd.agent.runners.ort_model import model_file
+from edgekd.agent.runners.npy import ITEM_BYTES, array_of_rows, full_batches, read_npy
+from edgekd.agent.runners.runner import Runner
 
 JETPACK = "/usr/src/tensorrt/bin/trtexec"
 BUILD_TIMEOUT_S = 3600.0
@@ -89,24 +90,24 @@ def first_values(file: Path) -> list[float]:
         raise RefusedError("machine", f"trtexec wrote no readable --exportOutput ({error})") from error
 
 
-class TrtexecModel:
+class TrtexecRunner(Runner):
     """One engine; every round is a process of its own, timed by trtexec."""
 
-    load_ms: float | None = None
-    first_inference_ms: float | None = None
-    output_shapes: tuple[()] = ()
+    provider = "trtexec, GPU compute"
 
-    def __init__(self, request: dict[str, Any], tool: str, gpu: str) -> None:
-        self.path, self.sha256 = model_file(request)
-        self.tool, self.runtime_version = tool, version(tool)
-        self.provider = "trtexec, GPU compute"
-        self.batch, self.name = request["batch"], request["input_name"]
-        self.input_shape = input_shape(self.path, request["declared"], self.batch, request["image_shape"])
-        flags = list(request.get("flags", ()))
+    def __init__(self, request: Load, tool: str, gpu: str) -> None:
+        super().__init__(request)
+        self.tool, self.gpu = tool, gpu
+
+    def load(self) -> None:
+        """Build the engine, or take it from the cache."""
+        request, tool = self.request, self.tool
+        self.runtime_version = version(tool)
+        self.batch, self.name, flags = request.batch, request.input_name, request.flags
+        self.input_shape = input_shape(self.path, request.declared, self.batch, request.image_shape)
         shape = "x".join(map(str, self.input_shape))
-        shapes = [f"--shapes={self.name}:{shape}"] if None in request["declared"] else []
-        key = engine_key("trtexec", self.sha256, self.runtime_version, gpu, *flags, *shapes)
-        self.commands: list[str] = []
+        shapes = [f"--shapes={self.name}:{shape}"] if None in (request.declared or ()) else []
+        key = engine_key("trtexec", self.sha256, self.runtime_version, self.gpu, *flags, *shapes)
 
         def build(engine: Path) -> None:
             onnx = [f"--onnx={self.path}", f"--saveEngine={engine}"]
@@ -114,9 +115,8 @@ class TrtexecModel:
             self.commands.append(shlex.join(command))
             run_trtexec(command, BUILD_TIMEOUT_S)
 
-        since_s = request.get("engines_since_s", math.inf)
-        engine, self.build_s = cached(Path(request["engines"]), key, build, used_since_s=since_s)
-        self.baseline = self._peak = ram_in_use()
+        engine, self.build_s = engine_of(request, key, build)
+        self.baseline_memory_bytes = self._peak_bytes = ram_in_use()
         self._base = [tool, f"--loadEngine={engine}", *shapes]
         self.commands.append(shlex.join([*self._base, *rules.timing_flags(self.runtime_version)]))
 
@@ -129,7 +129,7 @@ class TrtexecModel:
             flags = rules.timing_flags(self.runtime_version, spin_wait=spin_wait)
             with RamWatch() as watch:
                 run_trtexec([*self._base, *flags, *limits], BUILD_TIMEOUT_S)
-            self._peak = max(self._peak or 0, watch.peak_bytes or 0) or None
+            self._peak_bytes = max(self._peak_bytes or 0, watch.peak_bytes or 0) or None
             try:
                 found = json.loads(times.read_text(encoding="utf-8"))
                 ended = times.stat().st_mtime
@@ -147,22 +147,23 @@ class TrtexecModel:
         found, _ended = self._times(max(1, runs), min(seconds, most_seconds), spin_wait=True)
         return [float(one["computeMs"]) for one in found]
 
-    def sustain(self, seconds: float) -> tuple[int, float, float]:
-        """Run without spin wait; return how often, for how many seconds, and the Unix time at the end."""
+    def sustain(self, seconds: float) -> Sustained:
+        """Run without spin wait."""
         found, ended = self._times(1, seconds, spin_wait=False)
         span_ms = max(one["endComputeMs"] for one in found) - min(one["startEnqMs"] for one in found)
-        return len(found), span_ms / 1000, ended
+        return Sustained(len(found), span_ms / 1000, ended)
 
-    def logits(self, path: str) -> dict[str, Any]:
+    def logits(self, images: Path) -> LogitsArray:
         """Return the first output for the images of an .npy file."""
-        dtype, shape, data = read_npy(Path(path))
+        dtype, shape, data = read_npy(images)
         if shape[1:] != self.input_shape[1:]:
-            raise RefusedError("file", f"{path} holds images of {shape[1:]}; the engine takes {self.input_shape[1:]}")
+            takes = f"the engine takes {list(self.input_shape[1:])}"
+            raise RefusedError("file", f"{images} holds images of {list(shape[1:])}; {takes}")
         image_bytes = ITEM_BYTES[dtype] * math.prod(shape[1:])
         rows: list[list[float]] = []
-        for images, count in full_batches(data, image_bytes, self.batch):
-            rows += self._outputs(images)[:count]
-        return logits_reply(rows)
+        for batch, count in full_batches(data, image_bytes, self.batch):
+            rows += self._outputs(batch)[:count]
+        return array_of_rows(rows)
 
     def _outputs(self, images: bytes) -> list[list[float]]:
         with scratch.folder() as folder:
@@ -174,10 +175,10 @@ class TrtexecModel:
         width = len(values) // self.batch
         return [values[start : start + width] for start in range(0, len(values), width)]
 
-    def peak_memory_bytes(self) -> int | None:
+    def memory(self) -> MemoryUse:
         """Return the most RAM that the whole device had in use while trtexec ran; a Jetson's GPU shares it."""
-        return self._peak
+        return MemoryUse(self._peak_bytes, self.baseline_memory_bytes)
 
-    def executed(self) -> dict[str, Any]:
+    def executed(self) -> Executed:
         """Return that trtexec does not say which layers ran as integers."""
-        return {"integer_nodes": None, "compute_nodes": None, "providers": ["TensorRT"]}
+        return Executed(None, None, ("TensorRT",))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +18,7 @@ from edgekd.errors import InputFileError, UsageError
 if TYPE_CHECKING:
     from edgekd.agent.kernels import Runtime
     from edgekd.bench.remote import Host
+    from edgekd.bench.results import Results
     from edgekd.cli.changes import Changes
     from edgekd.run.directory import RunDir
 
@@ -207,8 +208,8 @@ def _run(name: str, asked: _Asked) -> None:
             approval.approve(run, recipe, teacher=False, student="torch" in recipe.bench.runtime)
             pipeline.advance(run, recipe, BENCH, stop=stop)
             place = run.stage("bench") / "local"
-            results = results_files.read(place / "results.json")
-            results["verdicts"] = comparing.verdicts(results["results"], run)
+            results = results_files.read_results(place / results_files.RESULTS)
+            results = replace(results, verdicts=comparing.verdicts(results.results, run))
         else:  # a device's flags are its own: they make nothing stale here
             pipeline.Standing(run, changed).require(EXPORT)
             files, runtimes = sorted(run.stage("export").glob("*.onnx")), asked.runtimes
@@ -231,33 +232,32 @@ def _import(name: str, file: Path, asked: _Asked) -> None:
         from edgekd.bench import comparing, device
 
         results = device.import_results(run, file)
-    _show_of_run(run, results, run.stage(comparing.folder_of(results["target"])), json=asked.json)
+    _show_of_run(run, results, run.stage(comparing.folder_of(results.target or "")), json=asked.json)
 
 
-def _show_of_run(run: RunDir, results: dict[str, Any], place: Path, *, json: bool) -> None:
+def _show_of_run(run: RunDir, results: Results, place: Path, *, json: bool) -> None:
     from edgekd.cli import targets
 
     facts = {"run": run.name, "data_free": run.data_free()}
     _show(facts, results, f"{place}/results.json", f"edgekd report {targets.typed(run)}", json=json)
 
 
-def _show(facts: dict[str, Any], results: dict[str, Any], written: str, following: str, *, json: bool) -> None:
+def _show(facts: dict[str, Any], results: Results, written: str, following: str, *, json: bool) -> None:
     """Print the rows, or JSON, and the closing lines; fail where a device computes other numbers."""
-    from edgekd.bench import comparing, device, tables
+    from edgekd import schema
+    from edgekd.bench import device, tables
     from edgekd.cli import lines
-    from edgekd.run.cards.report import BenchPart
 
-    shown = {**facts, **results}
+    shown = {**facts, **schema.written(results)}
     if json:
         console.print_json(shown)
     else:
-        measured = BenchPart.model_validate(results)
-        tables.print_latency(comparing.rows_of(measured.results))
-        tables.print_device(measured)
-    for warning in shown["warnings"]:
+        tables.print_latency(results.results)
+        tables.print_device(results)
+    for warning in results.warnings:
         console.warn(warning)
-    checks = [one["passed"] for one in shown.get("numerics", [])]
+    checks = [check.passed for check in results.numerics or ()]
     same = f"{sum(checks)} of {len(checks)} artefacts compute there what they compute here"
     warning = lines.caveat(shown["data_free"]) if "data_free" in shown else ""
-    console.closing(written, warning + ("; ".join(shown["verdicts"].values()) or same), following)
-    device.refuse_wrong_numbers({"numerics": shown.get("numerics", [])})
+    console.closing(written, warning + ("; ".join(results.verdicts.values()) or same), following)
+    device.refuse_wrong_numbers(results.numerics or ())

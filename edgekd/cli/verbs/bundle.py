@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +32,7 @@ def bundle(
 
         made = device.write_bundle(found.name, sorted(found.stage("export").glob("*.onnx")), recipe.bench, output)
     if json:
-        console.print_json({"run": found.name, "data_free": found.data_free(), **made})
-    size = f"{made['size_bytes'] / 1e6:.1f} MB, no image and no network of the method in it"
+        console.print_json({"run": found.name, "data_free": found.data_free(), **asdict(made)})
+    size = f"{made.size_bytes / 1e6:.1f} MB, no image and no network of the method in it"
     headline = lines.caveat(found.data_free()) + size
     console.closing(str(output), headline, f"on the device: python3 {output.name} bench")

@@ -6,7 +6,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from edgekd import console
-from edgekd.agent.device.environment import runtime_conflict, this_machine
+from edgekd.agent.device.environment import this_machine
+from edgekd.bench.conflict import runtime_conflict
 from edgekd.cli import flags
 from edgekd.cli.verb import verb
 
@@ -52,7 +53,7 @@ def examine() -> dict[str, Any]:
     }
     try:
         found = tensorrt.find()
-        facts["tensorrt"] = "none" if found is None else f"{found['version']}, through {found['through']}"
+        facts["tensorrt"] = "none" if found is None else f"{found.version}, through {found.through}"
     except RefusedError as refusal:
         facts["tensorrt"] = "unusable"
         problems.append(f"{refusal}.")

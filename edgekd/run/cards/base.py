@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, ValidationInfo, field_validator
 
-from edgekd.agent.files import read_bytes
+from edgekd.agent.device.files import read_bytes
 from edgekd.errors import InputFileError
 from edgekd.run.files import write_json
 from edgekd.text import visible

@@ -6,6 +6,8 @@ from typing import ClassVar
 
 from pydantic import Field, JsonValue
 
+from edgekd.agent.device.power import Energy
+from edgekd.agent.numerics import LogitsCheck
 from edgekd.run.cards.base import Card, Part
 from edgekd.run.cards.exported import Link, ParityCard
 from edgekd.run.cards.judged import EvaluationCard, SelectionCard
@@ -60,70 +62,17 @@ class DistillationCard(Card):
         )
 
 
-class NumericsPart(Part):
-    """How far the logits of an artefact on a device are from those of the host."""
-
-    artefact: str
-    runtime: str
-    precision: str
-    tolerance: float
-    images: int
-    clear: int
-    wrong_answers: int
-    max_difference: float | None
-    """None where they are not finite."""
-    passed: bool
-
-
-class EnergyPart(Part):
-    """The energy of a run of an artefact on a device."""
-
-    artefact: str
-    runtime: str
-    source: str
-    rails: str
-    period_s: float
-    idle_w: float
-    gross_w: float
-    net_w: float
-    gross_mj_per_run: float
-    net_mj_per_run: float
-    batch: int
-    runs: int
-    seconds: float
-    rails_w: dict[str, float]
-
-
-class BenchPart(Part):
-    """The results.json of one target; `bench.results` holds its rows to what they may be."""
+class DevicePart(Part):
+    """What was measured on a device, as `bench.results` reads it, and what that device is."""
 
     data_free: bool | None = None
     target: str | None = None
     results: list[dict[str, JsonValue]]
     verdicts: dict[str, str]
     warnings: list[str]
-    numerics: list[NumericsPart] = Field(default_factory=list)
-    energy: list[EnergyPart] = Field(default_factory=list)
+    numerics: list[LogitsCheck] = Field(default_factory=list)
+    energy: list[Energy] = Field(default_factory=list)
     energy_note: str = ""
-
-
-class SettingsPart(Part):
-    """How a comparison was measured, as far as a picture says."""
-
-    batch: int
-    threads: int
-
-
-class SamplesPart(Part):
-    """One comparison of samples.json: the latencies of each artefact, by round."""
-
-    settings: SettingsPart
-    samples_ms: dict[str, list[list[float]]]
-
-
-class DevicePart(BenchPart):
-    """What was measured on a device, and what that device is."""
-
     machine: dict[str, JsonValue]
 
 

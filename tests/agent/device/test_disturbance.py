@@ -4,32 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from latencies import QUIET, measured
 
 from edgekd.agent.device.disturbance import warnings
 from edgekd.agent.device.environment import this_machine
-from edgekd.agent.measurement import Activity, Job, Measurement, Round, Settings
+from edgekd.agent.device.machine import Activity
+from edgekd.agent.measurement import Job, Settings
 
+JOB = Job("net", Path("net.onnx"))
 MACHINE = replace(this_machine(), cpus=4, usable_cpus=4.0, load_average=0.1)
-QUIET = Activity(0.0, 1.0, 0.05, 0.0, 3000.0, 0)
-
-
-def measured(activities: list[Activity], times_ms: list[float], stable: bool = True) -> Measurement:
-    return Measurement(
-        job=Job("net", Path("net.onnx")),
-        provider="CPUExecutionProvider",
-        runtime_version="1.0",
-        sha256="0" * 64,
-        size_bytes=10,
-        load_ms=1.0,
-        first_inference_ms=2.0,
-        baseline_memory_bytes=3,
-        peak_memory_bytes=4,
-        integer_nodes=0,
-        compute_nodes=1,
-        stable=stable,
-        warm_up_ms=(1.0, 1.0),
-        rounds=tuple(Round((time,) * 3, seen) for time, seen in zip(times_ms, activities, strict=True)),
-    )
 
 
 def found(
@@ -39,8 +22,7 @@ def found(
     stable: bool = True,
     threads: int = 1,
 ) -> tuple[str, ...]:
-    activities = during if isinstance(during, list) else [during] * len(times_ms)
-    measurement = measured(activities, list(times_ms), stable)
+    measurement = measured(JOB, times_ms, during, stable=stable)
     return warnings(MACHINE, Settings(threads=threads), before, [measurement])
 
 
@@ -79,7 +61,7 @@ def test_each_disturbance_has_its_sentence(disturbed: dict, sentence: str) -> No
 
 def test_a_quota_below_one_cpu_stops_even_one_thread() -> None:
     container = replace(MACHINE, usable_cpus=0.5)
-    (only,) = warnings(container, Settings(), QUIET, [measured([QUIET] * 6, [1.0] * 6)])
+    (only,) = warnings(container, Settings(), QUIET, [measured(JOB, [1.0] * 6)])
     assert only.startswith("1 thread has 0.5 usable CPUs")
 
 
@@ -87,5 +69,5 @@ def test_load_average_stands_in_where_cpu_use_is_unknown() -> None:
     blind = replace(QUIET, other_cpus=None, stolen_cpus=None, clock_mhz=None)
     assert found(before=blind, during=blind) == ()
     busy = replace(MACHINE, load_average=3.2)
-    (only,) = warnings(busy, Settings(), blind, [measured([blind] * 6, [1.0] * 6)])
+    (only,) = warnings(busy, Settings(), blind, [measured(JOB, [1.0] * 6, blind)])
     assert only.startswith("The load average was 3.2 on 4 CPUs")

@@ -9,7 +9,8 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from edgekd.agent.device.environment import from_facts, runtime_conflict, this_machine
+from edgekd.agent.device.environment import Environment, this_machine
+from edgekd.schema import record, written
 
 
 def test_this_machine_is_described() -> None:
@@ -36,7 +37,7 @@ def test_flags_and_memory_are_those_of_the_kernel() -> None:
 
 def test_facts_survive_json() -> None:
     here = this_machine()
-    assert from_facts(json.loads(json.dumps(here.to_json()))) == here
+    assert record(Environment)(json.loads(json.dumps(written(here))), "") == here
 
 
 def test_int8_instructions_by_flag() -> None:
@@ -46,25 +47,7 @@ def test_int8_instructions_by_flag() -> None:
     assert replace(here, cpu_flags=("asimddp",)).int8_instructions
 
 
-def test_one_build_of_the_runtime_is_no_conflict() -> None:
-    assert runtime_conflict(replace(this_machine(), runtime_packages={"onnxruntime": "1.0"})) is None
-    assert runtime_conflict(replace(this_machine(), runtime_packages={})) is None
-
-
-@pytest.mark.parametrize(("gpus", "kept"), [((), "onnxruntime==1.2.0"), (("NVIDIA X, 1.0",), "onnxruntime-gpu==1.3.0")])
-def test_two_builds_over_each_other_are_a_conflict(gpus: tuple[str, ...], kept: str) -> None:
-    packages = {"onnxruntime-gpu": "1.3.0", "onnxruntime": "1.2.0"}
-    machine = replace(this_machine(), runtime_packages=packages, gpus=gpus, executable="/opt/python")
-    conflict = runtime_conflict(machine)
-    assert conflict is not None
-    assert "onnxruntime 1.2.0 and onnxruntime-gpu 1.3.0 are installed over each other" in conflict.message
-    assert conflict.commands == (
-        "/opt/python -m pip uninstall -y onnxruntime onnxruntime-gpu",
-        f"/opt/python -m pip install {kept}",
-    )
-
-
-def test_conflict_is_found_in_the_installed_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_build_of_the_runtime_is_found_by_its_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, version in {"onnxruntime": "1.2.0", "onnxruntime-gpu": "1.3.0"}.items():
         folder = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info"
         folder.mkdir()

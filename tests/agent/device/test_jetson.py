@@ -12,9 +12,13 @@ from edgekd.agent import session, worker
 from edgekd.agent.device import jetson, power
 from edgekd.agent.measure import Tools
 from edgekd.agent.measurement import Job, Settings
+from edgekd.agent.messages import Load, LogitsArray, Sustained, TimeRound
 from edgekd.agent.protocol import AgentProcess
+from edgekd.agent.runners.runner import Runner
+from edgekd.schema import record, written
 from tiny_onnx import conv_net
 
+JOB = Job("net", Path("net.onnx"))
 RELEASE = "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 01:49:37 UTC"
 LINE_JETPACK_6 = (
     "11-22-2026 09:08:28 RAM 3005/7620MB (lfb 4x4MB) SWAP 0/3810MB CPU [3%@1510,0%@1510] GR3D_FREQ 10%@1300 "
@@ -62,17 +66,18 @@ def test_no_jetson_has_no_facts(tmp_path: Path) -> None:
 def test_facts_of_a_board(board: Path) -> None:
     found = jetson.facts(board)
     assert found is not None
-    assert (found["board"], found["l4t"], found["jetpack"]) == (
+    assert (found.board, found.l4t, found.jetpack) == (
         "NVIDIA Jetson Orin Nano Developer Kit",
         "36.4.3",
         "6.2",
     )
-    assert found["temperatures_c"] == {"cpu-thermal": 48.125}
-    assert found["throttle_events"] == {"oc3": 2}
-    assert found["cooling"] == {"cpu-throttle-alert": 0}
-    assert found["clocks"]["17000000.gpu"] == {"min_mhz": 306, "max_mhz": 624.75, "now_mhz": 306, "locked": False}
-    assert found["clocks"]["cpu policy0"]["locked"] is True
-    assert found["clocks"]["locked"].startswith("no: `sudo jetson_clocks`")
+    assert found.temperatures_c == {"cpu-thermal": 48.125}
+    assert found.throttle_events == {"oc3": 2}
+    assert found.cooling == {"cpu-throttle-alert": 0}
+    assert found.clocks["17000000.gpu"] == jetson.Clock(306, 624.75, 306, locked=False)
+    assert found.clocks["cpu policy0"] == jetson.Clock(1510.4, 1510.4, 1510.4, locked=True)
+    assert found.locked.startswith("no: `sudo jetson_clocks`")
+    assert record(jetson.Jetson)(written(found), "") == found
 
 
 def test_the_gpu_clock_is_the_highest_of_a_round(board: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -90,9 +95,20 @@ def test_the_gpu_clock_is_the_highest_of_a_round(board: Path, tmp_path_factory: 
 
 @pytest.mark.parametrize(("provider", "reading"), [("trtexec, GPU compute", 918.0), ("CPUExecutionProvider", None)])
 def test_a_round_on_the_gpu_says_its_clock(
-    provider: str, reading: float | None, monkeypatch: pytest.MonkeyPatch
+    provider: str, reading: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Model:
+    class Model(Runner):
+        runtime_version, input_shape, closed = "1.0", (1, 3, 8, 8), False
+
+        def load(self) -> None:
+            """Do nothing."""
+
+        def close(self) -> None:
+            self.closed = True
+
+        def logits(self, _images: Path) -> LogitsArray:
+            raise NotImplementedError
+
         def settle(self, _runs: int) -> None:
             """Do nothing."""
 
@@ -104,18 +120,21 @@ def test_a_round_on_the_gpu_says_its_clock(
         watch.highest_mhz = 918.0
 
     monkeypatch.setattr(jetson.GpuClockWatch, "look", look)
-    one = worker.Worker()
-    one.loaded = Model()
-    one.loaded.provider = provider
-    assert one.round({"runs": 1, "seconds": 0.1, "settle_runs": 0})["gpu_clock_mhz"] == reading
+    model = Model(Load(str(conv_net(tmp_path / "net.onnx")), "ort-cpu", 1, 1))
+    model.provider = provider
+    monkeypatch.setattr(worker, "runner_for", lambda _request: model)
+    with worker.Worker() as one:
+        one.load(model.request)
+        assert one.round(TimeRound(1, 0.1, 0)).gpu_clock_mhz == reading
+    assert model.closed
 
 
 def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
     found = jetson.facts(write(tmp_path, {"etc/nv_tegra_release": "another text"}))
     assert found is not None
     for name in ("board", "l4t", "jetpack", "temperatures_c", "throttle_events", "cooling"):
-        assert found[name].startswith("n/a: "), name
-    assert found["clocks"]["locked"].startswith("n/a: ")
+        assert getattr(found, name).startswith("n/a: "), name
+    assert found.locked.startswith("n/a: ")
 
 
 @pytest.mark.parametrize(
@@ -232,26 +251,27 @@ def test_without_sensors_there_is_a_reason(tmp_path: Path, monkeypatch: pytest.M
 def test_energy_is_gross_idle_and_net() -> None:
     state = {"watts": 4.0}
 
-    def run(seconds: float) -> dict[str, Any]:
+    def run(seconds: float) -> Sustained:
         state["watts"] = 10.0
         time.sleep(seconds)
-        return {"runs": 100, "seconds": seconds, "end_unix_s": time.time()}
+        return Sustained(100, seconds, time.time())
 
     source = power.Source("test", lambda: {"VDD_IN": state["watts"], "VDD_SOC": 1.0})
-    found = power.energy(source, run, 4, idle_s=1.6, busy_s=1.6)
-    assert (found["idle_w"], found["gross_w"]) == (pytest.approx(4.0), pytest.approx(10.0, rel=0.1))
-    assert found["net_w"] == pytest.approx(found["gross_w"] - found["idle_w"])
-    assert found["gross_mj_per_run"] == pytest.approx(1000 * found["gross_w"] * 1.6 / 100)
-    assert (found["rails"], found["source"], found["batch"]) == ("VDD_IN", "test", 4)
+    found = power.energy(JOB, 4, source, run, idle_s=1.6, busy_s=1.6)
+    assert isinstance(found, power.Energy)
+    assert (found.idle_w, found.gross_w) == (pytest.approx(4.0), pytest.approx(10.0, rel=0.1))
+    assert found.net_w == pytest.approx(found.gross_w - found.idle_w)
+    assert found.gross_mj_per_run == pytest.approx(1000 * found.gross_w * 1.6 / 100)
+    assert (found.rails, found.source, found.batch) == ("VDD_IN", "test", 4)
 
 
 def test_energy_is_measured_without_threads_that_spin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, Any]] = []
 
     class Overheard(AgentProcess):
-        def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
-            asked.append((op, arguments.get("spin_wait")))
-            return super().ask(op, **arguments)
+        def ask(self, request: Any, **options: Any) -> Any:
+            asked.append((request.op, getattr(request, "spin_wait", None)))
+            return super().ask(request, **options)
 
     monkeypatch.setattr(session, "AgentProcess", Overheard)
     source = power.Source("test", lambda: {"VDD_IN": 4.0})
@@ -280,17 +300,17 @@ def test_a_source_that_ended_half_way_gives_no_mean() -> None:
 def test_rest_and_work_are_read_from_the_same_rails() -> None:
     rails = {"VDD_IN": 4.0, "VDD_SOC": 1.0}
 
-    def run(seconds: float) -> dict[str, Any]:
+    def run(seconds: float) -> Sustained:
         del rails["VDD_IN"]
         time.sleep(seconds)
-        return {"runs": 100, "seconds": seconds, "end_unix_s": time.time()}
+        return Sustained(100, seconds, time.time())
 
     source = power.Source("test", lambda: dict(rails))
-    found = power.energy(source, run, 1, idle_s=1.6, busy_s=1.6)
-    assert found == {"energy": "n/a: test read VDD_IN at rest or at work only"}
+    found = power.energy(JOB, 1, source, run, idle_s=1.6, busy_s=1.6)
+    assert found == power.NoEnergy("n/a: test read VDD_IN at rest or at work only", "net", "ort-cpu")
 
 
 def test_too_few_readings_are_no_energy() -> None:
     silent = power.Source("test", dict)
-    done = {"runs": 1, "seconds": 0.1, "end_unix_s": 0.0}
-    assert power.energy(silent, lambda _: done, 1, 0.01, 0.01) == {"energy": "n/a: test gave too few readings"}
+    found = power.energy(JOB, 1, silent, lambda _: Sustained(1, 0.1, 0.0), 0.01, 0.01)
+    assert found == power.NoEnergy("n/a: test gave too few readings", "net", "ort-cpu")

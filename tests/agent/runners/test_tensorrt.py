@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,16 +19,18 @@ import pytest
 import standins
 
 from edgekd.agent import numerics
-from edgekd.agent.device.environment import this_machine
+from edgekd.agent.device.environment import TensorRT, this_machine
 from edgekd.agent.kernels import Kind
-from edgekd.agent.measure import Progress, Tools, measure, require_some
-from edgekd.agent.measurement import Job, Measurement, Settings, Skipped
+from edgekd.agent.measure import Tools, measure, require_some
+from edgekd.agent.measurement import Job, Measurement, Progress, Settings, Skipped
+from edgekd.agent.messages import Load
 from edgekd.agent.refusal import RefusedError
 from edgekd.agent.runners import cuda, engines, tensorrt, trtexec
 from edgekd.agent.runners import tensorrt_rules as rules
 from edgekd.agent.runners.cuda import Cuda
 from edgekd.agent.runners.npy import logits_in
-from edgekd.agent.runners.tensorrt_model import TensorRTModel
+from edgekd.agent.runners.runner import Runner
+from edgekd.agent.runners.tensorrt_api import TensorRTRunner
 from edgekd.bench.golden import described, images, logits, signature, to_npy
 from edgekd.errors import MachineError
 from tiny_onnx import conv_net
@@ -91,42 +93,52 @@ def model(tmp_path: Path) -> Path:
     return conv_net(tmp_path / "student.fp32.onnx")
 
 
-def request(model: Path, tmp_path: Path, **changes: Any) -> dict[str, Any]:
-    fixed = {"model": str(model), "batch": 2, "image_shape": [3, 8, 8], "input_name": "input", "threads": 1}
-    known = {**fixed, "declared": [None, 3, 8, 8], "runtime": "tensorrt", "engines": str(tmp_path / "engines")}
-    return {**known, **changes}
+def request(model: Path, tmp_path: Path, **changes: Any) -> Load:
+    fixed = {"model": str(model), "batch": 2, "image_shape": (3, 8, 8), "input_name": "input", "threads": 1}
+    known = {**fixed, "declared": (None, 3, 8, 8), "runtime": "tensorrt", "engines": str(tmp_path / "engines")}
+    return Load(**{**known, **changes})
 
 
-def made(through: str, asked: dict[str, Any], tmp_path: Path) -> tuple[Any, list[str]]:
-    """Return the model that is loaded through trtexec or Python's API, and the shapes that its build was given."""
+def loaded(asked: Load) -> Runner:
+    return tensorrt.runner(asked).__enter__()
+
+
+def through_python(asked: Load, module: Any, gpu: str = "a GPU") -> TensorRTRunner:
+    runner = TensorRTRunner(asked, module, standins.Memory(), gpu)
+    runner.load()
+    return runner
+
+
+def made(through: str, asked: Load, tmp_path: Path) -> tuple[Runner, list[str]]:
+    """Return what is loaded through trtexec or Python's API, and the shapes that its build was given."""
     if through == "trtexec":
-        found = tensorrt.load({**asked, "trtexec": str(standins.write_trtexec(tmp_path, "10.3.0"))})
+        found = loaded(replace(asked, trtexec=str(standins.write_trtexec(tmp_path, "10.3.0"))))
         return found, [word for word in found.commands[0].split() if word.startswith("--shapes=")]
     module = standins.tensorrt("10.3.0")
-    return TensorRTModel(asked, module, standins.Memory(), "a GPU"), [word for word in module.asked if "(" in word]
+    return through_python(asked, module), [word for word in module.asked if "(" in word]
 
 
 @pytest.mark.parametrize("through", ["trtexec", "python"])
 def test_a_fixed_batch_is_measured_at_that_batch_or_not_at_all(through: str, tmp_path: Path) -> None:
     fixed = conv_net(tmp_path / "fixed.onnx", shape=(2, 3, 8, 8))
-    asked = request(fixed, tmp_path, declared=list(signature(fixed).declared))
+    asked = request(fixed, tmp_path, declared=signature(fixed).declared)
     with pytest.raises(RefusedError, match=r"fixed\.onnx was exported with a fixed batch of 2; batch 8") as caught:
-        made(through, {**asked, "batch": 8}, tmp_path)
+        made(through, replace(asked, batch=8), tmp_path)
     assert caught.value.kind == "usage"
     found, shapes = made(through, asked, tmp_path)
-    assert (found.input_shape, shapes) == ([2, 3, 8, 8], [])
+    assert (found.input_shape, shapes) == ((2, 3, 8, 8), [])
     known = images(signature(fixed))
     (tmp_path / "golden.npy").write_bytes(to_npy(known))
-    assert np.allclose(logits_in(found.logits(str(tmp_path / "golden.npy"))), logits(fixed, known), atol=1e-6)
+    assert np.allclose(logits_in(found.logits(tmp_path / "golden.npy")), logits(fixed, known), atol=1e-6)
 
 
 @pytest.mark.parametrize("through", ["trtexec", "python"])
 def test_an_open_image_size_is_given_although_the_batch_is_fixed(through: str, tmp_path: Path) -> None:
     half = conv_net(tmp_path / "half.onnx", shape=(1, 3, "H", "W"))
     known = signature(half, (3, 9, 7))
-    asked = request(half, tmp_path, batch=1, declared=list(known.declared), image_shape=list(known.image_shape))
+    asked = request(half, tmp_path, batch=1, declared=known.declared, image_shape=known.image_shape)
     found, shapes = made(through, asked, tmp_path)
-    assert found.input_shape == [1, 3, 9, 7]
+    assert found.input_shape == (1, 3, 9, 7)
     assert shapes == (["--shapes=input:1x3x9x7"] if through == "trtexec" else ["input(1, 3, 9, 7)"])
 
 
@@ -136,7 +148,7 @@ def test_trtexec_builds_once_times_and_answers(release: str, model: Path, tmp_pa
     for use in rules.uses_of("fp32", release):
         assert isinstance(use, rules.Use)
         asked = request(model, tmp_path, trtexec=str(tool), flags=use.flags)
-        first, again = tensorrt.load(asked), tensorrt.load(asked)
+        first, again = loaded(asked), loaded(asked)
         assert first.build_s > 0
         assert again.build_s is None, "from the cache"
         assert len(first.commands) == len(again.commands) + 1
@@ -144,12 +156,12 @@ def test_trtexec_builds_once_times_and_answers(release: str, model: Path, tmp_pa
         samples = first.samples(20, 0.5, 100.0)
         assert len(samples) == 20
         assert set(np.round(samples, 3)) == {1.5, 1.51, 1.52, 1.53, 1.54}, "computeMs, as trtexec wrote it"
-    runs, seconds, ended = first.sustain(2.0)
-    assert (runs, seconds) == (20, pytest.approx(1.9015, abs=0.01))
-    assert time.time() - 60 < ended <= time.time()
+    done = first.sustain(2.0)
+    assert (done.runs, done.seconds) == (20, pytest.approx(1.9015, abs=0.01))
+    assert time.time() - 60 < done.end_unix_s <= time.time()
     known = images(signature(model))
     (tmp_path / "golden.npy").write_bytes(to_npy(known[:7]))  # 7 is no multiple of the batch
-    assert np.allclose(logits_in(first.logits(str(tmp_path / "golden.npy"))), logits(model, known[:7]), atol=1e-6)
+    assert np.allclose(logits_in(first.logits(tmp_path / "golden.npy")), logits(model, known[:7]), atol=1e-6)
 
 
 def test_an_engine_that_overflows_is_told_from_a_tool_that_fails(tmp_path: Path) -> None:
@@ -158,10 +170,10 @@ def test_an_engine_that_overflows_is_told_from_a_tool_that_fails(tmp_path: Path)
     golden.write_bytes(to_npy(known))
     large = conv_net(tmp_path / "large.onnx", scale=2e38)
     asked = request(large, tmp_path, trtexec=str(standins.write_trtexec(tmp_path, "10.3.0")))
-    found = logits_in(tensorrt.load(asked).logits(str(golden)))
+    found = logits_in(loaded(asked).logits(golden))
     assert not np.isfinite(found).any()
-    compared = numerics.compare(logits(model, known), found, "fp16")
-    assert (compared["passed"], compared["max_difference"]) == (False, None)
+    compared = numerics.compare(Job("net", model, "fp16"), logits(model, known), found)
+    assert (compared.passed, compared.max_difference) == (False, None)
     for text in ("[]", "[ {", '[ { "name" : "a", "values" : [ one ] } ]'):
         (tmp_path / "out.json").write_text(text)
         with pytest.raises(RefusedError, match="no readable --exportOutput"):
@@ -173,9 +185,9 @@ def test_energy_is_measured_without_a_thread_that_spins(release: str, model: Pat
     lines = tmp_path / "lines"
     tool = standins.write_trtexec(tmp_path, release)
     tool.write_text(tool.read_text().replace("exec ", f'echo "$@" >> {lines}\nexec ', 1))
-    loaded = tensorrt.load(request(model, tmp_path, trtexec=str(tool)))
-    loaded.samples(10, 0.1, 1.0)
-    loaded.sustain(1.0)
+    runner = loaded(request(model, tmp_path, trtexec=str(tool)))
+    runner.samples(10, 0.1, 1.0)
+    runner.sustain(1.0)
     timed, sustained = lines.read_text().splitlines()[-2:]
     assert "--useSpinWait" in timed
     assert "--useSpinWait" not in sustained
@@ -206,19 +218,19 @@ def test_the_python_api_builds_runs_and_answers(release: str, model: Path, tmp_p
         assert isinstance(use, rules.Use)
         module = standins.tensorrt(release)
         asked = request(model, tmp_path, flags=use.flags)
-        found = TensorRTModel(asked, module, standins.Memory(), "a GPU")
+        found = through_python(asked, module)
         network = ["network EXPLICIT_BATCH"] if release.startswith("8") else []
         precision = [word for flag in use.flags for word in asked_for[flag]]
         assert module.asked == [*network, *precision, "input(2, 3, 8, 8)", "profile"]
-        assert found.output_shapes == [[2, 4]]
+        assert found.output_shapes == ((2, 4),)
         assert len(found.samples(5, 0.0, 10.0)) == 5
         again = standins.tensorrt(release)
-        assert TensorRTModel(asked, again, standins.Memory(), "a GPU").build_s is None
+        assert through_python(asked, again).build_s is None
         assert again.asked == []
-        assert TensorRTModel(asked, again, standins.Memory(), "another GPU").build_s is not None
+        assert through_python(asked, again, "another GPU").build_s is not None
     known = images(signature(model))
     (tmp_path / "golden.npy").write_bytes(to_npy(known[:7]))
-    assert np.allclose(logits_in(found.logits(str(tmp_path / "golden.npy"))), logits(model, known[:7]), atol=1e-6)
+    assert np.allclose(logits_in(found.logits(tmp_path / "golden.npy")), logits(model, known[:7]), atol=1e-6)
 
 
 def test_cuda_is_called_with_sizes_and_addresses_and_its_errors_are_told() -> None:
@@ -256,17 +268,17 @@ def test_cuda_is_called_with_sizes_and_addresses_and_its_errors_are_told() -> No
 
 def test_strong_typing_is_a_property_of_the_network(model: Path, tmp_path: Path) -> None:
     module = standins.tensorrt("10.3.0")
-    TensorRTModel(request(model, tmp_path, flags=("--stronglyTyped",)), module, standins.Memory(), "a GPU")
+    through_python(request(model, tmp_path, flags=("--stronglyTyped",)), module)
     assert module.asked[0] == "network STRONGLY_TYPED"
     removed = standins.tensorrt("11.1")
     with pytest.raises(AttributeError, match="FP16"):
-        TensorRTModel(request(model, tmp_path, flags=("--fp16",)), removed, standins.Memory(), "a GPU")
+        through_python(request(model, tmp_path, flags=("--fp16",)), removed)
 
 
 def test_parser_errors_are_told(model: Path, tmp_path: Path) -> None:
     model.write_bytes(b"unparsable")
     with pytest.raises(RefusedError, match=r"cannot parse student\.fp32\.onnx: error 0: no such operator; error 1"):
-        TensorRTModel(request(model, tmp_path), standins.tensorrt("10.3.0"), standins.Memory(), "a GPU")
+        through_python(request(model, tmp_path), standins.tensorrt("10.3.0"))
     assert list((tmp_path / "engines").iterdir()) == [], "and no half engine is kept"
 
 
@@ -278,10 +290,7 @@ def test_a_comparison_runs_every_engine_in_turn(release: str, tmp_path: Path) ->
         for kind in ("fp32", "fp16")
     ]
     found = measure(jobs, QUICK, tools=Tools(str(tool), str(tmp_path / "engines")))
-    assert found.environment.tensorrt == {
-        "through": str(tool),
-        "version": f"{release}.0" if release == "11.1" else release,
-    }
+    assert found.environment.tensorrt == TensorRT(str(tool), f"{release}.0" if release == "11.1" else release)
     names = [one.job.artefact for one in found.measurements]
     skipped = [one.job.artefact for one in found.results if isinstance(one, Skipped)]
     if release == "11.1":
@@ -370,13 +379,13 @@ def test_without_trtexec_the_python_module_is_used(
     monkeypatch.syspath_prepend(str(package.parent))
     spins = []
     monkeypatch.setattr(cuda, "Cuda", lambda *, spin_wait: spins.append(spin_wait) or standins.Memory())
-    assert tensorrt.find() == {"through": "python", "version": "10.3.0"}
+    assert tensorrt.find() == TensorRT("python", "10.3.0")
     known = images(signature(model))
     (tmp_path / "golden.npy").write_bytes(to_npy(known))
     for spin_wait in (True, False):
-        found = tensorrt.load(request(model, tmp_path, spin_wait=spin_wait))
-        assert isinstance(found, TensorRTModel)
-        assert np.allclose(logits_in(found.logits(str(tmp_path / "golden.npy"))), logits(model, known), atol=1e-6)
+        found = loaded(request(model, tmp_path, spin_wait=spin_wait))
+        assert isinstance(found, TensorRTRunner)
+        assert np.allclose(logits_in(found.logits(tmp_path / "golden.npy")), logits(model, known), atol=1e-6)
     assert spins == [True, False]
 
 
@@ -388,7 +397,7 @@ def test_a_python_module_that_cannot_be_imported_is_no_tensorrt(
     monkeypatch.syspath_prepend(str(tmp_path))
     assert tensorrt.find() is None
     with pytest.raises(RefusedError, match="neither trtexec nor TensorRT's Python module"):
-        tensorrt.load(request(model, tmp_path))
+        tensorrt.runner(request(model, tmp_path))
 
 
 def test_the_cuda_runtime_is_looked_for_by_name_and_its_absence_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -437,7 +446,7 @@ def test_the_engines_of_one_comparison_stay_together(tmp_path: Path, monkeypatch
     tools = Tools(str(standins.write_trtexec(tmp_path, "10.3.0")), str(folder), time.time() - 1)
     for width in (3, 5):
         model = conv_net(tmp_path / f"{width}.onnx", width=width)
-        found = tensorrt.load(request(model, tmp_path, **tools.to_request()))
+        found = loaded(request(model, tmp_path, **asdict(tools)))
         assert len(found.samples(10, 0.1, 1.0)) == 10
     assert len(list(folder.glob("*.engine"))) == 2, "more than the limit, and the old one went"
 

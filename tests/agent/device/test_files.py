@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekd.agent import files
+from edgekd.agent.device import files
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])

@@ -10,44 +10,46 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.agent.device.machine import ram_in_use
+from edgekd.agent.measurement import MemoryUse
+from edgekd.agent.messages import Executed, Load, LogitsArray
 from edgekd.agent.refusal import RefusedError
 from edgekd.agent.runners import tensorrt_rules as rules
-from edgekd.agent.runners.engines import cached, engine_key
+from edgekd.agent.runners.engines import engine_key, engine_of
 from edgekd.agent.runners.inputs import input_shape
-from edgekd.agent.runners.npy import ITEM_BYTES, array_reply, full_batches, logits_in, read_npy
-from edgekd.agent.runners.ort_model import model_file
-from edgekd.agent.runners.timing import timed_runs
+from edgekd.agent.runners.npy import ITEM_BYTES, array_of, full_batches, logits_in, read_npy
+from edgekd.agent.runners.runner import Runner, timed_runs
 
 _ITEM_BYTES = {"FLOAT": 4, "HALF": 2, "INT32": 4, "INT64": 8, "INT8": 1, "UINT8": 1, "BOOL": 1}
 
 
-class TensorRTModel:
+class TensorRTRunner(Runner):
     """One engine in this process. A sample is a host round trip: enqueue and wait, no copies."""
 
-    first_inference_ms: float | None = None
+    provider = "TensorRT's Python API, host round trip"
 
-    def __init__(self, request: dict[str, Any], trt: Any, cuda: Any, gpu: str) -> None:
-        self.path, self.sha256 = model_file(request)
-        self.trt, self.cuda, self.runtime_version = trt, cuda, str(trt.__version__)
-        self.provider = "TensorRT's Python API, host round trip"
-        self.baseline = ram_in_use()
+    def __init__(self, request: Load, trt: Any, cuda: Any, gpu: str) -> None:
+        super().__init__(request)
+        self.trt, self.cuda, self.gpu, self.runtime_version = trt, cuda, gpu, str(trt.__version__)
+
+    def load(self) -> None:
+        """Build the engine, or take it from the cache, and run it once."""
+        request, trt = self.request, self.trt
+        self.baseline_memory_bytes = ram_in_use()
         if rules.family_of(self.runtime_version) is None:
             raise RefusedError("machine", f"TensorRT {self.runtime_version} is installed; {rules.OLDEST_WITH_WORDS}")
-        self.batch, self.name = request["batch"], request["input_name"]
-        self.input_shape = input_shape(self.path, request["declared"], self.batch, request["image_shape"])
-        self.flags, self.open_shape = tuple(request.get("flags", ())), None in request["declared"]
-        self.commands = [f"TensorRT {self.runtime_version} Python API {' '.join(self.flags)}".strip()]
+        self.batch, self.name, self.flags = request.batch, request.input_name, request.flags
+        self.input_shape = input_shape(self.path, request.declared, self.batch, request.image_shape)
+        self.open_shape = None in (request.declared or ())
+        self.commands.append(f"TensorRT {self.runtime_version} Python API {' '.join(self.flags)}".strip())
         self.logger = trt.Logger(trt.Logger.ERROR)
-        parts = ("api", self.sha256, self.runtime_version, gpu, *self.flags, *self.input_shape)
-        since_s = request.get("engines_since_s", math.inf)
-        folder, key = Path(request["engines"]), engine_key(*parts)
-        engine, self.build_s = cached(folder, key, self._build, used_since_s=since_s)
+        parts = ("api", self.sha256, self.runtime_version, self.gpu, *self.flags, *self.input_shape)
+        engine, self.build_s = engine_of(request, engine_key(*parts), self._build)
         begin = time.perf_counter()
         self.runtime = trt.Runtime(self.logger)
         self.engine = self._made(self.runtime.deserialize_cuda_engine(engine.read_bytes()), "deserialize the engine")
         self.context = self._made(self.engine.create_execution_context(), "create an execution context")
         self.load_ms = 1000 * (time.perf_counter() - begin)
-        self._bind(request.get("seed", 0))
+        self._bind(request.seed)
         begin = time.perf_counter()
         self._run()
         self.first_inference_ms = 1000 * (time.perf_counter() - begin)
@@ -73,7 +75,7 @@ class TensorRTModel:
         if "--noTF32" in self.flags:
             config.clear_flag(trt.BuilderFlag.TF32)
         if self.open_shape:
-            profile, shape = builder.create_optimization_profile(), tuple(self.input_shape)
+            profile, shape = builder.create_optimization_profile(), self.input_shape
             profile.set_shape(self.name, shape, shape, shape)
             config.add_optimization_profile(profile)
         plan = self._made(builder.build_serialized_network(network, config), "build an engine")
@@ -95,8 +97,8 @@ class TensorRTModel:
         outputs = [name for name in names if engine.get_tensor_mode(name) == mode.OUTPUT]
         if inputs != [self.name] or not outputs:
             raise RefusedError("file", f"{self.path.name} must have one input, {self.name}; its engine has {inputs}")
-        self._made(context.set_input_shape(self.name, tuple(self.input_shape)), "set the input shape")
-        self.output_shapes = [list(context.get_tensor_shape(name)) for name in outputs]
+        self._made(context.set_input_shape(self.name, self.input_shape), "set the input shape")
+        self.output_shapes = tuple(tuple(context.get_tensor_shape(name)) for name in outputs)
         self._output_type = self._type(outputs[0])
         self._sizes = {name: self._bytes(name, list(context.get_tensor_shape(name))) for name in names}
         self._addresses = {name: self.cuda.allocate(size) for name, size in self._sizes.items()}
@@ -131,34 +133,35 @@ class TensorRTModel:
         """Return the milliseconds of each run."""
         return timed_runs(self._run, runs, seconds, most_seconds)
 
-    def logits(self, path: str) -> dict[str, Any]:
+    def logits(self, images: Path) -> LogitsArray:
         """Return the first output for the images of an .npy file."""
-        dtype, shape, data = read_npy(Path(path))
+        dtype, shape, data = read_npy(images)
         image_bytes = ITEM_BYTES[dtype] * math.prod(shape[1:])
         if shape[1:] != self.input_shape[1:] or image_bytes * self.batch != self._sizes[self.name]:
-            raise RefusedError("file", f"{path} holds {dtype} {shape}; the engine takes {self.input_shape}")
+            takes = f"the engine takes {list(self.input_shape)}"
+            raise RefusedError("file", f"{images} holds {dtype} {list(shape)}; {takes}")
         found = b""
         row_bytes = self._sizes[self._output] // self.batch
-        for images, count in full_batches(data, image_bytes, self.batch):
-            self.cuda.upload(self._addresses[self.name], images)
+        for batch, count in full_batches(data, image_bytes, self.batch):
+            self.cuda.upload(self._addresses[self.name], batch)
             self._run()
             output = self.cuda.download(self._addresses[self._output], self._sizes[self._output])
             found += output[: count * row_bytes]
         item = _ITEM_BYTES[self._output_type]
-        return self._reply(found, [shape[0], row_bytes // item])
+        return self._array(found, [shape[0], row_bytes // item])
 
-    def _reply(self, data: bytes, shape: list[int]) -> dict[str, Any]:
+    def _array(self, data: bytes, shape: list[int]) -> LogitsArray:
         types = {"FLOAT": "<f4", "HALF": "<f2", "INT32": "<i4", "INT64": "<i8"}
         if self._output_type not in types:
             raise RefusedError("file", f"the logits of {self.path.name} are {self._output_type}, not numbers")
-        reply = array_reply(types[self._output_type], shape, data)
-        logits_in(reply)  # what cannot be read back is not sent
-        return reply
+        logits = array_of(types[self._output_type], shape, data)
+        logits_in(logits)  # what cannot be read back is not sent
+        return logits
 
-    def peak_memory_bytes(self) -> int | None:
+    def memory(self) -> MemoryUse:
         """Return the RAM that the whole device has in use with the model loaded; a Jetson's GPU shares it."""
-        return ram_in_use()
+        return MemoryUse(ram_in_use(), self.baseline_memory_bytes)
 
-    def executed(self) -> dict[str, Any]:
+    def executed(self) -> Executed:
         """Return that the engine does not say which layers ran as integers."""
-        return {"integer_nodes": None, "compute_nodes": None, "providers": ["TensorRT"]}
+        return Executed(None, None, ("TensorRT",))

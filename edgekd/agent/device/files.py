@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, Iterable, TypeVar  # noqa: UP035 - a device may have Python 3.8
-
-_T = TypeVar("_T")
 
 LARGEST_BYTES = 2**28
 """Nothing that is read whole is longer: JSON, TOML, names."""
-DEEPEST = 64
-"""Levels of lists and tables within one another that anybody needs."""
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -42,25 +36,3 @@ def read_bytes(path: Path, *, limit: int = LARGEST_BYTES) -> bytes:
 def read_text(path: Path, *, limit: int = LARGEST_BYTES) -> str:
     """Read a regular file as UTF-8; raise OSError as `read_bytes` does, and UnicodeDecodeError."""
     return read_bytes(path, limit=limit).decode("utf-8")
-
-
-def parse_json(data: bytes | str) -> Any:
-    """Return the value of a JSON text; raise ValueError for anything that is none, or is nested out of all reason."""
-    try:
-        return shallow(json.loads(data))
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
-def shallow(value: _T) -> _T:
-    """Return a value of plain lists and dicts; raise ValueError where it is nested so deeply that writing it fails."""
-    level: list[object] = [value]
-    for _ in range(DEEPEST):
-        level = [part for item in level for part in _parts(item) if isinstance(part, (dict, list))]
-        if not level:
-            return value
-    raise ValueError("it is nested too deeply")
-
-
-def _parts(value: object) -> Iterable[object]:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

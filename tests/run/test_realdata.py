@@ -12,9 +12,9 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms.v2 import functional as transforms
 
-from edgekd import realdata
 from edgekd.errors import InputFileError, UsageError
-from edgekd.realdata import RealImages, open_folder, read_image
+from edgekd.run import realdata
+from edgekd.run.realdata import RealImages, open_folder, read_image
 
 
 def picture(path: Path, *, size: tuple[int, int] = (8, 8), seed: int = 0, mode: str = "RGB") -> np.ndarray:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.agent.device import scratch
-from edgekd.agent.device.machine import memory_use, sha256_of
+from edgekd.agent.device.machine import memory_use
 from edgekd.agent.kernels import FLOAT_OPS, INTEGER_OPS, PROVIDERS
+from edgekd.agent.messages import Executed, LogitsArray
 from edgekd.agent.refusal import RefusedError
 from edgekd.agent.runners.inputs import input_shape, noise
-from edgekd.agent.runners.npy import array_reply
-from edgekd.agent.runners.timing import timed_runs
+from edgekd.agent.runners.npy import array_of
+from edgekd.agent.runners.runner import Runner, timed_runs
 
 
 def import_runtime() -> tuple[Any, Any]:
@@ -73,32 +74,18 @@ def open_session(
     return session
 
 
-def model_file(request: dict[str, Any]) -> tuple[Path, str]:
-    """Return the file that a load request names and its SHA-256, which must be the one that is expected."""
-    path = Path(request["model"])
-    if not path.is_file():
-        raise RefusedError("file", f"{path} is not a file")
-    sha256 = sha256_of(path)
-    if request.get("sha256") not in (None, sha256):
-        message = f"{path} has SHA-256 {sha256}, not {request['sha256']}: changed or copied in part"
-        raise RefusedError("file", message)
-    return path, sha256
+class OrtRunner(Runner):
+    """An ONNX file in one session."""
 
-
-class OrtModel:
-    """One loaded artefact with its input."""
-
-    build_s: float | None = None
-
-    def __init__(self, request: dict[str, Any]) -> None:
-        self.path, self.sha256 = model_file(request)
+    def load(self) -> None:
+        """Open the session and run it once."""
+        request = self.request
         self.numpy, ort = import_runtime()
         self.ort, self.errors, self.runtime_version = ort, runtime_errors(ort), ort.__version__
-        self.provider, self.threads = PROVIDERS[request["runtime"]], request["threads"]
-        self.baseline: int | None = memory_use()["resident"]
+        self.provider, self.threads, self.batch = PROVIDERS[request.runtime], request.threads, request.batch
+        self.baseline_memory_bytes = memory_use()[0]
         begin = time.perf_counter_ns()
-        spin_wait = request.get("spin_wait", True)
-        self.session = open_session(ort, self.path, self.provider, self.threads, spin_wait=spin_wait)
+        self.session = open_session(ort, self.path, self.provider, self.threads, spin_wait=request.spin_wait)
         self.load_ms = (time.perf_counter_ns() - begin) / 1e6
         inputs = self.session.get_inputs()
         types = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
@@ -107,28 +94,27 @@ class OrtModel:
             message = f"{self.path.name} must have one float or uint8 image input; it has {found}"
             raise RefusedError("file", message)
         self.name, self.dtype, self.declared = inputs[0].name, types[inputs[0].type], inputs[0].shape
-        self.batch = request["batch"]
-        self.feed = {self.name: self._images(request)}
-        self.input_shape = list(self.feed[self.name].shape)
+        self.images = self._images()
+        self.input_shape = tuple(self.images.shape)
         begin = time.perf_counter_ns()
-        outputs = self.run(self.feed)
+        outputs = self.run(self.images)
         self.first_inference_ms = (time.perf_counter_ns() - begin) / 1e6
-        self.output_shapes = [list(output.shape) for output in outputs]
+        self.output_shapes = tuple(tuple(output.shape) for output in outputs)
 
-    def _images(self, request: dict[str, Any]) -> Any:
-        if request.get("input") is not None:
-            images = self.read_images(request["input"])
+    def _images(self) -> Any:
+        given = self.request.input
+        if given is not None:
+            images = self.read_images(Path(given))
             if len(images) < self.batch:
-                message = f"{request['input']} holds {len(images)} images, fewer than a batch of {self.batch}"
-                raise RefusedError("usage", message)
+                raise RefusedError("usage", f"{given} holds {len(images)} images, fewer than a batch of {self.batch}")
             return images[: self.batch]
-        shape = input_shape(self.path, self.declared, self.batch, request.get("image_shape"))
-        return noise(self.numpy, shape, self.dtype, request.get("seed", 0))
+        shape = input_shape(self.path, self.declared, self.batch, self.request.image_shape)
+        return noise(self.numpy, shape, self.dtype, self.request.seed)
 
-    def read_images(self, path: str) -> Any:
+    def read_images(self, path: Path) -> Any:
         """Return the images of an .npy file, [N, C, H, W], in the model's own input type."""
         try:
-            images = self.numpy.load(path, allow_pickle=False)
+            images = self.numpy.load(str(path), allow_pickle=False)
         except (OSError, ValueError) as error:
             raise RefusedError("file", f"{path} cannot be read as .npy: {error}") from error
         expected = [size if isinstance(size, int) else None for size in self.declared[1:]]
@@ -141,10 +127,10 @@ class OrtModel:
             raise RefusedError("file", f"{path} holds {images.dtype} {list(images.shape)}; {takes}")
         return images
 
-    def run(self, feed: dict[str, Any]) -> list[Any]:
-        """Return the outputs for one feed."""
+    def run(self, images: Any) -> list[Any]:
+        """Return the outputs for one batch."""
         try:
-            outputs: list[Any] = self.session.run(None, feed)
+            outputs: list[Any] = self.session.run(None, {self.name: images})
         except self.errors as error:
             raise RefusedError("file", f"{self.path.name} cannot be run: {str(error).strip()}") from error
         return outputs
@@ -152,40 +138,33 @@ class OrtModel:
     def settle(self, runs: int) -> None:
         """Run a few times untimed: brings back the caches that the other artefacts' rounds have emptied."""
         for _ in range(runs):
-            self.run(self.feed)
+            self.run(self.images)
 
     def samples(self, runs: int, seconds: float, most_seconds: float) -> list[float]:
         """Return the milliseconds of each run."""
-        return timed_runs(functools.partial(self.session.run, None, self.feed), runs, seconds, most_seconds)
+        run = functools.partial(self.session.run, None, {self.name: self.images})
+        return timed_runs(run, runs, seconds, most_seconds)
 
-    def logits(self, path: str) -> dict[str, Any]:
-        """Return the first output for the images of an .npy file, as base64 of a C-ordered array."""
-        images = self.read_images(path)
-        chunks = (images[first : first + self.batch] for first in range(0, len(images), self.batch))
-        logits = self.numpy.concatenate([self.run({self.name: chunk})[0] for chunk in chunks])
-        return array_reply(logits.dtype.str, list(logits.shape), logits.tobytes())
+    def logits(self, images: Path) -> LogitsArray:
+        """Return the first output for the images of an .npy file."""
+        array = self.read_images(images)
+        chunks = (array[first : first + self.batch] for first in range(0, len(array), self.batch))
+        logits = self.numpy.concatenate([self.run(chunk)[0] for chunk in chunks])
+        return array_of(logits.dtype.str, logits.shape, logits.tobytes())
 
-    def peak_memory_bytes(self) -> int | None:
-        """Return the peak memory of this process."""
-        return memory_use()["peak"]
+    def executed(self) -> Executed:
+        """Return which compute nodes one profiled run executed."""
+        ran = self._executed_nodes()
+        integer = sum(op in INTEGER_OPS for op, _ in ran)
+        compute = integer + sum(op in FLOAT_OPS for op, _ in ran)
+        return Executed(integer, compute, tuple(sorted({provider for _, provider in ran})))
 
-    def executed(self) -> dict[str, Any]:
-        """Return how many compute nodes (Conv, Gemm, MatMul) really ran, how many as integers, and where."""
-        ran = self._executed_ops()
-        ops = [node["op_name"] for node in ran]
-        integer = sum(op in INTEGER_OPS for op in ops)
-        return {
-            "integer_nodes": integer,
-            "compute_nodes": integer + sum(op in FLOAT_OPS for op in ops),
-            "providers": sorted({node["provider"] for node in ran}),
-        }
-
-    def _executed_ops(self) -> list[dict[str, str]]:
-        """Return `op_name` and `provider` of every node that one profiled run executed."""
+    def _executed_nodes(self) -> list[tuple[str, str]]:
+        """Return operator and provider of every node that one profiled run executed."""
         with scratch.folder() as folder:
             prefix = str(folder / "profile")
             session = open_session(self.ort, self.path, self.provider, self.threads, prefix)
-            session.run(None, self.feed)
-            log = Path(session.end_profiling())
-            events = json.loads(log.read_text(encoding="utf-8"))
-        return [event["args"] for event in events if event["name"].endswith("_kernel_time")]
+            session.run(None, {self.name: self.images})
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        ran = [event["args"] for event in events if event["name"].endswith("_kernel_time")]
+        return [(node["op_name"], node["provider"]) for node in ran]

@@ -1,0 +1,383 @@
+"""What an agent is asked and what it answers: one dataclass each, shared by both ends of the pipe.
+
+A line is one object of JSON: the keys of a request or of an answer, beside those of the envelope (`id`, `op`, `ok`).
+Nothing is taken from it before it fits: neither from a worker here, nor over ssh.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from edgekd import schema
+from edgekd.agent.device.environment import Environment
+from edgekd.agent.device.machine import Activity
+from edgekd.agent.device.workplace import FileFacts
+from edgekd.agent.kernels import RUNTIME, Runtime
+from edgekd.agent.measurement import Job, LoadedFacts, MemoryUse, NodeCounts, Progress, Settings
+from edgekd.schema import SchemaError, added, flag, holds, many, maybe, number, record, sometimes, text, whole, written
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PROTOCOL = 2
+_FILE = text(5000)
+_NAMES = many(schema.NAME, 10_000)
+_LONG_TEXT = text(2**28)
+_WORDS_BYTES, _SAMPLE_BYTES, _SHORTEST_S = 2**20, 12, 1e-5
+A = TypeVar("A")
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """Who answers, and on what machine."""
+
+    protocol: int = field(metadata=holds(schema.COUNT))
+    machine: Environment = field(metadata=holds(record(Environment)))
+    agent_sha256: str | None = field(default=None, metadata=added(maybe(schema.SHA256)))
+    """Of the zip file that it runs from."""
+
+
+@dataclass(frozen=True)
+class Loaded(LoadedFacts):
+    """What was loaded, and the shapes it is run with."""
+
+    input_shape: tuple[int, ...] = field(metadata=holds(schema.SHAPE))
+    output_shapes: tuple[tuple[int, ...], ...] = field(metadata=holds(many(many(schema.COUNT, 100), 1000)))
+
+
+@dataclass(frozen=True)
+class WarmedUp:
+    """Whether the times settled, and the median of each window."""
+
+    stable: bool = field(metadata=holds(flag))
+    medians_ms: tuple[float, ...] = field(metadata=holds(schema.WINDOWS_MS))
+    seconds: float = field(metadata=holds(schema.SECONDS))
+
+
+@dataclass(frozen=True)
+class Timed(Activity):
+    """The samples of one round, and what else went on meanwhile."""
+
+    samples_ms: tuple[float, ...] = field(default=(), metadata=holds(schema.SAMPLES_MS))
+
+
+@dataclass(frozen=True)
+class Sustained:
+    """How many runs were done in which time, and the Unix time at their end."""
+
+    runs: int = field(metadata=holds(schema.RUNS))
+    seconds: float = field(metadata=holds(schema.DURATION_S))
+    end_unix_s: float = field(metadata=holds(schema.SECONDS))
+
+
+@dataclass(frozen=True)
+class LogitsArray:
+    """The bytes of a C-ordered array."""
+
+    dtype: str = field(metadata=holds(schema.NAME))
+    shape: tuple[int, ...] = field(metadata=holds(many(schema.COUNT, 8)))
+    base64: str = field(metadata=holds(_LONG_TEXT))
+
+
+@dataclass(frozen=True)
+class Executed(NodeCounts):
+    """What really ran, and on which providers."""
+
+    providers: tuple[str, ...] = field(metadata=holds(_NAMES))
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Which files are to be copied."""
+
+    missing: tuple[str, ...] = field(metadata=holds(_NAMES))
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """Which files did not arrive whole."""
+
+    damaged: tuple[str, ...] = field(metadata=holds(_NAMES))
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A result as JSON text with its hash; `kept` from before the connection was cut."""
+
+    text: str = field(metadata=holds(_LONG_TEXT))
+    sha256: str = field(metadata=holds(schema.SHA256))
+    kept: bool = field(metadata=holds(flag))
+
+
+@dataclass(frozen=True)
+class Done:
+    """That it was done."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a request was not served; `kind` says who has to act."""
+
+    kind: str = field(metadata=holds(schema.NAME))
+    error: str = field(metadata=holds(schema.REASON))
+
+
+class Request(Generic[A]):
+    """What an agent is asked: `op` names it, and `answer` is the dataclass that it is answered with."""
+
+    op: ClassVar[str]
+    answer: type[A]
+
+    def most_bytes(self) -> int:
+        """Return how long the answer may be."""
+        return _WORDS_BYTES
+
+
+def _samples_bytes(runs: int, seconds: float, artefacts: int = 1) -> int:
+    """Return how long an answer may be with samples as long as the fastest of models could make it."""
+    return 8 * _WORDS_BYTES + int(_SAMPLE_BYTES * max(runs, seconds / _SHORTEST_S) * artefacts)
+
+
+@dataclass(frozen=True)
+class Hello(Request[Greeting]):
+    """Say who answers, and with `tensorrt` also which TensorRT is there."""
+
+    op, answer = "hello", Greeting
+    tensorrt: bool = field(default=False, metadata=added(flag))
+    trtexec: str | None = field(default=None, metadata=sometimes(_FILE))
+
+
+@dataclass(frozen=True)
+class Observe(Request[Activity]):
+    """Watch the machine without doing anything."""
+
+    op, answer = "observe", Activity
+    seconds: float = field(metadata=holds(schema.SECONDS))
+
+
+@dataclass(frozen=True)
+class Load(Request[Loaded]):
+    """Load a model and run it once."""
+
+    op, answer = "load", Loaded
+    model: str = field(metadata=holds(_FILE))
+    runtime: Runtime = field(metadata=holds(RUNTIME))
+    threads: int = field(metadata=holds(schema.THREADS))
+    batch: int = field(metadata=holds(schema.BATCH))
+    sha256: str | None = field(default=None, metadata=sometimes(schema.SHA256))
+    image_shape: tuple[int, ...] | None = field(default=None, metadata=sometimes(schema.SHAPE))
+    input_name: str = field(default="input", metadata=added(_FILE))
+    declared: tuple[int | None, ...] | None = field(default=None, metadata=sometimes(schema.DECLARED))
+    flags: tuple[str, ...] = field(default=(), metadata=added(schema.FLAGS))
+    seed: int = field(default=0, metadata=added(whole(-(2**63), 2**63)))
+    spin_wait: bool = field(default=True, metadata=added(flag))
+    """Whether threads that wait may spin; not where energy is measured."""
+    input: str | None = field(default=None, metadata=sometimes(_FILE))  # An .npy file to run it with; else noise
+    trtexec: str | None = field(default=None, metadata=sometimes(_FILE))
+    engines: str | None = field(default=None, metadata=sometimes(_FILE))
+    engines_since_s: float | None = field(default=None, metadata=sometimes(schema.SECONDS))
+
+
+@dataclass(frozen=True)
+class WarmUp(Request[WarmedUp]):
+    """Run windows of `window` runs until the medians of two in a row agree within `agreement`."""
+
+    op, answer = "warm_up", WarmedUp
+    window: int = field(metadata=holds(schema.RUNS))
+    agreement: float = field(metadata=holds(number(-1e6, 1e6)))
+    most_seconds: float = field(metadata=holds(schema.DURATION_S))
+
+
+@dataclass(frozen=True)
+class TimeRound(Request[Timed]):
+    """Time at least `runs` runs and `seconds`, after `settle_runs` untimed ones."""
+
+    op, answer = "round", Timed
+    runs: int = field(metadata=holds(schema.RUNS))
+    seconds: float = field(metadata=holds(schema.SECONDS))
+    settle_runs: int = field(metadata=holds(schema.COUNT))
+
+    def most_bytes(self) -> int:
+        """Return how long the answer may be."""
+        return _samples_bytes(self.runs, self.seconds)
+
+
+@dataclass(frozen=True)
+class Sustain(Request[Sustained]):
+    """Run for `seconds`, without a thread that spins."""
+
+    op, answer = "sustain", Sustained
+    seconds: float = field(metadata=holds(schema.DURATION_S))
+
+
+@dataclass(frozen=True)
+class Logits(Request[LogitsArray]):
+    """Return the first output for the images of the .npy file `input`."""
+
+    op, answer = "logits", LogitsArray
+    input: str = field(metadata=holds(_FILE))
+
+    def most_bytes(self) -> int:
+        """Return how long the answer may be."""
+        return 2**26
+
+
+@dataclass(frozen=True)
+class Memory(Request[MemoryUse]):
+    """Return what the process holds and held."""
+
+    op, answer = "memory", MemoryUse
+
+
+@dataclass(frozen=True)
+class CountNodes(Request[Executed]):
+    """Return how many compute nodes really ran, and how many as integers."""
+
+    op, answer = "executed", Executed
+
+
+LOGITS = many(many(number(-float("inf"), float("inf")), 10**6), 10**6)
+
+
+@dataclass(frozen=True)
+class Open(Request[Missing]):
+    """Hold the device and open the work folder of `key`; say which of `files` are to be copied."""
+
+    op, answer = "open", Missing
+    key: str = field(metadata=holds(schema.NAME))
+    files: tuple[FileFacts, ...] = field(metadata=holds(many(record(FileFacts), 10_000)))
+
+
+@dataclass(frozen=True)
+class Verify(Request[Damaged]):
+    """Give each of `files` that arrived whole its name; return those that did not."""
+
+    op, answer = "verify", Damaged
+    files: tuple[FileFacts, ...] = field(metadata=holds(many(record(FileFacts), 10_000)))
+
+
+@dataclass(frozen=True)
+class Part(Request[Sealed]):
+    """A piece of work that is kept there until it has arrived: `jobs` with `settings`."""
+
+    answer = Sealed
+    jobs: tuple[Job, ...] = field(metadata=holds(many(record(Job), 1000, 1)))
+    settings: Settings = field(metadata=holds(record(Settings)))
+    trtexec: str | None = field(default=None, metadata=sometimes(_FILE))
+
+
+@dataclass(frozen=True)
+class Measure(Part):
+    """Time the jobs as one comparison."""
+
+    op = "measure"
+
+    def most_bytes(self) -> int:
+        """Return how long the answer may be."""
+        return _samples_bytes(self.settings.min_runs, self.settings.min_seconds, len(self.jobs))
+
+
+@dataclass(frozen=True)
+class Check(Part):
+    """Compare the logits of the one job with `expected`, for the images of the file `images`."""
+
+    op = "check"
+    images: str = field(default="", metadata=holds(schema.NAME))
+    expected: tuple[tuple[float, ...], ...] = field(default=(), metadata=holds(LOGITS))
+
+
+@dataclass(frozen=True)
+class MeasureEnergy(Part):
+    """Measure the energy of the one job."""
+
+    op = "energy"
+
+
+@dataclass(frozen=True)
+class Close(Request[Done]):
+    """Give the device back; with `complete` remove the work folder."""
+
+    op, answer = "close", Done
+    complete: bool = field(metadata=holds(flag))
+
+
+_ENVELOPE = ("id", "op", "ok")
+
+
+def asking(number: int, request: Request[Any]) -> Any:
+    """Return the JSON object that asks for something."""
+    return {"id": number, "op": request.op, **written(request)}
+
+
+def answering(asked: Asked | None, answer: object) -> Any:
+    """Return the JSON object that answers, or refuses; None was asked by a line that is no request."""
+    envelope = {"id": None} if asked is None else {"id": asked.number, "op": asked.op}
+    return {**envelope, "ok": not isinstance(answer, Refusal), **written(answer)}
+
+
+def reporting(number: int | None, progress: Progress) -> Any:
+    """Return the JSON object that reports progress before the answer."""
+    return {"id": number, "progress": written(progress)}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A line of the near end: a request, why it is none that can be read, or None where it says to quit."""
+
+    number: int | None
+    op: str
+    request: Request[Any] | Refusal | None
+
+
+def asked_in(line: Any, served: Sequence[type[Request[Any]]]) -> Asked:
+    """Return what a line asks for.
+
+    Raises:
+        SchemaError: nothing of a kind that is served.
+    """
+    kinds = {kind.op: kind for kind in served}
+    if not isinstance(line, dict) or not isinstance(line.get("op"), str) or line["op"] not in (*kinds, "quit"):
+        raise SchemaError("a request", line, f"an object with an op of: {', '.join([*kinds, 'quit'])}")
+    number, op = maybe(schema.COUNT)(line.get("id"), "id"), line["op"]
+    if op == "quit":
+        return Asked(number, op, None)
+    try:
+        return Asked(number, op, record(kinds[op])(_body(line), ""))
+    except SchemaError as error:
+        return Asked(number, op, Refusal("protocol", str(error)))
+
+
+def reports_progress(line: Any) -> bool:
+    """Return whether a line reports progress, and is not yet the answer."""
+    return "progress" in line
+
+
+def progress_in(line: Any) -> Progress:
+    """Return the progress that a line reports."""
+    return record(Progress)(line["progress"], "progress")
+
+
+def answer_in(line: Any, request: Request[A]) -> A | Refusal:
+    """Return the answer of a line, good or bad.
+
+    Raises:
+        SchemaError: nothing of that kind is answered to the request.
+    """
+    if "op" in line:
+        schema.NAME(line["op"], "op")
+    if line.get("ok") is True:
+        return record(request.answer)(_body(line), "")
+    flag(line.get("ok"), "ok")
+    return record(Refusal)(_body(line), "")
+
+
+def other_protocol(line: Any) -> str | None:
+    """Return the protocol of an agent that speaks another one than this edgekd."""
+    found = line.get("protocol", PROTOCOL)
+    return None if found == PROTOCOL else reprlib.repr(found)
+
+
+def _body(line: Any) -> Any:
+    return {key: value for key, value in line.items() if key not in _ENVELOPE}
