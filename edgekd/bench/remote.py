@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd.agent.device import scratch
+from edgekd.agent.device.files import real
 from edgekd.agent.protocol import AgentDiedError, AgentProcess
 from edgekd.bench import pack, ssh
 from edgekd.bench.device_session import Say, Session
@@ -88,7 +89,7 @@ class Host:
         """Return the arguments that copy a file to a place below the home directory there."""
         user, at, host = self.address.rpartition("@")
         host = f"[{host}]" if ":" in host else host  # an IPv6 address, which scp would cut at its first colon
-        return ["scp", "-q", *self._options(), "--", str(file.resolve()), f"{user}{at}{host}:{place}"]
+        return ["scp", "-q", *self._options(), "--", str(real(file)), f"{user}{at}{host}:{place}"]
 
     def failure(self, messages: str) -> MachineError:
         """Return what ssh or scp said as an error that says how to mend it."""
@@ -175,7 +176,7 @@ class Host:
         ran = ssh.run(self.ssh(f"sh -c {shlex.quote(script)}"), _PROBE_TIMEOUT_S, self.address, while_waiting)
         if ran.returncode == _SSH_FAILED:
             raise self.failure(ran.stderr)
-        said = dict(re.findall(r"^edgekd (\w+) (\S+)$", ran.stdout, re.MULTILINE))
+        said = dict(re.findall(r"^edgekd (\w+) (\S+)\s*$", ran.stdout, re.MULTILINE))
         if said.get("python") != "yes":
             raise MachineError(
                 f"{self.address} has no {self.python}; install it there (sudo apt-get install python3), or name "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -24,7 +26,7 @@ from edgekd.cli.verbs.run import run
 from edgekd.cli.verbs.select import select
 from edgekd.cli.verbs.status import status
 from edgekd.cli.verbs.students import students
-from edgekd.errors import EdgekdError, MachineError
+from edgekd.errors import EdgekdError, MachineError, UsageError
 from edgekd.text import visible
 
 VERBS = (
@@ -58,6 +60,7 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def main() -> None:
     """Run the command line; the only place where errors become messages and exit codes."""
     try:
+        _refuse_empty(sys.argv[1:])
         sys.exit(app(standalone_mode=False))
     except _CLICK_ERROR as error:
         error.message = visible(error.message)  # a file that a shell's * named may be called anything
@@ -71,8 +74,14 @@ def main() -> None:
     except OSError as error:  # of a disk, a file system or a terminal; what edgekd foresaw has a message of its own
         if os.environ.get("EDGEKD_DEBUG") == "1":
             raise
-        what = f"{error.filename} cannot be read or written" if error.filename else "reading or writing failed"
+        place = error.filename or ("" if _working_directory() else "the working directory, which was removed,")
+        what = f"{place} cannot be read or written" if place else "reading or writing failed"
         console.error(f"{what}: {error.strerror or error}.")
+        sys.exit(MachineError.exit_code)
+    except MemoryError as error:
+        if os.environ.get("EDGEKD_DEBUG") == "1":
+            raise
+        console.error(f"this machine, or a limit set on this process, has too little memory ({error or 'no more'}).")
         sys.exit(MachineError.exit_code)
     except Exception as error:
         if os.environ.get("EDGEKD_DEBUG") == "1":
@@ -82,3 +91,18 @@ def main() -> None:
             "Run again with EDGEKD_DEBUG=1 and report the traceback."
         )
         sys.exit(1)
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Raise `UsageError` for an argument without a character: a variable that is not set, never what is meant."""
+    empty = next((text for text in arguments if not text or re.fullmatch(r"--[a-z-]+=", text)), None)
+    if empty is not None:
+        raise UsageError(f"{empty or 'an argument'} is empty; is a variable of your shell not set?")
+
+
+def _working_directory() -> str:
+    """Return where this process works, nothing where that folder was removed."""
+    try:
+        return os.getcwd()  # noqa: PTH109 - Path.cwd() is the same call
+    except FileNotFoundError:
+        return ""

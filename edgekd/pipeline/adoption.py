@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edgekd import recipe as recipes
 from edgekd.agent.device import files
+from edgekd.agent.device.files import real
 from edgekd.errors import RecipeError, RunBusyError, UsageError
 from edgekd.pipeline import afresh
 from edgekd.pipeline.standing import Standing
@@ -52,7 +53,7 @@ def adopt(run: RunDir, wanted: Recipe, *, reads_teacher: bool = True) -> Recipe:
             )
     images = wanted.export.calibrate_on_real
     if images:  # the next command may be given elsewhere
-        wanted = recipes.with_changes(wanted, {"export": {"calibrate_on_real": str(Path(images).resolve())}})
+        wanted = recipes.with_changes(wanted, {"export": {"calibrate_on_real": str(real(Path(images)))}})
     text = recipes.to_toml(wanted)
     if not run.recipe_file.is_file() or files.read_text(run.recipe_file) != text:
         write_text(run.recipe_file, text)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from edgekd import console
+from edgekd.agent.device.files import real
 from edgekd.errors import InputFileError, RunBusyError, UsageError
 from edgekd.run.cards.base import Card, NewerSchemaError
 from edgekd.run.cards.judged import EvaluationCard
@@ -65,8 +66,8 @@ class Afresh:
         if not is_run(self.run.path):
             return
         held = [name for name in CONTENT if exists(self.run.path / name)]
-        taken = [(self.run.path / name).resolve() for name in held]
-        if any(teacher.resolve().is_relative_to(place) for place in taken):
+        taken = [real(self.run.path / name) for name in held]
+        if any(real(teacher).is_relative_to(place) for place in taken):
             raise UsageError(f"--fresh would replace {teacher}, the teacher; move it out of {self.run.path} first.")
         stranger = next(_strangers(self.run), None)
         if stranger is not None:

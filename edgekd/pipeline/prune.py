@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgekd import console
+from edgekd.agent.device.files import real
 from edgekd.run.cards.record import RECORD, Record
 from edgekd.run.directory import RunDir
 from edgekd.run.files import remove
@@ -28,7 +29,7 @@ def prune(run: RunDir) -> list[str]:
         inside = [] if place.is_symlink() else [path for path in place.rglob("*") if path.name != RECORD]
         for path in sorted([place, *inside]):
             if path.is_symlink():
-                console.warn(f"{path} was a link to {path.resolve()}; what it leads to is yours to delete.")
+                console.warn(f"{path} was a link to {real(path)}; what it leads to is yours to delete.")
             elif path.is_file():
                 if path.stat().st_nlink > 1:
                     console.warn(f"{path} has another name on this disk (a hard link), which is yours to delete.")

@@ -6,7 +6,7 @@ Order of precedence: defaults of the types, then the preset, then the recipe fil
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +136,23 @@ def assignment(text: str) -> dict[str, Any]:
         parsed = value
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
         raise RecipeError(f"--set {key}: the value is out of all reason ({first_line(error)}).") from None
+    table = _names_table(key.split("."))
+    if table and not isinstance(parsed, dict):
+        raise RecipeError(f"--set {key}: [{key}] is a table; set one of its keys, such as {key}.{next(iter(table))}.")
     for part in reversed(key.split(".")):
         parsed = {part: parsed}
     return dict(parsed)
+
+
+def _names_table(path: Sequence[str]) -> dict[str, FieldInfo] | None:
+    """Return the keys of the table that a path leads to; None where it leads to a value or nowhere."""
+    table: type[Table] = Recipe
+    for part in path:
+        field = table.model_fields.get(part)
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, Table):
+            return None
+        table = field.annotation
+    return dict(table.model_fields)
 
 
 def to_toml(recipe: Recipe) -> str:

@@ -20,6 +20,7 @@ from pydantic import JsonValue, ValidationError
 
 from edgekd import __version__, console, locking
 from edgekd.agent.device import files
+from edgekd.agent.device.files import real
 from edgekd.errors import InputFileError, RunBusyError, UsageError
 from edgekd.run import ownership
 from edgekd.run.cards.base import Card
@@ -51,7 +52,7 @@ class RunDir:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.name = path.resolve().name
+        self.name = real(path).name
 
     recipe_file = property(lambda self: self.path / "recipe.toml")
     events_file = property(lambda self: self.path / "events.jsonl")

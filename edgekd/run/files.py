@@ -45,7 +45,8 @@ def disk_errors(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise MachineError(
-                f"no permission to write {path}; choose another folder with --run or mend its owner."
+                f"no permission to write {error.filename or path} ({error.strerror}); mend that, or work in another "
+                "folder with --run."
             ) from error
         if error.errno == errno.EXDEV:
             raise MachineError(

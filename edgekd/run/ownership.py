@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from edgekd import console
-from edgekd.agent.device.files import read_bytes
-from edgekd.errors import UsageError
+from edgekd.errors import InputFileError, UsageError
+from edgekd.run.cards.base import NewerSchemaError
 from edgekd.run.cards.exported import AgreementCard, CalibrationCard, ParityCard
 from edgekd.run.cards.judged import SelectionCard
 from edgekd.run.cards.ledger import LedgerCard
@@ -22,7 +22,6 @@ from edgekd.run.cards.record import RECORD, Record
 from edgekd.run.cards.report import ReportCard
 from edgekd.run.cards.teacher import InitCard, PixelsCard, TeacherCard
 from edgekd.run.files import remove
-from edgekd.schema import parse_json
 
 LEDGER, LOCK = LedgerCard.file, ".lock"
 CONTENT = (
@@ -50,10 +49,12 @@ _BENCH_FILES = {"environment.json", "results.json", "samples.json", "jetson.json
 def is_run(folder: Path) -> bool:
     """Return whether edgekd made a folder: it writes run.json before anything else, and deletes it last."""
     try:
-        ledger = parse_json(read_bytes(folder / LEDGER))
-    except (OSError, ValueError):
+        LedgerCard.load(folder)
+    except NewerSchemaError:
+        return True
+    except InputFileError:
         return False
-    return isinstance(ledger, dict) and {"files_read", "commands", "real_images_read"} <= ledger.keys()
+    return True
 
 
 def refuse_foreign(folder: Path) -> None:

@@ -166,6 +166,7 @@ class RealImages:
         std: tuple[float, ...] | None,
         cache: bool = True,
         reading: Reading | None = None,
+        poll: Callable[[], None] = lambda: None,
     ) -> None:
         if mean is None or std is None:
             raise UsageError(
@@ -175,7 +176,7 @@ class RealImages:
         self.folder, self.shape = folder, shape
         self._mean = torch.tensor(mean)[:, None, None]
         self._std = torch.tensor(std)[:, None, None]
-        self._reading = reading
+        self._reading, self.poll = reading, poll
         self._opened: set[Path] = set()
         self._fits = cache and len(folder.files) * 4 * shape[0] * shape[1] * shape[2] <= CACHE_BYTES
         self._cache: Tensor | None = None
@@ -193,7 +194,8 @@ class RealImages:
         return len(self.folder.files)
 
     def normalised(self, file: Path) -> Tensor:
-        """Return one image in the teacher's input space."""
+        """Return one image in the teacher's input space; a stop that was asked for is raised before it is opened."""
+        self.poll()
         if self._reading is not None and not self._opened:
             self._reading.begin()
         self._opened.add(file)

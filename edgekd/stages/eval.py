@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from edgekd import console, machine
+from edgekd.agent.device.files import real
 from edgekd.agent.kernels import kind_of
 from edgekd.export import ort_session
 from edgekd.export.onnx_export import Normalization
@@ -29,7 +30,7 @@ def run(run_dir: RunDir, recipe: Recipe, data: Path, stop: Stop) -> EvaluationCa
     `accuracy_default_mode` is that of files in which ONNX Runtime saturates on this CPU unless asked not to.
     """
     threads = machine.use_threads(recipe.machine.threads)
-    with images_of.labelled(run_dir, data, purpose="eval") as images:
+    with images_of.labelled(run_dir, data, purpose="eval", stop=stop) as images:
         return _measured(run_dir, data, images, threads, stop)
 
 
@@ -62,11 +63,11 @@ def _measured(run_dir: RunDir, data: Path, images: RealImages, threads: int, sto
     for name, share in default_mode.items():
         console.say(ort_session.saturation_note(name, "top-1", accuracy[name], share))
     run_dir.stage("eval").mkdir(exist_ok=True)
-    folder_id, images_sha256 = digest(str(data.resolve()))[:8], images.folder.sha256()
+    folder_id, images_sha256 = digest(str(real(data)))[:8], images.folder.sha256()
     result = EvaluationCard(
         run=run_dir.name,
         data_free=run_dir.data_free(),
-        data=_free_name(run_dir.stage("eval"), data.resolve().name, folder_id, images_sha256),
+        data=_free_name(run_dir.stage("eval"), real(data).name, folder_id, images_sha256),
         folder=str(data),
         folder_id=folder_id,
         images_sha256=images_sha256,

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from edgekd import console, machine
+from edgekd.agent.device.files import real
 from edgekd.agent.device.machine import sha256_of
 from edgekd.errors import GateError, InputFileError, UsageError
 from edgekd.export import onnx_files
@@ -42,7 +43,7 @@ HIDDEN = ".edgekd-"
 def run(execution: Execution) -> None:
     """Publish export/: ONNX files, parity.json, calibration.json, agreement.json."""
     run_dir, recipe = execution.run, execution.recipe
-    with _calibration_images(run_dir, recipe.export, purpose="calibration") as images:
+    with _calibration_images(run_dir, recipe.export, execution.stop, purpose="calibration") as images:
         student = artefacts.student_network(run_dir)
         job = _job(run_dir, recipe, student, execution.inputs, images, execution.stop, own=True)
         if images is not None:
@@ -93,7 +94,7 @@ def run_elsewhere(run_dir: RunDir, recipe: Recipe, student: Elsewhere, stop: Sto
     """
     _refuse_folder(run_dir, student.out)
     network = _network(run_dir, student)
-    with _calibration_images(run_dir, recipe.export, purpose=None) as images:
+    with _calibration_images(run_dir, recipe.export, stop, purpose=None) as images:
         return _publish_elsewhere(run_dir, recipe, student, network, images, stop)
 
 
@@ -104,14 +105,14 @@ def _publish_elsewhere(
     inputs |= {} if images is None else {"calibration_images": images.folder.sha256()}
     table = {"arch": student.arch, **recipe.export.model_dump(mode="json")}
     key = digest([ELSEWHERE, EXPORT.version, table, recipe.seed, inputs])
-    kept = student.out.resolve().with_name(f"{HIDDEN}old-{student.out.resolve().name}")
+    kept = real(student.out).with_name(f"{HIDDEN}old-{real(student.out).name}")
     if kept.is_dir() and not student.out.exists():
         kept.rename(student.out)  # a kill between the two renames
     before = Record.read(student.out)
     if before is not None and before.key == key and before.damaged_output(student.out) is None:
         return False
     job = _job(run_dir, recipe, network, inputs, images, stop, own=False)
-    out = student.out.resolve()
+    out = real(student.out)
     with RunDir(out.parent).publish(out.name, hidden=HIDDEN) as (folder, record):
         numbers = onnx_files.write_all(job, folder)
         record |= {"stage": ELSEWHERE, "version": EXPORT.version, "key": key, "inputs": inputs, "recipe_slice": table}
@@ -125,7 +126,7 @@ def _publish_elsewhere(
 
 def _refuse_folder(run_dir: RunDir, out: Path) -> None:
     """Raise UsageError unless `out` is free, or holds what this verb made."""
-    place, inside = out.resolve(), run_dir.path.resolve()
+    place, inside = real(out), real(run_dir.path)
     if place == inside or inside in place.parents or place in inside.parents:
         raise UsageError(f"--out {out} lies in the run, or the run in it; choose a folder of its own.")
     if not place.exists():
@@ -173,12 +174,12 @@ def _hashes(run_dir: RunDir) -> dict[str, str]:
 
 
 def _calibration_images(
-    run_dir: RunDir, table: ExportTable, *, purpose: str | None
+    run_dir: RunDir, table: ExportTable, stop: Stop, *, purpose: str | None
 ) -> AbstractContextManager[RealImages | None]:
     if not table.calibrates_on_real:
         return nullcontext()
     folder = Path(table.calibrate_on_real)
-    return images_of.unlabelled(run_dir, folder, purpose=purpose, count=table.calibration_samples)
+    return images_of.unlabelled(run_dir, folder, purpose=purpose, count=table.calibration_samples, stop=stop)
 
 
 def _job(

@@ -12,6 +12,7 @@ import typer
 from command import Result
 from rich.text import Text
 
+from edgekd.cli import program
 from edgekd.cli.program import VERBS, app
 from edgekd.cli.verb import Verb
 
@@ -72,3 +73,40 @@ def test_doctor_and_recipes_answer(here: Path) -> None:
     assert Result("recipes", "--copy", "edgekd").exit_code == 0
     assert Result("recipes", "--check", "edgekd.toml").exit_code == 0
     assert Result("recipes", "--copy", "edgekd").exit_code == 2
+
+
+def ended(monkeypatch: pytest.MonkeyPatch, *arguments: str, raises: BaseException | None = None) -> int | str | None:
+    """Return what `main` exits with, where the verb may be replaced by an error."""
+    monkeypatch.setattr(sys, "argv", ["edgekd", *arguments])
+    if raises is not None:
+
+        def fail(**_: object) -> None:
+            raise raises
+
+        monkeypatch.setattr(program, "app", fail)
+    with pytest.raises(SystemExit) as caught:
+        program.main()
+    return caught.value.code
+
+
+@pytest.mark.parametrize(
+    "arguments", [("status", ""), ("prune", "--run="), ("distill", "x.pt", "--run", "", "--fresh")]
+)
+def test_an_argument_without_a_character_is_never_taken_for_none(
+    arguments: tuple[str, ...], here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --fresh an unset variable would replace the run that has the default name."""
+    assert ended(monkeypatch, *arguments) == 2
+    assert "is empty; is a variable of your shell not set?" in capsys.readouterr().err
+
+
+def test_what_no_file_belongs_to_is_named_all_the_same(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(monkeypatch, "status", raises=MemoryError()) == 6
+    assert "too little memory" in capsys.readouterr().err
+    (here / "gone").mkdir()
+    monkeypatch.chdir(here / "gone")
+    (here / "gone").rmdir()
+    assert ended(monkeypatch, "status", raises=FileNotFoundError(2, "No such file or directory")) == 6
+    assert "the working directory, which was removed, cannot be read" in capsys.readouterr().err

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from command import Result
 
-from edgekd.cli.targets import named_run, run_called, typed
+from edgekd.cli.targets import named_run, run_called, typed, typed_path
 from edgekd.errors import UsageError
 from edgekd.run.directory import RunDir
 
@@ -42,3 +43,16 @@ def test_a_name_that_nobody_typed_is_below_runs_whatever_lies_here(here: Path) -
     (here / "one").mkdir()
     RunDir(Path("one")).note_command(["edgekd"])
     assert run_called("one").path == Path("runs/one")
+
+
+def test_a_file_is_typed_so_that_it_is_no_flag() -> None:
+    assert [typed_path(name) for name in ("-rf.pt", "a b.pt", Path("x.pt"))] == ["./-rf.pt", "'a b.pt'", "x.pt"]
+
+
+@pytest.mark.parametrize("arguments", [("status", "./loop"), ("prune", "loop/x"), ("status", "x")])
+def test_links_in_a_circle_are_an_error_of_the_file_system(arguments: tuple[str, ...], here: Path) -> None:
+    for name in ("loop", "runs"):
+        (here / name).symlink_to(name)
+    refused = Result(*arguments)
+    assert refused.exit_code in (2, 6), refused.stderr
+    assert "a fault of edgekd" not in refused.stderr

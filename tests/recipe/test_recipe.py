@@ -293,6 +293,12 @@ def test_a_value_out_of_all_reason_is_a_recipe_error(value: str, tmp_path: Path)
             attempt()
 
 
+@pytest.mark.parametrize("text", ["bench=5", "student=resnet8", "method.generator=[]"])
+def test_a_table_takes_no_value(text: str) -> None:
+    with pytest.raises(RecipeError, match=r"is a table; set one of its keys, such as "):
+        recipe.assignment(text)
+
+
 def test_a_device_is_no_recipe() -> None:
     with pytest.raises(RecipeError, match="not a regular file"):
         recipe.load(Path("/dev/zero"))

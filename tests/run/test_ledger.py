@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 import toy
-from edgekd.errors import InputFileError
+from edgekd.errors import InputFileError, Interrupted, UsageError
 from edgekd.run.directory import RunDir
 from edgekd.run.ledger import Reading
+from edgekd.run.ownership import is_run, refuse_foreign
 from edgekd.run.realdata import RealImages, open_folder, open_unlabelled
 
 COUNT = 5 * toy.CLASSES
@@ -73,3 +75,29 @@ def test_a_file_that_cannot_be_read_is_named_and_none_is_counted(photos: Path, t
     with pytest.raises(InputFileError, match=r"gone\.png cannot be read"), found:
         next(found.batches(3))
     assert counts(run) == [0]
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_stop_is_heard_before_each_image(cache: bool, photos: Path, tmp_path: Path) -> None:
+    """A folder of photographs takes minutes; a batch queue that gets no answer sends SIGKILL."""
+    run, asked = RunDir(tmp_path), iter([False, False, True])
+
+    def poll() -> None:
+        if next(asked):
+            raise Interrupted("reading was stopped", 15)
+
+    found = images(run, photos, cache=cache)
+    found.poll = poll
+    with pytest.raises(Interrupted), found:
+        list(found.batches())
+    assert counts(run) == [2]
+
+
+@pytest.mark.parametrize("damage", [{"real_images_read": None}, {"real_images": None}, {"commands": None}, {"host": 3}])
+def test_a_ledger_of_other_types_is_damaged(damage: dict[str, object], tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.note_command(["edgekd"])
+    (tmp_path / "run.json").write_text(json.dumps({**json.loads((tmp_path / "run.json").read_text()), **damage}))
+    assert not is_run(tmp_path)
+    with pytest.raises(UsageError, match=r"its run.json is damaged, or of another program"):
+        refuse_foreign(tmp_path)

@@ -117,7 +117,8 @@ def test_accuracy_stands_in_the_verdict_once_it_is_known(finished: Any, monkeypa
     name, fp32 = "student.int8-cpu-x86.onnx", latencies.row()
     clear = {"reference": fp32.artefact, "speedup": 2.0, "speedup_low": 1.9, "speedup_high": 2.1}
     int8 = latencies.row(name, kind="int8-cpu-x86", integer_share=1.0, **clear)
-    (before,) = comparing.verdicts([fp32, int8], finished.run).values()
+    rows = [fp32, int8]
+    (before,) = comparing.verdicts(rows, finished.run).values()
     assert "on synthetic samples" in before
     known = {"student.fp32.onnx": 0.9, name: 0.88}
     monkeypatch.setattr(comparing, "accuracies", lambda _run: known)

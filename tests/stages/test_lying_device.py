@@ -19,8 +19,8 @@ from edgekd.agent import pipes
 from edgekd.agent.measurement import Job, Settings
 from edgekd.agent.protocol import AgentProcess
 from edgekd.agent.session import DeviceResults
+from edgekd.bench import comparing, device_session, golden, latency, remote, results, tables
 from edgekd.bench import device as devices
-from edgekd.bench import device_session, golden, latency, remote, results, tables
 from edgekd.bench.device_session import Session
 from edgekd.errors import MachineError
 from edgekd.schema import written

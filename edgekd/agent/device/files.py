@@ -12,6 +12,11 @@ LARGEST_BYTES = 2**28
 """Nothing that is read whole is longer: JSON, TOML, names."""
 
 
+def real(path: Path) -> Path:
+    """Return a path without links; where they lead in a circle `Path.resolve` would raise RuntimeError."""
+    return Path(os.path.realpath(str(path)))
+
+
 def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading, through links too; raise OSError for anything else, without waiting for it."""
     descriptor = os.open(str(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -152,6 +152,7 @@ def _file(file: Path, asked: _Asked) -> None:
     if not file.is_file():
         raise InputFileError(f"{file} is not a file; nothing was measured.")
     from edgekd import recipe as recipes
+    from edgekd.cli import targets
     from edgekd.models.stems import parse_shape
     from edgekd.stopping import graceful
 
@@ -176,7 +177,7 @@ def _file(file: Path, asked: _Asked) -> None:
         more = ["--batch 1,8"]
     elif "threads" not in asked.table:
         more = ["--threads 1,2"]
-    following = ["edgekd bench", shlex.quote(str(file)), *asked.again(), *more]
+    following = ["edgekd bench", targets.typed_path(file), *asked.again(), *more]
     _show(_origin(file), results, "nothing (a file without a run)", " ".join(following), json=asked.json)
 
 

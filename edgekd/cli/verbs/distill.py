@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgekd.recipe import Recipe
     from edgekd.run.directory import RunDir
     from edgekd.run.logbook import Accuracy
+    from edgekd.stopping import Stop
 
 LARGE_SIDE_PX, MANY_CLASSES = 128, 200
 
@@ -102,7 +103,7 @@ def distill(
         if dry_run:
             _dry_run(cost, json=json)
             return
-        with _accuracy(made, recipe, data) as accuracy:
+        with _accuracy(made, recipe, data, stop) as accuracy:
             pipeline.advance(made, recipe, DISTILL, SELECT, stop=stop, accuracy=accuracy)
         from edgekd.run import curve
         from edgekd.stages import eval as evaluation
@@ -186,7 +187,7 @@ def _dry_run(cost: Plan | None, *, json: bool) -> None:
 
 
 @contextmanager
-def _accuracy(run: RunDir, recipe: Recipe, data: Path | None) -> Iterator[Accuracy | None]:
+def _accuracy(run: RunDir, recipe: Recipe, data: Path | None, stop: Stop) -> Iterator[Accuracy | None]:
     """Yield the measure of accuracy on --data, for numbers only; None without."""
     if data is None:
         yield None
@@ -195,6 +196,7 @@ def _accuracy(run: RunDir, recipe: Recipe, data: Path | None) -> Iterator[Accura
     from edgekd.models import images as images_of
 
     machine.use_threads(recipe.machine.threads)
-    with images_of.labelled(run, data, purpose="accuracy curve") as images:
+    with images_of.labelled(run, data, purpose="accuracy curve", stop=stop) as images:
         images.load()  # before hours are spent
+        images.poll = lambda: None  # from here on the loop looks itself, between steps that it can save
         yield images.network_accuracy

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -89,7 +88,7 @@ def _own(name: str, changed: Changes, clipping_of: Path | None, *, json: bool) -
     with session.at_work(run) as stop:
         recipe = pipeline.adopt(run, recipes.with_changes(pipeline.open_recipe(run), changed), reads_teacher=False)
         _refuse_idle_images(recipe, changed, clipping_of)
-        images = None if clipping_of is None else images_of.unlabelled(run, clipping_of, purpose="clipping")
+        images = None if clipping_of is None else images_of.unlabelled(run, clipping_of, purpose="clipping", stop=stop)
         pipeline.Standing(run, recipe).require(SELECT)
         approval.approve(run, recipe)
         pipeline.advance(run, recipe, EXPORT, stop=stop)
@@ -127,7 +126,7 @@ def _elsewhere(name: str, changed: Changes, weights: Path, arch: str, out: Path,
 
         if not exporting.run_elsewhere(run, recipe, exporting.Elsewhere(weights, arch, out), stop):
             console.say("export   already done")
-    following = f"edgekd bench {shlex.quote(str(out / 'student.fp32.onnx'))}"
+    following = f"edgekd bench {targets.typed_path(out / 'student.fp32.onnx')}"
     data_free = False if recipe.export.calibrates_on_real else None  # nobody knows what it was trained on
     _close(run, out, {"out": str(out)}, following, data_free=data_free, json=json)
     exporting.refuse_failures_of(out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -70,7 +69,7 @@ def ingest(
     console.closing(
         f"{made.stage('teacher')}/teacher.json",
         f"{card.arch}, {card.classes} classes, {card.probe.parameters:,} parameters, {card.probe.macs:,} MACs",
-        f"edgekd distill {shlex.quote(recipe.teacher.file)} --run {targets.typed(made)}",
+        f"edgekd distill {targets.typed_path(recipe.teacher.file)} --run {targets.typed(made)}",
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -36,13 +35,14 @@ def recipes(
 
 def _check(file: Path, methods: dict[str, Path], *, json: bool) -> None:
     from edgekd import recipe
+    from edgekd.cli import targets
 
     resolved = recipe.load_any(file)
     if json:
         console.print_json(resolved.model_dump(mode="json"))
     else:
         console.print_toml(recipe.to_toml(resolved))
-    headline, following = f"{file} is valid", f"edgekd run {shlex.quote(str(file))}"
+    headline, following = f"{file} is valid", f"edgekd run {targets.typed_path(file)}"
     if not resolved.teacher.file:
         known = methods.get(file.stem)
         unchanged = known is not None and known.read_bytes() == file.read_bytes()

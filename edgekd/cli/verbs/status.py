@@ -56,10 +56,10 @@ def _last_step(run: RunDir) -> int | None:
 
 def _making(run: RunDir, recipe: Recipe, stage: Stage) -> str:
     """Return the command that makes a stage of this run."""
-    from edgekd.cli.targets import typed
+    from edgekd.cli.targets import typed, typed_path
 
-    command, teacher = stage.command, shlex.quote(recipe.teacher.file or "TEACHER")
+    command, teacher = stage.command, typed_path(recipe.teacher.file or "TEACHER")
     if "TEACHER" not in command:
         return f"{command} {typed(run)}"
     command = command.replace("TEACHER", teacher).replace("NAME", shlex.quote(recipe.student.name))
-    return f"{command.replace('FILE', shlex.quote(recipe.student.weights or 'FILE'))} --run {typed(run)}"
+    return f"{command.replace('FILE', typed_path(recipe.student.weights or 'FILE'))} --run {typed(run)}"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from edgekd import schema
 from edgekd.agent.device import files
 
 
@@ -27,8 +28,8 @@ def test_a_file_is_read_through_a_link_up_to_its_limit(tmp_path: Path) -> None:
 
 
 def test_json_is_as_deep_as_anybody_needs() -> None:
-    deepest = "[" * files.DEEPEST + "]" * files.DEEPEST
-    assert files.parse_json(deepest) == files.shallow(files.parse_json(deepest.encode()))
+    deepest = "[" * schema.DEEPEST + "]" * schema.DEEPEST
+    assert schema.parse_json(deepest) == schema.shallow(schema.parse_json(deepest.encode()))
     for text in (f"[{deepest}]", "[" * 10**5, "9" * 5000, "{"):
         with pytest.raises(ValueError, match=r"."):
-            files.parse_json(text)
+            schema.parse_json(text)
