@@ -68,6 +68,8 @@ def drawing(levels: list[tuple[str, ...]]) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
         'font-size="14" text-anchor="middle">',
+        '<defs><marker id="to" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="9" markerHeight="9" '
+        'markerUnits="userSpaceOnUse" orient="auto"><path d="M 0 0 L 8 4 L 0 8 z" fill="#8aa"/></marker></defs>',
         '<rect width="100%" height="100%" fill="white"/>',
     ]
     for (above, below), count in sorted(arrows().items()):
@@ -79,7 +81,7 @@ def drawing(levels: list[tuple[str, ...]]) -> str:
         y1, y2 = y1 + HEIGHT / 2, y2 - HEIGHT / 2
         curve = f"M {x1} {y1} C {x1 + bend} {y1 + 20}, {x2 + bend} {y2 - 20}, {x2} {y2}"
         thickness = 3 if count >= 16 else 1.5 if count >= 4 else 0.7
-        parts.append(f'<path d="{curve}" fill="none" stroke="#8aa" stroke-width="{thickness}"/>')
+        parts.append(f'<path d="{curve}" fill="none" stroke="#8aa" stroke-width="{thickness}" marker-end="url(#to)"/>')
     for room, (x, y) in places.items():
         parts.append(
             f'<rect x="{x - WIDTH / 2}" y="{y - HEIGHT / 2}" width="{WIDTH}" height="{HEIGHT}" rx="6" fill="#eef4f4" '

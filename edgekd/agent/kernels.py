@@ -27,6 +27,8 @@ PROVIDERS: dict[Runtime, str] = {
     "torch": "torch on the CPU",
     "tensorrt": "TensorRT",
 }
+ON_GPU: tuple[Runtime, ...] = ("ort-cuda", "tensorrt")
+"""Runtimes that round float32 to TF32 unless asked not to."""
 
 INTEGER_OPS = {"QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat"}
 FLOAT_OPS = {"Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose"}

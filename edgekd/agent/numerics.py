@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from edgekd.agent.kernels import PRECISION, RUNTIME, TOLERANCES, Precision, Runtime
+from edgekd.agent.kernels import ON_GPU, PRECISION, RUNTIME, TOLERANCES, Precision, Runtime
 from edgekd.agent.measurement import Job
 from edgekd.schema import BATCH, COUNT, NAME, SHARE, SchemaError, flag, holds, maybe, number
 
@@ -40,8 +40,7 @@ def precision_of(job: Job) -> Precision:
         return "int8"
     if "fp16" in (job.kind, job.arithmetic):
         return "fp16"
-    on_gpu = job.runtime in ("ort-cuda", "tensorrt")
-    return "tf32" if on_gpu and "--noTF32" not in job.flags else "fp32"
+    return "tf32" if job.runtime in ON_GPU and "--noTF32" not in job.flags else "fp32"
 
 
 def compare(job: Job, expected: Sequence[Sequence[float]], found: Sequence[Sequence[float]]) -> LogitsCheck:

@@ -212,7 +212,7 @@ def _flops(state: State, context: Context) -> dict[str, Counter[torch.dtype]]:
     return {
         "generator": _scaled(generator.flops, 1 / period),
         "student": student.flops,
-        "replay": _scaled(both.flops - student.flops, method.vae.updates / period),
+        "replay": _scaled(both.flops - student.flops, sum(map(state.replay.learns_at, range(period))) / period),
     }
 
 

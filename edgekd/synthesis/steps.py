@@ -118,8 +118,7 @@ def student_step(state: State, context: Context) -> dict[str, Tensor]:
         logged["dead_relus"] = revival.dead_share(highest)
     if len(x) > novel:
         logged["agreement_replay"] = agree[novel:].mean()
-    due = step % method.generator.period < method.vae.updates or method.replay.source != "vae"
-    if due and context.explores(step):
+    if context.explores(step) and state.replay.learns_at(step % method.generator.period):
         learned = state.replay.learn(step, x[:novel], seen.first(novel), context.draws)
         logged |= {f"replay_{name}": value.detach() for name, value in learned.items()}
     return logged

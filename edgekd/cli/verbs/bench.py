@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgekd import console
+from edgekd.agent.kernels import RUNTIMES
 from edgekd.cli import flags
 from edgekd.cli.verb import verb
 from edgekd.errors import InputFileError, UsageError
@@ -35,7 +36,7 @@ def bench(
     threads: Annotated[str, typer.Option(metavar="N[,N]", help="Threads of the runtime.")] = "",
     runtime: Annotated[
         str,
-        typer.Option(metavar="NAME[,NAME]", help="ort-cpu, ort-cuda, torch, tensorrt; ort-cpu by default."),
+        typer.Option(metavar="NAME[,NAME]", help=f"{', '.join(RUNTIMES)}; ort-cpu by default."),
     ] = "",
     seconds: Annotated[float | None, typer.Option(min=0.1, help="Seconds of measuring per artefact, at least.")] = None,
     input_shape: Annotated[

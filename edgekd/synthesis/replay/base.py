@@ -45,6 +45,10 @@ class Replay:
         """Return `count` replayed images without a graph."""
         raise NotImplementedError
 
+    def learns_at(self, place: int) -> bool:
+        """Return whether it learns at this place (from 0) of a generator period."""
+        return True
+
     def learn(self, step: int, novel: Tensor, seen: Observation, draws: Draws) -> dict[str, Tensor]:
         """Take in the novel images of this step and what the teacher saw in them; return the losses of doing so."""
         return {}

@@ -64,6 +64,10 @@ class VaeReplay(Replay):
         decoder = {name.removeprefix("decoder."): value for name, value in vae.items() if name.startswith("decoder.")}
         return {"decoder": decoder, "latent_mean": mean, "latent_std": std}
 
+    def learns_at(self, place: int) -> bool:
+        """Return whether this is one of the first steps of a period, the generator having moved."""
+        return place < self.table.updates
+
     def networks(self) -> dict[str, nn.Module]:
         """Return encoder and decoder."""
         return {"encoder": self.vae.encoder, "decoder": self.vae.decoder}
