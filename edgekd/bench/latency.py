@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.rng import keyed_seed
 from edgekd.schema import LOADING_MS, MS, RUNS, holds, number
 
 Rounds = Sequence[Sequence[float]]
@@ -89,6 +88,8 @@ def _median(rounds: Rounds) -> float:
 
 
 def _draws(rounds: int, seed: int) -> NDArray[np.int64]:
+    from edgekd.rng import keyed_seed  # which imports torch, and reading results does without
+
     generator = np.random.default_rng(keyed_seed(seed, "bench", "bootstrap"))
     return generator.integers(rounds, size=(RESAMPLES, rounds))
 

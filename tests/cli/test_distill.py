@@ -58,7 +58,7 @@ def test_distill_json_with_data_has_both_curves(here: Path, teacher_file: Path) 
     toy.images(here / "images")
     flags = ("--input", "1x8x8", "--threads", "1", "--student", toy.STUDENT, "--steps", "4", "--normalize", "none")
     result = Result("distill", teacher_file, *flags, *SMALL, "--data", "images", "--json").json()
-    assert set(result) == {"run", "steps", "seconds", "curve", "curve_other", "health"}
+    assert set(result) == {"schema", "run", "steps", "seconds", "curve", "curve_other", "health"}
     assert set(result["curve"]) == {"points", "mean", "sd", "variance", "max", "final", "regret"}
     assert result["curve"]["points"] == result["curve_other"]["points"] == 5
     assert result["seconds"] > 0

@@ -22,11 +22,11 @@ def test_run_prints_every_artefact_and_eval_counts_images(finished: tuple[Path, 
     assert {"teacher", "student", "student.fp32.onnx", "student.fp16.onnx", "student.int8-cpu-x86.onnx"} <= names
     assert summary["real_images_read"] == 3 * toy.CLASSES
     ledger = RunDir(folder / "runs" / "toy").ledger()
-    assert ledger["data_free"] is True
-    (reading,) = ledger["real_images"]
-    assert reading["for"] == "eval"
-    assert {"teacher", "distill", "select", "export"} <= set(reading["stages_done"]), "no image was read before eval"
-    assert any(name.endswith("teacher.pt") for name in ledger["files_read"])
+    assert ledger.data_free is True
+    (reading,) = ledger.real_images
+    assert reading.purpose == "eval"
+    assert {"teacher", "distill", "select", "export"} <= set(reading.stages_done), "no image was read before eval"
+    assert any(name.endswith("teacher.pt") for name in ledger.files_read)
 
 
 def test_eval_and_bench_json_have_the_promised_form(finished: tuple[Path, Result], monkeypatch: Any) -> None:

@@ -460,6 +460,11 @@ def test_calibrating_on_real_images_is_said_everywhere(
     assert all((run.stage("export") / n).read_bytes() == (exported.stage("export") / n).read_bytes() for n in names)
 
 
+def _stop_after_reading(what: str) -> None:
+    if not what.startswith("reading"):
+        raise StoppedEarly(what)
+
+
 def test_an_export_on_real_images_that_was_stopped_leaves_the_one_before_it_data_free(
     exported: RunDir, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -467,6 +472,11 @@ def test_an_export_on_real_images_that_was_stopped_leaves_the_one_before_it_data
     wanted = with_changes(pipeline.open_recipe(run), {"export": {"calibrate_on_real": str(photos)}})
     with pytest.raises(StoppedEarly):
         export.run(Execution(EXPORT, run, wanted, pipeline.Standing(run, wanted).inputs(EXPORT), Stop(0)))
+    assert (run.ledger().real_images_read, run.ledger().data_free) == (0, True)
+    monkeypatch.setattr(Stop, "raise_if_requested", lambda _stop, what="": _stop_after_reading(what))
+    with pytest.raises(StoppedEarly):
+        export.run(Execution(EXPORT, run, wanted, pipeline.Standing(run, wanted).inputs(EXPORT), Stop()))
+    monkeypatch.undo()
     assert (run.ledger().real_images_read, run.ledger().data_free) == (20, True)
     assert report.collect(run).data_free is True
     monkeypatch.chdir(tmp_path)

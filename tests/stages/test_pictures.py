@@ -98,7 +98,7 @@ def test_settings_of_the_working_directory_are_not_obeyed(tmp_path: Path) -> Non
     settings = "text.usetex: True\nfigure.dpi: nonsense\n"
     (tmp_path / "matplotlibrc").write_text(settings)
     code = (
-        "from edgekd.stages import plots; plots._import_matplotlib(); import matplotlib, os; "
+        "from edgekd.run import plots; plots._import_matplotlib(); import matplotlib, os; "
         "assert not matplotlib.rcParams['text.usetex']; assert os.path.exists('matplotlibrc')"
     )
     environment = {**os.environ, "MATPLOTLIBRC": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
