@@ -6,6 +6,8 @@ and is never taken for markup.
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import sys
@@ -89,23 +91,28 @@ def closing(written: str, headline: str, following: str) -> None:
 
 
 def print_text(text: str) -> None:
-    """Print a text on stdout as it is."""
-    with _whole_output():
-        sys.stdout.write(text)
-
-
-@contextmanager
-def _whole_output() -> Iterator[None]:
-    """Write results at once, so that a full disk behind stdout is an error now and not after the last line."""
+    """Print a text on stdout as it is, and at once: a full disk behind it is an error now, not after the last line."""
     if sys.stdout is None:
         raise MachineError("the results could not be written to standard output: it is closed.")
     try:
-        yield
-        sys.stdout.flush()
+        raw = getattr(sys.stdout, "buffer", None)
+        if isinstance(raw, io.RawIOBase):  # python -u, which does not notice that only a part was written
+            _write_all(raw, text.encode(sys.stdout.encoding, sys.stdout.errors or "strict"))
+        else:
+            sys.stdout.write(text)
+            sys.stdout.flush()
     except OSError as error:
         with suppress(OSError):  # what is left in the buffer would fail once more when the interpreter ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise MachineError(f"the results could not be written to standard output: {error.strerror}.") from None
+
+
+def _write_all(raw: io.RawIOBase, data: bytes) -> None:
+    while data:
+        count = raw.write(data)
+        if not count:
+            raise BlockingIOError(errno.EAGAIN, "whoever reads it does not keep up")
+        data = data[count:]
 
 
 def print_json(value: object) -> None:
@@ -146,8 +153,9 @@ def _print_whole(table: Table) -> None:
     for column in table.columns[:1]:
         column.no_wrap = True
     whole = _stdout if _stdout.is_terminal else Console(highlight=False, soft_wrap=True, width=PIPE_WIDTH)
-    with _whole_output():
+    with whole.capture() as printed:
         whole.print(table)
+    print_text(printed.get())
 
 
 def print_list(rows: Iterable[tuple[str, str]]) -> None:

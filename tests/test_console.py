@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -82,12 +84,12 @@ def test_a_table_in_a_pipe_is_cut_nowhere(capsys: Streams) -> None:
     assert lines[3].endswith("  22.25"), "numbers are right-aligned"
 
 
-def test_a_terminal_folds_later_columns_and_keeps_names_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = io.StringIO()
-    monkeypatch.setattr(console, "_stdout", Console(file=stream, force_terminal=True, width=60, soft_wrap=True))
+def test_a_terminal_folds_later_columns_and_keeps_names_whole(monkeypatch: pytest.MonkeyPatch, capsys: Streams) -> None:
+    monkeypatch.setattr(console, "_stdout", Console(force_terminal=True, width=60, soft_wrap=True))
     console.print_table(("artefact", "note"), [("student.int8-cpu-x86.onnx", "word " * 30)])
-    assert "student.int8-cpu-x86.onnx" in stream.getvalue()
-    assert max(len(line) for line in stream.getvalue().splitlines()) < 100
+    printed = capsys.readouterr().out
+    assert "student.int8-cpu-x86.onnx" in printed
+    assert max(len(line) for line in printed.splitlines()) < 100
 
 
 def test_a_list_in_a_pipe_is_cut_nowhere(capsys: Streams) -> None:
@@ -248,3 +250,36 @@ def test_a_closed_stream_is_like_one_that_cannot_be_written(closed: str, code: i
     ran = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert ran.returncode == code, ran.stderr
     assert "fault" not in ran.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["1", ""])
+@pytest.mark.parametrize("room_bytes", [0, 96])
+def test_results_that_did_not_fit_are_an_error_with_and_without_a_buffer(unbuffered: str, room_bytes: int) -> None:
+    """A pipe that takes some bytes, and then no more: python -u would not notice what is missing."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.read(reader, 4096 if room_bytes else 0)
+    code = (
+        "from edgekd import console, errors\n"
+        "try: console.print_json({'a': 'b' * 20000})\n"
+        "except errors.MachineError as error: raise SystemExit(error.exit_code)"
+    )
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], stdout=writer, env=environment, check=False)
+    os.close(reader)
+    os.close(writer)
+    assert done.returncode == 6
+
+
+@pytest.mark.parametrize("unbuffered", ["1", ""])
+def test_results_arrive_whole_with_and_without_a_buffer(unbuffered: str) -> None:
+    code = (
+        "from edgekd import console\nconsole.print_json({'a': 'ä' * 300000})\nconsole.print_table(['x'], [['y' * 500]])"
+    )
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=True)
+    assert done.stdout.decode().count("ä") == 300000
+    assert done.stdout.decode().count("y") == 500

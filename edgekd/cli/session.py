@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +25,16 @@ from edgekd.stopping import Stop, graceful
 
 @contextmanager
 def at_work(
-    run: RunDir, *, max_seconds: float | None = None, fresh: bool = False, teacher: Path | None = None
+    run: RunDir,
+    *,
+    max_seconds: float | None = None,
+    fresh: bool = False,
+    teacher: Path | None = None,
+    needed: Iterable[Path | str | None] = (),
 ) -> Iterator[Stop]:
     """Hold the run's lock and turn signals into requests; with --fresh replace what the run holds.
 
+    `needed` are further files that the command reads: they may not lie in what is replaced.
     What it held is deleted only when training has begun anew; whatever fails before brings it back. A command that
     is refused before it published anything leaves the run as it was, and no new folder.
     """
@@ -42,7 +48,7 @@ def at_work(
             if fresh:
                 if teacher is None or not teacher.is_file():
                     raise InputFileError(f"--fresh replaces nothing: the teacher {teacher or ''} is not there.")
-                beginning.begin(teacher)
+                beginning.begin(teacher, *(Path(file) for file in needed if file))
             run.note_command(command_line())
             yield stop
         except BaseException as error:

@@ -61,7 +61,9 @@ def run_of(teacher: Path, name: str, label: str = "") -> RunDir:
 def typed(run: RunDir) -> str:
     """Return what to type for a run: its name below runs/, else its path."""
     name, path = run.path.name, str(run.path)
-    meant = (text for text in (name, path, f"./{path}") if named_run(text).path == run.path and text[:1] != "-")
+    meant = (
+        text for text in (name, path, f"./{path}") if text and named_run(text).path == run.path and text[:1] != "-"
+    )
     return shlex.quote(next(meant))
 
 

@@ -58,10 +58,11 @@ class Afresh:
         marker = self._read() if self.pending else None
         return marker is not None and self._way(marker) == "back"
 
-    def begin(self, teacher: Path) -> None:
+    def begin(self, teacher: Path, *needed: Path) -> None:
         """Move what the run holds aside.
 
-        Raises `UsageError`, with nothing moved, when the teacher or anything that is not edgekd's would go with it.
+        Raises `UsageError`, with nothing moved, when the teacher, another file that is needed, or anything that is not
+        edgekd's would go with it.
         """
         if not is_run(self.run.path):
             return
@@ -69,6 +70,11 @@ class Afresh:
         taken = [real(self.run.path / name) for name in held]
         if any(real(teacher).is_relative_to(place) for place in taken):
             raise UsageError(f"--fresh would replace {teacher}, the teacher; move it out of {self.run.path} first.")
+        for file in needed:
+            if any(real(file).is_relative_to(place) for place in taken):
+                raise UsageError(
+                    f"--fresh would replace {file}, which this command reads; move it out of {self.run.path} first."
+                )
         stranger = next(_strangers(self.run), None)
         if stranger is not None:
             raise UsageError(f"--fresh would replace {stranger}, which edgekd did not write; move it away first.")

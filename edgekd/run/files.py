@@ -122,6 +122,11 @@ def read_json(path: Path) -> Any:
 def remove(path: Path) -> None:
     """Delete a file, a folder with what it holds, or a link (never what it leads to)."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            if error.filename and os.sep not in str(error.filename):  # the entry's name alone, of which there are many
+                error.filename = f"{error.filename} in {path}"
+            raise
     else:
         path.unlink(missing_ok=True)

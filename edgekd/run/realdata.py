@@ -21,6 +21,8 @@ from torchvision.transforms.v2 import functional as transforms
 from edgekd.errors import InputFileError, UsageError
 from edgekd.text import sizes
 
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
+"""What a file may hold, whatever it is called: other decoders of Pillow start programs (PostScript: gs)."""
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 CROP_FROM_PX = 128
 """From this side on images are resized by their shorter side and cropped, as ImageNet models expect."""
@@ -102,7 +104,7 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
     if channels not in (1, 3):
         raise UsageError(f"images can be read for 1 or 3 channels, not for {channels}.")
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=FORMATS) as opened:
             pixels = np.array(_eight_bit(opened).convert("L" if channels == 1 else "RGB"))
     except Exception as error:  # Pillow's decoders raise whatever they stumble upon
         raise InputFileError(f"{path} cannot be decoded as an image ({error}).") from error

@@ -12,7 +12,7 @@ from edgekd.errors import UsageError
 from edgekd.run.directory import RunDir
 
 
-@pytest.mark.parametrize("path", ["runs/one", "elsewhere/one", "/other/place/x", "runs/a b", "..", "./here"])
+@pytest.mark.parametrize("path", ["runs/one", "elsewhere/one", "/other/place/x", "runs/a b", "..", ".", "./here"])
 def test_what_is_typed_names_the_same_run(here: Path, path: str) -> None:
     run = RunDir(Path(path))
     words = typed(run).strip("'")

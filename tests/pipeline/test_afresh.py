@@ -184,6 +184,13 @@ def test_what_the_user_put_into_an_unfinished_beginning_is_kept(run: RunDir, tea
     assert not aside(run)
 
 
+def test_nor_are_other_files_that_the_command_reads(run: RunDir, teacher: Path) -> None:
+    before = content(run)
+    with run.lock(), pytest.raises(UsageError, match=r"--fresh would replace .*/select/file, which this command reads"):
+        Afresh(run).begin(teacher, Path("elsewhere"), run.stage("select") / "file")
+    assert content(run) == before
+
+
 def test_a_link_is_moved_and_deleted_as_a_link(run: RunDir, teacher: Path, tmp_path: Path) -> None:
     run.stage("export").rename(tmp_path / "elsewhere")
     run.stage("export").symlink_to(tmp_path / "elsewhere")

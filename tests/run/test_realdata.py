@@ -254,3 +254,14 @@ def test_a_pipe_called_an_image_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.png")
     with pytest.raises(InputFileError, match="not a regular file"):
         realdata.open_unlabelled(tmp_path)
+
+
+def test_a_picture_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow decides by content: PostScript in a .jpg would go to the gs of the PATH."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "a.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")
+    with pytest.raises(InputFileError, match="cannot be decoded as an image"):
+        realdata.read_image(tmp_path / "a.jpg", (1, 8, 8))
+    assert not (tmp_path / "ran").exists()

@@ -92,7 +92,8 @@ def distill(
     approval.approve_typed(changed)
     made = targets.run_of(teacher, run, f"-{_student_label(changed)}")
     changed = changes.combine(changed, {"teacher": {"file": str(teacher)}})
-    with session.at_work(made, max_seconds=max_seconds, fresh=fresh, teacher=teacher) as stop:
+    needed = (student_weights, classes, data)
+    with session.at_work(made, max_seconds=max_seconds, fresh=fresh, teacher=teacher, needed=needed) as stop:
         recipe = pipeline.adopt(made, settle.wanted_recipe(made, changed))
         approval.approve(made, recipe)
         session.read_teacher(made, recipe, stop)

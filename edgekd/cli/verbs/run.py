@@ -40,7 +40,9 @@ def run(
     loaded = recipes.load(file if file.is_file() else recipe)
     wanted = recipes.with_changes(_beside(loaded, file.parent), changed)
     made = targets.named_run(run) if run else targets.run_called(wanted.name or file.stem)
-    with session.at_work(made, max_seconds=max_seconds, fresh=fresh, teacher=Path(wanted.teacher.file)) as stop:
+    needed = (wanted.student.weights, wanted.pixels.classes, wanted.export.calibrate_on_real, data or wanted.eval.data)
+    source = Path(wanted.teacher.file)
+    with session.at_work(made, max_seconds=max_seconds, fresh=fresh, teacher=source, needed=needed) as stop:
         adopted = pipeline.adopt(made, settle.with_kept_answers(made, wanted))
         approval.approve(made, adopted)
         session.read_teacher(made, adopted, stop)
