@@ -127,12 +127,22 @@ def _text(path: Path) -> str:
         return ""
 
 
-@lru_cache(maxsize=1)
 def model() -> str:
     """Return the CPU's model name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return fields().get("model name") or platform.processor() or platform.machine()
+
+
+def flags() -> frozenset[str]:
+    """Return the CPU's feature flags, none where the system does not tell."""
+    return frozenset((fields().get("flags") or fields().get("Features") or "").split())
+
+
+@lru_cache(maxsize=1)
+def fields() -> dict[str, str]:
+    """Return what the kernel says of the first CPU, by its own names."""
+    first: dict[str, str] = {}
+    for line in _text(Path("/proc/cpuinfo")).splitlines():
+        key, colon, value = line.partition(":")
+        if colon:
+            first.setdefault(key.strip(), value.strip())
+    return first

@@ -7,7 +7,6 @@ import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,19 +17,6 @@ from edgekd.errors import MachineError, UsageError
 
 BF16_CPU_FLAGS = ("avx512_bf16", "amx_bf16")
 """CPU flags under which oneDNN's bfloat16 convolutions are native and faster; emulated elsewhere."""
-
-
-@cache
-def cpu_flags() -> frozenset[str]:
-    """Return the CPU's feature flags (empty where the system does not tell)."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return frozenset()
-    for line in lines:
-        if line.startswith(("flags", "Features")):
-            return frozenset(line.partition(":")[2].split())
-    return frozenset()
 
 
 def resolve_device(name: str) -> torch.device:
@@ -122,7 +108,7 @@ def precision_for(network: nn.Module, device: torch.device, wanted: str) -> Prec
     if device.type == "cuda":
         return Precision(device, torch.cuda.get_device_capability(device) >= (8, 0))
     grouped = any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in network.modules())
-    return Precision(device, not grouped and any(flag in cpu_flags() for flag in BF16_CPU_FLAGS))
+    return Precision(device, not grouped and not cpus.flags().isdisjoint(BF16_CPU_FLAGS))
 
 
 def channels_last(x: Tensor) -> Tensor:

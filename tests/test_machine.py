@@ -84,7 +84,7 @@ def test_one_thread_is_one_for_operators_side_by_side_too() -> None:
 def test_freed_memory_stays_with_the_process() -> None:
     code = """
 import resource, torch
-from edgekd import machine
+from edgekd import cpus, machine
 assert machine.keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -107,10 +107,10 @@ def test_channels_last_holds_for_one_channel_too(channels: int) -> None:
 
 @pytest.mark.parametrize("flag", machine.BF16_CPU_FLAGS)
 def test_auto_precision_is_a_function_of_flags_and_structure(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset({"avx2", flag}))
+    monkeypatch.setattr(cpus, "flags", lambda: frozenset({"avx2", flag}))
     assert machine.precision_for(dense(), CPU, "auto").bf16
     assert not machine.precision_for(depthwise(), CPU, "auto").bf16
-    monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset({"avx2", "avx512f"}))
+    monkeypatch.setattr(cpus, "flags", lambda: frozenset({"avx2", "avx512f"}))
     assert not machine.precision_for(dense(), CPU, "auto").bf16
 
 

@@ -53,8 +53,8 @@ class Settings:
     batch: int = field(default=1, metadata=holds(schema.BATCH))
     threads: int = field(default=1, metadata=holds(schema.THREADS))
     rounds: int = field(default=10, metadata=holds(_ROUNDS))
-    min_runs: int = field(default=500, metadata=holds(schema.RUNS))
-    min_seconds: float = field(default=5.0, metadata=holds(schema.DURATION_S))
+    min_runs: int = field(default=200, metadata=holds(schema.RUNS))
+    min_seconds: float = field(default=2.0, metadata=holds(schema.DURATION_S))
     settle_runs: int = field(default=5, metadata=holds(schema.COUNT))  # untimed, at the start of each round
     warm_up_window: int = field(default=50, metadata=holds(whole(3, 10**9)))
     warm_up_agreement: float = field(default=0.02, metadata=holds(number(1e-12, 1e6)))

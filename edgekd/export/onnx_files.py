@@ -41,6 +41,8 @@ from edgekd.run.cards.exported import (
 from edgekd.stopping import Stop
 from edgekd.synthesis.teacher import Teacher
 
+_NEAR_THE_TEACHER = 0.9
+"""A student that agrees less often on synthetic samples is said to need a longer training."""
 FLAVOURS_OF = {"cpu": ("cpu-x86", "cpu-arm"), "tensorrt": ("trt", "trt-fp16")}
 
 
@@ -120,7 +122,7 @@ def report(numbers: Numbers) -> None:
     first = numbers.chain["teacher -> student"]
     if first.share is None:
         console.warn(f"whether the student agrees with the teacher is unknown: {first.reason}")
-    elif first.share < 0.9:
+    elif first.share < _NEAR_THE_TEACHER:
         console.warn(
             f"the student agrees with the teacher on {first.share:.1%} of the synthetic samples; train longer."
         )

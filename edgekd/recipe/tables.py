@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from edgekd.agent.kernels import Runtime
+from edgekd.agent.measurement import Settings
 from edgekd.recipe.method import MethodTable, Table
 from edgekd.recipe.names import name_problem
 
@@ -115,11 +116,11 @@ class BenchTable(Table):
     """Batch sizes."""
     threads: tuple[Annotated[int, Field(ge=1)], ...] = Field((1,), min_length=1)
     """Intra-op threads of the runtime."""
-    rounds: int = Field(10, ge=2)
+    rounds: int = Field(Settings.rounds, ge=2)
     """Rounds, interleaved over the artefacts."""
-    min_runs: int = Field(200, ge=10)
+    min_runs: int = Field(Settings.min_runs, ge=10)
     """Runs per artefact, at least."""
-    min_seconds: float = Field(2.0, gt=0)
+    min_seconds: float = Field(Settings.min_seconds, gt=0)
     """Seconds of measuring per artefact, at least."""
 
 

@@ -38,6 +38,7 @@ from edgekd.schema import written
 
 KINDS: dict[str, Kind] = {"fp32": "fp32", "int8-cpu-x86": "int8-cpu-x86", "other-start": "int8-cpu-x86"}
 SIDES, TOY_SIDES, THREADS = (224, 96), (32,), (1, 2)
+THOROUGH = {"min_runs": 500, "min_seconds": 5.0}
 TOY = {"rounds": 2, "min_runs": 5, "min_seconds": 0.01, "warm_up_seconds": 0.2}
 NO_VNNI = "this CPU has no VNNI or its like: the speedup is not that of a CPU with it, and the answers saturate"
 
@@ -91,7 +92,7 @@ def main(out: Path, students: list[str], toy: bool) -> None:
                 files = export(student, side, Path(folder))
                 for threads in THREADS:
                     rows.append({"student": student, "input": f"3x{side}x{side}", "threads": threads, "toy": toy})
-                    rows[-1] |= timed(files, Settings(threads=threads, **(TOY if toy else {})))  # type: ignore[arg-type]
+                    rows[-1] |= timed(files, Settings(threads=threads, **(TOY if toy else THOROUGH)))  # type: ignore[arg-type]
                     sys.stderr.write(
                         f"{student} {side} {threads}: {rows[-1]['speedup']['int8-cpu-x86']['value']:.2f}\n"
                     )

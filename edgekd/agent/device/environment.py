@@ -7,10 +7,9 @@ import platform
 import sys
 from dataclasses import dataclass, field
 
-from edgekd import schema
+from edgekd import cpus, schema
 from edgekd.agent.device import machine
 from edgekd.agent.device.jetson import Jetson
-from edgekd.cpus import usable_cpus
 from edgekd.schema import holds, many, maybe, number, record, table, text, whole
 
 _VERSION = text(60, r"[0-9]{1,4}\.[0-9]{1,4}(\.[0-9A-Za-z.+-]+)?")
@@ -68,18 +67,17 @@ class Environment:
 
 def this_machine(tensorrt: TensorRT | None = None, jetson: Jetson | None = None) -> Environment:
     """Return what a latency of this process depends on: CPU, clocks, memory, system and the installed runtimes."""
-    cpu = machine.fields_of(machine.read_text("/proc/cpuinfo"), ":")
+    cpu = cpus.fields()
     memory = machine.fields_of(machine.read_text("/proc/meminfo"), ":")
     max_khz = machine.read_text(machine.CPUFREQ + "cpuinfo_max_freq")
     board = machine.read_text("/proc/device-tree/model")
-    present = set((cpu.get("flags") or cpu.get("Features") or "").split())
     return Environment(
         cpu_model=cpu.get("model name") or cpu.get("Hardware") or board or platform.processor() or "unknown",
         board=board or None,
         architecture=platform.machine(),
-        cpu_flags=tuple(flag for flag in machine.CPU_FLAGS if flag in present),
+        cpu_flags=tuple(flag for flag in machine.CPU_FLAGS if flag in cpus.flags()),
         cpus=os.cpu_count() or 1,
-        usable_cpus=usable_cpus(),
+        usable_cpus=cpus.usable_cpus(),
         governor=machine.governor(),
         clock_mhz=machine.clock_mhz(),
         max_clock_mhz=int(max_khz) / 1000 if max_khz.isdigit() else None,
