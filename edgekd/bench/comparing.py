@@ -106,12 +106,24 @@ def agreements(run: RunDir) -> dict[str, float] | None:
     return {file: share for file, share in found.items() if share is not None and file.endswith(".onnx")}
 
 
+def evaluations(run: RunDir) -> list[Path]:
+    """Return the files of eval/, the newest last; one whose date the disk does not tell comes first."""
+
+    def written_at(path: Path) -> int:
+        try:
+            return path.stat().st_mtime_ns
+        except OSError:
+            return 0
+
+    return sorted(run.stage("eval").glob("[!.]*.json"), key=written_at)
+
+
 def accuracies(run: RunDir) -> dict[str, float]:
     """Return the accuracy of each artefact by the newest evaluation, where it was of the present file."""
-    found = sorted(run.stage("eval").glob("[!.]*.json"), key=lambda path: path.stat().st_mtime_ns)
-    if not found:
+    files = evaluations(run)
+    if not files:
         return {}
-    newest, hashes = EvaluationCard.load_file(found[-1]), _hashes(run)
+    newest, hashes = EvaluationCard.load_file(files[-1]), _hashes(run)
     return {k: v for k, v in newest.accuracy.items() if k in hashes and newest.artefacts_sha256.get(k) == hashes[k]}
 
 

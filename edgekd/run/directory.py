@@ -175,9 +175,9 @@ class RunDir:
             fsync(self.events_file)
 
     def truncate_events(self, size_bytes: int) -> None:
-        """Forget what was logged after the checkpoint that recorded `size_bytes`."""
-        if self.events_bytes() > size_bytes:
-            with disk_errors(self.events_file), self._open_events(0) as stream:
+        """Forget what was logged after the checkpoint that recorded `size_bytes`; what cannot be logged is told now."""
+        with disk_errors(self.events_file), self._open_events(os.O_CREAT | os.O_APPEND) as stream:
+            if self.events_bytes() > size_bytes:
                 stream.truncate(size_bytes)
 
     def _open_events(self, flags: int) -> TextIO:

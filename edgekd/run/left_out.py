@@ -24,6 +24,8 @@ class LeftOut:
             return read(*arguments)
         except InputFileError as error:
             reason = str(error)
+        except OSError as error:
+            reason = f"{error.filename or 'a file'} cannot be read ({error.strerror})."
         except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             reason = f"{read.__name__.strip('_')} ({type(error).__name__}: {first_line(error)})."
         sentence = f"left out: {reason}"

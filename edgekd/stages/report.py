@@ -60,13 +60,14 @@ def collect(run_dir: RunDir, left_out: LeftOut | None = None) -> ReportCard:
     `left_out` is told what cannot be read, as are people; its sentences stand in the report under that name.
     """
     left_out = left_out or LeftOut()
-    export, eval_folder = run_dir.stage("export"), run_dir.stage("eval")
+    export = run_dir.stage("export")
     ledger = left_out.unless(_there, LedgerCard, run_dir.path)
     bench = left_out.unless(_bench, run_dir.stage("bench") / "local")
     agreement = left_out.unless(_there, AgreementCard, export)
     files = sorted(export.glob("*.onnx"), key=lambda path: artefacts.precision_rank(path.name))
-    sizes = {path.name: path.stat().st_size for path in files}
-    found = sorted(eval_folder.glob("[!.]*.json"), key=lambda path: path.stat().st_mtime_ns)
+    known = {path.name: left_out.unless(_size_bytes, path) for path in files}
+    sizes = {name: size for name, size in known.items() if size is not None}
+    evaluations = comparing.evaluations(run_dir)
     rows = bench.results if bench is not None and _measured_these(run_dir) else None
     verdict = None if rows is None else left_out.unless(_verdict, rows, run_dir, left_out)
     return ReportCard(
@@ -83,10 +84,14 @@ def collect(run_dir: RunDir, left_out: LeftOut | None = None) -> ReportCard:
         verdict=verdict,
         devices=_devices(run_dir, left_out),
         warnings=[] if bench is None else list(bench.warnings),
-        evaluations={path.stem: left_out.unless(EvaluationCard.load_file, path) for path in found},
+        evaluations={file.stem: left_out.unless(EvaluationCard.load_file, file) for file in evaluations},
         artefacts=_artefacts(run_dir, sizes, rows or (), left_out),
         left_out=left_out.sentences,
     )
+
+
+def _size_bytes(file: Path) -> int:
+    return file.stat().st_size
 
 
 def _bench(folder: Path) -> Results | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -225,3 +227,29 @@ def test_no_name_reaches_the_terminal_or_the_page_as_a_command(run: RunDir, carr
     page = (run.stage("report") / "report.html").read_text()
     assert "owned" in page
     assert strange(page) == []
+
+
+@pytest.mark.parametrize("call", ["open", "stat"])
+def test_nor_does_a_file_that_the_disk_does_not_give(
+    call: str, run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report.plots, "_svg", lambda _draw: "<svg></svg>")
+    for name in (
+        "export/student.fp32.onnx",
+        "export/agreement.json",
+        "select/selection.json",
+        "bench/local/results.json",
+    ):
+        asked, lost = getattr(os, call), str(run.path / name)
+
+        def refuse(path: Any, *rest: Any, asked: Any = asked, lost: str = lost, **options: Any) -> Any:
+            if str(path) == lost:
+                raise OSError(errno.EIO, "Input/output error", lost)
+            return asked(path, *rest, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, refuse)
+            for verb in ("report", "status"):
+                result = Result(verb, run.path)
+                assert result.exit_code == 0, (verb, name, result.stderr)
+                assert name in result.stderr or call == "open", (verb, name)

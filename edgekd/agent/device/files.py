@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
+from typing import Iterator  # noqa: UP035 - a device may have Python 3.8
 
 LARGEST_BYTES = 2**28
 """Nothing that is read whole is longer: JSON, TOML, names."""
@@ -17,8 +19,22 @@ def real(path: Path) -> Path:
     return Path(os.path.realpath(str(path)))
 
 
-def open_regular(path: Path) -> BufferedReader:
-    """Open a regular file for reading, through links too; raise OSError for anything else, without waiting for it."""
+@contextmanager
+def open_regular(path: Path) -> Iterator[BufferedReader]:
+    """Open a regular file for reading, through links too, without waiting for it.
+
+    Raises OSError for anything else, and what goes wrong while it is read names it as well.
+    """
+    try:
+        with _opened(path) as stream:
+            yield stream
+    except OSError as error:
+        if error.filename is None:  # of a descriptor
+            error.filename = str(path)
+        raise
+
+
+def _opened(path: Path) -> BufferedReader:
     descriptor = os.open(str(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -28,8 +28,12 @@ def status(run: flags.RunArgument = "", json: flags.Json = False) -> None:
     standing = pipeline.Standing(found, recipe)
     stages: list[dict[str, Any]] = []
     for stage in standing.stages:
-        reason = standing.reason_to_run(stage)
-        state = "done" if reason is None else "stale" if standing.intact(stage) else "open"
+        try:
+            reason = standing.reason_to_run(stage)
+            state = "done" if reason is None else "stale" if standing.intact(stage) else "open"
+        except OSError as error:  # whether it is whole is not known, and the others are told all the same
+            state, reason = "open", f"{error.filename} cannot be read ({error.strerror})"
+            console.warn(f"{reason}.")
         stages.append({"stage": stage.name, "state": state, "reason": reason})
     last = LeftOut().unless(_last_step, found)
     result: dict[str, Any] = {"run": found.name, "data_free": found.data_free(), "stages": stages, "step": last}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -33,3 +34,11 @@ def test_json_is_as_deep_as_anybody_needs() -> None:
     for text in (f"[{deepest}]", "[" * 10**5, "9" * 5000, "{"):
         with pytest.raises(ValueError, match=r"."):
             schema.parse_json(text)
+
+
+def test_what_goes_wrong_while_a_file_is_read_names_it(tmp_path: Path) -> None:
+    """A bad sector, or a mount that has gone: of a descriptor the system names no path."""
+    (tmp_path / "x").write_text("x")
+    with pytest.raises(OSError, match="Input/output error") as caught, files.open_regular(tmp_path / "x"):
+        raise OSError(errno.EIO, "Input/output error")
+    assert caught.value.filename == str(tmp_path / "x")
