@@ -58,7 +58,8 @@ def test_paths_and_modules_of_docs_that_are_named_exist() -> None:
     lost = []
     for file in TEXTS:
         text = file.read_text(encoding="utf-8")
-        lost += [(name(file), path) for path in re.findall(r"\bdocs/[\w./-]*\w", text) if not (ROOT / path).exists()]
+        named = re.findall(r"\b(?:docs|tests)/[\w./-]*\w", text)
+        lost += [(name(file), path) for path in named if not (ROOT / path).exists()]
         for module in re.findall(r"\bdocs\.studies(?:\.\w+)+", text):
             path = ROOT / module.replace(".", "/")
             if not (path.is_dir() or path.with_suffix(".py").is_file() or path.parent.with_suffix(".py").is_file()):
