@@ -40,7 +40,7 @@ def take(path: Path) -> Tuple[int, Optional[str]]:  # noqa: UP006, UP045
         missing = [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            descriptor = os.open(str(path), _FLAGS, 0o644)
+            descriptor = _opened(path)
         except FileNotFoundError as error:  # its folder was removed just now
             refusal = error
             continue
@@ -59,13 +59,30 @@ def take(path: Path) -> Tuple[int, Optional[str]]:  # noqa: UP006, UP045
                     return descriptor, unlocked
                 path.unlink()  # a hard link: what it holds belongs to another name, too
         except BaseException as error:
-            os.close(descriptor)
+            release(descriptor)
             if not isinstance(error, HeldError):
                 _undo(path, missing)
             raise
-        os.close(descriptor)
+        release(descriptor)
         refusal = FileNotFoundError(errno.ENOENT, "it is gone again as soon as it is made", str(path))
     raise refusal
+
+
+def release(descriptor: int) -> None:
+    """Give a lock back; that the disk had no room for its few bytes is told when a file is closed, and of no weight."""
+    with suppress(OSError):
+        os.close(descriptor)
+
+
+def _opened(path: Path) -> int:
+    """Open a lock file; one that another user has made can be locked all the same, though not signed."""
+    try:
+        return os.open(str(path), _FLAGS, 0o644)
+    except PermissionError as error:
+        try:
+            return os.open(str(path), _FLAGS & ~(os.O_RDWR | os.O_CREAT))
+        except OSError:
+            raise error from None
 
 
 def _undo(path: Path, made: List[Path]) -> None:  # noqa: UP006

@@ -147,3 +147,42 @@ def test_no_begun_folder_is_left_where_the_lock_fails(tmp_path: Path, monkeypatc
     with pytest.raises(OSError, match="Invalid argument"):
         locking.take(tmp_path / "runs" / "one" / "lock")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_disk_says_when_a_lock_is_given_back_is_of_no_weight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS and Lustre tell at close that there was no room for the number of the process."""
+    descriptor, _ = locking.take(tmp_path / ".lock")
+    close = os.close
+
+    def full(number: int) -> None:
+        close(number)
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "close", full)
+    locking.release(descriptor)
+    monkeypatch.undo()
+    locking.release(locking.take(tmp_path / ".lock")[0])
+
+
+def test_a_lock_that_another_user_made_is_locked_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / ".lock"
+    place.write_text("123")
+    open_ = os.open
+
+    def others(path: str, flags: int, *mode: int) -> int:
+        if flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return open_(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", others)
+    descriptor, unlocked = locking.take(place)
+    assert unlocked is None
+    with pytest.raises(locking.HeldError, match="123"):
+        locking.take(place)
+    locking.release(descriptor)
+    assert place.read_text() == "123"
+    place.unlink()
+    with pytest.raises(PermissionError, match="Permission denied"):
+        locking.take(place)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgekd import console
 from edgekd import recipe as recipes
 from edgekd.agent.device import files
 from edgekd.agent.device.files import real
-from edgekd.errors import RecipeError, RunBusyError, UsageError
+from edgekd.errors import EdgekdError, RecipeError, RunBusyError, UsageError
 from edgekd.pipeline import afresh
 from edgekd.pipeline.standing import Standing
 from edgekd.recipe import Recipe
-from edgekd.run.cards.record import Record
+from edgekd.run.cards.record import RECORD, Record
 from edgekd.run.directory import RunDir
 from edgekd.run.files import write_text
 from edgekd.run.ownership import is_run
@@ -77,6 +78,14 @@ def _other_files(run: RunDir, old: Recipe, wanted: Recipe) -> list[str]:
     return lines
 
 
+def _published(folder: Path) -> int:
+    """Return when a stage was published, 0 where the disk does not tell."""
+    try:
+        return (folder / RECORD).stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
 def newest_run(root: Path, stage: Stage) -> RunDir:
     """Return the run under `root` that most recently published what a verb needs."""
     folder, busy = stage.folder, []
@@ -85,11 +94,10 @@ def newest_run(root: Path, stage: Stage) -> RunDir:
             afresh.recover(RunDir(ledger.parent))
         except RunBusyError as error:
             busy.append(error)
-    found = [
-        (record.stat().st_mtime_ns, record.parents[len(Path(folder).parts)])
-        for record in root.glob(f"*/{folder}/record.json")
-        if is_run(record.parents[len(Path(folder).parts)])
-    ]
+        except (EdgekdError, OSError) as error:  # another user's, or on a disk that is gone: the others are whole
+            console.warn(f"{ledger.parent} is passed over: {error}")
+    places = [record.parents[len(Path(folder).parts)] for record in root.glob(f"*/{folder}/record.json")]
+    found = [(published, run) for run in places if is_run(run) and (published := _published(run / folder))]
     if busy and not found:
         raise busy[0]
     if not found:

@@ -79,6 +79,7 @@ class Afresh:
         if stranger is not None:
             raise UsageError(f"--fresh would replace {stranger}, which edgekd did not write; move it away first.")
         with disk_errors(self.run.path):
+            self.run.ledger().write(self.run.path)  # which another user's folder may refuse: now, with nothing moved
             self._aside.mkdir(exist_ok=True)
             marker = self._write(MarkerCard(direction="back", held=held, ledger=self.run.ledger()))
             fsync(self.run.path)

@@ -29,7 +29,7 @@ from edgekd.run.cards.ledger import Difference, LedgerCard, ProbeTiming
 from edgekd.run.cards.record import Record, hash_outputs
 from edgekd.run.failpoints import failpoint
 from edgekd.run.files import canonical_json, disk_errors, fsync, remove
-from edgekd.run.ownership import LOCK, clean_leftovers, strangers
+from edgekd.run.ownership import LOCK, clean_leftovers, exists, strangers
 from edgekd.schema import parse_json
 
 C = TypeVar("C", bound=Card)
@@ -93,7 +93,7 @@ class RunDir:
             clean_leftovers(self.path)
             yield
         finally:
-            os.close(descriptor)
+            locking.release(descriptor)
 
     @contextmanager
     def publish(self, name: str, *, hidden: str = ".") -> Iterator[tuple[Path, RecordFields]]:
@@ -125,7 +125,12 @@ class RunDir:
                     remove(aside)
                     place.rename(aside)
                     failpoint(f"{point}.between_renames")
-                temporary.rename(place)
+                try:
+                    temporary.rename(place)
+                except OSError:
+                    if exists(aside) and not exists(place):
+                        aside.rename(place)
+                    raise
                 fsync(place.parent)
                 failpoint(f"{point}.after_rename")
                 shutil.rmtree(aside, ignore_errors=True)

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 
 from edgekd import console
@@ -130,7 +131,9 @@ def keep(mine: Path, place: Path, successor: Path) -> None:
     except OSError:  # a file system without hard links
         if not mine.is_symlink() and not mine.is_file():
             raise
-        shutil.copy2(mine, kept, follow_symlinks=False)
+        shutil.copyfile(mine, kept, follow_symlinks=False)
+        with suppress(OSError):  # nor with modes and times
+            shutil.copystat(mine, kept, follow_symlinks=False)
 
 
 def is_folder(path: Path) -> bool:

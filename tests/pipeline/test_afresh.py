@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from edgekd.errors import InputFileError, RunBusyError, UsageError
+from edgekd.errors import InputFileError, MachineError, RunBusyError, UsageError
 from edgekd.pipeline import afresh
 from edgekd.pipeline.afresh import ASIDE, Afresh
 from edgekd.run.cards.ledger import ImagesRead
@@ -189,6 +190,22 @@ def test_nor_are_other_files_that_the_command_reads(run: RunDir, teacher: Path) 
     with run.lock(), pytest.raises(UsageError, match=r"--fresh would replace .*/select/file, which this command reads"):
         Afresh(run).begin(teacher, Path("elsewhere"), run.stage("select") / "file")
     assert content(run) == before
+
+
+def test_where_the_ledger_cannot_be_replaced_nothing_is_begun(
+    run: RunDir, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sticky folder of another user lets anybody add files, and nobody replace his."""
+
+    def refuse(_source: Path, place: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(place))
+
+    before = content(run)
+    monkeypatch.setattr(os, "replace", refuse)
+    with run.lock(), pytest.raises(MachineError, match=r"no permission to write .*run.json"):
+        Afresh(run).begin(teacher)
+    assert content(run) == before
+    assert not aside(run)
 
 
 def test_a_link_is_moved_and_deleted_as_a_link(run: RunDir, teacher: Path, tmp_path: Path) -> None:

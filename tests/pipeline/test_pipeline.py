@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import pytest
 import toy
 from edgekd import pipeline, recipe
 from edgekd.errors import RecipeError, StoppedEarly, UsageError
+from edgekd.pipeline import afresh
 from edgekd.recipe import Recipe
 from edgekd.run.cards.record import Record
 from edgekd.run.directory import RunDir
@@ -390,3 +392,26 @@ def test_prune_says_what_stays_behind_a_link_or_a_second_name(
     assert any((big / "checkpoints").iterdir())
     assert not checkpoints.is_symlink()
     assert not replay.exists()
+
+
+def test_a_run_on_a_disk_that_is_gone_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        run = RunDir(tmp_path / name)
+        run.path.mkdir()
+        run.note_command(["edgekd"])
+        with run.publish("select") as (folder, record):
+            (folder / "x").write_text(name)
+            record |= {"stage": "select", "version": 1, "key": "k", "recipe_slice": {}, "inputs": {}, "notes": {}}
+    recover = afresh.recover
+
+    def gone(run: RunDir) -> None:
+        if run.name == "b":
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected", str(run.path))
+        recover(run)
+
+    monkeypatch.setattr(afresh, "recover", gone)
+    (tmp_path / "b" / "select").rename(tmp_path / "b" / "away")
+    assert pipeline.newest_run(tmp_path, SELECT).name == "a"
+    assert "is passed over: [Errno 107] Transport endpoint is not connected" in capsys.readouterr().err

@@ -558,3 +558,34 @@ def test_publishing_where_no_record_tells_keeps_what_is_not_named_like_outputs(
     publish(run, stage, a="new")
     assert (run.path / name).read_text() == "mine"
     assert (run.stage(stage) / "report.json").exists() == (stage != "report")
+
+
+def test_where_the_new_folder_cannot_be_put_in_place_the_old_one_comes_back(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, rename = publish(run, a="old"), Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path.name == ".tmp-select":
+            raise PermissionError(errno.EACCES, "a reader holds it", str(path))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(MachineError, match="a reader holds it"):
+        publish(run, a="new")
+    assert (folder / "a").read_text() == "old"
+    assert sorted(path.name for path in run.path.iterdir()) == ["select"]
+
+
+def test_a_file_of_the_user_is_copied_where_modes_and_times_cannot_be(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "not on exFAT")
+
+    folder = publish(run, a="one")
+    (folder / "mine").write_text("mine")
+    for call in ("link", "utime", "chmod"):
+        monkeypatch.setattr(os, call, refuse)
+    publish(run, a="two")
+    assert (folder / "mine").read_text() == "mine"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -58,7 +57,7 @@ class Workplace:
     def release(self) -> None:
         """Let others measure."""
         if self._lock is not None:
-            os.close(self._lock)
+            locking.release(self._lock)
             self._lock = None
 
     def work(self, key: str) -> Path:

@@ -98,7 +98,7 @@ def _own(name: str, changed: Changes, clipping_of: Path | None, *, json: bool) -
                 clipped = clipping.run(run, recipe, images)
     if clipped is not None and not json:
         clipping.print_table(clipped, len(images or ()))
-    extras = {} if clipped is None else {"clipping": clipped}
+    extras = {} if clipped is None else {"clipping": {file: rate.to_json() for file, rate in clipped.items()}}
     following = f"edgekd bench {targets.typed(run)}"
     _close(run, run.stage("export"), extras, following, data_free=run.data_free(), json=json)
     exporting.refuse_failures(run)
