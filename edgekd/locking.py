@@ -53,7 +53,7 @@ def take(path: Path) -> Tuple[int, Optional[str]]:  # noqa: UP006, UP045
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise NotALockError(str(path))
             unlocked = _lock(descriptor)
-            if _in_place(descriptor, path):
+            if in_place(descriptor, path):
                 if os.fstat(descriptor).st_nlink == 1:
                     _sign(descriptor)
                     return descriptor, unlocked
@@ -106,7 +106,8 @@ def _lock(descriptor: int) -> Optional[str]:  # noqa: UP045
     return None
 
 
-def _in_place(descriptor: int, path: Path) -> bool:
+def in_place(descriptor: int, path: Path) -> bool:
+    """Return whether a lock file that is open still is the one in its place."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.lstat(str(path)))
     except FileNotFoundError:

@@ -61,7 +61,7 @@ def test_a_file_that_is_another_in_its_place_each_time_ends_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some network file systems number a file anew whenever it is looked at."""
-    monkeypatch.setattr(locking, "_in_place", lambda *_: False)
+    monkeypatch.setattr(locking, "in_place", lambda *_: False)
     with pytest.raises(OSError, match="gone again as soon as it is made"):
         locking.take(tmp_path / ".lock")
 

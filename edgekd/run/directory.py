@@ -21,7 +21,7 @@ from pydantic import JsonValue, ValidationError
 from edgekd import __version__, console, locking
 from edgekd.agent.device import files
 from edgekd.agent.device.files import real
-from edgekd.errors import InputFileError, RunBusyError, UsageError
+from edgekd.errors import InputFileError, MachineError, RunBusyError, UsageError
 from edgekd.run import ownership
 from edgekd.run.cards.base import Card
 from edgekd.run.cards.events import Event
@@ -53,6 +53,8 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = real(path).name
+        self._held: int | None = None
+        """The lock file of this run, open, while it is held."""
 
     recipe_file = property(lambda self: self.path / "recipe.toml")
     events_file = property(lambda self: self.path / "events.jsonl")
@@ -90,10 +92,21 @@ class RunDir:
                 console.warn(
                     f"the file system of {self.path} has no locks ({unlocked}); do not start a second command in it."
                 )
+            self._held = descriptor
             clean_leftovers(self.path)
             yield
         finally:
+            self._held = None
             locking.release(descriptor)
+
+    def _require_there(self) -> None:
+        """Raise `MachineError` where the run has been moved away, removed or replaced: it must not be begun again."""
+        held = self._held
+        if not self.path.is_dir() or (held is not None and not locking.in_place(held, self.path / LOCK)):
+            raise MachineError(
+                f"{self.path} was moved away or removed while this command worked in it (or is another run now); "
+                "nothing more is written. Give the command again where the run is."
+            )
 
     @contextmanager
     def publish(self, name: str, *, hidden: str = ".") -> Iterator[tuple[Path, RecordFields]]:
@@ -107,12 +120,17 @@ class RunDir:
         point = "checkpoint" if "checkpoints" in name else name
         temporary = place.with_name(f"{hidden}tmp-{place.name}")
         aside = place.with_name(f"{hidden}old-{place.name}")
+        within = hidden == "."
         with disk_errors(place):
             try:
+                if within:
+                    self._require_there()
                 remove(temporary)
                 temporary.mkdir(parents=True)
                 fields: RecordFields = {"notes": {}}
                 yield temporary, fields
+                if within:
+                    self._require_there()
                 failpoint(f"{point}.before_fsync")
                 for path in sorted(temporary.rglob("*")):
                     if path.is_file():

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import resource
+import shutil
 import stat
 import subprocess
 import sys
@@ -589,3 +590,30 @@ def test_a_file_of_the_user_is_copied_where_modes_and_times_cannot_be(
         monkeypatch.setattr(os, call, refuse)
     publish(run, a="two")
     assert (folder / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize("fate", ["removed", "moved", "replaced"])
+@pytest.mark.parametrize("when", ["before", "within"])
+def test_a_run_that_goes_away_is_not_begun_again(fate: str, when: str, run: RunDir) -> None:
+    def go() -> None:
+        if fate == "removed":
+            shutil.rmtree(run.path)
+        else:
+            run.path.rename(run.path.with_name("archive"))
+        if fate == "replaced":
+            shutil.copytree(run.path.with_name("archive"), run.path, ignore=shutil.ignore_patterns("select", ".tmp-*"))
+
+    def work() -> None:
+        if when == "before":
+            go()
+        with run.publish("select") as (folder, record):
+            (folder / "a").write_text("new")
+            record |= {**FIELDS, "notes": {}}
+            if when == "within":
+                go()
+
+    run.note_command(["edgekd"])
+    with run.lock(), pytest.raises(MachineError, match="was moved away or removed"):
+        work()
+    assert not run.stage("select").exists()
+    assert run.path.exists() == (fate == "replaced")
