@@ -19,7 +19,7 @@ from edgekd.run.cards.judged import EvaluationCard
 from edgekd.run.cards.ledger import LedgerCard
 from edgekd.run.cards.record import RECORD, Record
 from edgekd.run.directory import RunDir
-from edgekd.run.files import disk_errors, fsync, remove
+from edgekd.run.files import discard, disk_errors, fsync, remove
 from edgekd.run.ownership import CHECKPOINT, CONTENT, OUTPUTS, exists, free_place, interrupted, is_run, strangers
 
 ASIDE = ".edgekd-aside"
@@ -99,6 +99,8 @@ class Afresh:
             if marker is not None:
                 self._settle(marker, succeeded=succeeded)
             # Without a marker nothing was moved yet, or everything is settled: the folder is empty.
+            if exists(self._marker):  # not all of it can be deleted, as was said
+                return
             remove(self._aside / f".tmp-{self._marker.name}")
             left = sorted(path.name for path in self._aside.iterdir())
             if left:
@@ -119,8 +121,9 @@ class Afresh:
             self._bring_back(marker)
             self._save_strangers()
         for folder in (self._old, self._new):
-            remove(folder)
-        self._marker.unlink()
+            discard(folder)
+        if not exists(self._old) and not exists(self._new):
+            self._marker.unlink()
 
     def _bring_back(self, marker: MarkerCard) -> None:
         """Put everything where it was; what the new beginning made goes aside in its place."""

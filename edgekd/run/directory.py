@@ -28,7 +28,7 @@ from edgekd.run.cards.events import Event
 from edgekd.run.cards.ledger import Difference, LedgerCard, ProbeTiming
 from edgekd.run.cards.record import Record, hash_outputs
 from edgekd.run.failpoints import failpoint
-from edgekd.run.files import canonical_json, disk_errors, fsync, remove
+from edgekd.run.files import canonical_json, discard, disk_errors, fsync, remove
 from edgekd.run.ownership import LOCK, clean_leftovers, exists, strangers
 from edgekd.schema import parse_json
 
@@ -151,7 +151,7 @@ class RunDir:
                     raise
                 fsync(place.parent)
                 failpoint(f"{point}.after_rename")
-                shutil.rmtree(aside, ignore_errors=True)
+                discard(aside)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
 

@@ -120,13 +120,29 @@ def read_json(path: Path) -> Any:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a folder with what it holds, or a link (never what it leads to)."""
-    if path.is_dir() and not path.is_symlink():
+    """Delete a file, a folder with what it holds, or a link (never what it leads to).
+
+    Folders that this user has closed for writing are opened first: files are protected so, not their deletion.
+    """
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    try:
         try:
             shutil.rmtree(path)
-        except OSError as error:
-            if error.filename and os.sep not in str(error.filename):  # the entry's name alone, of which there are many
-                error.filename = f"{error.filename} in {path}"
-            raise
-    else:
-        path.unlink(missing_ok=True)
+        except PermissionError:
+            for folder, _, _ in os.walk(path):
+                Path(folder).chmod(0o700)
+            shutil.rmtree(path)
+    except OSError as error:
+        if error.filename and os.sep not in str(error.filename):  # the entry's name alone, of which there are many
+            error.filename = f"{error.filename} below {path}"
+        raise
+
+
+def discard(path: Path) -> None:
+    """Delete what nobody needs any more; where that fails the user is told, and the work goes on."""
+    try:
+        remove(path)
+    except OSError as error:
+        console.warn(f"{path} is of no use any more and cannot be deleted ({error.strerror}); delete it.")

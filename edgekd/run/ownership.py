@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from edgekd import console
+from edgekd.agent.device.files import read_bytes
 from edgekd.errors import InputFileError, UsageError
 from edgekd.run.cards.base import NewerSchemaError
 from edgekd.run.cards.exported import AgreementCard, CalibrationCard, ParityCard
@@ -22,7 +23,7 @@ from edgekd.run.cards.ledger import LedgerCard
 from edgekd.run.cards.record import RECORD, Record
 from edgekd.run.cards.report import ReportCard
 from edgekd.run.cards.teacher import InitCard, PixelsCard, TeacherCard
-from edgekd.run.files import remove
+from edgekd.run.files import discard
 
 LEDGER, LOCK = LedgerCard.file, ".lock"
 CONTENT = (
@@ -65,6 +66,7 @@ def refuse_foreign(folder: Path) -> None:
     begun = {LOCK, f".tmp-{LEDGER}"}  # all that a beginning leaves that was killed before it wrote run.json
     strange = sorted(path.name for path in folder.iterdir() if path.name not in begun)
     if LEDGER in strange:
+        read_bytes(folder / LEDGER)  # what this user may not read is another matter, and its error says so
         raise UsageError(
             f"{folder} is left as it is: its run.json is damaged, or of another program. Put a copy of the run's back, "
             "or choose another run with --run NAME."
@@ -159,7 +161,7 @@ def clean_leftovers(run: Path) -> None:
         if left.name.startswith(".old-") and not exists(place):
             left.rename(place)
         else:
-            remove(left)
+            discard(left)
 
 
 def remove_all_but(folder: Path, mine: Collection[Path]) -> None:

@@ -25,7 +25,7 @@ from edgekd.run.cards.ledger import Difference, LedgerCard
 from edgekd.run.cards.record import Record
 from edgekd.run.directory import RunDir
 from edgekd.run.files import read_json
-from edgekd.run.ownership import is_run
+from edgekd.run.ownership import is_run, refuse_foreign
 
 FIELDS: dict[str, Any] = {"stage": "select", "version": 1, "key": "k", "recipe_slice": {"a": 1}, "inputs": {"x": "y"}}
 
@@ -617,3 +617,61 @@ def test_a_run_that_goes_away_is_not_begun_again(fate: str, when: str, run: RunD
         work()
     assert not run.stage("select").exists()
     assert run.path.exists() == (fate == "replaced")
+
+
+def test_what_is_replaced_and_cannot_be_deleted_is_told_and_in_nobodys_way(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder of another user who shares the run."""
+    rmtree = shutil.rmtree
+
+    def refuse(path: Path, *_: object, **options: Any) -> None:
+        if Path(path).name == ".old-select":
+            raise PermissionError(errno.EACCES, "Permission denied", "a")
+        rmtree(path, **options)
+
+    publish(run, a="old")
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    folder = publish(run, a="new")
+    assert (folder / "a").read_text() == "new"
+    assert ".old-select is of no use any more and cannot be deleted (Permission denied)" in capsys.readouterr().err
+    with run.lock():
+        publish(run, "export", b="x")
+    assert ".old-select is of no use any more" in capsys.readouterr().err
+    with pytest.raises(MachineError, match=r"a below .*\.old-select \(Permission denied\)"):
+        publish(run, a="newer")
+    assert (folder / "a").read_text() == "new"
+
+
+def test_a_folder_that_the_user_closed_is_opened_before_it_is_deleted(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rmtree = shutil.rmtree
+
+    def as_a_user_would_hear(path: Path, *_: object, **options: Any) -> None:
+        there = [place for place in (Path(path), *Path(path).rglob("*")) if place.exists()]
+        if any(stat.S_IMODE(place.stat().st_mode) == 0o555 for place in there):
+            raise PermissionError(errno.EACCES, "Permission denied", "a")
+        rmtree(path, **options)
+
+    folder = publish(run, a="old")
+    (folder / "sub").mkdir()
+    for closed in (folder / "sub", folder):
+        closed.chmod(0o555)
+    monkeypatch.setattr(shutil, "rmtree", as_a_user_would_hear)
+    publish(run, a="new")
+    assert sorted(path.name for path in run.path.iterdir()) == ["select"]
+
+
+def test_a_ledger_that_may_not_be_read_is_no_damaged_one(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.note_command(["edgekd"])
+    open_ = os.open
+
+    def refuse(path: Any, *rest: Any, **options: Any) -> int:
+        if str(path) == str(run.ledger_file):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return open_(path, *rest, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(PermissionError, match=r"Permission denied.*run.json"):
+        refuse_foreign(run.path)
