@@ -23,7 +23,7 @@ from edgekd.run.cards.ledger import LedgerCard
 from edgekd.run.cards.record import RECORD, Record
 from edgekd.run.cards.report import ReportCard
 from edgekd.run.cards.teacher import InitCard, PixelsCard, TeacherCard
-from edgekd.run.files import discard
+from edgekd.run.files import discard, remove
 
 LEDGER, LOCK = LedgerCard.file, ".lock"
 CONTENT = (
@@ -167,7 +167,7 @@ def clean_leftovers(run: Path) -> None:
 def remove_all_but(folder: Path, mine: Collection[Path]) -> None:
     """Delete a folder; where something in it is the user's, all but that."""
     if not mine:
-        shutil.rmtree(folder)
+        remove(folder)
         return
     kept = {*mine, *(parent for path in mine for parent in path.parents)}
     for path in sorted(folder.rglob("*"), reverse=True):

@@ -45,7 +45,7 @@ def run(execution: Execution) -> None:
         # The checkpoint moved away, or only the pixels changed: what was read from it is still here, bit for bit.
         tensors = checkpoint.load_tensors(published / TEACHER_WEIGHTS)
         card, notes = run_dir.read(TeacherCard), kept.notes
-        written = (published / TeacherCard.file).read_text(encoding="utf-8")
+        written = files.read_text(published / TeacherCard.file)
     else:
         found, card, notes = _examined(run_dir, recipe, execution.inputs["file"])
         tensors = dict(found.state_dict)

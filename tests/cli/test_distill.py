@@ -16,22 +16,11 @@ from edgekd.run.directory import RunDir
 
 SMALL = ("--set=method.student.batch_size=16", "--set=method.vae.novel=8", "--set=select.samples=64")
 """Batches and samples of a distillation that takes a second."""
+TOY = ("--input", "1x8x8", "--threads", "1", "--student", toy.STUDENT)
 
 
 def test_distill_opens_with_five_lines_and_closes_with_three(here: Path, teacher_file: Path) -> None:
-    arguments = (
-        "distill",
-        teacher_file,
-        "--input",
-        "1x8x8",
-        "--threads",
-        "1",
-        "--student",
-        toy.STUDENT,
-        "--steps",
-        "4",
-        *SMALL,
-    )
+    arguments = ("distill", teacher_file, *TOY, "--steps", "4", *SMALL)
     result = Result(*arguments)
     assert result.exit_code == 0
     lines = result.stderr.splitlines()
@@ -66,19 +55,7 @@ def test_distill_json_with_data_has_both_curves(here: Path, teacher_file: Path) 
 
 
 def test_max_seconds_stops_resumably(here: Path, teacher_file: Path) -> None:
-    flags = (
-        "distill",
-        teacher_file,
-        "--input",
-        "1x8x8",
-        "--threads",
-        "1",
-        "--student",
-        toy.STUDENT,
-        "--steps",
-        "100000",
-        *SMALL,
-    )
+    flags = ("distill", teacher_file, *TOY, "--steps", "100000", *SMALL)
     steps = []
     for _ in range(2):
         stopped = Result(*flags, "--max-seconds", "6")
@@ -90,19 +67,7 @@ def test_max_seconds_stops_resumably(here: Path, teacher_file: Path) -> None:
 
 
 def test_minutes_are_turned_into_steps_once(here: Path, teacher_file: Path) -> None:
-    flags = (
-        "distill",
-        teacher_file,
-        "--input",
-        "1x8x8",
-        "--threads",
-        "1",
-        "--student",
-        toy.STUDENT,
-        "--minutes",
-        "0.01",
-        *SMALL,
-    )
+    flags = ("distill", teacher_file, *TOY, "--minutes", "0.01", *SMALL)
     first = Result(*flags, "--json")
     assert first.exit_code == 0
     kept = recipe.load_resolved(next((here / "runs").iterdir()) / "recipe.toml").method
