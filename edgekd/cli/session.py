@@ -14,12 +14,12 @@ from edgekd.agent.device.files import read_bytes
 from edgekd.errors import InputFileError, MachineError, RecipeError, UsageError
 from edgekd.ingestion import outside_files
 from edgekd.pipeline.afresh import Afresh
-from edgekd.recipe import Recipe
+from edgekd.recipe import AUTO, Recipe
 from edgekd.run.cards.record import Record
 from edgekd.run.directory import RunDir, command_line
 from edgekd.run.files import remove, write_text
 from edgekd.run.ownership import CONTENT, LEDGER, LOCK, refuse_foreign
-from edgekd.stages.catalog import INGEST
+from edgekd.stages.catalog import EXPORT, INGEST, INIT
 from edgekd.stopping import Stop, graceful
 
 
@@ -100,13 +100,52 @@ class _Before:
                 write_text(path, content.decode("utf-8"))
 
 
-def read_teacher(run: RunDir, recipe: Recipe, stop: Stop) -> None:
-    """Make teacher/ of the file that the recipe names, which is refused before torch is there if it is no checkpoint.
+def read_teacher(run: RunDir, recipe: Recipe, stop: Stop, *images: Path | str | None) -> None:
+    """Make teacher/ of the file that the recipe names; refuse first, and before torch is there, what cannot go well.
 
-    A teacher that moved away is no longer asked for, and what runs a pickle has more to say about it first.
+    `images` are the folders of pictures that the command is going to read.
     """
-    file = INGEST.file(recipe)
-    wanted = Record.read(run.stage(INGEST.folder)) is None or (file.name and os.access(file, os.F_OK))
-    if wanted and not recipe.teacher.trust_pickle:
-        outside_files.require_checkpoint(file)
+    require_architecture(recipe.student.name)
+    _require_inputs(run, recipe)
+    for folder in images:
+        require_images(folder)
+    require_calibration_images(run, recipe)
     pipeline.advance(run, recipe, INGEST, stop=stop)
+
+
+def require_architecture(name: str) -> None:
+    """Raise UsageError where an architecture is named that the zoo does not have."""
+    from edgekd.models import registry
+
+    if name and name != AUTO:
+        registry.ArchSpec.parse(name)
+
+
+def require_images(folder: Path | str | None) -> None:
+    """Raise InputFileError where a folder of pictures is named that is no folder."""
+    if folder and not Path(folder).is_dir():
+        raise InputFileError(f"{folder} is not a folder of images.")
+
+
+def require_calibration_images(run: RunDir, recipe: Recipe) -> None:
+    """Raise InputFileError where the images that INT8 ranges are to be set from are in no folder."""
+    if recipe.export.calibrates_on_real and Record.read(run.stage(EXPORT.folder)) is None:
+        require_images(recipe.export.calibrate_on_real)
+
+
+def _require_inputs(run: RunDir, recipe: Recipe) -> None:
+    """Raise InputFileError where a file from outside is not there, or cannot be what a stage is to read.
+
+    What moved away from a stage that is done is no longer asked for, and what runs a pickle has more to say first.
+    """
+    done = {stage for stage in (INGEST, INIT) if Record.read(run.stage(stage.folder)) is not None}
+    for stage in (INGEST, INIT):
+        file = stage.file(recipe)
+        if not stage.wanted(recipe) or (stage is INGEST and recipe.teacher.trust_pickle):
+            continue
+        if stage not in done or (file.name and os.access(file, os.F_OK)):
+            outside_files.require_checkpoint(file)
+    if INGEST not in done:
+        require_architecture(recipe.teacher.arch)
+        if recipe.pixels.classes:
+            outside_files.read_class_names(Path(recipe.pixels.classes))

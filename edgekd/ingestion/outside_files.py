@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgekd.agent.device import machine
+from edgekd.agent.device import files, machine
 from edgekd.errors import InputFileError
 
 LARGEST_BYTES = 64 * 2**30
@@ -82,6 +82,17 @@ def require_checkpoint(path: Path) -> tuple[bytes, int]:
             f"{path} is no checkpoint: it is {describe(head)}. edgekd reads .safetensors and what torch.save writes."
         )
     return head, size
+
+
+def read_class_names(path: Path) -> list[str]:
+    """Read one class name a line; raise InputFileError for a file that cannot be read as text."""
+    try:
+        # "-sig": editors on Windows begin a file with a mark.
+        lines = files.read_bytes(path).decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputFileError(f"class names {path} cannot be read ({reason}).") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def describe(head: bytes) -> str:

@@ -170,12 +170,7 @@ def pixel_moments(table: PixelsTable, *, channels: int, classes: int) -> PixelsC
 
 def class_names(path: Path, classes: int) -> list[str]:
     """Read one class name a line; another number than the teacher has is an `InputFileError`."""
-    try:
-        # "-sig": editors on Windows begin a file with a mark.
-        names = [line.strip() for line in files.read_bytes(path).decode("utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputFileError(f"class names {path} cannot be read ({reason}).") from error
+    names = outside_files.read_class_names(path)
     if len(names) != classes or len(set(names)) != classes:
         raise InputFileError(
             f"{path} names {len(set(names))} different classes, but the teacher has {classes}; one name a line."

@@ -96,7 +96,7 @@ def distill(
     with session.at_work(made, max_seconds=max_seconds, fresh=fresh, teacher=teacher, needed=needed) as stop:
         recipe = pipeline.adopt(made, settle.wanted_recipe(made, changed))
         approval.approve(made, recipe)
-        session.read_teacher(made, recipe, stop)
+        session.read_teacher(made, recipe, stop, data)
         recipe, size = settle.student(made, recipe, stop, host)
         recipe, cost = settle.steps(made, recipe, stop)
         lines.opening(made, recipe, size, cost)

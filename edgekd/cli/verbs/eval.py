@@ -28,6 +28,7 @@ def eval_(
         folder = data or (Path(recipe.eval.data) if recipe.eval.data else None)
         if folder is None:
             raise UsageError("eval needs --data DIR, a folder with one subfolder of images per class.")
+        session.require_images(folder)
         pipeline.Standing(found, recipe).require(INGEST)
         approval.approve(found, recipe, student=pipeline.Standing(found, recipe).intact(SELECT))
         from edgekd.stages import eval as evaluation

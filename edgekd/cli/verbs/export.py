@@ -81,13 +81,15 @@ def _own(name: str, changed: Changes, clipping_of: Path | None, *, json: bool) -
 
     approval.approve_typed(changed)
     run = targets.find_run(name, SELECT)
-    from edgekd.export import clipping
-    from edgekd.models import images as images_of
-    from edgekd.stages import export as exporting
-
+    session.require_images(clipping_of)
     with session.at_work(run) as stop:
         recipe = pipeline.adopt(run, recipes.with_changes(pipeline.open_recipe(run), changed), reads_teacher=False)
         _refuse_idle_images(recipe, changed, clipping_of)
+        session.require_calibration_images(run, recipe)
+        from edgekd.export import clipping
+        from edgekd.models import images as images_of
+        from edgekd.stages import export as exporting
+
         images = None if clipping_of is None else images_of.unlabelled(run, clipping_of, purpose="clipping", stop=stop)
         pipeline.Standing(run, recipe).require(SELECT)
         approval.approve(run, recipe)
@@ -108,17 +110,22 @@ def _elsewhere(name: str, changed: Changes, weights: Path, arch: str, out: Path,
     """Write a student that the run did not make; the run is only read."""
     from edgekd import pipeline
     from edgekd import recipe as recipes
-    from edgekd.cli import approval, changes, targets
+    from edgekd.cli import approval, changes, session, targets
+    from edgekd.ingestion import outside_files
     from edgekd.stages.catalog import EXPORT, SELECT
     from edgekd.stopping import graceful
 
     approval.approve_typed(changes.combine(changed, {"student": {"name": arch}}))
     run = targets.find_run(name, SELECT)
+    session.require_architecture(arch)
+    outside_files.require_checkpoint(weights)
     with graceful() as stop:
         kept = pipeline.open_recipe(run)
         recipe = recipes.with_changes(kept, changed)
         _refuse_idle_keys(kept, recipe)
         _refuse_idle_images(recipe, changed, None)
+        if recipe.export.calibrates_on_real:
+            session.require_images(recipe.export.calibrate_on_real)
         pipeline.Standing(run, recipe).require(SELECT)
         approval.approve(run, recipe, student=False)
         pipeline.Standing(run, kept).refuse_pruned(EXPORT)

@@ -45,7 +45,7 @@ def run(
     with session.at_work(made, max_seconds=max_seconds, fresh=fresh, teacher=source, needed=needed) as stop:
         adopted = pipeline.adopt(made, settle.with_kept_answers(made, wanted))
         approval.approve(made, adopted)
-        session.read_teacher(made, adopted, stop)
+        session.read_teacher(made, adopted, stop, data or adopted.eval.data)
         adopted, size = settle.student(made, adopted, stop)
         adopted, cost = settle.steps(made, adopted, stop)
         lines.opening(made, adopted, size, cost)
