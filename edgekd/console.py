@@ -182,7 +182,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-class Progress:
+class ProgressLine:
     """A long job's one line: a live bar on a terminal, a plain line now and then elsewhere."""
 
     def __init__(self, what: str, total: int, done: int, live: Live | None) -> None:
@@ -209,10 +209,10 @@ class Progress:
 
 
 @contextmanager
-def progress(what: str, total: int, *, done: int = 0) -> Iterator[Progress]:
+def progress(what: str, total: int, *, done: int = 0) -> Iterator[ProgressLine]:
     """Show the progress of a long job while the context is open."""
     if _stderr.is_terminal:
         with Live(console=_stderr, refresh_per_second=4, transient=True) as live:
-            yield Progress(what, total, done, live)
+            yield ProgressLine(what, total, done, live)
     else:
-        yield Progress(what, total, done, None)
+        yield ProgressLine(what, total, done, None)

@@ -31,7 +31,7 @@ def forked_global(seed: int, *key: str | int) -> Iterator[None]:
         yield
 
 
-class Draws:
+class KeyedDraws:
     """The random draws of one stage on one device.
 
     A draw is made for the whole global batch, so that later several processes may each take their slice of it.

@@ -44,7 +44,7 @@ def number(low: float, high: float) -> Read[float]:
     return read
 
 
-def whole(low: int, high: int) -> Read[int]:
+def integer(low: int, high: int) -> Read[int]:
     """Accept an integer from `low` to `high`."""
 
     def read(value: Any, place: str) -> int:
@@ -87,7 +87,7 @@ def one_of(*values: T) -> Read[T]:
     return read
 
 
-def maybe(known: Read[T]) -> Read[T | None]:
+def optional(known: Read[T]) -> Read[T | None]:
     """Accept null too."""
 
     def read(value: Any, place: str) -> T | None:
@@ -96,7 +96,7 @@ def maybe(known: Read[T]) -> Read[T | None]:
     return read
 
 
-def many(item: Read[T], at_most: int, at_least: int = 0) -> Read[tuple[T, ...]]:
+def list_of(item: Read[T], at_most: int, at_least: int = 0) -> Read[tuple[T, ...]]:
     """Accept a list of so many items."""
 
     def read(value: Any, place: str) -> tuple[T, ...]:
@@ -107,7 +107,7 @@ def many(item: Read[T], at_most: int, at_least: int = 0) -> Read[tuple[T, ...]]:
     return read
 
 
-def numbers(low: float, high: float, at_most: int, at_least: int = 0) -> Read[tuple[float, ...]]:
+def list_of_numbers(low: float, high: float, at_most: int, at_least: int = 0) -> Read[tuple[float, ...]]:
     """Accept a list of so many finite numbers from `low` to `high`; there may be millions."""
 
     def read(value: Any, place: str) -> tuple[float, ...]:
@@ -121,7 +121,7 @@ def numbers(low: float, high: float, at_most: int, at_least: int = 0) -> Read[tu
     return read
 
 
-def table(item: Read[T], at_most: int = 200) -> Read[dict[str, T]]:
+def mapping_of(item: Read[T], at_most: int = 200) -> Read[dict[str, T]]:
     """Accept an object with names of its own."""
     name = text(300)
 
@@ -133,7 +133,7 @@ def table(item: Read[T], at_most: int = 200) -> Read[dict[str, T]]:
     return read
 
 
-def told(known: Read[T]) -> Read[T | str]:
+def value_or_reason(known: Read[T]) -> Read[T | str]:
     """Accept, in the place of a value, the sentence that says why there is none."""
     sentence = text(2000)
 
@@ -197,21 +197,21 @@ def record(cls: type[T]) -> Read[T]:
     return read
 
 
-def written(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """Return the JSON value of what a reader returned: dataclasses as objects, a file by its name."""
     if value is None or isinstance(value, (str, int, float)):
         return value
     if is_dataclass(value):
         pairs = ((one, getattr(value, one.name)) for one in fields(value))
         return {
-            one.name: written(item) for one, item in pairs if item is not None or one.metadata[_HELD][1] != _SOMETIMES
+            one.name: to_json(item) for one, item in pairs if item is not None or one.metadata[_HELD][1] != _SOMETIMES
         }
     if isinstance(value, dict):
-        return {key: written(item) for key, item in value.items()}
-    return value.name if isinstance(value, Path) else [written(item) for item in value]
+        return {key: to_json(item) for key, item in value.items()}
+    return value.name if isinstance(value, Path) else [to_json(item) for item in value]
 
 
-def parsed(data: bytes | str) -> Any:
+def loads(data: bytes | str) -> Any:
     """Return the value of JSON that does not make much of little: nested in reason, few texts, finite numbers.
 
     Raises:
@@ -254,12 +254,12 @@ def _refuse_constant(name: str) -> Any:
 
 NAME, TARGET, REASON = text(300), text(200), text(20_000)
 SHA256 = text(64, "[0-9a-f]{64}")
-SIZE_BYTES, COUNT, BATCH, THREADS = whole(0, 10**16), whole(0, 10**9), whole(1, 10**6), whole(1, 10**5)
-RUNS = whole(1, 10**9)
-SHAPE, DECLARED, FLAGS = many(whole(1, 10**6), 8), many(maybe(whole(1, 10**6)), 8), many(NAME, 20)
+SIZE_BYTES, COUNT, BATCH, THREADS = integer(0, 10**16), integer(0, 10**9), integer(1, 10**6), integer(1, 10**5)
+RUNS = integer(1, 10**9)
+SHAPE, DECLARED, FLAGS = list_of(integer(1, 10**6), 8), list_of(optional(integer(1, 10**6)), 8), list_of(NAME, 20)
 SECONDS, DURATION_S = number(0, 1e12), number(1e-9, 1e7)
 MS, LOADING_MS = number(1e-9, 1e9), number(0, 1e9)
 MHZ, CPUS = number(0, 1e7), number(0, 1e6)
-SAMPLES_MS, WINDOWS_MS = numbers(1e-9, 1e9, 10**8, 1), numbers(1e-9, 1e9, 10**6)
-COMMANDS = many(text(100_000), 100)
+SAMPLES_MS, WINDOWS_MS = list_of_numbers(1e-9, 1e9, 10**8, 1), list_of_numbers(1e-9, 1e9, 10**6)
+COMMANDS = list_of(text(100_000), 100)
 SHARE = number(0, 1)

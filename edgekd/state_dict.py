@@ -63,7 +63,7 @@ def tensors_of(state: StateDict, name: str) -> dict[str, Tensor]:
     return flatten(branch(state, name))[0]
 
 
-def tensor(state: StateDict, name: str) -> Tensor:
+def tensor_of(state: StateDict, name: str) -> Tensor:
     """Return a tensor of a state; `InputFileError` where there is none."""
     found = state.get(name)
     if not isinstance(found, Tensor):
@@ -71,7 +71,7 @@ def tensor(state: StateDict, name: str) -> Tensor:
     return found
 
 
-def number(state: StateDict, name: str) -> float:
+def number_of(state: StateDict, name: str) -> float:
     """Return a number of a state, true and false being 1 and 0; `InputFileError` where there is none."""
     found = state.get(name)
     if not isinstance(found, int | float):

@@ -16,11 +16,11 @@ from small_nets import Student
 import toy
 from edgekd.models import trust
 from edgekd.recipe import Recipe, merge
-from edgekd.rng import Draws
+from edgekd.rng import KeyedDraws
 from edgekd.run.directory import RunDir
 from edgekd.stages import distill
 from edgekd.synthesis.state import State
-from edgekd.synthesis.steps import Context
+from edgekd.synthesis.steps import StepContext
 
 # Toy networks are too small for two threads, and two tests run at a time, whose processes would wait for each other.
 torch.set_num_threads(1)
@@ -39,7 +39,7 @@ def _state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def approve() -> Iterator[Callable[..., None]]:
     """Approve of code as a command that names it does."""
     with trust.session():
-        yield trust.confirm
+        yield trust.approve
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +61,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 CPU = torch.device("cpu")
-Laboratory = Callable[..., tuple[State, Context]]
+Laboratory = Callable[..., tuple[State, StepContext]]
 
 
 @dataclass(frozen=True)
@@ -110,11 +110,13 @@ def laboratory(teacher_file: Path, ingested: RunDir) -> Laboratory:
         "consolidation": {"start": 1.0},
     }
 
-    def build(**method: Any) -> tuple[State, Context]:
+    def build(**method: Any) -> tuple[State, StepContext]:
         recipe = toy.toy_recipe(teacher_file, precision="fp32", method=merge(plain, method))
         teacher, description = toy.teacher_of(ingested)
-        context = Context(recipe, recipe.method.steps, teacher, description, Draws(recipe.seed, "distill", CPU))
-        return distill.build(context), context
+        context = StepContext(
+            recipe, recipe.method.steps, teacher, description, KeyedDraws(recipe.seed, "distill", CPU)
+        )
+        return distill.build_state(context), context
 
     return build
 

@@ -72,7 +72,7 @@ def test_a_kill_in_the_bench_leaves_the_rest_and_is_made_good(
     assert toy.killed(tmp_path / "toy", wanted, stages, failpoint), f"{failpoint} was never passed"
     run = toy.advance(tmp_path / "toy", wanted, stages)
     assert toy.fingerprint(run) == untouched
-    assert pipeline.Standing(run, wanted).reason_to_run(BENCH) is None
+    assert pipeline.RunStatus(run, wanted).reason_to_run(BENCH) is None
 
 
 def test_a_kill_between_the_two_renames_keeps_the_old_folder(teacher_file: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 import toy
 from edgekd import recipe
 from edgekd.errors import UsageError
-from edgekd.pipeline.afresh import ASIDE
+from edgekd.pipeline.fresh_start import ASIDE
 from edgekd.run.cards.record import Record
 from edgekd.run.ownership import CONTENT, LEDGER, LOCK
 

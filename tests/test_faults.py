@@ -22,7 +22,7 @@ from edgekd.run.directory import RunDir
 from edgekd.stages import distill
 from edgekd.stages.catalog import DISTILL, EXPORT
 from edgekd.synthesis.state import State
-from edgekd.synthesis.steps import Context
+from edgekd.synthesis.steps import StepContext
 
 TRAINING = ("ingest", "distill", "select")
 
@@ -43,7 +43,7 @@ def test_a_nan_stops_with_the_last_good_checkpoint_named(
 ) -> None:
     real = distill.student_step
 
-    def poisoned(state: State, context: Context) -> dict[str, torch.Tensor]:
+    def poisoned(state: State, context: StepContext) -> dict[str, torch.Tensor]:
         if state.step == 9:
             next(state.student.parameters()).data.fill_(float("nan"))
         return real(state, context)
@@ -129,7 +129,7 @@ def test_a_damaged_artefact_is_made_again(stage: str, teacher_file: Path, tmp_pa
     victim = next(p for p in sorted(run.stage(stage).iterdir()) if p.suffix in (".safetensors", ".onnx"))
     victim.write_bytes(victim.read_bytes()[:-1])
     name = "ingest" if stage == "teacher" else stage
-    assert "hash" in (pipeline.Standing(run, wanted).reason_to_run(toy.STAGES[name]) or "")
+    assert "hash" in (pipeline.RunStatus(run, wanted).reason_to_run(toy.STAGES[name]) or "")
     assert toy.fingerprint(toy.advance(tmp_path / "toy", wanted)) == before
 
 
@@ -170,7 +170,7 @@ def test_a_moved_teacher_undoes_nothing(teacher_file: Path, tmp_path: Path) -> N
     run = toy.advance(tmp_path / "toy", wanted, TRAINING)
     moved.unlink()
     for name in TRAINING:
-        assert pipeline.Standing(run, wanted).reason_to_run(toy.STAGES[name]) is None
+        assert pipeline.RunStatus(run, wanted).reason_to_run(toy.STAGES[name]) is None
 
 
 def test_unknown_keys_students_and_stages_are_refused(teacher_file: Path, tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_unknown_keys_students_and_stages_are_refused(teacher_file: Path, tmp_pa
     with pytest.raises(UsageError, match="mobilenetv2"):
         toy.advance(tmp_path / "toy", toy.toy_recipe(teacher_file, student={"name": "mobilenetv3x"}), TRAINING)
     with pytest.raises(UsageError, match="no export"):
-        pipeline.Standing(RunDir(tmp_path / "toy"), toy.toy_recipe(teacher_file)).require(EXPORT)
+        pipeline.RunStatus(RunDir(tmp_path / "toy"), toy.toy_recipe(teacher_file)).require(EXPORT)
 
 
 @pytest.mark.slow
@@ -212,7 +212,7 @@ def test_a_signal_saves_and_exits_resumably(
 
 
 def _distill_key(run: RunDir, wanted: recipe.Recipe) -> str:
-    return DISTILL.key(wanted, pipeline.Standing(run, wanted).inputs(DISTILL))
+    return DISTILL.key(wanted, pipeline.RunStatus(run, wanted).inputs(DISTILL))
 
 
 def test_data_at_distillation_changes_no_artefact(teacher_file: Path, tmp_path: Path) -> None:

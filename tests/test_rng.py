@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from edgekd import rng
-from edgekd.rng import Draws
+from edgekd.rng import KeyedDraws
 
 CPU = torch.device("cpu")
 
@@ -55,9 +55,9 @@ def test_the_forked_global_generator_is_restored_after_an_error() -> None:
 
 def test_draws_depend_on_seed_stage_step_and_purpose_but_not_on_their_order() -> None:
     def draw(seed: int = 1, stage: str = "distill", step: int = 4, purpose: str = "novel") -> torch.Tensor:
-        return Draws(seed, stage, CPU).normal(step, purpose, 3, 2)
+        return KeyedDraws(seed, stage, CPU).normal(step, purpose, 3, 2)
 
-    draws = Draws(1, "distill", CPU)
+    draws = KeyedDraws(1, "distill", CPU)
     draws.normal(9, "something", 7)
     assert torch.equal(draws.normal(4, "novel", 3, 2), draw())
     others = [draw(seed=2), draw(stage="select"), draw(step=5), draw(purpose="replay")]
@@ -65,7 +65,7 @@ def test_draws_depend_on_seed_stage_step_and_purpose_but_not_on_their_order() ->
 
 
 def test_draws_are_standard_normal_and_uniform_integers() -> None:
-    draws = Draws(1, "test", CPU)
+    draws = KeyedDraws(1, "test", CPU)
     normal, integers = draws.normal(0, "n", 20_000), draws.integers(0, "i", 5, 20_000)
     assert abs(float(normal.mean())) < 0.03
     assert abs(float(normal.std()) - 1) < 0.03
@@ -76,6 +76,6 @@ def test_draws_are_standard_normal_and_uniform_integers() -> None:
 
 def test_draws_leave_the_global_state_alone() -> None:
     before = torch.get_rng_state()
-    Draws(1, "test", CPU).normal(0, "n", 10)
-    Draws(1, "test", CPU).integers(0, "i", 5, 10)
+    KeyedDraws(1, "test", CPU).normal(0, "n", 10)
+    KeyedDraws(1, "test", CPU).integers(0, "i", 5, 10)
     assert torch.equal(torch.get_rng_state(), before)

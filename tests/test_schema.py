@@ -10,30 +10,30 @@ from typing import Any
 import pytest
 from latencies import compared, measured
 
-from edgekd.agent.measurement import Comparison, Job, Skipped
+from edgekd.agent.measurement import BenchJob, Comparison, Skipped
 from edgekd.agent.messages import Close, Hello, Load, LogitsArray, answer_in, answering, asked_in, asking
 from edgekd.schema import (
     SchemaError,
     added,
     flag,
     holds,
-    many,
-    maybe,
+    integer,
+    list_of,
+    mapping_of,
     number,
     one_of,
+    optional,
     record,
     sometimes,
-    table,
     text,
-    whole,
-    written,
+    to_json,
 )
 
 
 @dataclass(frozen=True)
 class Leaf:
-    size: int = field(metadata=holds(whole(0, 9)))
-    name: str | None = field(default=None, metadata=added(maybe(text(5))))
+    size: int = field(metadata=holds(integer(0, 9)))
+    name: str | None = field(default=None, metadata=added(optional(text(5))))
     why: str | None = field(default=None, metadata=sometimes(text(5)))
 
     def require_consistent(self, place: str) -> None:
@@ -43,15 +43,15 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Tree:
-    leaves: tuple[Leaf, ...] = field(metadata=holds(many(record(Leaf), 3)))
-    weights: dict[str, float] = field(metadata=holds(table(number(0, 1))))
+    leaves: tuple[Leaf, ...] = field(metadata=holds(list_of(record(Leaf), 3)))
+    weights: dict[str, float] = field(metadata=holds(mapping_of(number(0, 1))))
     kind: str = field(default="oak", metadata=holds(one_of("oak", "elm")))
     dead: bool = field(default=False, metadata=added(flag))
 
 
 def test_what_is_written_is_read_again() -> None:
     tree = Tree((Leaf(1), Leaf(2, "b", "c")), {"a": 0.5}, "elm", dead=True)
-    found = json.loads(json.dumps(written(tree)))
+    found = json.loads(json.dumps(to_json(tree)))
     assert found["leaves"] == [{"size": 1, "name": None}, {"size": 2, "name": "b", "why": "c"}]
     assert record(Tree)(found, "") == tree
 
@@ -83,9 +83,9 @@ def test_what_does_not_fit_is_named_with_its_place(changes: dict[str, Any], word
 
 
 def test_a_comparison_travels_whole() -> None:
-    job = Job("net", Path("net.onnx"), "fp32", image_shape=(3, 8, 8))
-    here = compared(measured(job, [1.0] * 10), Skipped(Job("half", Path("half.onnx"), "fp16"), "n/a: no kernels"))
-    found = json.loads(json.dumps(written(here)))
+    job = BenchJob("net", Path("net.onnx"), "fp32", image_shape=(3, 8, 8))
+    here = compared(measured(job, [1.0] * 10), Skipped(BenchJob("half", Path("half.onnx"), "fp16"), "n/a: no kernels"))
+    found = json.loads(json.dumps(to_json(here)))
     assert record(Comparison)(found, "") == here
     found["results"][1]["job"] = found["results"][0]["job"]
     with pytest.raises(SchemaError, match="another row than those before it"):
@@ -99,7 +99,7 @@ def test_both_ends_of_a_pipe_share_the_keys() -> None:
     asked = asked_in(line, [Hello, Load])
     assert (asked.number, asked.op, asked.request) == (7, "load", request)
     array = LogitsArray("<f4", (1, 3), "AAAA")
-    assert record(LogitsArray)(written(array), "") == array
+    assert record(LogitsArray)(to_json(array), "") == array
     closed = json.loads(json.dumps(answering(asked_in(asking(8, Close(complete=True)), [Close]), Close.answer())))
     assert closed == {"id": 8, "op": "close", "ok": True}
     assert answer_in(closed, Close(complete=True)) == Close.answer()

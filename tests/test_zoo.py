@@ -21,7 +21,7 @@ from edgekd import recipe, state_dict
 from edgekd.export.fidelity import TOLERANCE_FP32, check_parity
 from edgekd.export.graph import read_model
 from edgekd.export.onnx_export import export_fp32
-from edgekd.export.samples import Samples
+from edgekd.export.samples import ExportSamples
 from edgekd.models import artefacts, registry
 from edgekd.models.registry import ArchSpec
 from edgekd.recipe import Recipe
@@ -102,7 +102,7 @@ def distilled(student: str, shape: Shape, ingested: Any, folder: Path, stages: t
         for path in sorted(run.stage("distill").glob("checkpoints/step-*/state.safetensors"))
     ]
     before, after = states
-    network = artefacts.build_student(one_step(teacher, shape, student), artefacts.describe(run))
+    network = artefacts.build_student(one_step(teacher, shape, student), artefacts.description_of(run))
     weights = [name for name, value in network.named_parameters() if value.ndim > 1]
     still = [name for name in weights if torch.equal(before[name], after[name])]
     assert not still, f"{student} did not learn {still}"
@@ -116,7 +116,7 @@ def check_export(run: RunDir, file: Path) -> None:
     One step leaves BatchNorm statistics and a generator under which all answers are almost equal. So the student is
     asked about noise, with the statistics it has on noise.
     """
-    shape = artefacts.describe(run).input_shape
+    shape = artefacts.description_of(run).input_shape
     samples = torch.randn(16, *shape, generator=torch.Generator().manual_seed(1))
     student = reestimate_batchnorm(artefacts.student_network(run), iter([samples]))
     export_fp32(student, shape, file)
@@ -125,7 +125,7 @@ def check_export(run: RunDir, file: Path) -> None:
     assert model.ir_version == 8
     left = {node.op_type for node in model.graph.node} & {"Split", "ReduceMean"}
     assert not left, f"TensorRT 8 misreads {left} of this opset"
-    replayed = Samples.of_run(run, None).draw("zoo", len(samples))
+    replayed = ExportSamples.of_run(run, None).draw("zoo", len(samples))
     assert replayed.shape == samples.shape
     assert replayed.isfinite().all()
     with torch.no_grad():

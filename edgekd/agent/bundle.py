@@ -21,16 +21,28 @@ from edgekd.agent.device.machine import publish
 from edgekd.agent.device.workplace import FileFacts, Workplace
 from edgekd.agent.kernels import RUNTIMES, Runtime
 from edgekd.agent.measure import Tools, require_some
-from edgekd.agent.measurement import Job, Progress, Settings
+from edgekd.agent.measurement import BenchJob, BenchSettings, MeasurementProgress
 from edgekd.agent.messages import LOGITS
 from edgekd.agent.numerics import LogitsCheck
 from edgekd.agent.protocol import entry_point
 from edgekd.agent.refusal import RefusedError
-from edgekd.agent.runners.tensorrt import find
+from edgekd.agent.runners.tensorrt import find_tensorrt
 from edgekd.agent.runners.tensorrt_rules import known
 from edgekd.agent.session import DeviceComparison, DeviceResults
 from edgekd.errors import EdgekdError, MachineError
-from edgekd.schema import NAME, SHA256, TARGET, SchemaError, holds, many, parse_json, record, table, whole, written
+from edgekd.schema import (
+    NAME,
+    SHA256,
+    TARGET,
+    SchemaError,
+    holds,
+    integer,
+    list_of,
+    mapping_of,
+    parse_json,
+    record,
+    to_json,
+)
 from edgekd.text import visible
 
 MANIFEST, FORMAT = "manifest.json", 1
@@ -42,18 +54,18 @@ class Golden:
     """The file of golden inputs, and the logits that the host computed for them, by the file of the model."""
 
     images: str = field(metadata=holds(NAME))
-    logits: dict[str, tuple[tuple[float, ...], ...]] = field(metadata=holds(table(LOGITS)))
+    logits: dict[str, tuple[tuple[float, ...], ...]] = field(metadata=holds(mapping_of(LOGITS)))
 
 
 @dataclass(frozen=True)
 class Manifest:
     """manifest.json of a student.pyz: what it holds and how it is measured."""
 
-    format: int = field(metadata=holds(whole(1, 10**6)))
+    format: int = field(metadata=holds(integer(1, 10**6)))
     run: str = field(metadata=holds(NAME))
-    jobs: tuple[Job, ...] = field(metadata=holds(many(record(Job), 1000)))
-    settings: Settings = field(metadata=holds(record(Settings)))
-    files: tuple[FileFacts, ...] = field(metadata=holds(many(record(FileFacts), 1000)))
+    jobs: tuple[BenchJob, ...] = field(metadata=holds(list_of(record(BenchJob), 1000)))
+    settings: BenchSettings = field(metadata=holds(record(BenchSettings)))
+    files: tuple[FileFacts, ...] = field(metadata=holds(list_of(record(FileFacts), 1000)))
     golden: Golden = field(metadata=holds(record(Golden)))
 
 
@@ -61,11 +73,11 @@ class Manifest:
 class BundleResults(DeviceResults):
     """results.json of a student.pyz."""
 
-    format: int = field(metadata=holds(whole(1, 10**6)))
+    format: int = field(metadata=holds(integer(1, 10**6)))
     run: str = field(metadata=holds(NAME))
     target: str = field(metadata=holds(TARGET))
     manifest_sha256: str = field(metadata=holds(SHA256))
-    files: dict[str, str] = field(metadata=holds(table(SHA256, 1000)))
+    files: dict[str, str] = field(metadata=holds(mapping_of(SHA256, 1000)))
 
 
 def format_of(value: Any) -> Any:
@@ -109,7 +121,7 @@ def _recorded(asked: argparse.Namespace) -> BundleResults:
             temporary.unlink()
         temporary.open("x").close()
         results = _Bundle(asked).run()
-        temporary.write_text(json.dumps(written(results), indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(to_json(results), indent=1) + "\n", encoding="utf-8")
         publish(temporary, output)
     finally:
         if temporary.exists():
@@ -165,12 +177,14 @@ class _Bundle:
         tools = Tools(self.asked.trtexec, str(place.engines), time.time())
         with scratch.folder() as folder:
             self._unpack(folder)
-            runtime: Runtime = self.asked.runtime or ("tensorrt" if known(find(self.asked.trtexec)) else "ort-cpu")
+            runtime: Runtime = self.asked.runtime or (
+                "tensorrt" if known(find_tensorrt(self.asked.trtexec)) else "ort-cpu"
+            )
             bench = self.asked.action == "bench"
             if bench or runtime == "tensorrt":  # answers alone need no lock and no cache
                 place.hold()
             jobs = [replace(job, model=folder / job.model, runtime=runtime) for job in self.manifest.jobs]
-            comparisons = (session.compare(jobs, self.settings, tools, _report),) if bench else ()
+            comparisons = (session.compare_on_device(jobs, self.settings, tools, _report),) if bench else ()
             ready = self._ready(jobs, tools, comparisons)
             return BundleResults(
                 format=FORMAT,
@@ -183,10 +197,10 @@ class _Bundle:
                 energy=self._energy(ready, tools) if bench and not self.asked.no_energy else (),
             )
 
-    def _ready(self, jobs: list[Job], tools: Tools, comparisons: Sequence[DeviceComparison]) -> list[Job]:
+    def _ready(self, jobs: list[BenchJob], tools: Tools, comparisons: Sequence[DeviceComparison]) -> list[BenchJob]:
         """Return the jobs that run here: those that were timed, if any were."""
         if not comparisons:
-            return session.planned(jobs, self.settings, tools)
+            return session.plan_on_device(jobs, self.settings, tools)
         compared = comparisons[0].comparison
         require_some(compared.results)
         for warning in compared.warnings:
@@ -201,7 +215,7 @@ class _Bundle:
                 raise RefusedError("file", f"{one.name} in {entry_point()} is damaged; copy the bundle again")
             (folder / one.name).write_bytes(data)
 
-    def _numerics(self, jobs: list[Job], tools: Tools, folder: Path) -> tuple[LogitsCheck, ...]:
+    def _numerics(self, jobs: list[BenchJob], tools: Tools, folder: Path) -> tuple[LogitsCheck, ...]:
         """Check what can be built here; what cannot is told, and an error only where nothing else can."""
         found: list[LogitsCheck] = []
         failures: list[MachineError] = []
@@ -215,9 +229,11 @@ class _Bundle:
             raise failures[0]
         return tuple(found)
 
-    def _checked(self, job: Job, tools: Tools, folder: Path) -> LogitsCheck:
+    def _checked(self, job: BenchJob, tools: Tools, folder: Path) -> LogitsCheck:
         golden = self.manifest.golden
-        found = session.check(job, self.settings, tools, folder / golden.images, golden.logits[job.model.name])
+        found = session.check_on_device(
+            job, self.settings, tools, folder / golden.images, golden.logits[job.model.name]
+        )
         word = "as on the host" if found.passed else "NOT as on the host"
         difference = "not finite" if found.max_difference is None else f"{found.max_difference:.2g}"
         _say(
@@ -227,15 +243,15 @@ class _Bundle:
         )
         return found
 
-    def _energy(self, jobs: list[Job], tools: Tools) -> tuple[power.Energy | power.NoEnergy, ...]:
-        source = power.find()
+    def _energy(self, jobs: list[BenchJob], tools: Tools) -> tuple[power.Energy | power.NoEnergy, ...]:
+        source = power.find_power_reader()
         if isinstance(source, str):
             return (power.NoEnergy(source),)
         try:
-            return tuple(session.energy(job, self.settings, tools, source) for job in jobs)
+            return tuple(session.energy_on_device(job, self.settings, tools, source) for job in jobs)
         finally:
             source.close()
 
 
-def _report(progress: Progress) -> None:
+def _report(progress: MeasurementProgress) -> None:
     _say(f"bench    {progress.done}/{progress.total} {progress.step} {progress.artefact}")

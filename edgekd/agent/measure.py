@@ -14,15 +14,15 @@ from edgekd.agent.device.environment import Environment
 from edgekd.agent.device.machine import Activity, sha256_of
 from edgekd.agent.kernels import skip_reason
 from edgekd.agent.measurement import (
+    BenchJob,
+    BenchSettings,
     Comparison,
-    Job,
     LoadedFacts,
     Measurement,
+    MeasurementProgress,
     MemoryUse,
     NodeCounts,
-    Progress,
     Round,
-    Settings,
     Skipped,
 )
 from edgekd.agent.messages import CountNodes, Hello, Load, Memory, Observe, TimeRound, WarmedUp, WarmUp
@@ -34,7 +34,7 @@ from edgekd.errors import InputFileError, MachineError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    OnProgress = Callable[[Progress], None]
+    OnProgress = Callable[[MeasurementProgress], None]
 
 _OBSERVED_S = 0.5
 LOAD_TIMEOUT_S = 3600.0
@@ -51,9 +51,9 @@ class Tools:
     """The Unix time from which on engines that were used stay: when the work began."""
 
 
-def measure(
-    jobs: Sequence[Job],
-    settings: Settings,
+def measure_jobs(
+    jobs: Sequence[BenchJob],
+    settings: BenchSettings,
     on_progress: OnProgress | None = None,
     transport: Transport | None = None,
     tools: Tools = Tools(),
@@ -80,24 +80,24 @@ def measure(
         environment = scout.ask(Hello(wants_tensorrt, tools.trtexec)).machine
         before = scout.ask(Observe(_OBSERVED_S))
     planned = plan(jobs, environment)
-    timed = [one for one in planned if isinstance(one, Job)]
+    timed = [one for one in planned if isinstance(one, BenchJob)]
     found = {one.job: one for one in _measure(timed, settings, on_progress, transport, tools, agent)}
-    results = tuple(found[one] if isinstance(one, Job) else one for one in planned)
+    results = tuple(found[one] if isinstance(one, BenchJob) else one for one in planned)
     measured = [one for one in results if isinstance(one, Measurement)]
     doubts = warnings(environment, settings, before, measured)
     return Comparison(transport.target, environment, settings, before, results, doubts)
 
 
-def require_some(results: Sequence[Job | Measurement | Skipped]) -> None:
+def require_some(results: Sequence[BenchJob | Measurement | Skipped]) -> None:
     """Raise `MachineError` with the reasons when nothing of it runs on this machine."""
     reasons = [f"{one.job.label}: {one.reason}" for one in results if isinstance(one, Skipped)]
     if len(reasons) == len(results):
         raise MachineError(f"nothing could be run: {'; '.join(reasons)}.")
 
 
-def plan(jobs: Sequence[Job], environment: Environment) -> list[Job | Skipped]:
+def plan(jobs: Sequence[BenchJob], environment: Environment) -> list[BenchJob | Skipped]:
     """Return what is timed on this machine, one job for each engine of TensorRT, and what is not, with the reason."""
-    planned: list[Job | Skipped] = []
+    planned: list[BenchJob | Skipped] = []
     for job in jobs:
         reason = skip_reason(job.kind, job.runtime, environment)
         if reason is not None:
@@ -109,7 +109,7 @@ def plan(jobs: Sequence[Job], environment: Environment) -> list[Job | Skipped]:
     return planned
 
 
-def _engines(job: Job, environment: Environment) -> list[Job | Skipped]:
+def _engines(job: BenchJob, environment: Environment) -> list[BenchJob | Skipped]:
     if environment.tensorrt is None:
         raise MachineError(MISSING)
     uses = uses_of(job.kind, environment.tensorrt.version)
@@ -119,7 +119,7 @@ def _engines(job: Job, environment: Environment) -> list[Job | Skipped]:
     return [replace(job, artefact=job.artefact + use.suffix, kind=use.kind, flags=use.flags) for use in wanted]
 
 
-def _check(jobs: Sequence[Job]) -> None:
+def _check(jobs: Sequence[BenchJob]) -> None:
     names = [job.label for job in jobs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -130,8 +130,8 @@ def _check(jobs: Sequence[Job]) -> None:
 
 
 def _measure(
-    jobs: Sequence[Job],
-    settings: Settings,
+    jobs: Sequence[BenchJob],
+    settings: BenchSettings,
     on_progress: OnProgress | None,
     transport: Transport,
     tools: Tools,
@@ -139,11 +139,11 @@ def _measure(
 ) -> list[Measurement | Skipped]:
     total, done = len(jobs) * (2 + settings.rounds), 0
 
-    def report(step: str, job: Job) -> None:
+    def report(step: str, job: BenchJob) -> None:
         nonlocal done
         done += 1
         if on_progress is not None:
-            on_progress(Progress(step, job.label, done, total))
+            on_progress(MeasurementProgress(step, job.label, done, total))
 
     with ExitStack() as stack:
         subjects: list[_Subject] = []
@@ -167,7 +167,7 @@ def _measure(
 
 
 @contextmanager
-def _or_skipped(job: Job, skipped: list[Measurement | Skipped]) -> Iterator[None]:
+def _or_skipped(job: BenchJob, skipped: list[Measurement | Skipped]) -> Iterator[None]:
     """Note why an engine cannot be built or started: the others are measured all the same."""
     try:
         yield
@@ -177,7 +177,9 @@ def _or_skipped(job: Job, skipped: list[Measurement | Skipped]) -> Iterator[None
         skipped.append(Skipped(job, "n/a: " + " | ".join(str(error).rstrip(".").splitlines())))
 
 
-def load_request(job: Job, settings: Settings, transport: Transport, tools: Tools, *, spin_wait: bool = True) -> Load:
+def load_request(
+    job: BenchJob, settings: BenchSettings, transport: Transport, tools: Tools, *, spin_wait: bool = True
+) -> Load:
     """Return the request that loads an artefact on its machine; threads that wait may spin, but not for energy."""
     return Load(
         model=transport.place(job.model),
@@ -200,7 +202,9 @@ def load_request(job: Job, settings: Settings, transport: Transport, tools: Tool
 class _Subject:
     """One artefact in its own process, from loading to the last round."""
 
-    def __init__(self, job: Job, settings: Settings, agent: AgentProcess, transport: Transport, tools: Tools) -> None:
+    def __init__(
+        self, job: BenchJob, settings: BenchSettings, agent: AgentProcess, transport: Transport, tools: Tools
+    ) -> None:
         self.job, self._settings, self._agent = job, settings, agent
         self._rounds: list[Round] = []
         self._warm: WarmedUp

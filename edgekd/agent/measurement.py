@@ -11,9 +11,9 @@ from edgekd.agent.device.environment import Environment
 from edgekd.agent.device.machine import Activity
 from edgekd.agent.kernels import ARITHMETIC, KIND, RUNTIME, Arithmetic, Kind, Runtime
 from edgekd.errors import UsageError
-from edgekd.schema import SchemaError, either, flag, holds, many, maybe, number, record, text, whole
+from edgekd.schema import SchemaError, either, flag, holds, integer, list_of, number, optional, record, text
 
-_ROUNDS = whole(2, 10**5)
+_ROUNDS = integer(2, 10**5)
 
 
 def _file(value: Any, place: str) -> Path:
@@ -22,17 +22,17 @@ def _file(value: Any, place: str) -> Path:
 
 
 @dataclass(frozen=True)
-class Job:
+class BenchJob:
     """One artefact to measure; artefact and runtime name it in every result and must be unique in a comparison."""
 
     artefact: str = field(metadata=holds(schema.NAME))
     model: Path = field(metadata=holds(_file))
     kind: Kind = field(default="any", metadata=holds(KIND))
     runtime: Runtime = field(default="ort-cpu", metadata=holds(RUNTIME))
-    image_shape: tuple[int, ...] | None = field(default=None, metadata=holds(maybe(schema.SHAPE)))
+    image_shape: tuple[int, ...] | None = field(default=None, metadata=holds(optional(schema.SHAPE)))
     """C, H, W where the file leaves them open."""
     input_name: str = field(default="input", metadata=holds(text(5000)))
-    declared: tuple[int | None, ...] | None = field(default=None, metadata=holds(maybe(schema.DECLARED)))
+    declared: tuple[int | None, ...] | None = field(default=None, metadata=holds(optional(schema.DECLARED)))
     """N, C, H, W as in the file, None where it leaves them open."""
     flags: tuple[str, ...] = field(default=(), metadata=holds(schema.FLAGS))  # TensorRT's, for the precision
     first_engine: bool = field(default=False, metadata=holds(flag))
@@ -47,7 +47,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Settings:
+class BenchSettings:
     """How each artefact is measured; `min_runs` and `min_seconds` are its totals over all rounds."""
 
     batch: int = field(default=1, metadata=holds(schema.BATCH))
@@ -56,10 +56,10 @@ class Settings:
     min_runs: int = field(default=200, metadata=holds(schema.RUNS))
     min_seconds: float = field(default=2.0, metadata=holds(schema.DURATION_S))
     settle_runs: int = field(default=5, metadata=holds(schema.COUNT))  # untimed, at the start of each round
-    warm_up_window: int = field(default=50, metadata=holds(whole(3, 10**9)))
+    warm_up_window: int = field(default=50, metadata=holds(integer(3, 10**9)))
     warm_up_agreement: float = field(default=0.02, metadata=holds(number(1e-12, 1e6)))
     warm_up_seconds: float = field(default=10.0, metadata=holds(schema.DURATION_S))
-    seed: int = field(default=0, metadata=holds(whole(-(2**63), 2**63)))
+    seed: int = field(default=0, metadata=holds(integer(-(2**63), 2**63)))
     reply_timeout_s: float = field(default=600.0, metadata=holds(schema.DURATION_S))
 
     def __post_init__(self) -> None:
@@ -73,13 +73,13 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Progress:
+class MeasurementProgress:
     """One finished step of a measurement: `done` of `total`."""
 
     step: str = field(metadata=holds(schema.NAME))  # of load, warm-up and round
     artefact: str = field(metadata=holds(text(500)))
-    done: int = field(metadata=holds(whole(1, 10**7)))
-    total: int = field(metadata=holds(whole(1, 10**7)))
+    done: int = field(metadata=holds(integer(1, 10**7)))
+    total: int = field(metadata=holds(integer(1, 10**7)))
 
 
 @dataclass(frozen=True)
@@ -98,27 +98,29 @@ class LoadedFacts:
     size_bytes: int = field(metadata=holds(schema.SIZE_BYTES))
     runtime_version: str = field(metadata=holds(text()))
     provider: str = field(metadata=holds(text()))
-    build_s: float | None = field(metadata=holds(maybe(schema.SECONDS)))
+    build_s: float | None = field(metadata=holds(optional(schema.SECONDS)))
     """Of the engine; None where there is none, or it came from the cache."""
     commands: tuple[str, ...] = field(metadata=holds(schema.COMMANDS))  # of trtexec, as they were run
-    load_ms: float | None = field(metadata=holds(maybe(schema.LOADING_MS)))
-    first_inference_ms: float | None = field(metadata=holds(maybe(schema.LOADING_MS)))
+    load_ms: float | None = field(metadata=holds(optional(schema.LOADING_MS)))
+    first_inference_ms: float | None = field(metadata=holds(optional(schema.LOADING_MS)))
 
 
 @dataclass(frozen=True)
 class MemoryUse:
     """The memory of the process that runs an artefact; a GPU's own memory is not in it."""
 
-    peak_memory_bytes: int | None = field(metadata=holds(maybe(schema.SIZE_BYTES)))
-    baseline_memory_bytes: int | None = field(metadata=holds(maybe(schema.SIZE_BYTES)))  # before the model was loaded
+    peak_memory_bytes: int | None = field(metadata=holds(optional(schema.SIZE_BYTES)))
+    baseline_memory_bytes: int | None = field(
+        metadata=holds(optional(schema.SIZE_BYTES))
+    )  # before the model was loaded
 
 
 @dataclass(frozen=True)
 class NodeCounts:
     """How many compute nodes (Conv, Gemm, MatMul) really ran, and how many of them as integers."""
 
-    integer_nodes: int | None = field(metadata=holds(maybe(schema.COUNT)))
-    compute_nodes: int | None = field(metadata=holds(maybe(schema.COUNT)))
+    integer_nodes: int | None = field(metadata=holds(optional(schema.COUNT)))
+    compute_nodes: int | None = field(metadata=holds(optional(schema.COUNT)))
 
     def require_consistent(self, place: str) -> None:
         """Raise `SchemaError` where there are more integer nodes than nodes."""
@@ -131,17 +133,17 @@ class NodeCounts:
 class Measurement(LoadedFacts, MemoryUse, NodeCounts):
     """One artefact, measured."""
 
-    job: Job = field(metadata=holds(record(Job)))
+    job: BenchJob = field(metadata=holds(record(BenchJob)))
     stable: bool = field(metadata=holds(flag))  # the warm-up settled in time
     warm_up_ms: tuple[float, ...] = field(metadata=holds(schema.WINDOWS_MS))  # the median of each window
-    rounds: tuple[Round, ...] = field(metadata=holds(many(record(Round), 10**5, 2)))
+    rounds: tuple[Round, ...] = field(metadata=holds(list_of(record(Round), 10**5, 2)))
 
 
 @dataclass(frozen=True)
 class Skipped:
     """One artefact that was not timed, with the reason: "n/a: ..."."""
 
-    job: Job = field(metadata=holds(record(Job)))
+    job: BenchJob = field(metadata=holds(record(BenchJob)))
     reason: str = field(metadata=holds(schema.REASON))
 
 
@@ -151,12 +153,12 @@ class Comparison:
 
     target: str = field(metadata=holds(schema.TARGET))
     environment: Environment = field(metadata=holds(record(Environment)))
-    settings: Settings = field(metadata=holds(record(Settings)))
+    settings: BenchSettings = field(metadata=holds(record(BenchSettings)))
     before: Activity = field(metadata=holds(record(Activity)))
     results: tuple[Measurement | Skipped, ...] = field(
-        metadata=holds(many(either("reason", record(Skipped), record(Measurement)), 1000))
+        metadata=holds(list_of(either("reason", record(Skipped), record(Measurement)), 1000))
     )
-    warnings: tuple[str, ...] = field(metadata=holds(many(schema.REASON, 1000)))
+    warnings: tuple[str, ...] = field(metadata=holds(list_of(schema.REASON, 1000)))
 
     @property
     def measurements(self) -> tuple[Measurement, ...]:

@@ -15,15 +15,28 @@ from edgekd.agent.device.environment import Environment
 from edgekd.agent.device.machine import Activity
 from edgekd.agent.device.workplace import FileFacts
 from edgekd.agent.kernels import RUNTIME, Runtime
-from edgekd.agent.measurement import Job, LoadedFacts, MemoryUse, NodeCounts, Progress, Settings
-from edgekd.schema import SchemaError, added, flag, holds, many, maybe, number, record, sometimes, text, whole, written
+from edgekd.agent.measurement import BenchJob, BenchSettings, LoadedFacts, MeasurementProgress, MemoryUse, NodeCounts
+from edgekd.schema import (
+    SchemaError,
+    added,
+    flag,
+    holds,
+    integer,
+    list_of,
+    number,
+    optional,
+    record,
+    sometimes,
+    text,
+    to_json,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PROTOCOL = 2
 _FILE = text(5000)
-_NAMES = many(schema.NAME, 10_000)
+_NAMES = list_of(schema.NAME, 10_000)
 _LONG_TEXT = text(2**28)
 _WORDS_BYTES, _SAMPLE_BYTES, _SHORTEST_S = 2**20, 12, 1e-5
 A = TypeVar("A")
@@ -35,7 +48,7 @@ class Greeting:
 
     protocol: int = field(metadata=holds(schema.COUNT))
     machine: Environment = field(metadata=holds(record(Environment)))
-    agent_sha256: str | None = field(default=None, metadata=added(maybe(schema.SHA256)))
+    agent_sha256: str | None = field(default=None, metadata=added(optional(schema.SHA256)))
     """Of the zip file that it runs from."""
 
 
@@ -44,7 +57,7 @@ class Loaded(LoadedFacts):
     """What was loaded, and the shapes it is run with."""
 
     input_shape: tuple[int, ...] = field(metadata=holds(schema.SHAPE))
-    output_shapes: tuple[tuple[int, ...], ...] = field(metadata=holds(many(many(schema.COUNT, 100), 1000)))
+    output_shapes: tuple[tuple[int, ...], ...] = field(metadata=holds(list_of(list_of(schema.COUNT, 100), 1000)))
 
 
 @dataclass(frozen=True)
@@ -77,7 +90,7 @@ class LogitsArray:
     """The bytes of a C-ordered array."""
 
     dtype: str = field(metadata=holds(schema.NAME))
-    shape: tuple[int, ...] = field(metadata=holds(many(schema.COUNT, 8)))
+    shape: tuple[int, ...] = field(metadata=holds(list_of(schema.COUNT, 8)))
     base64: str = field(metadata=holds(_LONG_TEXT))
 
 
@@ -171,7 +184,7 @@ class Load(Request[Loaded]):
     input_name: str = field(default="input", metadata=added(_FILE))
     declared: tuple[int | None, ...] | None = field(default=None, metadata=sometimes(schema.DECLARED))
     flags: tuple[str, ...] = field(default=(), metadata=added(schema.FLAGS))
-    seed: int = field(default=0, metadata=added(whole(-(2**63), 2**63)))
+    seed: int = field(default=0, metadata=added(integer(-(2**63), 2**63)))
     spin_wait: bool = field(default=True, metadata=added(flag))
     """Whether threads that wait may spin; not where energy is measured."""
     input: str | None = field(default=None, metadata=sometimes(_FILE))  # An .npy file to run it with; else noise
@@ -238,7 +251,7 @@ class CountNodes(Request[Executed]):
     op, answer = "executed", Executed
 
 
-LOGITS = many(many(number(-float("inf"), float("inf")), 10**6), 10**6)
+LOGITS = list_of(list_of(number(-float("inf"), float("inf")), 10**6), 10**6)
 
 
 @dataclass(frozen=True)
@@ -247,7 +260,7 @@ class Open(Request[Missing]):
 
     op, answer = "open", Missing
     key: str = field(metadata=holds(schema.NAME))
-    files: tuple[FileFacts, ...] = field(metadata=holds(many(record(FileFacts), 10_000)))
+    files: tuple[FileFacts, ...] = field(metadata=holds(list_of(record(FileFacts), 10_000)))
 
 
 @dataclass(frozen=True)
@@ -255,21 +268,21 @@ class Verify(Request[Damaged]):
     """Give each of `files` that arrived whole its name; return those that did not."""
 
     op, answer = "verify", Damaged
-    files: tuple[FileFacts, ...] = field(metadata=holds(many(record(FileFacts), 10_000)))
+    files: tuple[FileFacts, ...] = field(metadata=holds(list_of(record(FileFacts), 10_000)))
 
 
 @dataclass(frozen=True)
-class Part(Request[Sealed]):
+class ResumableRequest(Request[Sealed]):
     """A piece of work that is kept there until it has arrived: `jobs` with `settings`."""
 
     answer = Sealed
-    jobs: tuple[Job, ...] = field(metadata=holds(many(record(Job), 1000, 1)))
-    settings: Settings = field(metadata=holds(record(Settings)))
+    jobs: tuple[BenchJob, ...] = field(metadata=holds(list_of(record(BenchJob), 1000, 1)))
+    settings: BenchSettings = field(metadata=holds(record(BenchSettings)))
     trtexec: str | None = field(default=None, metadata=sometimes(_FILE))
 
 
 @dataclass(frozen=True)
-class Measure(Part):
+class Measure(ResumableRequest):
     """Time the jobs as one comparison."""
 
     op = "measure"
@@ -280,7 +293,7 @@ class Measure(Part):
 
 
 @dataclass(frozen=True)
-class Check(Part):
+class Check(ResumableRequest):
     """Compare the logits of the one job with `expected`, for the images of the file `images`."""
 
     op = "check"
@@ -289,7 +302,7 @@ class Check(Part):
 
 
 @dataclass(frozen=True)
-class MeasureEnergy(Part):
+class MeasureEnergy(ResumableRequest):
     """Measure the energy of the one job."""
 
     op = "energy"
@@ -308,22 +321,22 @@ _ENVELOPE = ("id", "op", "ok")
 
 def asking(number: int, request: Request[Any]) -> Any:
     """Return the JSON object that asks for something."""
-    return {"id": number, "op": request.op, **written(request)}
+    return {"id": number, "op": request.op, **to_json(request)}
 
 
-def answering(asked: Asked | None, answer: object) -> Any:
+def answering(asked: ReceivedLine | None, answer: object) -> Any:
     """Return the JSON object that answers, or refuses; None was asked by a line that is no request."""
     envelope = {"id": None} if asked is None else {"id": asked.number, "op": asked.op}
-    return {**envelope, "ok": not isinstance(answer, Refusal), **written(answer)}
+    return {**envelope, "ok": not isinstance(answer, Refusal), **to_json(answer)}
 
 
-def reporting(number: int | None, progress: Progress) -> Any:
+def reporting(number: int | None, progress: MeasurementProgress) -> Any:
     """Return the JSON object that reports progress before the answer."""
-    return {"id": number, "progress": written(progress)}
+    return {"id": number, "progress": to_json(progress)}
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReceivedLine:
     """A line of the near end: a request, why it is none that can be read, or None where it says to quit."""
 
     number: int | None
@@ -331,7 +344,7 @@ class Asked:
     request: Request[Any] | Refusal | None
 
 
-def asked_in(line: Any, served: Sequence[type[Request[Any]]]) -> Asked:
+def asked_in(line: Any, served: Sequence[type[Request[Any]]]) -> ReceivedLine:
     """Return what a line asks for.
 
     Raises:
@@ -340,13 +353,13 @@ def asked_in(line: Any, served: Sequence[type[Request[Any]]]) -> Asked:
     kinds = {kind.op: kind for kind in served}
     if not isinstance(line, dict) or not isinstance(line.get("op"), str) or line["op"] not in (*kinds, "quit"):
         raise SchemaError("a request", line, f"an object with an op of: {', '.join([*kinds, 'quit'])}")
-    number, op = maybe(schema.COUNT)(line.get("id"), "id"), line["op"]
+    number, op = optional(schema.COUNT)(line.get("id"), "id"), line["op"]
     if op == "quit":
-        return Asked(number, op, None)
+        return ReceivedLine(number, op, None)
     try:
-        return Asked(number, op, record(kinds[op])(_body(line), ""))
+        return ReceivedLine(number, op, record(kinds[op])(_body(line), ""))
     except SchemaError as error:
-        return Asked(number, op, Refusal("protocol", str(error)))
+        return ReceivedLine(number, op, Refusal("protocol", str(error)))
 
 
 def reports_progress(line: Any) -> bool:
@@ -354,9 +367,9 @@ def reports_progress(line: Any) -> bool:
     return "progress" in line
 
 
-def progress_in(line: Any) -> Progress:
+def progress_in(line: Any) -> MeasurementProgress:
     """Return the progress that a line reports."""
-    return record(Progress)(line["progress"], "progress")
+    return record(MeasurementProgress)(line["progress"], "progress")
 
 
 def answer_in(line: Any, request: Request[A]) -> A | Refusal:

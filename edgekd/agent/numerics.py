@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from edgekd.agent.kernels import ON_GPU, PRECISION, RUNTIME, TOLERANCES, Precision, Runtime
-from edgekd.agent.measurement import Job
-from edgekd.schema import BATCH, COUNT, NAME, SHARE, SchemaError, flag, holds, maybe, number
+from edgekd.agent.measurement import BenchJob
+from edgekd.schema import BATCH, COUNT, NAME, SHARE, SchemaError, flag, holds, number, optional
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class LogitsCheck:
     runtime: Runtime = field(metadata=holds(RUNTIME))
     precision: Precision = field(metadata=holds(PRECISION))
     tolerance: float = field(metadata=holds(SHARE))
-    max_difference: float | None = field(metadata=holds(maybe(number(0, 1e300))))
+    max_difference: float | None = field(metadata=holds(optional(number(0, 1e300))))
     """As a share of the logits' range; None where they are not finite."""
     images: int = field(metadata=holds(BATCH))
     clear: int = field(metadata=holds(COUNT))  # answers of the host that no tolerated difference can change
@@ -34,7 +34,7 @@ class LogitsCheck:
             raise SchemaError(f"{place}.passed", self.passed, "what max_difference and wrong_answers say")
 
 
-def precision_of(job: Job) -> Precision:
+def precision_of(job: BenchJob) -> Precision:
     """Return the precision whose tolerance holds for an artefact."""
     if job.kind.startswith("int8") or job.arithmetic == "int8":
         return "int8"
@@ -43,7 +43,9 @@ def precision_of(job: Job) -> Precision:
     return "tf32" if job.runtime in ON_GPU and "--noTF32" not in job.flags else "fp32"
 
 
-def compare(job: Job, expected: Sequence[Sequence[float]], found: Sequence[Sequence[float]]) -> LogitsCheck:
+def compare_with_host(
+    job: BenchJob, expected: Sequence[Sequence[float]], found: Sequence[Sequence[float]]
+) -> LogitsCheck:
     """Compare N x K logits of a job with the host's.
 
     It passes when no logit differs by more than the tolerance and the answer is the same wherever the host's two

@@ -18,14 +18,14 @@ from edgekd.agent import messages
 from edgekd.agent.messages import PROTOCOL, Hello, Refusal, Request
 from edgekd.agent.pipes import FloodError, Pipes, SilentError
 from edgekd.errors import EdgekdError, InputFileError, MachineError, RunBusyError, UsageError
-from edgekd.schema import SchemaError, parsed
+from edgekd.schema import SchemaError, loads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
     from edgekd.agent.device.environment import Environment
-    from edgekd.agent.measurement import Progress
+    from edgekd.agent.measurement import MeasurementProgress
 
 A = TypeVar("A")
 ERRORS: dict[str, type[EdgekdError]] = {
@@ -152,7 +152,7 @@ class AgentProcess:
         self,
         request: Request[A],
         *,
-        on_progress: Callable[[Progress], None] | None = None,
+        on_progress: Callable[[MeasurementProgress], None] | None = None,
         timeout_s: float | None = None,
     ) -> A:
         """Send one request and return its answer; `on_progress` gets what is reported before it.
@@ -164,7 +164,7 @@ class AgentProcess:
         """
         number, op, timeout_s = next(self._ids), request.op, timeout_s or self.reply_timeout_s
         end_s = time.monotonic() + timeout_s
-        farthest: Progress | None = None
+        farthest: MeasurementProgress | None = None
         try:
             try:
                 self._pipes.send(json.dumps(messages.asking(number, request)).encode() + b"\n", end_s)
@@ -204,7 +204,7 @@ class AgentProcess:
     def _understood(self, line: bytes, number: int) -> Any:
         """Return the object on a line, None for what a login script prints before the agent starts."""
         try:
-            reply = parsed(line)
+            reply = loads(line)
         except ValueError as error:
             if self._heard or line.startswith(b'{"'):
                 raise SchemaError(f"a line ({error})", line[:200], "an object of JSON") from error
@@ -256,7 +256,7 @@ class AgentProcess:
         return AgentDiedError(f'{self.name}: the agent {how} during "{op}".' + _last_words(said), code, said)
 
 
-def _require_farther(progress: Progress, before: Progress | None) -> None:
+def _require_farther(progress: MeasurementProgress, before: MeasurementProgress | None) -> None:
     """Raise `SchemaError` unless a report of progress is one: farther than the one before, and with an end to it."""
     first, total = (0, progress.total) if before is None else (before.done, before.total)
     if not first < progress.done <= total:

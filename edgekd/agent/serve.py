@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING
 from edgekd.agent import messages, session
 from edgekd.agent.device import jetson, power
 from edgekd.agent.device.machine import governor, installed_runtimes, publish, sha256_of
-from edgekd.agent.device.workplace import Workplace, whole
+from edgekd.agent.device.workplace import Workplace, arrived_whole
 from edgekd.agent.measure import Tools
-from edgekd.agent.measurement import Job, Progress
-from edgekd.agent.messages import Asked, Part, Sealed, reporting
+from edgekd.agent.measurement import BenchJob, MeasurementProgress
+from edgekd.agent.messages import ReceivedLine, ResumableRequest, Sealed, reporting
 from edgekd.agent.protocol import ERRORS, arriving, entry_point
 from edgekd.agent.refusal import RefusedError
 from edgekd.agent.runners import tensorrt
 from edgekd.agent.worker import Replies, Worker, converse
 from edgekd.errors import EdgekdError
-from edgekd.schema import written
+from edgekd.schema import to_json
 
 if TYPE_CHECKING:
     from edgekd.agent.worker import Ops
@@ -70,30 +70,35 @@ class Server:
         damaged = []
         for one in request.files:
             arrived = self.folder / arriving(one.sha256)
-            if whole(arrived, one.sha256):
+            if arrived_whole(arrived, one.sha256):
                 publish(arrived, self.folder / one.name)
-            if not whole(self.folder / one.name, one.sha256):
+            if not arrived_whole(self.folder / one.name, one.sha256):
                 damaged.append(one.name)
         return messages.Damaged(tuple(damaged))
 
     def measure(self, request: messages.Measure) -> Sealed:
         """Time `jobs` with `settings` as one comparison."""
-        return self._part(request, lambda jobs, tools: session.compare(jobs, request.settings, tools, self._report))
+        return self._part(
+            request, lambda jobs, tools: session.compare_on_device(jobs, request.settings, tools, self._report)
+        )
 
     def check(self, request: messages.Check) -> Sealed:
         """Compare the logits of the one job with `expected`, for the images of the file `images`."""
         images = self.folder / request.images
         return self._part(
-            request, lambda jobs, tools: session.check(jobs[0], request.settings, tools, images, request.expected)
+            request,
+            lambda jobs, tools: session.check_on_device(jobs[0], request.settings, tools, images, request.expected),
         )
 
     def energy(self, request: messages.MeasureEnergy) -> Sealed:
         """Measure the energy of the one job; without readable rails say why there is none."""
-        source = power.find()
+        source = power.find_power_reader()
         if isinstance(source, str):
-            return _sealed(json.dumps(written(power.NoEnergy(source))), kept=False)
+            return _sealed(json.dumps(to_json(power.NoEnergy(source))), kept=False)
         try:
-            return self._part(request, lambda jobs, tools: session.energy(jobs[0], request.settings, tools, source))
+            return self._part(
+                request, lambda jobs, tools: session.energy_on_device(jobs[0], request.settings, tools, source)
+            )
         finally:
             source.close()
 
@@ -105,25 +110,25 @@ class Server:
         self._place.release()
         return messages.Done()
 
-    def note(self, asked: Asked) -> None:
+    def note(self, asked: ReceivedLine) -> None:
         """Note which request is being answered, for what is reported before its answer."""
         self._number = asked.number
 
-    def _report(self, progress: Progress) -> None:
+    def _report(self, progress: MeasurementProgress) -> None:
         self._replies.send(reporting(self._number, progress))
 
-    def _part(self, request: Part, work: Callable[[Sequence[Job], Tools], object]) -> Sealed:
+    def _part(self, request: ResumableRequest, work: Callable[[Sequence[BenchJob], Tools], object]) -> Sealed:
         """Return what `work` finds, or what it found before the connection was cut: for equal files, equally set up."""
         jobs = [replace(job, model=self.folder / job.model) for job in request.jobs]
         tools = Tools(request.trtexec, str(self._place.engines), self._begin_s)
-        about = [request.op, written(request), [sha256_of(job.model) for job in jobs], state(jobs, tools)]
+        about = [request.op, to_json(request), [sha256_of(job.model) for job in jobs], state(jobs, tools)]
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         part = self.folder / f"part-{digest[:32]}.json"
         kept = _kept(part)
         if kept is not None:
             return _sealed(kept, kept=True)
         try:
-            text = json.dumps(written(work(jobs, tools)))
+            text = json.dumps(to_json(work(jobs, tools)))
         except EdgekdError as error:
             kind = next((kind for kind, cls in ERRORS.items() if type(error) is cls), "machine")
             raise RefusedError(kind, str(error).rstrip(".")) from error
@@ -146,12 +151,12 @@ class Server:
         }
 
 
-def state(jobs: Sequence[Job], tools: Tools) -> list[object]:
+def state(jobs: Sequence[BenchJob], tools: Tools) -> list[object]:
     """Return what a time depends on besides files and settings and may have been changed since: versions and clocks."""
     board = jetson.facts()
     return [
         installed_runtimes(),
-        written(tensorrt.find(tools.trtexec)) if any(job.runtime == "tensorrt" for job in jobs) else None,
+        to_json(tensorrt.find_tensorrt(tools.trtexec)) if any(job.runtime == "tensorrt" for job in jobs) else None,
         governor(),
         None if board is None else [board.power_mode, board.locked],
     ]

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from edgekd.agent import numerics
 from edgekd.agent.device import jetson, power
 from edgekd.agent.device.jetson import Jetson
-from edgekd.agent.measure import LOAD_TIMEOUT_S, Tools, load_request, measure, plan, require_some
-from edgekd.agent.measurement import Comparison, Job, Settings
+from edgekd.agent.measure import LOAD_TIMEOUT_S, Tools, load_request, measure_jobs, plan, require_some
+from edgekd.agent.measurement import BenchJob, BenchSettings, Comparison
 from edgekd.agent.messages import Hello, Logits, Sustain, Sustained
 from edgekd.agent.numerics import LogitsCheck
 from edgekd.agent.protocol import AgentProcess, Local
 from edgekd.agent.runners.npy import logits_in
-from edgekd.schema import holds, many, maybe, record
+from edgekd.schema import holds, list_of, optional, record
 
 if TYPE_CHECKING:
     from edgekd.agent.device.power import Energy, NoEnergy
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class BoardStates:
     """What a Jetson said before and after a comparison; None where there is none."""
 
-    jetson_before: Jetson | None = field(metadata=holds(maybe(record(Jetson))))
-    jetson_after: Jetson | None = field(metadata=holds(maybe(record(Jetson))))
+    jetson_before: Jetson | None = field(metadata=holds(optional(record(Jetson))))
+    jetson_after: Jetson | None = field(metadata=holds(optional(record(Jetson))))
 
 
 @dataclass(frozen=True)
@@ -43,21 +43,23 @@ class DeviceComparison(BoardStates):
 class DeviceResults:
     """All that was measured on a device."""
 
-    comparisons: tuple[DeviceComparison, ...] = field(metadata=holds(many(record(DeviceComparison), 1000)))
-    energy: tuple[Energy | NoEnergy, ...] = field(metadata=holds(many(power.POWER, 1000)))
-    numerics: tuple[LogitsCheck, ...] = field(metadata=holds(many(record(LogitsCheck), 1000)))
+    comparisons: tuple[DeviceComparison, ...] = field(metadata=holds(list_of(record(DeviceComparison), 1000)))
+    energy: tuple[Energy | NoEnergy, ...] = field(metadata=holds(list_of(power.POWER, 1000)))
+    numerics: tuple[LogitsCheck, ...] = field(metadata=holds(list_of(record(LogitsCheck), 1000)))
 
 
-def compare(jobs: Sequence[Job], settings: Settings, tools: Tools, on_progress: OnProgress) -> DeviceComparison:
+def compare_on_device(
+    jobs: Sequence[BenchJob], settings: BenchSettings, tools: Tools, on_progress: OnProgress
+) -> DeviceComparison:
     """Return one comparison, with what a Jetson says before and after it."""
     before = jetson.facts()
-    comparison = measure(jobs, settings, on_progress, tools=tools)
+    comparison = measure_jobs(jobs, settings, on_progress, tools=tools)
     after = jetson.facts()
     warnings = (*comparison.warnings, *jetson.changes(before, after))
     return DeviceComparison(before, after, replace(comparison, warnings=warnings))
 
 
-def planned(jobs: Sequence[Job], settings: Settings, tools: Tools) -> list[Job]:
+def plan_on_device(jobs: Sequence[BenchJob], settings: BenchSettings, tools: Tools) -> list[BenchJob]:
     """Return the jobs that this device runs: those of `compare`, without timing them.
 
     Raises:
@@ -68,21 +70,23 @@ def planned(jobs: Sequence[Job], settings: Settings, tools: Tools) -> list[Job]:
         environment = scout.ask(Hello(wants_tensorrt, tools.trtexec)).machine
     found = plan(jobs, environment)
     require_some(found)
-    return [one for one in found if isinstance(one, Job)]
+    return [one for one in found if isinstance(one, BenchJob)]
 
 
-def check(job: Job, settings: Settings, tools: Tools, images: Path, expected: Sequence[Sequence[float]]) -> LogitsCheck:
+def check_on_device(
+    job: BenchJob, settings: BenchSettings, tools: Tools, images: Path, expected: Sequence[Sequence[float]]
+) -> LogitsCheck:
     """Compare the logits of one artefact with the host's."""
     with _loaded(job, settings, tools) as agent:
         found = logits_in(agent.ask(Logits(str(images)), timeout_s=LOAD_TIMEOUT_S))
-    return numerics.compare(job, expected, found)
+    return numerics.compare_with_host(job, expected, found)
 
 
-def energy(
-    job: Job,
-    settings: Settings,
+def energy_on_device(
+    job: BenchJob,
+    settings: BenchSettings,
     tools: Tools,
-    source: power.Source,
+    source: power.PowerReader,
     idle_s: float = power.IDLE_S,
     busy_s: float = power.BUSY_S,
 ) -> Energy | NoEnergy:
@@ -92,11 +96,11 @@ def energy(
         def run(seconds: float) -> Sustained:
             return agent.ask(Sustain(seconds), timeout_s=LOAD_TIMEOUT_S)
 
-        return power.energy(job, settings.batch, source, run, idle_s, busy_s)
+        return power.energy_per_run(job, settings.batch, source, run, idle_s, busy_s)
 
 
 @contextmanager
-def _loaded(job: Job, settings: Settings, tools: Tools, *, spin_wait: bool = True) -> Iterator[AgentProcess]:
+def _loaded(job: BenchJob, settings: BenchSettings, tools: Tools, *, spin_wait: bool = True) -> Iterator[AgentProcess]:
     """Yield an agent with a loaded artefact."""
     transport = Local()
     with AgentProcess(job.label, transport.argv(), settings.reply_timeout_s) as agent:

@@ -33,7 +33,7 @@ from edgekd.agent.device.environment import this_machine
 from edgekd.agent.device.machine import Activity, Meter
 from edgekd.agent.kernels import runner_for
 from edgekd.agent.measurement import MemoryUse
-from edgekd.agent.messages import PROTOCOL, Asked, Done, Refusal, Request, answering, asked_in
+from edgekd.agent.messages import PROTOCOL, Done, ReceivedLine, Refusal, Request, answering, asked_in
 from edgekd.agent.refusal import RefusedError
 from edgekd.agent.runners import tensorrt, trtexec
 
@@ -71,7 +71,7 @@ class Worker:
 
     def hello(self, request: messages.Hello) -> messages.Greeting:
         """Say who answers, and with `tensorrt` also which TensorRT is there (trtexec is asked for its version)."""
-        found = tensorrt.find(request.trtexec) if request.tensorrt else None
+        found = tensorrt.find_tensorrt(request.trtexec) if request.tensorrt else None
         return messages.Greeting(PROTOCOL, this_machine(found, jetson.facts()))
 
     def observe(self, request: messages.Observe) -> Activity:
@@ -159,7 +159,7 @@ class Replies:
             remaining = remaining[self._out.write(remaining) :]
 
 
-def answer(line: bytes, ops: Ops, on_asked: Callable[[Asked], None] = lambda _: None) -> Any:
+def serve_request(line: bytes, ops: Ops, on_asked: Callable[[ReceivedLine], None] = lambda _: None) -> Any:
     """Return the reply to one request line, as a JSON object; `on_asked` is told before the work begins."""
     try:
         asked = asked_in(json.loads(line), list(ops))
@@ -192,7 +192,10 @@ def _read_requests(lines: queue.Queue[bytes], silence_s: float | None) -> None:
 
 
 def converse(
-    replies: Replies, ops: Ops, silence_s: float | None = None, on_asked: Callable[[Asked], None] = lambda _: None
+    replies: Replies,
+    ops: Ops,
+    silence_s: float | None = None,
+    on_asked: Callable[[ReceivedLine], None] = lambda _: None,
 ) -> int:
     """Serve requests until `quit`, the end of stdin, or `silence_s` without a line: a network ends without a word."""
     for number in (signal.SIGINT, signal.SIGHUP):  # they reach the whole group; the parent decides
@@ -200,7 +203,7 @@ def converse(
     lines: queue.Queue[bytes] = queue.Queue()
     threading.Thread(target=_read_requests, args=(lines, silence_s), daemon=True).start()
     while True:
-        reply = answer(lines.get(), ops, on_asked)
+        reply = serve_request(lines.get(), ops, on_asked)
         replies.send(reply)
         if reply.get("op") == "quit":
             return 0

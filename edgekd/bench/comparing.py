@@ -9,10 +9,9 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from edgekd.agent.measurement import Comparison, Settings
-from edgekd.bench import rows as tables
-from edgekd.bench.results import Results, Samples
-from edgekd.bench.rows import ROW, Row, SkippedRow
+from edgekd.agent.measurement import BenchSettings, Comparison
+from edgekd.bench.results import LatencySamples, Results
+from edgekd.bench.rows import ROW, Row, SkippedRow, rows_of_comparison
 from edgekd.bench.verdict import verdict
 from edgekd.export.ort_session import PRECISION, integer_node_share
 from edgekd.recipe import BenchTable
@@ -20,14 +19,14 @@ from edgekd.run.cards.exported import AgreementCard
 from edgekd.run.cards.judged import EvaluationCard
 from edgekd.run.cards.record import Record
 from edgekd.run.directory import RunDir
-from edgekd.run.left_out import LeftOut
-from edgekd.schema import many
+from edgekd.run.unreadable import UnreadableFiles
+from edgekd.schema import list_of
 
 
-def settings_of(table: BenchTable) -> list[Settings]:
+def settings_of(table: BenchTable) -> list[BenchSettings]:
     """Return the settings of each comparison that a recipe asks for."""
     each = {"rounds": table.rounds, "min_runs": table.min_runs, "min_seconds": table.min_seconds}
-    return [Settings(batch=batch, threads=threads, **each) for batch in table.batch for threads in table.threads]  # type: ignore[arg-type]
+    return [BenchSettings(batch=batch, threads=threads, **each) for batch in table.batch for threads in table.threads]  # type: ignore[arg-type]
 
 
 def results_of(comparisons: Sequence[Comparison], folder: Path, run: RunDir | None) -> Results:
@@ -35,7 +34,7 @@ def results_of(comparisons: Sequence[Comparison], folder: Path, run: RunDir | No
     results: list[Row | SkippedRow] = []
     warnings: list[str] = []
     for comparison in comparisons:
-        results += [_by_its_own_rules(row, folder) for row in tables.rows(comparison)]
+        results += [_by_its_own_rules(row, folder) for row in rows_of_comparison(comparison)]
         found_here = [*comparison.warnings, *_saturation(comparison)]
         warnings += [warning for warning in found_here if warning not in warnings]
     return Results(
@@ -70,15 +69,17 @@ def _by_its_own_rules(row: Row | SkippedRow, folder: Path) -> Row | SkippedRow:
 
 def rows_of(results: Sequence[Mapping[str, JsonValue]]) -> list[Row | SkippedRow]:
     """Return the rows that a JSON file holds; raise `SchemaError` where it holds something else."""
-    return list(many(ROW, 10_000)(results, "results"))
+    return list(list_of(ROW, 10_000)(results, "results"))
 
 
-def verdicts(rows: Sequence[Row | SkippedRow], run: RunDir | None, left_out: LeftOut | None = None) -> dict[str, str]:
+def verdicts(
+    rows: Sequence[Row | SkippedRow], run: RunDir | None, left_out: UnreadableFiles | None = None
+) -> dict[str, str]:
     """Return one sentence for each comparison and runtime, with what is known of accuracy by now.
 
     What is known in a file that cannot be read is left out, and named.
     """
-    left_out = LeftOut() if left_out is None else left_out
+    left_out = UnreadableFiles() if left_out is None else left_out
     found: dict[str, str] = {}
     several = len({row.runtime for row in rows}) > 1
     known, agreed = None, None
@@ -137,10 +138,10 @@ def _hashes(run: RunDir) -> dict[str, str]:
     return hashes
 
 
-def samples_of(comparison: Comparison) -> Samples:
+def samples_of(comparison: Comparison) -> LatencySamples:
     """Return settings and every sample of a comparison, by round."""
     rounds = {found.job.label: tuple(one.samples_ms for one in found.rounds) for found in comparison.measurements}
-    return Samples(comparison.settings, rounds)
+    return LatencySamples(comparison.settings, rounds)
 
 
 def folder_of(target: str) -> str:

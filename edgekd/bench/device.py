@@ -18,23 +18,32 @@ from edgekd.agent.device.machine import sha256_of
 from edgekd.agent.device.power import Energy, NoEnergy
 from edgekd.agent.device.workplace import FileFacts
 from edgekd.agent.kernels import Runtime, kind_of
-from edgekd.agent.measure import measure, require_some
-from edgekd.agent.measurement import Comparison, Job, Settings
+from edgekd.agent.measure import measure_jobs, require_some
+from edgekd.agent.measurement import BenchJob, BenchSettings, Comparison
 from edgekd.agent.numerics import LogitsCheck
-from edgekd.agent.runners import tensorrt_rules as rules
+from edgekd.agent.runners import tensorrt_rules
 from edgekd.agent.runners.tensorrt import MISSING
+from edgekd.agent.runners.tensorrt_rules import OLDEST_WITH_WORDS
 from edgekd.agent.session import BoardStates, DeviceComparison, DeviceResults
 from edgekd.bench import comparing, golden, measuring, pack, remote
-from edgekd.bench import results as results_files
-from edgekd.bench.results import ENVIRONMENT, JETSON, RESULTS, SAMPLES, Results
-from edgekd.bench.students import Measurer
+from edgekd.bench.results import (
+    ENVIRONMENT,
+    JETSON,
+    RESULTS,
+    SAMPLES,
+    Results,
+    read_bundle,
+    require_publishable,
+    write_results,
+)
+from edgekd.bench.sized_students import Measurer
 from edgekd.errors import GateError, InputFileError, MachineError, UsageError
 from edgekd.export.ort_session import PRECISION
 from edgekd.recipe import BenchTable
 from edgekd.run.cards.record import Record
 from edgekd.run.directory import RunDir
 from edgekd.run.files import digest
-from edgekd.schema import written
+from edgekd.schema import to_json
 from edgekd.stopping import Stop
 
 if TYPE_CHECKING:
@@ -95,11 +104,11 @@ def on_device(
 def runtime_of(environment: Environment, host: remote.Host) -> Runtime:
     """Return what a device has: a TensorRT whose flags are known before ONNX Runtime."""
     found = environment.tensorrt
-    if rules.known(found):
+    if tensorrt_rules.known(found):
         return "tensorrt"
     if environment.runtime_packages and environment.numpy:
         return "ort-cpu"
-    why = MISSING if found is None else f"TensorRT {found.version} is installed; {rules.OLDEST_WITH_WORDS}"
+    why = MISSING if found is None else f"TensorRT {found.version} is installed; {OLDEST_WITH_WORDS}"
     raise MachineError(
         f"{host.address} has nothing to run a model with: {why}; or, for ONNX Runtime on its CPU: "
         f"{environment.executable} -m pip install numpy onnxruntime"
@@ -119,20 +128,20 @@ def published(run: RunDir | None, target: str, folder: Path, found: DeviceResult
         energy_note="; ".join(absent),
         warnings=(*results.warnings, *(_sentence(one) for one in found.numerics if not one.passed)),
     )
-    results_files.require(RESULTS, results)
+    require_publishable(RESULTS, results)
     if run is None:
         return results
     with run.publish(comparing.folder_of(target)) as (place, record):
         if comparisons:
-            results_files.write(place / ENVIRONMENT, comparisons[0].environment)
-        results_files.write(place / SAMPLES, [comparing.samples_of(one) for one in comparisons])
+            write_results(place / ENVIRONMENT, comparisons[0].environment)
+        write_results(place / SAMPLES, [comparing.samples_of(one) for one in comparisons])
         states = [BoardStates(one.jetson_before, one.jetson_after) for one in found.comparisons]
-        results_files.write(place / JETSON, states)
-        results_files.write(place / RESULTS, results)
+        write_results(place / JETSON, states)
+        write_results(place / RESULTS, results)
         exported, names = Record.read(run.stage("export")), _measured_files(found)
         outputs = {} if exported is None else exported.outputs
         inputs = {f"export/{name}": outputs[name] for name in sorted(names & outputs.keys())}
-        key = digest([target, written(results)])
+        key = digest([target, to_json(results)])
         record |= {"stage": "bench", "version": 1, "key": key, "inputs": inputs, "recipe_slice": {}}
     return results
 
@@ -162,7 +171,7 @@ def refuse_wrong_numbers(numerics: Sequence[LogitsCheck]) -> None:
 
 
 @dataclass(frozen=True)
-class Bundle:
+class WrittenBundle:
     """A bundle that was written."""
 
     file: str
@@ -170,7 +179,7 @@ class Bundle:
     sha256: str
 
 
-def write_bundle(run_name: str, files: Sequence[Path], table: BenchTable, output: Path) -> Bundle:
+def write_bundle(run_name: str, files: Sequence[Path], table: BenchTable, output: Path) -> WrittenBundle:
     """Write student.pyz: the files, the agent, golden inputs (seeded noise) and this machine's logits for them."""
     jobs = [golden.described(job) for job in measuring.jobs_of(files, ("ort-cpu",))]
     known = golden.signature(files[0])
@@ -185,7 +194,9 @@ def write_bundle(run_name: str, files: Sequence[Path], table: BenchTable, output
         files=tuple(
             FileFacts(name, hashlib.sha256(data).hexdigest(), size_bytes=len(data)) for name, data in content.items()
         ),
-        golden=Golden("golden.npy", {file.name: tuple(map(tuple, golden.logits(file, images))) for file in files}),
+        golden=Golden(
+            "golden.npy", {file.name: tuple(map(tuple, golden.reference_logits(file, images))) for file in files}
+        ),
     )
     data = pack.bundle_zip(manifest, content)
     if output.exists() and not pack.is_bundle(output):
@@ -200,7 +211,7 @@ def write_bundle(run_name: str, files: Sequence[Path], table: BenchTable, output
         raise MachineError(
             f"{output} cannot be written ({error.strerror}); choose another place with --output."
         ) from error
-    return Bundle(str(output), len(data), hashlib.sha256(data).hexdigest())
+    return WrittenBundle(str(output), len(data), hashlib.sha256(data).hexdigest())
 
 
 def import_results(run: RunDir, file: Path) -> Results:
@@ -209,7 +220,7 @@ def import_results(run: RunDir, file: Path) -> Results:
     Raises:
         InputFileError: it is no such file, or of other files than the run's.
     """
-    found = results_files.read_bundle(file)
+    found = read_bundle(file)
     exported = Record.read(run.stage("export"))
     here = {} if exported is None else exported.outputs
     measured = [one for made in found.comparisons for one in made.comparison.measurements]
@@ -229,11 +240,13 @@ def measurer_on(host: remote.Host | None, stop: Stop) -> Iterator[tuple[Measurer
     """Yield a way to measure jobs one after the other, and the runtime to measure them in: there, or here."""
     asked = partial(stop.raise_if_requested, "measuring students")
     if host is None:
-        yield partial(measure, while_waiting=asked), "ort-cpu"
+        yield partial(measure_jobs, while_waiting=asked), "ort-cpu"
         return
     with host.session("students", console.say, while_waiting=asked) as session:
 
-        def there(jobs: Sequence[Job], settings: Settings, on_progress: OnProgress | None = None) -> Comparison:
+        def there(
+            jobs: Sequence[BenchJob], settings: BenchSettings, on_progress: OnProgress | None = None
+        ) -> Comparison:
             known = [golden.described(job) for job in jobs]
             session.put([job.model for job in known])
             return session.compare(known, settings, on_progress)

@@ -14,13 +14,13 @@ from edgekd.agent.device.power import POWER, Energy, NoEnergy
 from edgekd.agent.device.workplace import FileFacts
 from edgekd.agent.kernels import TOLERANCES
 from edgekd.agent.measure import LOAD_TIMEOUT_S
-from edgekd.agent.measurement import Comparison, Job, Measurement, Settings
-from edgekd.agent.messages import Check, Close, Hello, Measure, MeasureEnergy, Open, Part, Verify
+from edgekd.agent.measurement import BenchJob, BenchSettings, Comparison, Measurement
+from edgekd.agent.messages import Check, Close, Hello, Measure, MeasureEnergy, Open, ResumableRequest, Verify
 from edgekd.agent.numerics import LogitsCheck, precision_of
 from edgekd.agent.protocol import AgentProcess, arriving
 from edgekd.agent.session import DeviceComparison
 from edgekd.errors import MachineError
-from edgekd.schema import SchemaError, parsed, record
+from edgekd.schema import SchemaError, loads, record
 
 if TYPE_CHECKING:
     from edgekd.agent.measure import OnProgress
@@ -33,7 +33,7 @@ _FAREWELL_TIMEOUT_S = 60.0
 Say = Callable[[str], None]
 
 
-class Session:
+class DeviceSession:
     """A device that is held, and its work folder."""
 
     def __init__(
@@ -80,7 +80,7 @@ class Session:
             raise self._process.unfit(op, SchemaError(key, strange.pop(), "a file that was asked for"))
 
     def measure(
-        self, jobs: Sequence[Job], settings: Settings, on_progress: OnProgress | None = None
+        self, jobs: Sequence[BenchJob], settings: BenchSettings, on_progress: OnProgress | None = None
     ) -> DeviceComparison:
         """Return one comparison as it was made there, with a Jetson's state before and after."""
         read = record(DeviceComparison)
@@ -98,11 +98,15 @@ class Session:
                 raise MachineError(f"{self._host.address} measured another {name} than this one.")
         return replace(found, comparison=replace(found.comparison, target=self._host.address))
 
-    def compare(self, jobs: Sequence[Job], settings: Settings, on_progress: OnProgress | None = None) -> Comparison:
+    def compare(
+        self, jobs: Sequence[BenchJob], settings: BenchSettings, on_progress: OnProgress | None = None
+    ) -> Comparison:
         """Return one comparison, as `measure` does here."""
         return self.measure(jobs, settings, on_progress).comparison
 
-    def check(self, job: Job, settings: Settings, images: str, expected: Sequence[Sequence[float]]) -> LogitsCheck:
+    def check(
+        self, job: BenchJob, settings: BenchSettings, images: str, expected: Sequence[Sequence[float]]
+    ) -> LogitsCheck:
         """Return how the logits there differ from those of here."""
         read, precision = record(LogitsCheck), precision_of(job)
 
@@ -118,7 +122,7 @@ class Session:
         rows = tuple(tuple(row) for row in expected)
         return self._part(Check((job,), settings, self._trtexec, images, rows), asked)
 
-    def energy(self, job: Job, settings: Settings) -> Energy | NoEnergy:
+    def energy(self, job: BenchJob, settings: BenchSettings) -> Energy | NoEnergy:
         """Return the energy of one artefact there, or why there is none."""
 
         def asked(value: object, place: str) -> Energy | NoEnergy:
@@ -137,12 +141,12 @@ class Session:
         """Remove the work folder there; engines stay."""
         self._process.ask(Close(complete=True), timeout_s=_FAREWELL_TIMEOUT_S)
 
-    def _part(self, request: Part, read: Read[T], on_progress: OnProgress | None = None) -> T:
+    def _part(self, request: ResumableRequest, read: Read[T], on_progress: OnProgress | None = None) -> T:
         sealed = self._process.ask(request, timeout_s=LOAD_TIMEOUT_S, on_progress=on_progress)
         if hashlib.sha256(sealed.text.encode()).hexdigest() != sealed.sha256:
             raise MachineError(f"a result of {self._host.address} did not arrive whole; give the same command again.")
         try:
-            found = read(parsed(sealed.text), "")
+            found = read(loads(sealed.text), "")
         except ValueError as error:
             raise self._process.unfit(request.op, error) from error
         if sealed.kept:
@@ -156,7 +160,7 @@ def _require_equal(name: str, found: object, wanted: object) -> None:
         raise SchemaError(name, found, f"{wanted}, as it was asked for")
 
 
-def _require_asked(comparison: Comparison, jobs: Sequence[Job], settings: Settings) -> None:
+def _require_asked(comparison: Comparison, jobs: Sequence[BenchJob], settings: BenchSettings) -> None:
     """Raise `SchemaError` unless a comparison is of these jobs, each once or, in TensorRT, once an engine."""
     _require_equal("settings", comparison.settings, settings)
     asked = [replace(job, model=Path(job.model.name)) for job in jobs]
@@ -169,7 +173,7 @@ def _require_asked(comparison: Comparison, jobs: Sequence[Job], settings: Settin
         raise SchemaError(f"the result of {absent[0].label}")
 
 
-def _engine_of(asked: Job, found: Job) -> Job:
+def _engine_of(asked: BenchJob, found: BenchJob) -> BenchJob:
     """Return what a job is called once TensorRT has made an engine of it."""
     if found.runtime != "tensorrt":
         return asked

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from edgekd.agent.kernels import INTEGER_OPS, Arithmetic, kind_of
-from edgekd.agent.measurement import Job
+from edgekd.agent.measurement import BenchJob
 from edgekd.agent.messages import LogitsArray
 from edgekd.agent.runners.inputs import noise
 from edgekd.errors import InputFileError, UsageError
@@ -89,7 +89,7 @@ def _written(shape: tuple[int | None, ...]) -> str:
     return "x".join("?" if size is None else str(size) for size in shape)
 
 
-def described(job: Job) -> Job:
+def described(job: BenchJob) -> BenchJob:
     """Return the job with what a device needs to know of its input."""
     known = signature(job.model, job.image_shape)
     return replace(
@@ -115,7 +115,7 @@ def to_npy(array: NDArray[Any]) -> bytes:
     return stream.getvalue()
 
 
-def logits(file: Path, inputs: NDArray[Any]) -> list[list[float]]:
+def reference_logits(file: Path, inputs: NDArray[Any]) -> list[list[float]]:
     """Return the N x K logits of an ONNX file in ONNX Runtime on this CPU, by the rules of the file's own target."""
     kind, known = kind_of(file.name), signature(file, inputs.shape[1:])
     session = ort_session.open_for_target(file, kind)
@@ -125,7 +125,7 @@ def logits(file: Path, inputs: NDArray[Any]) -> list[list[float]]:
     return rows
 
 
-def write_files(jobs: Sequence[Job], folder: Path) -> dict[Path, tuple[Path, list[list[float]]]]:
+def write_files(jobs: Sequence[BenchJob], folder: Path) -> dict[Path, tuple[Path, list[list[float]]]]:
     """Write the golden inputs of each model, one file an input type and size; return them with the host's logits."""
     found: dict[Path, tuple[Path, list[list[float]]]] = {}
     for job in jobs:
@@ -137,7 +137,7 @@ def write_files(jobs: Sequence[Job], folder: Path) -> dict[Path, tuple[Path, lis
         file = folder / f"golden-{known.dtype}-{size}.npy"
         if not file.is_file():
             file.write_bytes(to_npy(inputs))
-        found[job.model] = (file, logits(job.model, inputs))
+        found[job.model] = (file, reference_logits(job.model, inputs))
     return found
 
 

@@ -22,7 +22,7 @@ _THINNED = 4000  # samples of an artefact that enter a bootstrap; the median nee
 
 
 @dataclass(frozen=True)
-class Summary:
+class LatencySummary:
     """The distribution of one artefact's latency; throughput is in images, the rest in milliseconds a run."""
 
     n: int = field(metadata=holds(RUNS))
@@ -46,12 +46,12 @@ class Estimate:
     high: float
 
 
-def summarise(rounds: Rounds, batch: int) -> Summary:
+def summarize(rounds: Rounds, batch: int) -> LatencySummary:
     """Summarise the samples of all rounds, in ms; std is that of the population."""
     samples = np.concatenate([np.asarray(one, dtype=np.float64) for one in rounds])
     p50, p90, p95, p99 = (float(value) for value in np.percentile(samples, [50, 90, 95, 99]))
     mean = float(samples.mean())
-    return Summary(
+    return LatencySummary(
         n=len(samples),
         min_ms=float(samples.min()),
         mean_ms=mean,

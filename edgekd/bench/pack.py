@@ -12,7 +12,7 @@ import edgekd
 from edgekd import agent, cpus, errors, locking, schema, text
 from edgekd.agent.bundle import MANIFEST, Manifest
 from edgekd.agent.device.files import open_regular
-from edgekd.schema import written
+from edgekd.schema import to_json
 
 MAIN = """import sys
 import zipfile
@@ -54,7 +54,7 @@ def bundle_zip(manifest: Manifest, files: Mapping[str, bytes]) -> bytes:
     """Return a bundle: the agent, a manifest and the files it names."""
     code = {name: source.encode() for name, source in travellers().items()}
     data = {f"files/{name}": content for name, content in files.items()}
-    return _zip({**code, MANIFEST: json.dumps(written(manifest), indent=1, sort_keys=True).encode(), **data})
+    return _zip({**code, MANIFEST: json.dumps(to_json(manifest), indent=1, sort_keys=True).encode(), **data})
 
 
 def is_bundle(path: Path) -> bool:

@@ -19,7 +19,7 @@ from edgekd.agent.device import scratch
 from edgekd.agent.device.files import real
 from edgekd.agent.protocol import AgentDiedError, AgentProcess
 from edgekd.bench import pack, ssh
-from edgekd.bench.device_session import Say, Session
+from edgekd.bench.device_session import DeviceSession, Say
 from edgekd.errors import EdgekdError, GateError, InputFileError, MachineError, RunBusyError, UsageError
 
 OPTIONS = ("BatchMode=yes", "ConnectTimeout=15", "ServerAliveInterval=10", "ServerAliveCountMax=6")
@@ -110,7 +110,7 @@ class Host:
     @contextmanager
     def session(
         self, key: str, say: Say, *, tensorrt: bool = True, while_waiting: Callable[[], None] = lambda: None
-    ) -> Iterator[Session]:
+    ) -> Iterator[DeviceSession]:
         """Hold the device for the work of `key`, which any text may be; with `tensorrt` look which one is there.
 
         `while_waiting` is called twice a second while the device works, and may raise: an engine may take minutes.
@@ -135,7 +135,7 @@ class Host:
         start = f"mv -f {temporary} {folder}/{AGENT} && exec {shlex.quote(self.python)} {folder}/{AGENT} serve"
         argv = self.ssh(start)
         with AgentProcess(self.address, argv, 600.0, detached=True, while_waiting=while_waiting) as process:
-            session = Session(self, process, key, folder, say, while_waiting)
+            session = DeviceSession(self, process, key, folder, say, while_waiting)
             try:
                 session.begin(digest, tensorrt=tensorrt)
                 yield session
@@ -155,7 +155,7 @@ class Host:
             MachineError: it cannot be reached, or has no Python.
             RunBusyError: a bench is under way there.
         """
-        ran = ssh.run(
+        ran = ssh.run_program(
             self.ssh(f"{shlex.quote(self.python)} -c {shlex.quote(_CLEAN)}"),
             _PROBE_TIMEOUT_S,
             self.address,
@@ -173,7 +173,7 @@ class Host:
     def _probe(self, key: str, needed_bytes: int, while_waiting: Callable[[], None]) -> None:
         python = shlex.quote(self.python)
         script = _PROBE.format(key=key, python=python)
-        ran = ssh.run(self.ssh(f"sh -c {shlex.quote(script)}"), _PROBE_TIMEOUT_S, self.address, while_waiting)
+        ran = ssh.run_program(self.ssh(f"sh -c {shlex.quote(script)}"), _PROBE_TIMEOUT_S, self.address, while_waiting)
         if ran.returncode == _SSH_FAILED:
             raise self.failure(ran.stderr)
         said = dict(re.findall(r"^edgekd (\w+) (\S+)\s*$", ran.stdout, re.MULTILINE))
@@ -202,7 +202,7 @@ class Host:
 
     def copy(self, file: Path, place: str, while_waiting: Callable[[], None]) -> None:
         """Copy a file to a place below the home directory there."""
-        ran = ssh.run(self.scp(file, place), _COPY_TIMEOUT_S, self.address, while_waiting)
+        ran = ssh.run_program(self.scp(file, place), _COPY_TIMEOUT_S, self.address, while_waiting)
         if ran.returncode != 0:
             if any(word in ran.stderr for word in ("No space left", "Failure", "quota", "File too large")):
                 raise self._full(0, ran.stderr)

@@ -12,13 +12,26 @@ from edgekd.agent.bundle import FORMAT, BundleResults, format_of
 from edgekd.agent.device.environment import Environment
 from edgekd.agent.device.files import open_regular
 from edgekd.agent.device.power import Energy
-from edgekd.agent.measurement import Settings
+from edgekd.agent.measurement import BenchSettings
 from edgekd.agent.numerics import LogitsCheck
 from edgekd.agent.session import BoardStates
 from edgekd.bench.rows import ROW, Row, SkippedRow
 from edgekd.errors import InputFileError, MachineError
 from edgekd.run.files import write_json
-from edgekd.schema import SchemaError, added, flag, holds, many, maybe, parsed, record, sometimes, table, whole, written
+from edgekd.schema import (
+    SchemaError,
+    added,
+    flag,
+    holds,
+    integer,
+    list_of,
+    loads,
+    mapping_of,
+    optional,
+    record,
+    sometimes,
+    to_json,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,17 +48,19 @@ T = TypeVar("T")
 class Results:
     """results.json: rows, verdicts and warnings, and what else is known of a device."""
 
-    target: str | None = field(metadata=holds(maybe(schema.TARGET)))
-    results: tuple[Row | SkippedRow, ...] = field(metadata=holds(many(ROW, 10_000)))
-    verdicts: dict[str, str] = field(metadata=holds(table(schema.REASON, 10_000)))
-    warnings: tuple[str, ...] = field(metadata=holds(many(schema.REASON, 10_000)))
+    target: str | None = field(metadata=holds(optional(schema.TARGET)))
+    results: tuple[Row | SkippedRow, ...] = field(metadata=holds(list_of(ROW, 10_000)))
+    verdicts: dict[str, str] = field(metadata=holds(mapping_of(schema.REASON, 10_000)))
+    warnings: tuple[str, ...] = field(metadata=holds(list_of(schema.REASON, 10_000)))
     data_free: bool | None = field(default=None, metadata=sometimes(flag))
     """None where there is no run to ask."""
-    numerics: tuple[LogitsCheck, ...] | None = field(default=None, metadata=sometimes(many(record(LogitsCheck), 1000)))
-    energy: tuple[Energy, ...] | None = field(default=None, metadata=sometimes(many(record(Energy), 1000)))
+    numerics: tuple[LogitsCheck, ...] | None = field(
+        default=None, metadata=sometimes(list_of(record(LogitsCheck), 1000))
+    )
+    energy: tuple[Energy, ...] | None = field(default=None, metadata=sometimes(list_of(record(Energy), 1000)))
     energy_note: str | None = field(default=None, metadata=sometimes(schema.REASON))
     """Why there is no energy, of some artefacts or of all."""
-    schema: int = field(default=SCHEMA, metadata=added(whole(1, SCHEMA)))
+    schema: int = field(default=SCHEMA, metadata=added(integer(1, SCHEMA)))
 
     def require_consistent(self, place: str) -> None:
         """Raise `SchemaError` unless references are there and speedups whole: what a verdict is made from."""
@@ -61,36 +76,36 @@ class Results:
 
 
 @dataclass(frozen=True)
-class Samples:
+class LatencySamples:
     """Every sample of a comparison, by artefact and round: one item of samples.json."""
 
-    settings: Settings = field(metadata=holds(record(Settings)))
+    settings: BenchSettings = field(metadata=holds(record(BenchSettings)))
     samples_ms: dict[str, tuple[tuple[float, ...], ...]] = field(
-        metadata=holds(table(many(schema.SAMPLES_MS, 10**5, 1)))
+        metadata=holds(mapping_of(list_of(schema.SAMPLES_MS, 10**5, 1)))
     )
 
 
 RESULTS, SAMPLES, ENVIRONMENT, JETSON = "results.json", "samples.json", "environment.json", "jetson.json"
 _FILES: dict[str, Read[Any]] = {
     RESULTS: record(Results),
-    SAMPLES: many(record(Samples), 10_000),
+    SAMPLES: list_of(record(LatencySamples), 10_000),
     ENVIRONMENT: record(Environment),
-    JETSON: many(record(BoardStates), 10_000),
+    JETSON: list_of(record(BoardStates), 10_000),
 }
 
 
-def require(name: str, value: Any) -> None:
+def require_publishable(name: str, value: Any) -> None:
     """Raise `MachineError` unless a value may be published as the file of this name: a measurement made it."""
     try:
-        _FILES[name](written(value), "")
+        _FILES[name](to_json(value), "")
     except SchemaError as error:
         raise MachineError(f"what was measured makes no sense, and nothing is published: {name}: {error}.") from error
 
 
-def write(file: Path, value: object) -> None:
+def write_results(file: Path, value: object) -> None:
     """Write one of these files, once it is known to hold what belongs there."""
-    require(file.name, value)
-    write_json(file, written(value))
+    require_publishable(file.name, value)
+    write_json(file, to_json(value))
 
 
 def read_results(file: Path) -> Results:
@@ -102,9 +117,9 @@ def read_results(file: Path) -> Results:
     return _read(file, _results)
 
 
-def read_samples(file: Path) -> Sequence[Samples]:
+def read_samples(file: Path) -> Sequence[LatencySamples]:
     """Read a samples.json."""
-    return _read(file, many(record(Samples), 10_000))
+    return _read(file, list_of(record(LatencySamples), 10_000))
 
 
 def read_environment(file: Path) -> Environment:
@@ -163,4 +178,4 @@ def _parsed(file: Path) -> Any:
         raise InputFileError(f"{file} cannot be read ({error.strerror}).") from error
     if len(data) > _MOST_BYTES:
         raise ValueError(f"it is longer than {_MOST_BYTES:,} bytes")
-    return parsed(data)
+    return loads(data)

@@ -6,15 +6,15 @@ from dataclasses import asdict, dataclass, field, replace
 
 from edgekd import schema
 from edgekd.agent.kernels import KIND, PROVIDERS, REALLY_INT8, RUNTIME, Kind, Runtime
-from edgekd.agent.measurement import Comparison, Measurement, Settings, Skipped
-from edgekd.bench.latency import Estimate, Summary, median_estimate, speedup_estimate, summarise
-from edgekd.schema import added, either, flag, holds, maybe, number, record, text
+from edgekd.agent.measurement import BenchSettings, Comparison, Measurement, Skipped
+from edgekd.bench.latency import Estimate, LatencySummary, median_estimate, speedup_estimate, summarize
+from edgekd.schema import added, either, flag, holds, number, optional, record, text
 
-_RATIO = maybe(number(0, 1e20))
+_RATIO = optional(number(0, 1e20))
 
 
 @dataclass(frozen=True)
-class _Setup:
+class _RowContext:
     """What a row is about."""
 
     artefact: str = field(metadata=holds(schema.NAME))
@@ -26,28 +26,28 @@ class _Setup:
 
 
 @dataclass(frozen=True)
-class Row(Summary, _Setup):
+class Row(LatencySummary, _RowContext):
     """One measured artefact; `speedup` is against `reference`, both None in the reference's own row."""
 
     runtime_version: str = field(metadata=holds(text()))
     p50_low_ms: float = field(metadata=holds(schema.MS))
     p50_high_ms: float = field(metadata=holds(schema.MS))
     size_bytes: int = field(metadata=holds(schema.SIZE_BYTES))
-    load_ms: float | None = field(metadata=holds(maybe(schema.LOADING_MS)))
-    first_inference_ms: float | None = field(metadata=holds(maybe(schema.LOADING_MS)))
-    peak_memory_bytes: int | None = field(metadata=holds(maybe(schema.SIZE_BYTES)))
-    baseline_memory_bytes: int | None = field(metadata=holds(maybe(schema.SIZE_BYTES)))
+    load_ms: float | None = field(metadata=holds(optional(schema.LOADING_MS)))
+    first_inference_ms: float | None = field(metadata=holds(optional(schema.LOADING_MS)))
+    peak_memory_bytes: int | None = field(metadata=holds(optional(schema.SIZE_BYTES)))
+    baseline_memory_bytes: int | None = field(metadata=holds(optional(schema.SIZE_BYTES)))
     stable: bool = field(metadata=holds(flag))
-    integer_share: float | None = field(metadata=holds(maybe(schema.SHARE)))
+    integer_share: float | None = field(metadata=holds(optional(schema.SHARE)))
     """None: the runtime does not say what ran."""
     sha256: str = field(metadata=holds(schema.SHA256))
-    reference: str | None = field(metadata=holds(maybe(schema.NAME)))
+    reference: str | None = field(metadata=holds(optional(schema.NAME)))
     speedup: float | None = field(metadata=holds(_RATIO))
     speedup_low: float | None = field(metadata=holds(_RATIO))
     speedup_high: float | None = field(metadata=holds(_RATIO))
-    build_s: float | None = field(default=None, metadata=added(maybe(schema.SECONDS)))
+    build_s: float | None = field(default=None, metadata=added(optional(schema.SECONDS)))
     commands: tuple[str, ...] = field(default=(), metadata=added(schema.COMMANDS))
-    note: str | None = field(default=None, metadata=added(maybe(text())))
+    note: str | None = field(default=None, metadata=added(optional(text())))
     """Where the name promises too much."""
 
     @property
@@ -57,18 +57,18 @@ class Row(Summary, _Setup):
 
 
 @dataclass(frozen=True)
-class SkippedRow(_Setup):
+class SkippedRow(_RowContext):
     """One artefact that was not timed; `skipped` says why."""
 
     skipped: str = field(metadata=holds(schema.REASON))
-    integer_share: float | None = field(default=None, metadata=added(maybe(schema.SHARE)))
+    integer_share: float | None = field(default=None, metadata=added(optional(schema.SHARE)))
     """What its own target would run as integers, where that can be told here."""
 
 
 ROW = either("skipped", record(SkippedRow), record(Row))
 
 
-def rows(comparison: Comparison) -> list[Row | SkippedRow]:
+def rows_of_comparison(comparison: Comparison) -> list[Row | SkippedRow]:
     """Return one row a job, in order; each is compared with the first FP32 row of its runtime, else the first."""
     settings = comparison.settings
     references: dict[Runtime, Measurement] = {}
@@ -84,15 +84,15 @@ def rows(comparison: Comparison) -> list[Row | SkippedRow]:
     ]
 
 
-def _skipped(result: Skipped, settings: Settings) -> SkippedRow:
+def _skipped(result: Skipped, settings: BenchSettings) -> SkippedRow:
     job = result.job
     provider = PROVIDERS[job.runtime]
     return SkippedRow(job.artefact, job.kind, job.runtime, provider, settings.batch, settings.threads, result.reason)
 
 
-def _row(one: Measurement, reference: Measurement, settings: Settings) -> Row:
+def _row(one: Measurement, reference: Measurement, settings: BenchSettings) -> Row:
     samples = [piece.samples_ms for piece in one.rounds]
-    summary: Summary = summarise(samples, settings.batch)
+    summary: LatencySummary = summarize(samples, settings.batch)
     median = median_estimate(samples, settings.seed)
     speedup: Estimate | None = None
     if one is not reference:

@@ -19,7 +19,7 @@ _SAID_BYTES = 2**20
 
 
 @dataclass(frozen=True)
-class Ran:
+class CompletedProgram:
     """What a program ended with: stdout, and the last lines of stderr."""
 
     returncode: int
@@ -27,7 +27,9 @@ class Ran:
     stderr: str
 
 
-def run(command: list[str], timeout_s: float, name: str, while_waiting: Callable[[], None] = lambda: None) -> Ran:
+def run_program(
+    command: list[str], timeout_s: float, name: str, while_waiting: Callable[[], None] = lambda: None
+) -> CompletedProgram:
     """Run a program to its end; `while_waiting` is called twice a second, and may raise.
 
     Raises:
@@ -44,7 +46,7 @@ def run(command: list[str], timeout_s: float, name: str, while_waiting: Callable
     try:
         pipes.hang_up()
         out = pipes.rest(_SAID_BYTES, time.monotonic() + timeout_s)
-        return Ran(process.wait(), out.decode(errors="replace"), "\n".join(pipes.messages()))
+        return CompletedProgram(process.wait(), out.decode(errors="replace"), "\n".join(pipes.messages()))
     except SilentError as error:
         raise MachineError(f"{name} did not answer within {timeout_s:g} s ({command[0]}).") from error
     except FloodError as error:

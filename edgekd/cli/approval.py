@@ -20,7 +20,7 @@ def approve_typed(flags: Changes) -> None:
         table if isinstance(table := flags.get(name), Mapping) else {} for name in ("teacher", "student")
     )
     typed = (teacher.get("arch"), student.get("name"))
-    trust.confirm([name for name in typed if isinstance(name, str)], pickles=teacher.get("trust_pickle") is True)
+    trust.approve([name for name in typed if isinstance(name, str)], pickles=teacher.get("trust_pickle") is True)
 
 
 def approve(run: RunDir, recipe: Recipe, *, teacher: bool = True, student: bool = True) -> None:
@@ -28,18 +28,18 @@ def approve(run: RunDir, recipe: Recipe, *, teacher: bool = True, student: bool 
 
     What is missed here is refused where it would run; what is found here is told in one message.
     """
-    asked: list[tuple[trust.Code, str]] = []
+    asked: list[tuple[trust.UntrustedCode, str]] = []
     if teacher and Record.read(run.stage("teacher")) is None:
         file = Path(recipe.teacher.file)
-        if trust.is_code(recipe.teacher.arch):
+        if trust.runs_own_code(recipe.teacher.arch):
             asked.append((trust.factory(recipe.teacher.arch), "teacher.arch"))
         if recipe.teacher.trust_pickle and outside_files.is_pickle(file):
             asked.append((trust.pickle(file), "teacher.trust_pickle"))
     elif teacher:
         arch = run.read(TeacherCard).arch
-        if trust.is_code(arch):
+        if trust.runs_own_code(arch):
             asked.append((trust.factory(arch), "teacher/teacher.json"))
-    if student and trust.is_code(recipe.student.name):
+    if student and trust.runs_own_code(recipe.student.name):
         asked.append((trust.factory(recipe.student.name), "student.name"))
     keys = " and ".join(key for _, key in asked)
-    trust.require(list(dict.fromkeys(code for code, _ in asked)), f"{keys} of run {run.path}")
+    trust.require_approval(list(dict.fromkeys(code for code, _ in asked)), f"{keys} of run {run.path}")

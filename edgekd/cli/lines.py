@@ -11,11 +11,11 @@ from edgekd.text import sizes
 
 if TYPE_CHECKING:
     from edgekd.models.footprint import Footprint
-    from edgekd.pipeline.plan import Plan
+    from edgekd.pipeline.plan import CostPlan
     from edgekd.recipe import Recipe
 
 
-def opening(run: RunDir, recipe: Recipe, size: Footprint, cost: Plan | None) -> None:
+def print_opening(run: RunDir, recipe: Recipe, size: Footprint, cost: CostPlan | None) -> None:
     """Print the five lines that a distillation begins with."""
     card = run.read(TeacherCard)
     assumed = [f"{choice.what} {choice.value} assumed ({choice.flag})" for choice in card.assumptions]
@@ -52,7 +52,7 @@ def probe_sentence(run: RunDir, card: TeacherCard) -> str:
     return "; ".join(parts)
 
 
-def caveat(data_free: bool | None) -> str:
+def data_free_warning(data_free: bool | None) -> str:
     """Return what a headline has to begin with where files are not known to be data-free; empty otherwise."""
     if data_free is None:
         return "a student from elsewhere, not known to be data-free; "

@@ -13,7 +13,7 @@ from edgekd import pipeline
 from edgekd.agent.device.files import read_bytes
 from edgekd.errors import InputFileError, MachineError, RecipeError, UsageError
 from edgekd.ingestion import outside_files
-from edgekd.pipeline.afresh import Afresh
+from edgekd.pipeline.fresh_start import FreshStart
 from edgekd.recipe import AUTO, Recipe
 from edgekd.run.cards.record import Record
 from edgekd.run.directory import RunDir, command_line
@@ -24,7 +24,7 @@ from edgekd.stopping import Stop, graceful
 
 
 @contextmanager
-def at_work(
+def locked_run(
     run: RunDir,
     *,
     max_seconds: float | None = None,
@@ -40,10 +40,10 @@ def at_work(
     """
     refuse_foreign(run.path)
     made = [path for path in (run.path, *run.path.parents) if not path.exists()]
-    beginning = Afresh(run)
+    beginning = FreshStart(run)
     with run.lock(), graceful(max_seconds) as stop:
         beginning.settle()  # one that was killed
-        before = _Before.of(run)
+        before = _RunBefore.of(run)
         try:
             if fresh:
                 if teacher is None or not teacher.is_file():
@@ -60,7 +60,7 @@ def at_work(
 
 
 @dataclass(frozen=True)
-class _Before:
+class _RunBefore:
     """What a command that is refused may have changed already."""
 
     recipe: bytes | None
@@ -69,20 +69,20 @@ class _Before:
     published: dict[Path, int]
 
     @staticmethod
-    def of(run: RunDir) -> _Before:
+    def of(run: RunDir) -> _RunBefore:
         def content(path: Path) -> bytes | None:
             return read_bytes(path) if path.is_file() else None
 
         published = {path: path.stat().st_mtime_ns for path in run.path.rglob("record.json")}
         images = run.ledger().real_images_read
-        return _Before(content(run.recipe_file), content(run.ledger_file), images, published)
+        return _RunBefore(content(run.recipe_file), content(run.ledger_file), images, published)
 
     def restore(self, run: RunDir, made: list[Path]) -> None:
         """Undo it, unless a stage was published; remove the folders that were made for it.
 
         Real images that were read stay in the ledger.
         """
-        now = _Before.of(run)
+        now = _RunBefore.of(run)
         if now.published != self.published:
             return
         read = now.images != self.images

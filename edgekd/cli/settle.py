@@ -6,9 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 from edgekd import console, pipeline
-from edgekd import recipe as recipes
 from edgekd.cli.changes import Changes
-from edgekd.recipe import AUTO, Recipe
+from edgekd.recipe import AUTO, Recipe, load_resolved, parse, with_changes
 from edgekd.run.cards.teacher import TeacherCard
 from edgekd.run.directory import RunDir, command_line
 from edgekd.stages.catalog import INIT
@@ -17,7 +16,7 @@ from edgekd.stopping import Stop
 if TYPE_CHECKING:
     from edgekd.bench.remote import Host
     from edgekd.models.footprint import Footprint
-    from edgekd.pipeline.plan import Plan
+    from edgekd.pipeline.plan import CostPlan
 
 PERIOD_STEPS_FOR_MINUTES = 20
 
@@ -25,24 +24,24 @@ PERIOD_STEPS_FOR_MINUTES = 20
 def wanted_recipe(run: RunDir, flags: Changes) -> Recipe:
     """Return the run's recipe, or a new one, with the flags applied; what was decided stands until asked anew."""
     if run.recipe_file.is_file():
-        kept = recipes.load_resolved(run.recipe_file)
+        kept = load_resolved(run.recipe_file)
         asked = flags.get("method", {})
         if asked.get("minutes", kept.method.minutes) != kept.method.minutes and "steps" not in asked:
             flags = {**flags, "method": {**asked, "steps": 0}}  # another request needs another answer
-        return _with_kept_student(recipes.with_changes(kept, flags), kept)
+        return _with_kept_student(with_changes(kept, flags), kept)
     preset = flags.get("method", {}).get("preset")
-    base = recipes.parse({"method": {"preset": preset}} if preset else {}, origin="flags")
-    return recipes.with_changes(base, flags)
+    base = parse({"method": {"preset": preset}} if preset else {}, origin="flags")
+    return with_changes(base, flags)
 
 
 def with_kept_answers(run: RunDir, wanted: Recipe) -> Recipe:
     """Return a recipe file's recipe with what was decided for the same requests in this run before."""
     if not run.recipe_file.is_file():
         return wanted
-    kept = recipes.load_resolved(run.recipe_file)
+    kept = load_resolved(run.recipe_file)
     asked, answered = wanted.method, kept.method
     if not asked.steps and (asked.minutes, asked.steps_by_area) == (answered.minutes, answered.steps_by_area):
-        wanted = recipes.with_changes(wanted, {"method": {"steps": kept.method.steps}})
+        wanted = with_changes(wanted, {"method": {"steps": kept.method.steps}})
     return _with_kept_student(wanted, kept)
 
 
@@ -52,7 +51,7 @@ def _with_kept_student(wanted: Recipe, kept: Recipe) -> Recipe:
     equal = (asked.auto_budget_ms, asked.auto_on) == (answered.auto_budget_ms, answered.auto_on)
     if asked.name != AUTO or not equal:
         return wanted
-    return recipes.with_changes(wanted, {"student": {"name": kept.student.name}})
+    return with_changes(wanted, {"student": {"name": kept.student.name}})
 
 
 def student(run: RunDir, recipe: Recipe, stop: Stop, host: Host | None = None) -> tuple[Recipe, Footprint]:
@@ -60,7 +59,7 @@ def student(run: RunDir, recipe: Recipe, stop: Stop, host: Host | None = None) -
     from edgekd.models import artefacts
 
     recipe = _chosen(run, recipe, stop, host)
-    size = artefacts.student_footprint(recipe, artefacts.describe(run))
+    size = artefacts.student_footprint(recipe, artefacts.description_of(run))
     pipeline.advance(run, recipe, INIT, stop=stop)
     return recipe, size
 
@@ -69,14 +68,14 @@ def _chosen(run: RunDir, recipe: Recipe, stop: Stop, host: Host | None) -> Recip
     """Fix the student of `auto` in recipe.toml: the largest of the zoo whose latency keeps the budget."""
     if recipe.student.name != AUTO:
         return recipe
-    from edgekd.bench import device, students
+    from edgekd.bench import device, sized_students
     from edgekd.bench.remote import Host
     from edgekd.models import artefacts
 
-    description, budget_ms = artefacts.describe(run), recipe.student.auto_budget_ms
+    description, budget_ms = artefacts.description_of(run), recipe.student.auto_budget_ms
     host = host or (Host(recipe.student.auto_on) if recipe.student.auto_on else None)
     with device.measurer_on(host, stop) as (measurer, runtime):
-        chosen, larger = students.largest_within(
+        chosen, larger = sized_students.largest_within(
             budget_ms,
             description.input_shape,
             description.classes,
@@ -95,28 +94,28 @@ def _chosen(run: RunDir, recipe: Recipe, stop: Stop, host: Host | None) -> Recip
     )
     for warning in chosen.warnings:
         console.warn(warning)
-    return pipeline.adopt(run, recipes.with_changes(recipe, {"student": {"name": chosen.name}}))
+    return pipeline.adopt(run, with_changes(recipe, {"student": {"name": chosen.name}}))
 
 
-def steps(run: RunDir, recipe: Recipe, stop: Stop) -> tuple[Recipe, Plan | None]:
+def steps(run: RunDir, recipe: Recipe, stop: Stop) -> tuple[Recipe, CostPlan | None]:
     """Fix the number of steps in recipe.toml; measure the cost unless the work is done or under way."""
     from edgekd import machine
     from edgekd.models import artefacts
     from edgekd.pipeline import plan
 
-    description = artefacts.describe(run)
+    description = artefacts.description_of(run)
     started = run.stage("distill").exists()
     cost = None
     if not started or not recipe.method.steps:
         least = PERIOD_STEPS_FOR_MINUTES if recipe.method.minutes else 1
-        cost = plan.measure(run, recipe, stop, least_steps=least)
+        cost = plan.measure_cost(run, recipe, stop, least_steps=least)
     wanted = recipe.method.steps
     if not wanted and recipe.method.minutes:
         assert cost is not None
         wanted = max(1, math.floor(60 * recipe.method.minutes / cost.seconds_per_step))
     wanted = wanted or recipe.method.steps_for(description.pixels, description.classes)
     if wanted != recipe.method.steps:
-        recipe = pipeline.adopt(run, recipes.with_changes(recipe, {"method": {"steps": wanted}}))
+        recipe = pipeline.adopt(run, with_changes(recipe, {"method": {"steps": wanted}}))
     run.note_command(command_line(), threads=machine.use_threads(recipe.machine.threads))
     if cost is not None and cost.steps != wanted:
         cost = cost.with_steps(wanted)

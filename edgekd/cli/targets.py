@@ -10,7 +10,7 @@ from edgekd import console, pipeline
 from edgekd.bench.remote import Host
 from edgekd.errors import InputFileError, UsageError
 from edgekd.ingestion import outside_files
-from edgekd.pipeline import afresh
+from edgekd.pipeline import fresh_start
 from edgekd.recipe.names import MOST_BYTES, name_problem
 from edgekd.run.directory import RunDir
 from edgekd.run.ownership import is_run
@@ -51,14 +51,14 @@ def run_of(teacher: Path, name: str, label: str = "") -> RunDir:
         if os.access(teacher, os.F_OK) or name_problem(label):
             raise
         run = named_run(name) if name else run_called(label)
-        afresh.recover(run)
+        fresh_start.recover(run)
         if not run.recipe_file.is_file():
             raise
         return run
     return named_run(name) if name else run_called(label)
 
 
-def typed(run: RunDir) -> str:
+def run_argument(run: RunDir) -> str:
     """Return what to type for a run: its name below runs/, else its path."""
     name, path = run.path.name, str(run.path)
     meant = (
@@ -67,7 +67,7 @@ def typed(run: RunDir) -> str:
     return shlex.quote(next(meant))
 
 
-def typed_path(path: Path | str) -> str:
+def path_argument(path: Path | str) -> str:
     """Return what to type for a file: quoted, and never taken for a flag."""
     text = str(path)
     return shlex.quote(f"./{text}" if text[:1] == "-" else text)
@@ -76,7 +76,7 @@ def typed_path(path: Path | str) -> str:
 def open_run(name: str) -> RunDir:
     """Return the run that the user typed, as a killed command would have left it had it ended."""
     run = named_run(name)
-    afresh.recover(run)
+    fresh_start.recover(run)
     pipeline.open_recipe(run)
     return run
 

@@ -10,17 +10,17 @@ from onnx import ModelProto
 from edgekd import console
 from edgekd.errors import InputFileError
 from edgekd.export.graph import clip_bounds, constants, producers, read_model
-from edgekd.export.int8 import Plan
+from edgekd.export.int8 import QuantizationPlan
 from edgekd.export.quantize import FLAVOURS, Flavour, activation_limits
 from edgekd.export.ranges import CLIPPING_OPS, Batches, Ranges, clipped_values
 from edgekd.export.samples import of_images, uint8_input
 from edgekd.recipe import Recipe
-from edgekd.run.cards.exported import AgreementCard, CalibrationCard, Clipped, ClippingPart
+from edgekd.run.cards.exported import AgreementCard, CalibrationCard, ClippedPart, ClippingPart
 from edgekd.run.directory import RunDir
 from edgekd.run.realdata import RealImages
 
 
-def clipping(plan: Plan, batches: Batches) -> ClippingPart:
+def clipping(plan: QuantizationPlan, batches: Batches) -> ClippingPart:
     """Measure how far the file of a plan clips its float32 model's activations on these batches.
 
     What is outside by less than half a step moves no more than rounding moves what is inside.
@@ -39,7 +39,7 @@ def clipping_of(
     """Measure how far ranges clip the activations of `source` that the file `quantised` made of it quantises."""
     model = read_model(source)
     limits = activation_limits(flavour, ranges, method)
-    names = quantised_activations(model, read_model(quantised), limits)
+    names = quantized_activations(model, read_model(quantised), limits)
     half = {name: (limits[name][1] - limits[name][0]) / flavour.steps / 2 for name in names}
     reach = {name: (limits[name][0] - half[name], limits[name][1] + half[name]) for name in names}
     counts = clipped_values(model, reach, batches)
@@ -48,7 +48,7 @@ def clipping_of(
     return ClippingPart(overall=outside / max(total, 1), tensors=tensors)
 
 
-def quantised_activations(source: ModelProto, quantised: ModelProto, known: Iterable[str]) -> list[str]:
+def quantized_activations(source: ModelProto, quantised: ModelProto, known: Iterable[str]) -> list[str]:
     """Return the activations of `source` with a known range that `quantised` rounds, in graph order.
 
     Where the quantiser dropped a Relu or Clip because the range does its work, the activation is what came out of it.
@@ -73,7 +73,7 @@ def quantised_activations(source: ModelProto, quantised: ModelProto, known: Iter
 SHOWN = 5
 
 
-def run(run_dir: RunDir, recipe: Recipe, images: RealImages) -> dict[str, Clipped]:
+def measure_clipping(run_dir: RunDir, recipe: Recipe, images: RealImages) -> dict[str, ClippedPart]:
     """Return by INT8 file how far held-out synthetic samples and real images are clipped, overall and by tensor.
 
     A fine-tuned file has no float32 form on disk, so nothing can be measured of it: `images` is None there.
@@ -87,7 +87,7 @@ def run(run_dir: RunDir, recipe: Recipe, images: RealImages) -> dict[str, Clippe
     batches = of_images(images, uint8_input(run_dir, recipe.export))
     source = read_model(folder / "student.fp32.onnx")
     seen, bounds = Ranges.of(calibration.ranges), clip_bounds(source)
-    found: dict[str, Clipped] = {}
+    found: dict[str, ClippedPart] = {}
     for name in names:
         made = decided[name]
         if made.flavour not in FLAVOURS or made.method is None or made.headroom is None or made.clipping is None:
@@ -96,11 +96,11 @@ def run(run_dir: RunDir, recipe: Recipe, images: RealImages) -> dict[str, Clippe
         if name not in calibration.fine_tuned:
             ranges = seen.widened(made.headroom, bounds)
             measured = clipping_of(source, folder / name, FLAVOURS[made.flavour], ranges, made.method, batches)
-        found[name] = Clipped(method=made.method, held_out=made.clipping, images=measured)
+        found[name] = ClippedPart(method=made.method, held_out=made.clipping, images=measured)
     return found
 
 
-def print_table(found: Mapping[str, Clipped], images: int) -> None:
+def print_clipping(found: Mapping[str, ClippedPart], images: int) -> None:
     """Print the overall rates of each file, and its tensors that real images are clipped in most."""
     rows = []
     for name, rates in found.items():

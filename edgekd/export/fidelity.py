@@ -12,7 +12,7 @@ from onnx import ModelProto
 
 from edgekd.errors import GateError
 from edgekd.export.ort_session import all_logits
-from edgekd.run.cards.exported import Link, ParityCheck
+from edgekd.run.cards.exported import AgreementPart, ParityCheck
 
 TOLERANCE_FP32 = 1e-4
 TOLERANCE_FP16 = 5e-3
@@ -110,9 +110,9 @@ class Agreement:
         """Return the share of clear samples with the same answer."""
         return self.same / self.clear
 
-    def to_card(self) -> Link:
+    def to_card(self) -> AgreementPart:
         """Return all numbers and the share as they are written."""
-        return Link(**asdict(self), share=self.share)
+        return AgreementPart(**asdict(self), share=self.share)
 
 
 def agreement(reference: NDArray[np.float32], logits: NDArray[np.float32], tolerance: float) -> Agreement:

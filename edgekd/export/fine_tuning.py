@@ -12,14 +12,14 @@ from edgekd import console
 from edgekd.agent.device import scratch
 from edgekd.export import onnx_export
 from edgekd.export.graph import read_model
-from edgekd.export.int8 import Plan
-from edgekd.export.int8_chain import FineTuned
+from edgekd.export.int8 import QuantizationPlan
+from edgekd.export.int8_chain import FineTunedModel
 from edgekd.export.quantize import activation_limits
 from edgekd.export.ranges import Batches, collect_ranges, ranges_of
-from edgekd.export.samples import Samples
+from edgekd.export.samples import ExportSamples
 from edgekd.models.stems import Shape
 from edgekd.recipe import ExportTable
-from edgekd.run.cards.exported import RemedyFacts
+from edgekd.run.cards.exported import RemedyFactsPart
 from edgekd.run.files import canonical_json
 from edgekd.stopping import Stop
 from edgekd.synthesis import qat
@@ -36,20 +36,20 @@ class FineTuning:
     teacher: Teacher
     input_shape: Shape
     table: ExportTable
-    samples: Samples
+    samples: ExportSamples
     calibration: Batches
     metadata: Mapping[str, str]
     stop: Stop
-    _done: dict[tuple[str, float, bool], FineTuned] = field(default_factory=dict)
+    _done: dict[tuple[str, float, bool], FineTunedModel] = field(default_factory=dict)
 
-    def __call__(self, plan: Plan) -> FineTuned:
+    def __call__(self, plan: QuantizationPlan) -> FineTunedModel:
         """Return the network fine-tuned for the plan's ranges; see `qat.fine_tune` for errors."""
         key = (plan.method, plan.headroom, plan.flavour.symmetric)
         if key not in self._done:
             self._done[key] = self._tuned(plan)
         return self._done[key]
 
-    def _tuned(self, plan: Plan) -> FineTuned:
+    def _tuned(self, plan: QuantizationPlan) -> FineTunedModel:
         table = self.table
         ranges = ranges_of(lambda: qat.layer_inputs(self.student, self._floats(self.calibration)))
         drawn = self.samples.stream("export/qat", table.qat_steps * BATCH)
@@ -76,8 +76,8 @@ class FineTuning:
                 tuned.network, self.input_shape, path, metadata=metadata, uint8_input=self.samples.pixels
             )
             model = read_model(path)
-        details = RemedyFacts(lr=table.qat_lr, first_loss=tuned.losses[0], last_loss=tuned.losses[-1])
-        return FineTuned(model, collect_ranges(model, self.calibration), details)
+        details = RemedyFactsPart(lr=table.qat_lr, first_loss=tuned.losses[0], last_loss=tuned.losses[-1])
+        return FineTunedModel(model, collect_ranges(model, self.calibration), details)
 
     def _floats(self, batches: Batches) -> Iterator[Tensor]:
         return (torch.from_numpy(x) for x in self.samples.as_floats(batches()))

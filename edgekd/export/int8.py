@@ -20,7 +20,7 @@ from edgekd.export.graph import clip_bounds, read_model, with_moved_biases
 from edgekd.export.ort_session import all_logits
 from edgekd.export.quantize import Flavour, compute_nodes, float_stem, quantize
 from edgekd.export.ranges import METHODS, Batches, Ranges
-from edgekd.run.cards.exported import QualityPart, RemedyFacts, RemedyPart
+from edgekd.run.cards.exported import QualityPart, RemedyFactsPart, RemedyPart
 
 HEADROOMS = (1.3, 1.15, 1.0)
 """Tried in this order on ranges of synthetic samples, which reach less far than real images (docs/export.md)."""
@@ -39,7 +39,7 @@ class Quality:
 
     def to_card(self) -> QualityPart:
         """Return the loss and the agreement as they are written."""
-        return QualityPart(loss=_number(self.loss), agreement=self.agreement.to_card())
+        return QualityPart(loss=_option_value(self.loss), agreement=self.agreement.to_card())
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
-class Plan:
+class QuantizationPlan:
     """How one INT8 file is made of a float32 model, whose activations `ranges` are of."""
 
     source: ModelProto
@@ -101,11 +101,11 @@ class Remedy:
     """A change of plan, with the quality before and after it."""
 
     name: str
-    plan: Plan
+    plan: QuantizationPlan
     before: Quality
     after: Quality
     applied: bool  # otherwise it did not help, and `plan` is the one before
-    details: RemedyFacts
+    details: RemedyFactsPart
 
     @property
     def kept(self) -> Quality:
@@ -137,7 +137,9 @@ def choose_ranges(
     Where none does, the last headroom and the least loss are taken; `before` is plain absmax.
     """
     model = read_model(source)
-    plain = Plan(model, flavour, ranges, "absmax", float_nodes=float_stem(model) if flavour.float_stem else ())
+    plain = QuantizationPlan(
+        model, flavour, ranges, "absmax", float_nodes=float_stem(model) if flavour.float_stem else ()
+    )
     for headroom in headrooms:
         found = {
             method: held_out.measure(replace(plain, method=method, headroom=headroom).build(), flavour)
@@ -148,12 +150,12 @@ def choose_ranges(
             break
     best = min(good or METHODS, key=lambda method: found[method].loss)
     before = found["absmax"] if headroom == plain.headroom else held_out.measure(plain.build(), flavour)
-    losses = {method: _number(quality.loss) for method, quality in found.items()}
-    details = RemedyFacts(method=best, headroom=headroom, losses=losses)
+    losses = {method: _option_value(quality.loss) for method, quality in found.items()}
+    details = RemedyFactsPart(method=best, headroom=headroom, losses=losses)
     return Remedy("ranges", replace(plain, method=best, headroom=headroom), before, found[best], True, details)
 
 
-def layer_sensitivity(plan: Plan, held_out: HeldOut) -> dict[str, float]:
+def layer_sensitivity(plan: QuantizationPlan, held_out: HeldOut) -> dict[str, float]:
     """Return the output loss of quantising each compute node alone, the most harmful first."""
     losses, ranges = {}, plan.used_ranges
     for node in compute_nodes(plan.source):
@@ -165,7 +167,12 @@ def layer_sensitivity(plan: Plan, held_out: HeldOut) -> dict[str, float]:
 
 
 def leave_worst_in_float(
-    plan: Plan, held_out: HeldOut, sensitivity: Mapping[str, float], *, target: float, max_share: float = 0.1
+    plan: QuantizationPlan,
+    held_out: HeldOut,
+    sensitivity: Mapping[str, float],
+    *,
+    target: float,
+    max_share: float = 0.1,
 ) -> Remedy:
     """Leave the most harmful nodes in float, more and more of them until the target is reached.
 
@@ -187,15 +194,17 @@ def leave_worst_in_float(
         quality = held_out.measure(candidate.build(), plan.flavour)
         if (quality.agreement.share, -quality.loss) > (after.agreement.share, -after.loss):
             best, after = candidate, quality
-    left = {node: _number(sensitivity[node]) for node in best.float_nodes if node in sensitivity}
+    left = {node: _option_value(sensitivity[node]) for node in best.float_nodes if node in sensitivity}
     growth = best.build().ByteSize() - size if left else 0
-    details = RemedyFacts(
-        sensitivity={node: _number(loss) for node, loss in sensitivity.items()}, left_in_float=left, extra_bytes=growth
+    details = RemedyFactsPart(
+        sensitivity={node: _option_value(loss) for node, loss in sensitivity.items()},
+        left_in_float=left,
+        extra_bytes=growth,
     )
     return Remedy("worst layers in float", best, before, after, best is not plan, details)
 
 
-def _number(loss: float) -> float | None:
+def _option_value(loss: float) -> float | None:
     """Return a loss as JSON can hold it: infinity is None."""
     return loss if math.isfinite(loss) else None
 

@@ -14,25 +14,33 @@ from onnx.helper import make_empty_tensor_value_info, make_node
 
 from edgekd.errors import GateError
 from edgekd.export.graph import constants, producers, read_model, weight_axis
-from edgekd.export.int8 import HeldOut, Plan, Quality, Remedy, choose_ranges, layer_sensitivity, leave_worst_in_float
+from edgekd.export.int8 import (
+    HeldOut,
+    Quality,
+    QuantizationPlan,
+    Remedy,
+    choose_ranges,
+    layer_sensitivity,
+    leave_worst_in_float,
+)
 from edgekd.export.ort_session import open_session
 from edgekd.export.quantize import Flavour
 from edgekd.export.ranges import Batches, Ranges
-from edgekd.run.cards.exported import ClippingPart, Int8Part, IntegerShare, Link, RemedyFacts
+from edgekd.run.cards.exported import AgreementPart, ClippingPart, Int8Part, IntegerNodesPart, RemedyFactsPart
 
 FINE_TUNING = "quantisation-aware fine-tuning"
 
 
 @dataclass(frozen=True)
-class FineTuned:
+class FineTunedModel:
     """A float32 model that was trained to bear quantisation, and its own activation ranges."""
 
     source: ModelProto
     ranges: Ranges
-    details: RemedyFacts
+    details: RemedyFactsPart
 
 
-FineTune = Callable[[Plan], FineTuned]
+FineTune = Callable[[QuantizationPlan], FineTunedModel]
 """Trains the student for a plan that still misses the target; raises GateError where that fails."""
 
 
@@ -40,7 +48,7 @@ FineTune = Callable[[Plan], FineTuned]
 class Int8Result:
     """The plan that was reached, its quality, and every step that was tried on the way."""
 
-    plan: Plan
+    plan: QuantizationPlan
     quality: Quality
     target: float
     steps: tuple[Remedy, ...]
@@ -51,7 +59,11 @@ class Int8Result:
         return self.quality.agreement.share >= self.target
 
     def to_card(
-        self, reason: str | None, integer_nodes: IntegerShare | None, clipping: ClippingPart, default_mode: Link | None
+        self,
+        reason: str | None,
+        integer_nodes: IntegerNodesPart | None,
+        clipping: ClippingPart,
+        default_mode: AgreementPart | None,
     ) -> Int8Part:
         """Return all of it as it is written, and the reason for which the file is not published, if there is one."""
         return Int8Part(
@@ -127,7 +139,7 @@ def _fine_tuned(last: Remedy, fine_tune: FineTune, untrained: Callable[[ModelPro
         tuned = fine_tune(plan)
         steps = untrained(tuned.source, tuned.ranges)
     except GateError as error:
-        return Remedy(FINE_TUNING, plan, before, before, False, RemedyFacts(failed=str(error)))
+        return Remedy(FINE_TUNING, plan, before, before, False, RemedyFactsPart(failed=str(error)))
     after = steps[-1].kept
     better = (after.agreement.share, -after.loss) > (before.agreement.share, -before.loss)
     details = tuned.details.model_copy(update={"steps": [step.to_card() for step in steps]})
@@ -138,7 +150,7 @@ _CORRECTED_OPS = ("Conv", "Gemm")
 _ROWS = 32
 
 
-def correct_bias(plan: Plan, held_out: HeldOut, batches: Batches) -> Remedy:
+def correct_bias(plan: QuantizationPlan, held_out: HeldOut, batches: Batches) -> Remedy:
     """Return the plan with corrected biases, measured on `batches` of calibration samples."""
     quantised = plan.build()
     errors = mean_output_errors(plan.source, quantised, batches)
@@ -148,7 +160,7 @@ def correct_bias(plan: Plan, held_out: HeldOut, batches: Batches) -> Remedy:
     largest = {name: float(np.abs(error).max()) for name, error in errors.items()}
     improved = after.loss < before.loss and after.agreement.share >= before.agreement.share
     kept = corrected if improved else plan
-    return Remedy("bias correction", kept, before, after, improved, RemedyFacts(largest_shift=largest))
+    return Remedy("bias correction", kept, before, after, improved, RemedyFactsPart(largest_shift=largest))
 
 
 def mean_output_errors(
@@ -159,7 +171,7 @@ def mean_output_errors(
     Both see the activations of the float32 model `source`; `quantised` has the same node names.
     """
     model = read_model(source)
-    names = _add_quantised_twins(model, read_model(quantised))
+    names = _add_quantized_twins(model, read_model(quantised))
     session = open_session(model, as_written=True)
     outputs = [f"{name}_mean_error" for name in names]
     sums: dict[str, NDArray[np.float64]] = {}
@@ -174,7 +186,7 @@ def mean_output_errors(
     return {name: total / samples for name, total in sums.items()}
 
 
-def _add_quantised_twins(model: ModelProto, quantised: ModelProto) -> list[str]:
+def _add_quantized_twins(model: ModelProto, quantised: ModelProto) -> list[str]:
     """Put a quantised twin beside each quantised node and give out the mean difference; return the names."""
     originals = {node.name: node for node in model.graph.node}
     makers, values = producers(quantised), constants(quantised)
@@ -185,12 +197,12 @@ def _add_quantised_twins(model: ModelProto, quantised: ModelProto) -> list[str]:
         sources = [makers.get(name) for name in node.input[:2]]
         pair = [source for source in sources if source is not None and source.op_type == "DequantizeLinear"]
         if len(pair) == 2 and pair[1].input[0] in values:
-            _add_twin(model, originals[node.name], pair[0], _dequantised_weight(node, pair[1], values), values)
+            _add_twin(model, originals[node.name], pair[0], _dequantized_weight(node, pair[1], values), values)
             names.append(node.name)
     return names
 
 
-def _dequantised_weight(
+def _dequantized_weight(
     node: NodeProto, dequantiser: NodeProto, values: dict[str, NDArray[Any]]
 ) -> NDArray[np.float32]:
     integers, scale = (values[name] for name in dequantiser.input[:2])

@@ -25,15 +25,15 @@ from edgekd.export.fp16 import convert_to_fp16
 from edgekd.export.graph import write_model
 from edgekd.export.int8_chain import FineTune, Int8Result, quantize_keeping_answers
 from edgekd.export.ranges import Batches, collect_ranges
-from edgekd.export.samples import Samples, kept, logits
+from edgekd.export.samples import ExportSamples, batch_logits, cached_batches
 from edgekd.models.stems import Shape
 from edgekd.recipe import ExportTable
 from edgekd.run.cards.exported import (
     AgreementCard,
+    AgreementPart,
     CalibrationCard,
     Int8Part,
-    IntegerShare,
-    Link,
+    IntegerNodesPart,
     ParityCard,
     ParityCheck,
     RangesPart,
@@ -47,7 +47,7 @@ FLAVOURS_OF = {"cpu": ("cpu-x86", "cpu-arm"), "tensorrt": ("trt", "trt-fp16")}
 
 
 @dataclass(frozen=True)
-class Job:
+class ExportJob:
     """What is exported, held to which teacher, on which samples."""
 
     student: nn.Module
@@ -55,7 +55,7 @@ class Job:
     input_shape: Shape
     table: ExportTable
     seed: int
-    samples: Samples
+    samples: ExportSamples
     metadata: Mapping[str, str]
     data_free: bool | None
     """Whether no real image had a part in the files; None where nobody vouches for the student."""
@@ -77,11 +77,11 @@ class Job:
 
 
 @dataclass
-class Numbers:
+class ExportMetrics:
     """What agreement.json keeps, and the sentences of the gates that were missed."""
 
     synthetic_samples: int
-    chain: dict[str, Link] = field(default_factory=dict)
+    chain: dict[str, AgreementPart] = field(default_factory=dict)
     int8: dict[str, Int8Part] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
@@ -91,17 +91,17 @@ class Numbers:
         self.failures.append(f"{file}: {reason}".rstrip("."))
 
 
-def write_all(job: Job, folder: Path) -> Numbers:
+def write_all(job: ExportJob, folder: Path) -> ExportMetrics:
     """Write the ONNX files that pass, fidelity.json, agreement.json and, with INT8, calibration.json."""
-    held_out = kept(job.samples.stream("export/held-out", job.table.holdout_samples))
-    answers = logits(job.student, job.samples.as_floats(held_out()))
+    held_out = cached_batches(job.samples.stream("export/held-out", job.table.holdout_samples))
+    answers = batch_logits(job.student, job.samples.as_floats(held_out()))
     if not np.isfinite(answers).all():
         raise GateError(
             "the student answers NaN or infinity on synthetic samples, so no file is made of it; look for a training "
             "that diverged, or a negative running_var in its weights."
         )
-    numbers = Numbers(len(answers))
-    teacher = logits(job.teacher.network, job.samples.as_floats(held_out()))
+    numbers = ExportMetrics(len(answers))
+    teacher = batch_logits(job.teacher.network, job.samples.as_floats(held_out()))
     numbers.chain["teacher -> student"] = _link(teacher, answers, fidelity.TOLERANCE_FP32)
     fp32 = folder / "student.fp32.onnx"
     _write_floats(job, fp32, held_out, answers, numbers)
@@ -117,7 +117,7 @@ def write_all(job: Job, folder: Path) -> Numbers:
     return numbers
 
 
-def report(numbers: Numbers) -> None:
+def print_export(numbers: ExportMetrics) -> None:
     """Print what is wrong with the files."""
     first = numbers.chain["teacher -> student"]
     if first.share is None:
@@ -130,7 +130,9 @@ def report(numbers: Numbers) -> None:
         console.warn(failure)
 
 
-def _write_floats(job: Job, fp32: Path, held_out: Batches, answers: NDArray[np.float32], numbers: Numbers) -> None:
+def _write_floats(
+    job: ExportJob, fp32: Path, held_out: Batches, answers: NDArray[np.float32], numbers: ExportMetrics
+) -> None:
     """Write FP32 and FP16 where they reproduce the student, and fidelity.json."""
     fp16 = fp32.with_name("student.fp16.onnx")
     console.say(f"export   {fp32.name}, {fp16.name}")
@@ -155,7 +157,7 @@ def _write_floats(job: Job, fp32: Path, held_out: Batches, answers: NDArray[np.f
     ParityCard.of(checks).write(fp32.parent)
 
 
-def _link(reference: NDArray[np.float32], found: NDArray[np.float32], tolerance: float) -> Link:
+def _link(reference: NDArray[np.float32], found: NDArray[np.float32], tolerance: float) -> AgreementPart:
     """Return a link of the chain; where the reference is near a tie on every sample it has no share, but a reason."""
     try:
         return agreement(reference, found, tolerance).to_card()
@@ -163,11 +165,11 @@ def _link(reference: NDArray[np.float32], found: NDArray[np.float32], tolerance:
         return _no_link(len(reference), tolerance, error)
 
 
-def _no_link(samples: int, tolerance: float, error: GateError) -> Link:
-    return Link(samples=samples, clear=0, same=0, tolerance=tolerance, share=None, reason=str(error))
+def _no_link(samples: int, tolerance: float, error: GateError) -> AgreementPart:
+    return AgreementPart(samples=samples, clear=0, same=0, tolerance=tolerance, share=None, reason=str(error))
 
 
-def _write_int8(job: Job, fp32: Path, held_out: Batches, numbers: Numbers) -> None:
+def _write_int8(job: ExportJob, fp32: Path, held_out: Batches, numbers: ExportMetrics) -> None:
     """Write the INT8 files that keep the student's answers, and calibration.json."""
     flavours = [quantize.FLAVOURS[name] for name in _flavours(job.table.target)]
     try:
@@ -228,7 +230,7 @@ def _publish(result: Int8Result, path: Path) -> str | None:
     return None
 
 
-def _default_mode(result: Int8Result, judge: int8.HeldOut, *, published: bool) -> Link | None:
+def _default_mode(result: Int8Result, judge: int8.HeldOut, *, published: bool) -> AgreementPart | None:
     """Return how a file for x86 agrees in ONNX Runtime's default mode, where that saturates on this CPU; say so."""
     flavour, kept_answers = result.plan.flavour, result.quality.agreement.share
     if flavour.kind != "int8-cpu-x86" or not ort_session.saturates():
@@ -239,12 +241,12 @@ def _default_mode(result: Int8Result, judge: int8.HeldOut, *, published: bool) -
     return found.to_card()
 
 
-def _integer_nodes(plan: int8.Plan) -> IntegerShare | None:
+def _integer_nodes(plan: int8.QuantizationPlan) -> IntegerNodesPart | None:
     """Return how much of a file runs as integers, where ONNX Runtime is to run it."""
     if plan.flavour.for_tensorrt:
         return None
     found = ort_session.integer_node_share(plan.build(), arm_rules=plan.flavour.name == "cpu-arm")
-    return IntegerShare(integer=found.integer, total=found.total, share=found.share)
+    return IntegerNodesPart(integer=found.integer, total=found.total, share=found.share)
 
 
 def _flavours(target: str) -> list[str]:

@@ -126,16 +126,16 @@ class _View:
         return bool(inputs) and all(self._computed_from(source, name) for name in inputs if name)
 
 
-Findings = Iterator[tuple[str, str]]
+Violations = Iterator[tuple[str, str]]
 
 
-def _opset(view: _View) -> Findings:
+def _opset(view: _View) -> Violations:
     low, high = view.rules.opsets
     if not low <= view.opset <= high:
         yield "", f"opset {view.opset} is outside {low}…{high}"
 
 
-def _domain(view: _View) -> Findings:
+def _domain(view: _View) -> Violations:
     for entry in view.model.opset_import:
         if entry.domain not in ("", "ai.onnx"):
             yield "", f"imports the foreign operator set {entry.domain!r}"
@@ -144,20 +144,20 @@ def _domain(view: _View) -> Findings:
             yield node.name, f"{node.op_type} belongs to the foreign operator set {node.domain!r}"
 
 
-def _operator(view: _View) -> Findings:
+def _operator(view: _View) -> Violations:
     refused = {"QLinearConv", "QLinearMatMul", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"}
     for node in view.nodes:
         if node.op_type in refused:
             yield node.name, f"{node.op_type} is not supported; TensorRT reads Q/DQ pairs around float operators"
 
 
-def _reduce_mean(view: _View) -> Findings:
+def _reduce_mean(view: _View) -> Violations:
     for node in view.nodes:
         if view.rules.ignores_axes_input and node.op_type == "ReduceMean" and len(node.input) > 1 and node.input[1]:
             yield node.name, "takes its axes as an input, which this version ignores: it averages over all axes"
 
 
-def _scale(view: _View) -> Findings:
+def _scale(view: _View) -> Violations:
     for node in view.pairs:
         scale: NDArray[Any] | None = view.constants.get(node.input[1])
         if scale is None:
@@ -166,7 +166,7 @@ def _scale(view: _View) -> Findings:
             yield node.name, "its scales are not all positive and finite"
 
 
-def _fp16_scale(view: _View) -> Findings:
+def _fp16_scale(view: _View) -> Violations:
     for node in view.pairs:
         scale = view.constants.get(node.input[1])
         if scale is None or scale.dtype != np.float16:
@@ -179,7 +179,7 @@ def _fp16_scale(view: _View) -> Findings:
             yield node.name, f"its scale has float16 values below {SMALLEST_NORMAL:.3g}, which are subnormal"
 
 
-def _zero_point(view: _View) -> Findings:
+def _zero_point(view: _View) -> Violations:
     for node in view.pairs:
         given = node.input[2] if len(node.input) > 2 else ""
         if not given:
@@ -195,7 +195,7 @@ def _zero_point(view: _View) -> Findings:
             yield node.name, "its zero point and its scale differ in size"
 
 
-def _int8(view: _View) -> Findings:
+def _int8(view: _View) -> Violations:
     for node in view.pairs:
         kind = view.types.get(node.output[0] if node.op_type == "QuantizeLinear" else node.input[0])
         if kind == TensorProto.INT8 or (kind == TensorProto.INT32 and node.op_type == "DequantizeLinear"):
@@ -203,7 +203,7 @@ def _int8(view: _View) -> Findings:
         yield node.name, f"quantises to {TensorProto.DataType.Name(kind or 0).lower()} instead of int8"
 
 
-def _bias(view: _View) -> Findings:
+def _bias(view: _View) -> Violations:
     for node in view.nodes:
         if node.op_type in WEIGHTED_OPS and len(node.input) > 2 and view.dequantised(node.input[2]):
             yield node.name, "its bias is quantised; TensorRT wants float biases"
@@ -212,7 +212,7 @@ def _bias(view: _View) -> Findings:
             yield node.name, "dequantises int32, which TensorRT does not read"
 
 
-def _per_channel(view: _View) -> Findings:
+def _per_channel(view: _View) -> Violations:
     for node in view.pairs:
         scale: NDArray[Any] | None = view.constants.get(node.input[1])
         if scale is None or scale.size == 1:
@@ -229,14 +229,14 @@ def _per_channel(view: _View) -> Findings:
                 yield node.name, f"its scales lie along axis {axis} instead of {weight_axis(reader, len(shape))}"
 
 
-def _half_quantised(view: _View) -> Findings:
+def _half_quantized(view: _View) -> Violations:
     for node in view.nodes:
         if node.op_type in WEIGHTED_OPS and view.dequantised(node.input[0]) != view.dequantised(node.input[1]):
             missing = "weight" if view.dequantised(node.input[0]) else "input"
             yield node.name, f"its {missing} is not quantised, so that it runs in float behind a conversion"
 
 
-def _activation_fusion(view: _View) -> Findings:
+def _activation_fusion(view: _View) -> Violations:
     for node in view.nodes:
         for name in node.input:
             source = view.quantised_source(name)
@@ -245,7 +245,7 @@ def _activation_fusion(view: _View) -> Findings:
                 yield node.name, f"a Q/DQ pair separates it from {maker.op_type} {maker.name}, so that they cannot fuse"
 
 
-def _residual_add(view: _View) -> Findings:
+def _residual_add(view: _View) -> Violations:
     for node in view.nodes:
         if node.op_type != "Add" or any(view.is_constant(name) for name in node.input):
             continue
@@ -264,7 +264,7 @@ def _residual_add(view: _View) -> Findings:
             yield node.name, "quantised is the Conv before it instead of its skip input, so that they cannot fuse"
 
 
-def _float32_rest(view: _View) -> Findings:
+def _float32_rest(view: _View) -> Violations:
     if not (view.rules.strongly_typed and view.pairs):
         return
     for node in view.nodes:
@@ -272,7 +272,7 @@ def _float32_rest(view: _View) -> Findings:
             yield node.name, "computes in float32; networks are strongly typed here and want float16 around INT8"
 
 
-RULES: Mapping[str, Callable[[_View], Findings]] = {
+RULES: Mapping[str, Callable[[_View], Violations]] = {
     "opset": _opset,
     "domain": _domain,
     "operator": _operator,
@@ -283,7 +283,7 @@ RULES: Mapping[str, Callable[[_View], Findings]] = {
     "int8": _int8,
     "bias": _bias,
     "per-channel": _per_channel,
-    "half-quantised": _half_quantised,
+    "half-quantised": _half_quantized,
     "activation-fusion": _activation_fusion,
     "residual-add": _residual_add,
     "float32-rest": _float32_rest,

@@ -153,7 +153,7 @@ def quantize(
     quantised: ModelProto = quantizer.model.model
     if flavour.for_tensorrt:
         _feed_float_nodes(quantised)
-        _quantise_one_residual_side(quantised, limits)
+        _quantize_one_residual_side(quantised, limits)
     return _finished(quantised, flavour, properties)
 
 
@@ -240,13 +240,13 @@ def _feed_float_nodes(model: ModelProto) -> None:
     """Give nodes left in float the tensor before the Q/DQ pair that a quantised neighbour reads."""
     makers = producers(model)
     for node in model.graph.node:
-        if node.op_type not in WEIGHTED_OPS or not _is_dequantised(node.input[0], makers):
+        if node.op_type not in WEIGHTED_OPS or not _is_dequantized(node.input[0], makers):
             continue
-        if not _is_dequantised(node.input[1], makers):
+        if not _is_dequantized(node.input[1], makers):
             node.input[0] = _before_pair(node.input[0], makers)
 
 
-def _quantise_one_residual_side(model: ModelProto, limits: Mapping[str, tuple[float, float]]) -> None:
+def _quantize_one_residual_side(model: ModelProto, limits: Mapping[str, tuple[float, float]]) -> None:
     """Leave exactly one side of each residual Add quantised: the skip, so that Conv and Add fuse."""
     makers = producers(model)
     depth = weighted_depth(model)
@@ -254,9 +254,9 @@ def _quantise_one_residual_side(model: ModelProto, limits: Mapping[str, tuple[fl
     for node in [node for node in model.graph.node if node.op_type == "Add"]:
         if not all(name in depth for name in node.input):
             continue
-        quantised = [_is_dequantised(name, makers) for name in node.input]
-        sources = [_before_pair(name, makers) if _is_dequantised(name, makers) else name for name in node.input]
-        fusible = [_is_quantised_conv(name, makers) for name in sources]
+        quantised = [_is_dequantized(name, makers) for name in node.input]
+        sources = [_before_pair(name, makers) if _is_dequantized(name, makers) else name for name in node.input]
+        fusible = [_is_quantized_conv(name, makers) for name in sources]
         deeper = 0 if depth[node.input[0]] > depth[node.input[1]] else 1
         skip = sources[1 - deeper]
         misplaced = quantised[deeper] and fusible[deeper] and depth[sources[deeper]] > depth[skip]
@@ -268,12 +268,12 @@ def _quantise_one_residual_side(model: ModelProto, limits: Mapping[str, tuple[fl
             node.input[1 - deeper] = pairs[skip]
 
 
-def _is_quantised_conv(tensor: str, makers: Mapping[str, NodeProto]) -> bool:
+def _is_quantized_conv(tensor: str, makers: Mapping[str, NodeProto]) -> bool:
     maker = makers.get(tensor)
-    return maker is not None and maker.op_type in WEIGHTED_OPS and _is_dequantised(maker.input[0], makers)
+    return maker is not None and maker.op_type in WEIGHTED_OPS and _is_dequantized(maker.input[0], makers)
 
 
-def _is_dequantised(tensor: str, makers: Mapping[str, NodeProto]) -> bool:
+def _is_dequantized(tensor: str, makers: Mapping[str, NodeProto]) -> bool:
     return tensor in makers and makers[tensor].op_type == "DequantizeLinear"
 
 

@@ -26,7 +26,7 @@ from edgekd.run.cards.exported import RangesPart
 # Gives the same batches each time it is called, N×C×H×W in the layout and type of the model's input.
 Batches = Callable[[], Iterable[NDArray[Any]]]
 # A number of samples and the values of each tensor on them.
-Observation = tuple[int, list[tuple[str, NDArray[np.float32]]]]
+ActivationBatch = tuple[int, list[tuple[str, NDArray[np.float32]]]]
 
 PERCENTILES = {"p99.999": 99.999, "p99.99": 99.99, "p99.9": 99.9}
 METHODS = ("absmax", *PERCENTILES, "mse")
@@ -110,7 +110,7 @@ def collect_ranges(source: Path | ModelProto, batches: Batches, *, threads: int 
     return ranges_of(lambda: probe.run(batches()))
 
 
-def ranges_of(observe: Callable[[], Iterable[Observation]]) -> Ranges:
+def ranges_of(observe: Callable[[], Iterable[ActivationBatch]]) -> Ranges:
     """Return the candidate ranges of whatever tensors `observe` shows; it is called twice and shows the same.
 
     Raises GateError if there is no batch or a value is not finite.
@@ -166,7 +166,7 @@ class _Probe:
         self._fetched = [name for name in self.names if name not in inputs]
         self._session: onnxruntime.InferenceSession = open_session(model, threads=threads)
 
-    def run(self, batches: Iterable[NDArray[Any]]) -> Iterator[Observation]:
+    def run(self, batches: Iterable[NDArray[Any]]) -> Iterator[ActivationBatch]:
         """Yield the number of samples and the tensors of one slice of a batch after another."""
         for batch in batches:
             for start in range(0, len(batch), self._rows):

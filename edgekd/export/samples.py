@@ -16,7 +16,7 @@ from edgekd.export.onnx_export import Normalization
 from edgekd.export.ranges import Batches
 from edgekd.models import artefacts
 from edgekd.recipe import ExportTable, load_resolved
-from edgekd.rng import Draws
+from edgekd.rng import KeyedDraws
 from edgekd.run import checkpoint
 from edgekd.run.cards.teacher import PixelsCard
 from edgekd.run.directory import RunDir
@@ -31,18 +31,18 @@ KEPT_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class Samples:
+class ExportSamples:
     """Synthetic samples as the exported model takes them: float32, or uint8 pixels when it normalises itself."""
 
     sampler: Sampler
-    draws: Draws
+    draws: KeyedDraws
     pixels: Normalization | None
 
     @classmethod
-    def of_run(cls, run: RunDir, pixels: Normalization | None) -> Samples:
+    def of_run(cls, run: RunDir, pixels: Normalization | None) -> ExportSamples:
         """Return the samples of a run's replay, under the seed of its recipe."""
         seed = load_resolved(run.recipe_file).seed
-        return cls(read_sampler(run), Draws(seed, "synthetic", torch.device("cpu")), pixels)
+        return cls(read_sampler(run), KeyedDraws(seed, "synthetic", torch.device("cpu")), pixels)
 
     def stream(self, purpose: str, count: int) -> Batches:
         """Return the batches of a purpose, drawn anew whenever they are read; the same purpose gives the same."""
@@ -90,7 +90,7 @@ def uint8_input(run_dir: RunDir, table: ExportTable) -> Normalization | None:
     return Normalization(pixels.mean, pixels.std)
 
 
-def kept(batches: Batches) -> Batches:
+def cached_batches(batches: Batches) -> Batches:
     """Return batches that are read from memory after the first time, unless they exceed `KEPT_BYTES`."""
     held: list[Array] = []
     size = 0
@@ -102,7 +102,7 @@ def kept(batches: Batches) -> Batches:
     return lambda: iter(held)
 
 
-def logits(network: nn.Module, batches: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+def batch_logits(network: nn.Module, batches: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
     """Return the logits, N×K, of a network for normalised samples."""
     with torch.no_grad():
         return np.concatenate([network(torch.from_numpy(x)).numpy() for x in batches])
@@ -110,6 +110,6 @@ def logits(network: nn.Module, batches: Iterable[NDArray[np.float32]]) -> NDArra
 
 def read_sampler(run: RunDir) -> Sampler:
     """Rebuild what draws synthetic samples from select/replay.safetensors."""
-    recipe, description = load_resolved(run.recipe_file), artefacts.describe(run)
+    recipe, description = load_resolved(run.recipe_file), artefacts.description_of(run)
     state = unflatten(checkpoint.load_tensors(run.stage("select") / REPLAY_WEIGHTS), {})
     return Sampler.from_state(state, recipe, description)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from edgekd.errors import InputFileError
-from edgekd.ingestion.outside_files import ZIP, head_of, looks_like_safetensors, require_checkpoint
+from edgekd.ingestion.outside_files import ZIP, first_bytes, looks_like_safetensors, require_checkpoint
 from edgekd.models import imports, pickles, trust
 from edgekd.text import first_line, listed
 
@@ -165,7 +165,7 @@ def _check_sums(path: Path) -> None:
 
 
 def _read_pickle(path: Path, *, trust_pickle: bool | None) -> object:
-    zipped = head_of(path)[0].startswith(ZIP)
+    zipped = first_bytes(path)[0].startswith(ZIP)
     if not trust_pickle and pickles.names_bytearray(path, zipped=zipped):
         raise InputFileError(
             f"{path} names bytearray, which may ask for any amount of memory and is no weight. Save a state_dict "
@@ -174,7 +174,7 @@ def _read_pickle(path: Path, *, trust_pickle: bool | None) -> object:
     here: AbstractContextManager[None] = nullcontext()
     if trust_pickle:
         code = trust.pickle(path)
-        trust.require([code])
+        trust.require_approval([code])
         here = imports.from_here(code.files)  # the code it was written with may lie there
     try:
         with here, torch.serialization.safe_globals(pickles.stand_ins()), path.open("rb") as stream:

@@ -18,14 +18,14 @@ _SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Initial:
+class InitialWeights:
     """The tensors to start from, by the student's names, and one phrase for each layer that stays random."""
 
     left_random: tuple[str, ...]
     tensors: Mapping[str, Tensor] = field(repr=False, compare=False)
 
 
-def fit(student: nn.Module, weights: Mapping[str, Tensor], input_shape: Shape) -> Initial:
+def fit_to_student(student: nn.Module, weights: Mapping[str, Tensor], input_shape: Shape) -> InitialWeights:
     """Compare weights with the student's own tensors, by name and shape, in every way to read all the names.
 
     Raises InputFileError naming the first differences of the plainest reading.
@@ -41,7 +41,7 @@ def fit(student: nn.Module, weights: Mapping[str, Tensor], input_shape: Shape) -
     raise first or InputFileError("there are no weights.")
 
 
-def _fit(student: nn.Module, weights: Mapping[str, Tensor], input_shape: Shape) -> Initial:
+def _fit(student: nn.Module, weights: Mapping[str, Tensor], input_shape: Shape) -> InitialWeights:
     expected = {name: t for name, t in student.state_dict().items() if not name.endswith("num_batches_tracked")}
     excused = _excused(student, weights, expected, input_shape)
     missing = [name for name in expected if name not in weights]
@@ -57,7 +57,7 @@ def _fit(student: nn.Module, weights: Mapping[str, Tensor], input_shape: Shape) 
         raise InputFileError(f"the weights are of another network: {'; '.join(differences)}.")
     require_floats(weights, expected)
     tensors = {name: weights[name] for name in expected if name not in excused}
-    return Initial(tuple(dict.fromkeys(excused.values())), tensors)
+    return InitialWeights(tuple(dict.fromkeys(excused.values())), tensors)
 
 
 def _excused(

@@ -29,7 +29,7 @@ MARKER_CLASSES = 1009
 
 
 @dataclass(frozen=True)
-class Structure:
+class Match:
     """A fit: the architecture with what the weights show of it."""
 
     spec: ArchSpec
@@ -43,7 +43,7 @@ class Structure:
 
 
 @dataclass(frozen=True)
-class Miss:
+class Mismatch:
     """An architecture that does not fit, how much of it does (0 to 1), and the first differences."""
 
     spec: ArchSpec
@@ -70,7 +70,7 @@ def _shapes(text: str, input_shape: Shape, classes: int) -> Shapes:
         return shapes_in(registry.build(text, input_shape=input_shape, classes=classes, seed=0))
 
 
-def candidates(weights: Mapping[str, Tensor]) -> list[ArchSpec]:
+def candidate_archs(weights: Mapping[str, Tensor]) -> list[ArchSpec]:
     """Return the architectures of the zoo with as many tensors as `weights`."""
     count = len(weights)
     found = [name for name, tensors in registry.tensor_counts().items() if tensors == count]
@@ -81,23 +81,23 @@ def candidates(weights: Mapping[str, Tensor]) -> list[ArchSpec]:
 
 def variants(requested: ArchSpec, weights: Mapping[str, Tensor]) -> list[ArchSpec]:
     """Return `requested`, with the kind of shortcut that the number of tensors shows."""
-    known = [spec for spec in candidates(weights) if spec.name == requested.name]
+    known = [spec for spec in candidate_archs(weights) if spec.name == requested.name]
     return [replace(requested, options={**spec.options, **requested.options}) for spec in known] or [requested]
 
 
-def fit(
+def match(
     spec: ArchSpec, weights: Mapping[str, Tensor], input_shape: Shape | None, classes: int | None
-) -> Structure | Miss:
+) -> Match | Mismatch:
     """Compare `weights` with one architecture; its width, stem, classes, channels and size are read off them."""
     theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     family = registry.family_of(spec.name)
     reference = _shapes(str(spec), (3, family.side, family.side), MARKER_CLASSES)
-    head, first = head_of(reference), stem_of(reference)
+    head, first = classifier_weight(reference), stem_of(reference)
     assert head is not None
     mapping = {} if set(reference) == set(theirs) else rename(theirs, reference)
     ours = {(mapping or {}).get(name, name): shape for name, shape in theirs.items()}
     if mapping is None or unlike(ours, reference):
-        return miss(spec, ours, reference)
+        return mismatch(spec, ours, reference)
     first = first or head
     seen_classes, channels = ours[head][0], ours[first][1]
     if classes is not None and classes != seen_classes:
@@ -110,7 +110,7 @@ def fit(
             f"--input {channels}x{input_shape[1]}x{input_shape[2]}."
         )
     if seen_classes < 2 or channels < 1:
-        return replace(miss(spec, ours, reference), differences=(ONE_OUTPUT,))
+        return replace(mismatch(spec, ours, reference), differences=(ONE_OUTPUT,))
     side, fixed = family.image_side(ours)
     if fixed and input_shape is not None and side != max(input_shape[1], family.padded_side):
         raise InputFileError(
@@ -124,10 +124,10 @@ def fit(
     except UsageError:  # sizes that no such network has
         if input_shape is not None and not fixed:
             raise
-        return miss(spec, ours, reference)
+        return mismatch(spec, ours, reference)
     if dict(expected) != ours:
-        return miss(found, ours, expected)
-    return Structure(found, shape, seen_classes, fixed, mapping, spec.options)
+        return mismatch(found, ours, expected)
+    return Match(found, shape, seen_classes, fixed, mapping, spec.options)
 
 
 ONE_OUTPUT = (
@@ -139,9 +139,9 @@ ONE_OUTPUT = (
 
 def nearest(
     weights: Mapping[str, Tensor],
-    misses: Sequence[Miss],
+    misses: Sequence[Mismatch],
     requested: ArchSpec | None,
-) -> Miss:
+) -> Mismatch:
     """Return the architecture most like `weights`: of those with a similar number of tensors, then of each kind."""
     if requested is None:
         counts = registry.tensor_counts()
@@ -151,9 +151,9 @@ def nearest(
         for names in ([*by_count[:6], *neighbors], lookalikes):
             if any(miss.likeness >= 0.5 for miss in misses):
                 break
-            outcomes = (fit(ArchSpec(name), weights, None, None) for name in names)
-            misses = [*misses, *(outcome for outcome in outcomes if isinstance(outcome, Miss))]
-    return max(misses, key=lambda miss: miss.likeness)
+            outcomes = (match(ArchSpec(name), weights, None, None) for name in names)
+            misses = [*misses, *(outcome for outcome in outcomes if isinstance(outcome, Mismatch))]
+    return max(misses, key=lambda mismatch: mismatch.likeness)
 
 
 def _with_shown(spec: ArchSpec, ours: Shapes, shape: Shape) -> ArchSpec:
@@ -200,7 +200,7 @@ def _size(shapes: Shapes) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
 
 
-def head_of(reference: Shapes) -> str | None:
+def classifier_weight(reference: Shapes) -> str | None:
     """Return the last weight with as many rows as a reference network has classes."""
     rows = (name for name, shape in reversed(list(reference.items())) if shape[:1] == (MARKER_CLASSES,) and shape[1:])
     return next(rows, None)
@@ -219,7 +219,7 @@ def unlike(theirs: Shapes, reference: Shapes) -> bool:
     )
 
 
-def miss(spec: ArchSpec, theirs: Shapes, expected: Shapes) -> Miss:
+def mismatch(spec: ArchSpec, theirs: Shapes, expected: Shapes) -> Mismatch:
     """Return how far weights are from an architecture."""
     expected = _as_far_as_shown(spec, theirs, expected)
     missing = [name for name in expected if name not in theirs]
@@ -229,12 +229,12 @@ def miss(spec: ArchSpec, theirs: Shapes, expected: Shapes) -> Miss:
     differences += [f"missing {listed(missing)}"] if missing else []
     differences += [f"surplus {listed(surplus)}"] if surplus else []
     alike = len(expected) - len(missing) - len(other) / 2
-    return Miss(spec, alike / max(len(expected), len(theirs)), tuple(differences))
+    return Mismatch(spec, alike / max(len(expected), len(theirs)), tuple(differences))
 
 
 def _as_far_as_shown(spec: ArchSpec, theirs: Shapes, expected: Shapes) -> Shapes:
     """Return a reference with the classes, channels and stem of the weights, which are no differences."""
-    head, first = head_of(expected), stem_of(expected)
+    head, first = classifier_weight(expected), stem_of(expected)
     if head is None:
         return expected
     stems = registry.family_of(spec.name).options.get("stem")

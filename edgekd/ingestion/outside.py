@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from edgekd.errors import InputFileError, MachineError, UsageError
 from edgekd.ingestion.matching import (
     MARKER_CLASSES,
-    Miss,
-    Structure,
+    Match,
+    Mismatch,
     WeightsOnMeta,
-    head_of,
-    miss,
+    classifier_weight,
+    mismatch,
     stem_of,
     unlike,
 )
@@ -72,10 +72,10 @@ class _OnlyShapes(WeightsOnMeta):
 
 
 @dataclass(frozen=True)
-class Search:
+class TimmMatches:
     """What a search of timm's models found."""
 
-    structures: tuple[Structure, ...]
+    structures: tuple[Match, ...]
     complete: bool
     """Whether there was time to look at every model with such a first and last layer."""
 
@@ -90,14 +90,14 @@ class _Ends:
     side_is_fixed: bool
 
 
-class Code:
+class CustomArchitecture:
     """Code from outside the zoo, built once for each shape that weights are compared with."""
 
     def __init__(self, spec: ArchSpec) -> None:
         self.spec = spec
         self._built: dict[tuple[Shape, int], Shapes] = {}
 
-    def fit(self, weights: Mapping[str, Tensor], input_shape: Shape | None, classes: int | None) -> Structure | Miss:
+    def fit(self, weights: Mapping[str, Tensor], input_shape: Shape | None, classes: int | None) -> Match | Mismatch:
         """Compare weights with the code; classes and channels come from its own last and first layers."""
         theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
         side, fixed = _image_side(self.spec, theirs)
@@ -107,8 +107,8 @@ class Code:
         mapping = {} if set(bare) == set(theirs) else rename(theirs, bare)
         ours = {(mapping or {}).get(name, name): shape for name, shape in theirs.items()}
         if mapping is None or unlike(ours, bare):
-            return miss(self.spec, ours, bare)
-        head, first = head_of(bare), stem_of(bare)
+            return mismatch(self.spec, ours, bare)
+        head, first = classifier_weight(bare), stem_of(bare)
         channels = 3 if first is None else ours[first][1]
         if input_shape is not None and first is not None and input_shape[0] != channels:
             raise InputFileError(
@@ -119,8 +119,8 @@ class Code:
         seen = classes or (ours[head][0] if head is not None else _outputs(self.spec, shape))
         expected = {name.removeprefix(prefix): s for name, s in self._shapes(shape, seen).items()}
         if ours != expected:
-            return miss(self.spec, ours, expected)
-        return Structure(self.spec, shape, seen, fixed, mapping, self.spec.options, prefix)
+            return mismatch(self.spec, ours, expected)
+        return Match(self.spec, shape, seen, fixed, mapping, self.spec.options, prefix)
 
     def _shapes(self, shape: Shape, classes: int) -> Shapes:
         key = (shape, classes)
@@ -148,17 +148,17 @@ def timm_alike(weights: Mapping[str, Tensor], hint: str = "") -> tuple[str, ...]
 
 def search_timm(
     names: tuple[str, ...], weights: Mapping[str, Tensor], input_shape: Shape | None, *, deadline: float
-) -> Search:
+) -> TimmMatches:
     """Find those of timm's models that have exactly these names and shapes, until `deadline` (of `time.monotonic`).
 
     They are built without memory, and only as far as their weights have shapes of the checkpoint.
     """
     theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    found: list[Structure] = []
+    found: list[Match] = []
     for forgiven in _FORGIVEN:
         for name in names:
             if time.monotonic() > deadline:
-                return Search(tuple(found), complete=False)
+                return TimmMatches(tuple(found), complete=False)
             ends = _ends(name)
             classes = theirs[f"{ends.heads[0]}.weight"][0]
             channels = theirs[f"{ends.first[0]}.weight"][1] if ends.first else 3
@@ -166,10 +166,10 @@ def search_timm(
                 continue
             spec, shape = ArchSpec(f"{PREFIX}{name}"), input_shape or (channels, ends.side, ends.side)
             if _timm_shapes(spec, shape, classes, frozenset(theirs.values()), forgiven) == theirs:
-                found.append(Structure(spec, shape, classes, ends.side_is_fixed, {}))
+                found.append(Match(spec, shape, classes, ends.side_is_fixed, {}))
         if found:
             break
-    return Search(tuple(found), complete=True)
+    return TimmMatches(tuple(found), complete=True)
 
 
 def _timm() -> Any:
@@ -225,5 +225,7 @@ def _build(spec: ArchSpec, shape: Shape, classes: int) -> nn.Module:
 
 def _outputs(spec: ArchSpec, shape: Shape) -> int:
     """Return the number of outputs of code that takes no number of classes; what is no classifier the probe tells."""
-    output = probe.answer(registry.build(spec, input_shape=shape, classes=1000, seed=0).eval(), torch.zeros(2, *shape))
+    output = probe.call_network(
+        registry.build(spec, input_shape=shape, classes=1000, seed=0).eval(), torch.zeros(2, *shape)
+    )
     return int(output.shape[1]) if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1 else 1000

@@ -38,10 +38,10 @@ MAGIC = {
 
 def is_pickle(path: Path) -> bool:
     """Return whether a checkpoint is one that torch.save wrote, not a .safetensors file."""
-    return not looks_like_safetensors(*head_of(path))
+    return not looks_like_safetensors(*first_bytes(path))
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of_input(path: Path) -> str:
     """Return the SHA-256 of a file from outside; raise InputFileError as `require_file` does."""
     require_file(path)
     return machine.sha256_of(path)
@@ -49,10 +49,10 @@ def sha256_of(path: Path) -> str:
 
 def require_file(path: Path) -> None:
     """Raise InputFileError unless `path` is a regular file that is not empty, not absurdly large and can be read."""
-    head_of(path)
+    first_bytes(path)
 
 
-def head_of(path: Path) -> tuple[bytes, int]:
+def first_bytes(path: Path) -> tuple[bytes, int]:
     """Return the first bytes and the size of a regular, readable, non-empty file."""
     try:
         if path.is_dir():
@@ -76,10 +76,10 @@ def head_of(path: Path) -> tuple[bytes, int]:
 
 def require_checkpoint(path: Path) -> tuple[bytes, int]:
     """Return first bytes and size; raise InputFileError unless they may be those of a checkpoint, which is cheap."""
-    head, size = head_of(path)
+    head, size = first_bytes(path)
     if not looks_like_safetensors(head, size) and not head.startswith((ZIP, PICKLE)):
         raise InputFileError(
-            f"{path} is no checkpoint: it is {describe(head)}. edgekd reads .safetensors and what torch.save writes."
+            f"{path} is no checkpoint: it is {format_name(head)}. edgekd reads .safetensors and what torch.save writes."
         )
     return head, size
 
@@ -95,7 +95,7 @@ def read_class_names(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def describe(head: bytes) -> str:
+def format_name(head: bytes) -> str:
     """Return what a file is by its first bytes, for a message."""
     for magic, name in MAGIC.items():
         if head.startswith(magic):

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from edgekd.errors import InputFileError
 from edgekd.ingestion import matching, outside, views
-from edgekd.ingestion.matching import Miss, Structure
-from edgekd.ingestion.views import View
+from edgekd.ingestion.matching import Match, Mismatch
+from edgekd.ingestion.views import StateDictView
 from edgekd.models import families, registry
 from edgekd.models.registry import ArchSpec
 from edgekd.models.stems import Shape
@@ -19,39 +19,39 @@ from edgekd.text import listed
 
 
 @dataclass(frozen=True)
-class Reading:
+class NamedReading:
     """One way to read the checkpoint's names, and the architectures that it fits."""
 
-    view: View
+    view: StateDictView
     weights: Mapping[str, Tensor]
     dropped: bool
     """Whether heads that only training runs were left out."""
-    structures: tuple[Structure, ...] = ()
+    structures: tuple[Match, ...] = ()
 
 
 @dataclass(frozen=True)
-class Findings:
+class Comparison:
     """What comparing every reading with the known architectures gave."""
 
-    exact: Reading | None
-    mapped: Reading | None = None
+    exact: NamedReading | None
+    mapped: NamedReading | None = None
     """The reading that fits under the fewest other names."""
-    misses: tuple[Miss, ...] = ()
+    misses: tuple[Mismatch, ...] = ()
     entangled: InputFileError | None = None
     """Why a part of the file that fits is not taken."""
     timed_out: bool = False
 
 
-_Comparison = Callable[[Mapping[str, Tensor]], list[Structure | Miss]]
+_Comparison = Callable[[Mapping[str, Tensor]], list[Match | Mismatch]]
 
 
-def find(
+def compare_with_zoo(
     weights: Mapping[str, Tensor],
     requested: ArchSpec | None,
     input_shape: Shape | None,
     classes: int | None,
     hint: str,
-) -> Findings:
+) -> Comparison:
     """Compare every reading with the architecture requested, or with the zoo and then with timm's models."""
     findings = _search(weights, _comparison(requested, input_shape, classes))
     if findings.exact is None and requested is None and outside.timm_is_installed():
@@ -67,40 +67,42 @@ def plain(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 def _comparison(requested: ArchSpec | None, input_shape: Shape | None, classes: int | None) -> _Comparison:
     """Return what compares a reading of the weights: with the whole zoo, one architecture of it, or the user's code."""
     if requested is not None and registry.is_custom(requested.name):
-        code = outside.Code(requested)
+        code = outside.CustomArchitecture(requested)
         return lambda read: [code.fit(read, input_shape, classes)]
 
-    def with_zoo(read: Mapping[str, Tensor]) -> list[Structure | Miss]:
-        specs = matching.candidates(read) if requested is None else matching.variants(requested, read)
-        return [matching.fit(spec, read, input_shape, classes) for spec in specs]
+    def with_zoo(read: Mapping[str, Tensor]) -> list[Match | Mismatch]:
+        specs = matching.candidate_archs(read) if requested is None else matching.variants(requested, read)
+        return [matching.match(spec, read, input_shape, classes) for spec in specs]
 
     return with_zoo
 
 
-def _search(weights: Mapping[str, Tensor], compare: _Comparison) -> Findings:
+def _search(weights: Mapping[str, Tensor], compare: _Comparison) -> Comparison:
     """Read the names in every way until one fits exactly."""
-    mapped: Reading | None = None
-    misses: list[Miss] = []
+    mapped: NamedReading | None = None
+    misses: list[Mismatch] = []
     entangled: InputFileError | None = None
     for reading in _readings(weights):
         outcomes = compare(reading.weights)
-        structures = tuple(outcome for outcome in outcomes if isinstance(outcome, Structure))
+        structures = tuple(outcome for outcome in outcomes if isinstance(outcome, Match))
         exact = tuple(structure for structure in structures if not structure.mapping)
         if exact:
             problem = _entangled(reading.view, exact[0], weights)
             if problem is None:
-                return Findings(replace(reading, structures=exact))
+                return Comparison(replace(reading, structures=exact))
             entangled = entangled or problem
         elif structures and not reading.view.left_out:
             needed = min(len(structure.mapping) for structure in structures)
             if mapped is None or needed < min(len(structure.mapping) for structure in mapped.structures):
                 mapped = replace(reading, structures=structures)
         if not reading.view.left_out:
-            misses += [outcome for outcome in outcomes if isinstance(outcome, Miss)]
-    return Findings(None, mapped, tuple(misses), entangled)
+            misses += [outcome for outcome in outcomes if isinstance(outcome, Mismatch)]
+    return Comparison(None, mapped, tuple(misses), entangled)
 
 
-def _search_timm(weights: Mapping[str, Tensor], input_shape: Shape | None, hint: str, findings: Findings) -> Findings:
+def _search_timm(
+    weights: Mapping[str, Tensor], input_shape: Shape | None, hint: str, findings: Comparison
+) -> Comparison:
     """Return `findings` with what timm's models add to them."""
     deadline = time.monotonic() + outside.SEARCH_SECONDS
     searched: set[tuple[str, ...]] = set()
@@ -120,10 +122,10 @@ def _search_timm(weights: Mapping[str, Tensor], input_shape: Shape | None, hint:
     return findings
 
 
-def _readings(weights: Mapping[str, Tensor]) -> Iterator[Reading]:
+def _readings(weights: Mapping[str, Tensor]) -> Iterator[NamedReading]:
     for view in views.views(weights):
         read = {ours: weights[theirs] for theirs, ours in view.names.items()}
-        yield Reading(view, *_without_auxiliary_heads(read))
+        yield NamedReading(view, *_without_auxiliary_heads(read))
 
 
 def _without_auxiliary_heads(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
@@ -136,9 +138,9 @@ def _without_auxiliary_heads(weights: dict[str, Tensor]) -> tuple[dict[str, Tens
     return kept, len(kept) < len(weights)
 
 
-def _entangled(view: View, found: Structure, weights: Mapping[str, Tensor]) -> InputFileError | None:
+def _entangled(view: StateDictView, found: Match, weights: Mapping[str, Tensor]) -> InputFileError | None:
     """Return the error for a part of a file that fits beside others of unknown meaning."""
-    beside = views.beside(view)
+    beside = views.left_out_tensors(view)
     root = view.part.removesuffix(".*")
     rivals = [part for part in beside.copies if not views.AVERAGED.fullmatch(part.removesuffix(".*"))]
     if rivals and not views.AVERAGED.fullmatch(root):

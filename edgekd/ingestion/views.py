@@ -33,7 +33,7 @@ _LIMIT = 60
 
 
 @dataclass(frozen=True)
-class View:
+class StateDictView:
     """A reading of a checkpoint's names."""
 
     names: Mapping[str, str]
@@ -45,7 +45,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Beside:
+class LeftOutTensors:
     """What stands beside the network in a file."""
 
     copies: tuple[str, ...]
@@ -58,11 +58,11 @@ class Beside:
     """Names of anything else: with them the network may be more than the part that was taken."""
 
 
-def views(names: Iterable[str]) -> Iterator[View]:
+def views(names: Iterable[str]) -> Iterator[StateDictView]:
     """Yield the readings of `names`, the plain one first, those that leave something out last; none twice."""
     listed = list(names)
     seen: set[tuple[tuple[str, str], ...]] = set()
-    for view in _all(View({name: name for name in listed})):
+    for view in _all(StateDictView({name: name for name in listed})):
         key = tuple(view.names.items())
         if len(set(view.names.values())) == len(key) and key not in seen:
             seen.add(key)
@@ -71,7 +71,7 @@ def views(names: Iterable[str]) -> Iterator[View]:
             return
 
 
-def beside(view: View) -> Beside:
+def left_out_tensors(view: StateDictView) -> LeftOutTensors:
     """Tell what a view leaves out."""
     copies: list[str] = []
     rest: list[str] = []
@@ -87,7 +87,7 @@ def beside(view: View) -> Beside:
         moments = {}
     prefix = common_prefix([*view.names, *view.left_out])
     training = tuple(name for name in rest if _TRAINING_ONLY.fullmatch(name.removeprefix(prefix).partition(".")[0]))
-    return Beside(tuple(copies), moments, training, tuple(name for name in rest if name not in training))
+    return LeftOutTensors(tuple(copies), moments, training, tuple(name for name in rest if name not in training))
 
 
 def common_prefix(names: Iterable[str]) -> str:
@@ -106,7 +106,7 @@ def without_transparent(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in TRANSPARENT)
 
 
-def _all(plain: View) -> Iterator[View]:
+def _all(plain: StateDictView) -> Iterator[StateDictView]:
     yield from _whole_readings(plain)
     base = _unwrapped(plain)
     parts = {root: _part(base, root) for root in _roots(base.names.values())}
@@ -119,7 +119,7 @@ def _all(plain: View) -> Iterator[View]:
             yield from _whole_readings(rest)
 
 
-def _whole_readings(part: View) -> Iterator[View]:
+def _whole_readings(part: StateDictView) -> Iterator[StateDictView]:
     """Yield the readings that leave nothing more out: unwrapped, and with some or one of its parts unwrapped."""
     base = _unwrapped(part)
     yield base
@@ -129,7 +129,7 @@ def _whole_readings(part: View) -> Iterator[View]:
         yield _unwrapped(_without_root(base, root))
 
 
-def _without_root(view: View, root: str) -> View:
+def _without_root(view: StateDictView, root: str) -> StateDictView:
     return _renamed(view, lambda name: name.removeprefix(f"{root}."))
 
 
@@ -138,12 +138,12 @@ def _without_module(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != "module")
 
 
-def _unwrapped(view: View) -> View:
+def _unwrapped(view: StateDictView) -> StateDictView:
     prefix = common_prefix(view.names.values())
     return _renamed(view, lambda name: name.removeprefix(prefix)) if len(view.names) > 1 else view
 
 
-def _renamed(view: View, rename: Callable[[str], str]) -> View:
+def _renamed(view: StateDictView, rename: Callable[[str], str]) -> StateDictView:
     return replace(view, names={theirs: rename(ours) for theirs, ours in view.names.items()})
 
 
@@ -160,22 +160,22 @@ def _roots(names: Iterable[str]) -> list[str]:
     return sorted(found, key=lambda root: WRAPPERS.index(root) if root in WRAPPERS else len(WRAPPERS))
 
 
-def _part(view: View, root: str) -> View:
+def _part(view: StateDictView, root: str) -> StateDictView:
     """Return the tensors under `root` alone."""
     return _taken(view, {t for t, ours in view.names.items() if ours.startswith(f"{root}.")}, f"{root}.*")
 
 
-def _rest(view: View, root: str) -> View:
+def _rest(view: StateDictView, root: str) -> StateDictView:
     """Return the tensors outside of `root`."""
     return _taken(view, {t for t, ours in view.names.items() if not ours.startswith(f"{root}.")}, f"all but {root}.*")
 
 
-def _taken(view: View, kept: set[str], part: str) -> View:
+def _taken(view: StateDictView, kept: set[str], part: str) -> StateDictView:
     names = {theirs: ours for theirs, ours in view.names.items() if theirs in kept}
-    return View(names, part, tuple(theirs for theirs in view.names if theirs not in kept))
+    return StateDictView(names, part, tuple(theirs for theirs in view.names if theirs not in kept))
 
 
-def _left_out_parts(view: View) -> dict[str, list[str]]:
+def _left_out_parts(view: StateDictView) -> dict[str, list[str]]:
     prefix = common_prefix([*view.names, *view.left_out])
     parts: dict[str, list[str]] = {}
     for name in view.left_out:
@@ -183,7 +183,7 @@ def _left_out_parts(view: View) -> dict[str, list[str]]:
     return parts
 
 
-def _is_copy(names: list[str], view: View) -> bool:
+def _is_copy(names: list[str], view: StateDictView) -> bool:
     """Return whether a part left out has the network's names, buffers aside, under a prefix of its own."""
     own = common_prefix(names)
     if len(names) < 2 or own == "":

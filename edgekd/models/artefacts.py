@@ -19,7 +19,7 @@ from edgekd.run.directory import RunDir
 from edgekd.run.ownership import STUDENT_WEIGHTS, TEACHER_WEIGHTS
 
 
-def describe(run: RunDir) -> Description:
+def description_of(run: RunDir) -> Description:
     """Read teacher/teacher.json."""
     card = run.read(TeacherCard)
     batchnorm = card.probe.batchnorm_layers > 0
@@ -56,7 +56,7 @@ def build_student(recipe: Recipe, description: Description, initial: Mapping[str
 
 def student_network(run: RunDir) -> nn.Module:
     """Rebuild the selected student in eval mode."""
-    network = build_student(load_resolved(run.recipe_file), describe(run))
+    network = build_student(load_resolved(run.recipe_file), description_of(run))
     return _load(network, run.stage("select") / STUDENT_WEIGHTS).eval().requires_grad_(False)
 
 
@@ -69,7 +69,7 @@ def precision_rank(name: str) -> tuple[int, str]:
 def student_footprint(recipe: Recipe, description: Description) -> Footprint:
     """Return what the student costs at the teacher's input; a student that does not take it is a `UsageError`."""
     shape, classes = description.input_shape, description.classes
-    return footprint.build(recipe.student.name, input_shape=shape, classes=classes, seed=recipe.seed)[1]
+    return footprint.build_with_footprint(recipe.student.name, input_shape=shape, classes=classes, seed=recipe.seed)[1]
 
 
 def student_head(student: nn.Module, shape: Shape) -> str:

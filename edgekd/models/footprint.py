@@ -29,7 +29,7 @@ class Footprint:
     int8_bytes: int
 
 
-def measure(net: nn.Module, input_shape: Shape) -> Footprint:
+def footprint_of(net: nn.Module, input_shape: Shape) -> Footprint:
     """Count a network's parameters and its work for one image, and estimate its ONNX files.
 
     BatchNorm costs nothing in a file: export folds it into the convolution beside it.
@@ -49,7 +49,7 @@ def measure(net: nn.Module, input_shape: Shape) -> Footprint:
     )
 
 
-def build(name: str, *, input_shape: Shape, classes: int, seed: int) -> tuple[nn.Module, Footprint]:
+def build_with_footprint(name: str, *, input_shape: Shape, classes: int, seed: int) -> tuple[nn.Module, Footprint]:
     """Build an architecture and measure it.
 
     Raises UsageError where it does not exist, cannot be built for this input, does not take it, or is no classifier
@@ -57,11 +57,11 @@ def build(name: str, *, input_shape: Shape, classes: int, seed: int) -> tuple[nn
     """
     net = registry.build(name, input_shape=input_shape, classes=classes, seed=seed)
     try:
-        size = measure(net, input_shape)
+        size = footprint_of(net, input_shape)
     except Exception as error:  # foreign networks may raise anything
         raise UsageError(f"{name} does not take {sizes(input_shape)} images: {first_line(error)}") from error
     try:
-        probe.logits(net, torch.zeros(2, *input_shape), classes)
+        probe.network_logits(net, torch.zeros(2, *input_shape), classes)
     except InputFileError as error:
         raise UsageError(f"{name} is no student here: {error}") from error
     return net, size

@@ -8,7 +8,7 @@ from pathlib import Path
 from edgekd.models import artefacts
 from edgekd.run.cards.teacher import PixelsCard
 from edgekd.run.directory import RunDir
-from edgekd.run.ledger import Reading
+from edgekd.run.ledger import ImageAccount
 from edgekd.run.realdata import ImageFolder, RealImages, open_folder, open_unlabelled
 from edgekd.stopping import Stop
 
@@ -18,7 +18,7 @@ def labelled(run: RunDir, data: Path, *, purpose: str, stop: Stop | None = None)
 
     Raises UsageError where the run does not know its normalisation, InputFileError where the folder does not fit.
     """
-    names, classes = run.read(PixelsCard).class_names, artefacts.describe(run).classes
+    names, classes = run.read(PixelsCard).class_names, artefacts.description_of(run).classes
     return _opened(run, open_folder(data, classes=classes, names=names), purpose, stop, cache=True)
 
 
@@ -33,7 +33,7 @@ def unlabelled(
 
 
 def _opened(run: RunDir, folder: ImageFolder, purpose: str | None, stop: Stop | None, *, cache: bool) -> RealImages:
-    pixels, shape = run.read(PixelsCard), artefacts.describe(run).input_shape
-    reading = None if purpose is None else Reading(run, folder, purpose)
+    pixels, shape = run.read(PixelsCard), artefacts.description_of(run).input_shape
+    reading = None if purpose is None else ImageAccount(run, folder, purpose)
     poll = partial((stop or Stop()).raise_if_requested, f"reading {folder.path}")
     return RealImages(folder, shape, mean=pixels.mean, std=pixels.std, cache=cache, reading=reading, poll=poll)

@@ -57,8 +57,8 @@ def probe(model: nn.Module, *, input_shape: Shape, classes: int, seed: int) -> P
     batch = 32 if min(input_shape[1:]) <= 64 else 4
     device = _device_of(model)
     images = torch.randn(batch, *input_shape, generator=rng.generator(seed, "probe")).to(device)
-    output = logits(model, images, classes)
-    logits(model, images[:1], classes)  # later stages count and trace with one
+    output = network_logits(model, images, classes)
+    network_logits(model, images[:1], classes)  # later stages count and trace with one
     with _evaluating(model):
         started = time.perf_counter()
         model(images)
@@ -149,7 +149,7 @@ def _device_of(model: nn.Module) -> torch.device:
 
 
 @torch.no_grad()
-def answer(model: nn.Module, images: Tensor) -> Any:
+def call_network(model: nn.Module, images: Tensor) -> Any:
     """Return whatever a model answers; what it raises becomes an InputFileError that names the size of the images."""
     try:
         return model(images)
@@ -160,10 +160,10 @@ def answer(model: nn.Module, images: Tensor) -> Any:
         ) from error
 
 
-def logits(model: nn.Module, images: Tensor, classes: int) -> Tensor:
+def network_logits(model: nn.Module, images: Tensor, classes: int) -> Tensor:
     """Return the answers (N, classes) of a model in eval mode; raise InputFileError where they are anything else."""
     with _evaluating(model):
-        output = answer(model, images)
+        output = call_network(model, images)
     if not isinstance(output, Tensor):
         raise InputFileError(
             f"The network returns a {type(output).__name__}; a classifier returns one tensor of logits."
@@ -184,7 +184,7 @@ def same_answers(one: nn.Module, other: nn.Module, input_shape: Shape, *, seed: 
     """Return whether two classifiers in eval mode answer seeded noise alike, a softmax at the end of either undone."""
     images = torch.randn(8, *input_shape, generator=rng.generator(seed, "compare"))
     with _evaluating(one), _evaluating(other):
-        answers = [answer(model, images) for model in (one, other)]
+        answers = [call_network(model, images) for model in (one, other)]
     if any(not isinstance(a, Tensor) or a.ndim != 2 for a in answers) or answers[0].shape != answers[1].shape:
         return False
     kinds = [_kind_of(a.float()) for a in answers]

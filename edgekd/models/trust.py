@@ -28,7 +28,7 @@ from edgekd.text import listed
 
 
 @dataclass(frozen=True)
-class Code:
+class UntrustedCode:
     """Code from outside, as far as it is known before it runs."""
 
     name: str
@@ -68,19 +68,19 @@ def session(hashes: Sequence[str] = ()) -> Iterator[None]:
         _session = before
 
 
-def confirm(names: Iterable[str] = (), *, pickles: bool = False) -> None:
+def approve(names: Iterable[str] = (), *, pickles: bool = False) -> None:
     """Take what was typed on the command line as the user's approval of the code that it names."""
     if _session is not None:
-        _session.names |= {_bare(name) for name in names if is_code(name)}
+        _session.names |= {_bare(name) for name in names if runs_own_code(name)}
         _session.pickles |= pickles
 
 
-def is_code(arch: str) -> bool:
+def runs_own_code(arch: str) -> bool:
     """Return whether an architecture is code from outside: `package.module:factory`, but not `timm:NAME`."""
-    return outside.is_code(_bare(arch))
+    return outside.names_own_code(_bare(arch))
 
 
-def factory(arch: str) -> Code:
+def factory(arch: str) -> UntrustedCode:
     """Return the code of `package.module:factory`, located without importing it; raise UsageError if it is not there.
 
     The hash covers the name of the factory and every file that `imports.files_of` finds.
@@ -93,10 +93,10 @@ def factory(arch: str) -> Code:
             f"{name} cannot be built: ModuleNotFoundError: there is no module {module!r} with source files, neither "
             "in the working directory nor installed."
         )
-    return Code(name, f"{name} ({_places(module, files)})", _hash(name, files), files=files)
+    return UntrustedCode(name, f"{name} ({_places(module, files)})", _hash(name, files), files=files)
 
 
-def pickle(path: Path) -> Code:
+def pickle(path: Path) -> UntrustedCode:
     """Return the code in a pickle; its hash is the file's, unless it names code of the working directory as well."""
     from edgekd.models import pickles
     # which imports NumPy, and --help does without
@@ -106,10 +106,10 @@ def pickle(path: Path) -> Code:
     named, sha256 = pickles.code_named(path, zipped=zipped), sha256_of(path)
     here = imports.imported_from(Path.cwd(), named)
     what = f"the pickle {path}" + (f" (it names {listed(named, 6)})" if named else "")
-    return Code(str(path), what, _hash(sha256, here) if here else sha256, pickled=True, files=here)
+    return UntrustedCode(str(path), what, _hash(sha256, here) if here else sha256, pickled=True, files=here)
 
 
-def require(codes: Sequence[Code], origin: str = "") -> None:
+def require_approval(codes: Sequence[UntrustedCode], origin: str = "") -> None:
     """Return if the user approves of all this code; raise UsageError, with what would run, if not.
 
     `origin` says where it is named. What was approved of is remembered.
@@ -134,7 +134,7 @@ def require(codes: Sequence[Code], origin: str = "") -> None:
     )
 
 
-def _approved(code: Code) -> bool:
+def _approved(code: UntrustedCode) -> bool:
     if _remembered(code):
         return True
     typed = _session is not None and (_session.pickles if code.pickled else code.name in _session.names)
@@ -167,12 +167,12 @@ def _places(module: str, files: Files) -> str:
     return str(own) if len(files) == 1 else f"{own} and what belongs to it, {len(files)} files"
 
 
-def _place(code: Code) -> Path | None:
+def _place(code: UntrustedCode) -> Path | None:
     state = state_folder()
     return None if state is None else state / "trusted-code" / code.sha256
 
 
-def _remembered(code: Code) -> bool:
+def _remembered(code: UntrustedCode) -> bool:
     """Return whether the approval is there; one that somebody else put there is none."""
     place = _place(code)
     try:
@@ -182,7 +182,7 @@ def _remembered(code: Code) -> bool:
     return status is not None and stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
 
 
-def _remember(code: Code) -> None:
+def _remember(code: UntrustedCode) -> None:
     """Keep an approval: the file is made in one step, what it says is for people."""
     place = _place(code)
     try:

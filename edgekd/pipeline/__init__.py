@@ -3,6 +3,6 @@
 from edgekd.pipeline.adoption import adopt, newest_run, open_recipe
 from edgekd.pipeline.advance import advance
 from edgekd.pipeline.prune import prune
-from edgekd.pipeline.standing import Standing
+from edgekd.pipeline.run_status import RunStatus
 
-__all__ = ["Standing", "adopt", "advance", "newest_run", "open_recipe", "prune"]
+__all__ = ["RunStatus", "adopt", "advance", "newest_run", "open_recipe", "prune"]

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgekd import console
-from edgekd import recipe as recipes
 from edgekd.agent.device import files
 from edgekd.agent.device.files import real
 from edgekd.errors import EdgekdError, RecipeError, RunBusyError, UsageError
-from edgekd.pipeline import afresh
-from edgekd.pipeline.standing import Standing
-from edgekd.recipe import Recipe
+from edgekd.pipeline import fresh_start
+from edgekd.pipeline.run_status import RunStatus
+from edgekd.recipe import Recipe, differences, load_resolved, to_toml, with_changes
 from edgekd.run.cards.record import RECORD, Record
 from edgekd.run.directory import RunDir
 from edgekd.run.files import write_text
@@ -26,7 +25,7 @@ def open_recipe(run: RunDir) -> Recipe:
         raise UsageError(f"there is no run {run.path}; `edgekd distill TEACHER` starts one.")
     if not run.recipe_file.is_file():
         raise UsageError(f"run {run.path} was stopped before it had a recipe; give its first command again.")
-    return recipes.load_resolved(run.recipe_file)
+    return load_resolved(run.recipe_file)
 
 
 def adopt(run: RunDir, wanted: Recipe, *, reads_teacher: bool = True) -> Recipe:
@@ -36,7 +35,7 @@ def adopt(run: RunDir, wanted: Recipe, *, reads_teacher: bool = True) -> Recipe:
     not ask whether they are still those the run began with.
     """
     if run.recipe_file.is_file():
-        old = recipes.load_resolved(run.recipe_file)
+        old = load_resolved(run.recipe_file)
         lines = []
         for stage in (INGEST, DISTILL, SELECT):
             if Record.read(run.stage(stage.folder)) is None and not run.stage(stage.folder).exists():
@@ -44,7 +43,7 @@ def adopt(run: RunDir, wanted: Recipe, *, reads_teacher: bool = True) -> Recipe:
             before, after = stage.slice(old), stage.slice(wanted)
             before.pop("pixels", None)
             after.pop("pixels", None)
-            lines += recipes.differences(before, after)
+            lines += differences(before, after)
         if reads_teacher:
             lines += _other_files(run, old, wanted)
         if lines:
@@ -54,8 +53,8 @@ def adopt(run: RunDir, wanted: Recipe, *, reads_teacher: bool = True) -> Recipe:
             )
     images = wanted.export.calibrate_on_real
     if images:  # the next command may be given elsewhere
-        wanted = recipes.with_changes(wanted, {"export": {"calibrate_on_real": str(real(Path(images)))}})
-    text = recipes.to_toml(wanted)
+        wanted = with_changes(wanted, {"export": {"calibrate_on_real": str(real(Path(images)))}})
+    text = to_toml(wanted)
     if not run.recipe_file.is_file() or files.read_text(run.recipe_file) != text:
         write_text(run.recipe_file, text)
     return wanted
@@ -66,7 +65,7 @@ def _other_files(run: RunDir, old: Recipe, wanted: Recipe) -> list[str]:
 
     The student's initial weights may still be exchanged as long as nothing was trained from them.
     """
-    standing, lines = Standing(run, wanted), []
+    standing, lines = RunStatus(run, wanted), []
     for stage in standing.stages:
         record = standing.record(stage)
         begun = stage is INGEST or run.stage(DISTILL.folder).exists()
@@ -91,7 +90,7 @@ def newest_run(root: Path, stage: Stage) -> RunDir:
     folder, busy = stage.folder, []
     for ledger in sorted(root.glob("*/run.json")):
         try:
-            afresh.recover(RunDir(ledger.parent))
+            fresh_start.recover(RunDir(ledger.parent))
         except RunBusyError as error:
             busy.append(error)
         except (EdgekdError, OSError) as error:  # another user's, or on a disk that is gone: the others are whole

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgekd import console
-from edgekd.pipeline.standing import Standing
+from edgekd.pipeline.run_status import RunStatus
 from edgekd.recipe import Recipe
 from edgekd.run.directory import RunDir
 from edgekd.stages.base import Execution, Stage
 from edgekd.stopping import Stop
 
 if TYPE_CHECKING:
-    from edgekd.run.logbook import Accuracy
+    from edgekd.run.run_logger import Accuracy
 
 
 def advance(run: RunDir, recipe: Recipe, *stages: Stage, stop: Stop, accuracy: Accuracy | None = None) -> list[Stage]:
@@ -22,7 +22,7 @@ def advance(run: RunDir, recipe: Recipe, *stages: Stage, stop: Stop, accuracy: A
     """
     from edgekd import machine  # torch, which a verb that only looks at stages does without
 
-    standing, ran = Standing(run, recipe), []
+    standing, ran = RunStatus(run, recipe), []
     for stage in stages:
         if not stage.wanted(recipe):
             continue

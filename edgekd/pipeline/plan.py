@@ -19,12 +19,12 @@ from edgekd.errors import MachineError
 from edgekd.models import artefacts
 from edgekd.pipeline.flops import FlopsByDtype, effective_peak
 from edgekd.recipe import Recipe
-from edgekd.rng import Draws
+from edgekd.rng import KeyedDraws
 from edgekd.run.directory import RunDir
 from edgekd.stages import distill
 from edgekd.stopping import Stop
 from edgekd.synthesis.state import State
-from edgekd.synthesis.steps import Context, generator_step, student_step
+from edgekd.synthesis.steps import StepContext, generator_step, student_step
 from edgekd.synthesis.teacher import Teacher
 
 _PERIODS = 1000
@@ -34,7 +34,7 @@ _LONGEST_S = 60.0
 
 
 @dataclass(frozen=True)
-class Plan:
+class CostPlan:
     """The expected cost of a distillation, with the arithmetic of a step by part."""
 
     steps: int
@@ -65,7 +65,7 @@ class Plan:
         """Achieved FLOP/s over the machine's peak."""
         return self.flops_per_step / self.seconds_per_step / self.machine_peak_flops
 
-    def with_steps(self, steps: int) -> Plan:
+    def with_steps(self, steps: int) -> CostPlan:
         """Return the plan for another number of steps."""
         return replace(self, steps=steps)
 
@@ -91,18 +91,18 @@ class Plan:
         }
 
 
-def measure(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: int = 1) -> Plan:
+def measure_cost(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: int = 1) -> CostPlan:
     """Time whole generator periods after one of warming up, with replay at work; the run's own state is untouched."""
     device = machine.resolve_device(recipe.machine.device)
     threads = machine.use_threads(recipe.machine.threads)
     machine.keep_freed_memory()
-    description = artefacts.describe(run_dir)
+    description = artefacts.description_of(run_dir)
     teacher = Teacher.of(artefacts.teacher_network(run_dir, description), description, recipe.precision, device)
     steps = recipe.method.steps_for(description.pixels, description.classes)
-    context = Context(recipe, steps, teacher, description, Draws(recipe.seed, "plan", device))
+    context = StepContext(recipe, steps, teacher, description, KeyedDraws(recipe.seed, "plan", device))
     share = context.exploration_steps / steps
     try:
-        state = distill.build(context)
+        state = distill.build_state(context)
         state.replay.assume_ready()
         exploring = _exploring(context)
         # The first call of each kernel is slow, and the VAE rehearses from its second update on.
@@ -119,7 +119,7 @@ def measure(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: int = 1
         ) from error
     kinds = {"bf16" if p.bf16 else "fp32" for p in (teacher.precision, state.student_precision)}
     total: Counter[torch.dtype] = sum(parts.values(), Counter())
-    return Plan(
+    return CostPlan(
         steps=steps,
         seconds_per_step=seconds,
         peak_memory_bytes=_peak_memory_bytes(device),
@@ -132,23 +132,23 @@ def measure(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: int = 1
     )
 
 
-def _exploring(context: Context) -> Context:
+def _exploring(context: StepContext) -> StepContext:
     """Return the context of a run of `_PERIODS` generator periods without consolidation."""
     return _consolidating_from(1.0, replace(context, steps=_PERIODS * context.recipe.method.generator.period))
 
 
-def _consolidating_from(start: float, context: Context) -> Context:
+def _consolidating_from(start: float, context: StepContext) -> StepContext:
     method = context.recipe.method
     method = method.model_copy(update={"consolidation": method.consolidation.model_copy(update={"start": start})})
     return replace(context, recipe=context.recipe.model_copy(update={"method": method}))
 
 
-def _late(context: Context, offset: int = 0) -> int:
+def _late(context: StepContext, offset: int = 0) -> int:
     """Return a step with the given place in the last period, when adversary and replay take part."""
     return context.steps - context.recipe.method.generator.period + offset
 
 
-def _period(state: State, context: Context, stop: Stop) -> int:
+def _period(state: State, context: StepContext, stop: Stop) -> int:
     """Make the updates of one generator period; return the number of steps."""
     period = context.recipe.method.generator.period
     state.step = _late(context)
@@ -160,7 +160,7 @@ def _period(state: State, context: Context, stop: Stop) -> int:
     return period
 
 
-def _consolidation(state: State, context: Context, stop: Stop) -> int:
+def _consolidation(state: State, context: StepContext, stop: Stop) -> int:
     """Make one of the last steps, in which the student alone learns; return 1."""
     stop.raise_if_requested("planning")
     state.step = context.steps - 1
@@ -169,9 +169,9 @@ def _consolidation(state: State, context: Context, stop: Stop) -> int:
 
 
 def _seconds_per_step(
-    work: Callable[[State, Context, Stop], int],
+    work: Callable[[State, StepContext, Stop], int],
     state: State,
-    context: Context,
+    context: StepContext,
     stop: Stop,
     least_steps: int,
 ) -> float:
@@ -192,13 +192,13 @@ def _seconds_per_step(
     return statistics.median(rounds)
 
 
-def _consolidation_flops(state: State, context: Context, stop: Stop) -> Counter[torch.dtype]:
+def _consolidation_flops(state: State, context: StepContext, stop: Stop) -> Counter[torch.dtype]:
     with FlopsByDtype() as student:
         _consolidation(state, context, stop)
     return Counter(student.flops)
 
 
-def _flops(state: State, context: Context) -> dict[str, Counter[torch.dtype]]:
+def _flops(state: State, context: StepContext) -> dict[str, Counter[torch.dtype]]:
     """Count the FLOPs of one generator period by part, divided by its number of steps."""
     method = context.recipe.method
     period = method.generator.period
@@ -226,7 +226,7 @@ def _scaled(flops: Counter[torch.dtype], share: float) -> Counter[torch.dtype]:
     return Counter({dtype: math.ceil(count * share) for dtype, count in flops.items()})
 
 
-def _largest_batch(context: Context, stop: Stop) -> str:
+def _largest_batch(context: StepContext, stop: Stop) -> str:
     """Halve the batch until one period fits and say so."""
     recipe = context.recipe
     size = recipe.method.student.batch_size // 2
@@ -239,14 +239,14 @@ def _largest_batch(context: Context, stop: Stop) -> str:
     return "not even a batch of 8 fits; use --device cpu or a smaller teacher."
 
 
-def _fits(context: Context, size: int, stop: Stop) -> bool:
+def _fits(context: StepContext, size: int, stop: Stop) -> bool:
     recipe = context.recipe
     student = recipe.method.student.model_copy(update={"batch_size": size})
     vae = recipe.method.vae.model_copy(update={"novel": min(size, recipe.method.vae.novel)})
     method = recipe.method.model_copy(update={"student": student, "vae": vae})
     smaller = replace(context, recipe=recipe.model_copy(update={"method": method}))
     try:
-        state = distill.build(smaller)
+        state = distill.build_state(smaller)
         state.replay.assume_ready()
         _period(state, _exploring(smaller), stop)
     except torch.OutOfMemoryError:

@@ -9,7 +9,7 @@ from edgekd.recipe.tables import (
     PixelsTable,
     Recipe,
     SelectTable,
-    StudentTable,
+    StudentNetworkTable,
     TeacherTable,
 )
 from edgekd.recipe.toml import (
@@ -36,7 +36,7 @@ __all__ = [
     "PixelsTable",
     "Recipe",
     "SelectTable",
-    "StudentTable",
+    "StudentNetworkTable",
     "TeacherTable",
     "assignment",
     "differences",

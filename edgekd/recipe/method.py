@@ -68,7 +68,7 @@ class GeneratorTable(Table):
     """Mode of the student in the generator step (released: train)."""
 
 
-class UpdateTable(Table):
+class StudentUpdateTable(Table):
     """The student's own update."""
 
     batch_size: int = Field(128, ge=2)
@@ -208,7 +208,7 @@ class MethodTable(Table):
     steps_by_area: tuple[tuple[int, int], ...] = ((256, 2000), (1024, 20000), (9216, 60000), (50176, 400000))
     """(largest number of pixels, steps) for at most 10 classes; twice as many up to 100, four times beyond."""
     generator: GeneratorTable = GeneratorTable()
-    student: UpdateTable = UpdateTable()
+    student: StudentUpdateTable = StudentUpdateTable()
     replay: ReplayTable = ReplayTable()
     vae: VaeTable = VaeTable()
     consolidation: ConsolidationTable = ConsolidationTable()

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from edgekd.agent.kernels import Runtime
-from edgekd.agent.measurement import Settings
+from edgekd.agent.measurement import BenchSettings
 from edgekd.recipe.method import MethodTable, Table
 from edgekd.recipe.names import name_problem
 
@@ -45,7 +45,7 @@ AUTO = "auto"
 """The name of a student that is still to be chosen by its latency."""
 
 
-class StudentTable(Table):
+class StudentNetworkTable(Table):
     """The student network."""
 
     name: str = "mobilenetv2"
@@ -116,11 +116,11 @@ class BenchTable(Table):
     """Batch sizes."""
     threads: tuple[Annotated[int, Field(ge=1)], ...] = Field((1,), min_length=1)
     """Intra-op threads of the runtime."""
-    rounds: int = Field(Settings.rounds, ge=2)
+    rounds: int = Field(BenchSettings.rounds, ge=2)
     """Rounds, interleaved over the artefacts."""
-    min_runs: int = Field(Settings.min_runs, ge=10)
+    min_runs: int = Field(BenchSettings.min_runs, ge=10)
     """Runs per artefact, at least."""
-    min_seconds: float = Field(Settings.min_seconds, gt=0)
+    min_seconds: float = Field(BenchSettings.min_seconds, gt=0)
     """Seconds of measuring per artefact, at least."""
 
 
@@ -153,7 +153,7 @@ class Recipe(Table):
     """Steps between two checkpoints; 0: 20 a run and one every 5 minutes, as long as they take under 1 % of it."""
     teacher: TeacherTable = TeacherTable()
     pixels: PixelsTable = PixelsTable()
-    student: StudentTable = StudentTable()
+    student: StudentNetworkTable = StudentNetworkTable()
     method: MethodTable = MethodTable()
     select: SelectTable = SelectTable()
     export: ExportTable = ExportTable()

@@ -67,7 +67,7 @@ def _folder(step: int) -> str:
     return f"distill/checkpoints/step-{step:08d}"
 
 
-def write(run: RunDir, step: int, state: StateDict, *, key: str, environment: Environment) -> None:
+def write_checkpoint(run: RunDir, step: int, state: StateDict, *, key: str, environment: Environment) -> None:
     """Publish the checkpoint of `step` and delete all but the newest two."""
     tensors, plain = flatten(state)
     run.sync_events()

@@ -25,7 +25,7 @@ from edgekd.errors import InputFileError, MachineError, RunBusyError, UsageError
 from edgekd.run import ownership
 from edgekd.run.cards.base import Card
 from edgekd.run.cards.events import Event
-from edgekd.run.cards.ledger import Difference, LedgerCard, ProbeTiming
+from edgekd.run.cards.ledger import EnvironmentDifference, LedgerCard, ProbeTiming
 from edgekd.run.cards.record import Record, hash_outputs
 from edgekd.run.failpoints import failpoint
 from edgekd.run.files import canonical_json, discard, disk_errors, fsync, remove
@@ -138,7 +138,7 @@ class RunDir:
                 Record(outputs=hash_outputs(temporary), pruned=[], **fields).write(temporary)
                 failpoint(f"{point}.before_rename")
                 for mine in strangers(place):
-                    ownership.keep(mine, place, temporary)
+                    ownership.keep_user_file(mine, place, temporary)
                 if place.exists():
                     remove(aside)
                     place.rename(aside)
@@ -240,7 +240,7 @@ class RunDir:
 
     def note_difference(self, step: int, changed: dict[str, list[JsonValue]]) -> None:
         """Record that a run was resumed in another environment: it is not bit-identical to an untouched one."""
-        ledger, difference = self.ledger(), Difference(step=step, changed=changed)
+        ledger, difference = self.ledger(), EnvironmentDifference(step=step, changed=changed)
         ledger.changed(not_bit_identical=[*ledger.not_bit_identical, difference]).write(self.path)
 
     def note_data_free(self, data_free: bool) -> None:

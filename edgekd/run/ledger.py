@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from edgekd.run.cards.ledger import ImagesRead
+from edgekd.run.cards.ledger import ImagesReadPart
 from edgekd.run.cards.record import RECORD
 from edgekd.run.directory import RunDir
 from edgekd.run.realdata import ImageFolder
 
 
-class Reading:
+class ImageAccount:
     """One reading of a folder of real images, for the ledger of a run."""
 
     def __init__(self, run: RunDir, folder: ImageFolder, purpose: str) -> None:
         self._run, self._folder, self._purpose = run, folder, purpose
-        self._entry: ImagesRead | None = None
+        self._entry: ImagesReadPart | None = None
 
     def begin(self) -> None:
         """Enter all images of the folder, before any of them is opened, and the folder's hash."""
@@ -29,7 +29,7 @@ class Reading:
             "stages_done": sorted(one.parent.name for one in self._run.path.glob(f"*/{RECORD}")),
             "at": datetime.now(UTC).isoformat(timespec="microseconds"),
         }
-        self._entry = ImagesRead.model_validate(entry)
+        self._entry = ImagesReadPart.model_validate(entry)
         _enter(self._run, self._entry)
         self._run.note_file(self._folder.path, self._folder.sha256())
 
@@ -40,7 +40,7 @@ class Reading:
             _enter(self._run, self._entry)
 
 
-def _enter(run: RunDir, reading: ImagesRead) -> None:
+def _enter(run: RunDir, reading: ImagesReadPart) -> None:
     """Enter a reading, or correct the one that began at the same instant."""
     ledger = run.ledger()
     others = [one for one in ledger.real_images if one.at != reading.at]

@@ -113,7 +113,7 @@ def free_place(folder: Path, name: Path) -> Path:
     raise AssertionError  # count() does not end
 
 
-def keep(mine: Path, place: Path, successor: Path) -> None:
+def keep_user_file(mine: Path, place: Path, successor: Path) -> None:
     """Give what is the user's in a folder a second name in the folder that is about to take its place."""
     name = mine.relative_to(place)
     if is_folder(mine) and is_folder(successor / name):

@@ -143,7 +143,7 @@ def describe_transform(shape: tuple[int, int, int]) -> str:
     return f"shorter side to {round(max(shape[1:]) / 0.875)}, bilinear with antialias, centre crop {size}"
 
 
-class Reading(Protocol):
+class ReadAccount(Protocol):
     """Who keeps account of real images that are read."""
 
     def begin(self) -> None:
@@ -167,7 +167,7 @@ class RealImages:
         mean: tuple[float, ...] | None,
         std: tuple[float, ...] | None,
         cache: bool = True,
-        reading: Reading | None = None,
+        reading: ReadAccount | None = None,
         poll: Callable[[], None] = lambda: None,
     ) -> None:
         if mean is None or std is None:

@@ -19,7 +19,7 @@ from edgekd.run.files import digest
 from edgekd.stopping import Stop
 
 if TYPE_CHECKING:
-    from edgekd.run.logbook import Accuracy
+    from edgekd.run.run_logger import Accuracy
 
 
 class Stage(ABC):

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from edgekd.agent.device import scratch
 from edgekd.bench import comparing, measuring
-from edgekd.bench import results as results_files
+from edgekd.bench.results import write_results
 from edgekd.stages.base import Execution
 
 
-def run(execution: Execution) -> None:
+def measure_latency(execution: Execution) -> None:
     """Publish bench/local/: environment.json, samples.json, results.json."""
     run_dir, table = execution.run, execution.recipe.bench
     names = [name for name in sorted(execution.inputs) if name.endswith(".onnx")]
     files = [run_dir.stage("export") / name.removeprefix("export/") for name in names]
     with scratch.folder() as place:
         program = measuring.torch_job(run_dir, place) if "torch" in table.runtime else None
-        results, comparisons = measuring.compare(
+        results, comparisons = measuring.measure_side_by_side(
             measuring.jobs_of(files, table.runtime, program), table, execution.stop, run_dir
         )
     with execution.publish() as (folder, _):
-        results_files.write(folder / "environment.json", comparisons[0].environment)
-        results_files.write(folder / "samples.json", [comparing.samples_of(comparison) for comparison in comparisons])
-        results_files.write(folder / "results.json", results)
+        write_results(folder / "environment.json", comparisons[0].environment)
+        write_results(folder / "samples.json", [comparing.samples_of(comparison) for comparison in comparisons])
+        write_results(folder / "results.json", results)

@@ -26,7 +26,7 @@ def _file_hash(path: Path, recorded: Mapping[str, str]) -> dict[str, str]:
     from edgekd.ingestion import outside_files
 
     there = path.name and os.access(path, os.F_OK)
-    return {"file": outside_files.sha256_of(path) if there else recorded.get("file", "")}
+    return {"file": outside_files.sha256_of_input(path) if there else recorded.get("file", "")}
 
 
 class Ingest(Stage):
@@ -49,7 +49,7 @@ class Ingest(Stage):
         """Publish teacher/."""
         from edgekd.stages import ingest
 
-        ingest.run(execution)
+        ingest.ingest_teacher(execution)
 
 
 INGEST = Ingest()
@@ -79,7 +79,7 @@ class Init(Stage):
         """Publish init/."""
         from edgekd.stages import init
 
-        init.run(execution)
+        init.read_initial_weights(execution)
 
 
 INIT = Init()
@@ -104,7 +104,7 @@ class Distill(Stage):
         """Fill distill/ and publish it by its record."""
         from edgekd.stages import distill
 
-        distill.run(execution)
+        distill.distill_student(execution)
 
 
 DISTILL = Distill()
@@ -125,7 +125,7 @@ class Select(Stage):
         """Publish select/."""
         from edgekd.stages import select
 
-        select.run(execution)
+        select.select_student(execution)
 
 
 SELECT = Select()
@@ -162,7 +162,7 @@ class Export(Stage):
         """Publish export/."""
         from edgekd.stages import export
 
-        export.run(execution)
+        export.export_student(execution)
 
 
 EXPORT = Export()
@@ -189,7 +189,7 @@ class Bench(Stage):
         """Publish bench/local/."""
         from edgekd.stages import bench
 
-        bench.run(execution)
+        bench.measure_latency(execution)
 
 
 BENCH = Bench()

@@ -22,10 +22,10 @@ from edgekd import console, machine
 from edgekd.errors import MachineError
 from edgekd.models import artefacts, inheritance
 from edgekd.recipe import Recipe
-from edgekd.rng import Draws, forked_global
+from edgekd.rng import KeyedDraws, forked_global
 from edgekd.run.cards.record import DistillNotes, Environment
 from edgekd.run.failpoints import failpoint
-from edgekd.run.logbook import Logbook
+from edgekd.run.run_logger import RunLogger
 from edgekd.stages.base import Execution
 from edgekd.stopping import Stop
 from edgekd.synthesis import health, replay
@@ -33,17 +33,17 @@ from edgekd.synthesis.generator import Generator
 from edgekd.synthesis.hints import StageOutputs
 from edgekd.synthesis.revival import ReluInputs
 from edgekd.synthesis.state import State, generator_optimizer, student_optimizer
-from edgekd.synthesis.steps import Context, generator_step, student_step
+from edgekd.synthesis.steps import StepContext, generator_step, student_step
 from edgekd.synthesis.teacher import Teacher
 
 
-def run(execution: Execution) -> None:
+def distill_student(execution: Execution) -> None:
     """Train until the last step and publish the final checkpoint; resumes from the newest intact one."""
     run_dir, recipe = execution.run, execution.recipe
     device = machine.resolve_device(recipe.machine.device)
     machine.keep_freed_memory()
     environment = machine.environment(device, machine.use_threads(recipe.machine.threads))
-    description = artefacts.describe(run_dir)
+    description = artefacts.description_of(run_dir)
     teacher = Teacher.of(artefacts.teacher_network(run_dir, description), description, recipe.precision, device)
     method, steps = recipe.method, recipe.method.steps_for(description.pixels, description.classes)
     if method.student.batch_size < 2 * description.classes and method.generator.balance:
@@ -56,9 +56,9 @@ def run(execution: Execution) -> None:
             "" if method.generator.image_moments == "learned" else ", whose images keep mean 0 and variance 1 a channel"
         )
         console.warn(f"the teacher has no BatchNorm: no statistics of its training images guide the generator{held}")
-    context = Context(recipe, steps, teacher, description, Draws(recipe.seed, "distill", device))
-    state = build(context, artefacts.initial_weights(run_dir, recipe))
-    book = Logbook(
+    context = StepContext(recipe, steps, teacher, description, KeyedDraws(recipe.seed, "distill", device))
+    state = build_state(context, artefacts.initial_weights(run_dir, recipe))
+    book = RunLogger(
         *(run_dir, recipe), key=execution.key, steps=steps, environment=environment, accuracy=execution.accuracy
     )
     book.restore(state)
@@ -77,7 +77,7 @@ def run(execution: Execution) -> None:
     execution.publish_in_place(outputs, notes(state, recipe, final, environment))
 
 
-def learn(state: State, context: Context, book: Logbook, stop: Stop) -> None:
+def learn(state: State, context: StepContext, book: RunLogger, stop: Stop) -> None:
     """Go through the steps that are left, at the beginning through the generator's warm-up."""
     method, steps = context.recipe.method, context.steps
     if state.step == 0:
@@ -94,7 +94,7 @@ def learn(state: State, context: Context, book: Logbook, stop: Stop) -> None:
                 stop.raise_if_requested(f"distillation at step {state.step} of {steps}")
             if context.explores(state.step) and state.step % method.generator.period == 0:
                 book.generator(state, generator_step(state, context))
-                care_for_generator(state, context, book)
+                maybe_reinit_generator(state, context, book)
             learned = student_step(state, context)
             state.step += 1
             facts = book.student(state, learned)
@@ -105,7 +105,7 @@ def learn(state: State, context: Context, book: Logbook, stop: Stop) -> None:
             failpoint("distill.step")
 
 
-def build(context: Context, initial: Mapping[str, Tensor] | None = None) -> State:
+def build_state(context: StepContext, initial: Mapping[str, Tensor] | None = None) -> State:
     """Build student, generator, replay and their optimizers from the seed, and the student's given weights if any."""
     recipe, teacher, shape, device = context.recipe, context.teacher, context.description.input_shape, context.device
     method = recipe.method
@@ -137,7 +137,7 @@ def build(context: Context, initial: Mapping[str, Tensor] | None = None) -> Stat
     return state
 
 
-def build_generator(context: Context, generation: int) -> Generator:
+def build_generator(context: StepContext, generation: int) -> Generator:
     """Draw a generator's weights; each re-initialisation is a generation of its own."""
     description = context.description
     with forked_global(context.recipe.seed, "build", "generator", generation):
@@ -146,7 +146,7 @@ def build_generator(context: Context, generation: int) -> Generator:
         )
 
 
-def care_for_generator(state: State, context: Context, book: Logbook) -> None:
+def maybe_reinit_generator(state: State, context: StepContext, book: RunLogger) -> None:
     """Re-initialise the generator when the schedule says so or it has collapsed; stop when that cannot help."""
     table, health_table = context.recipe.method.generator, context.recipe.method.health
     due = table.reinit_period > 0 and state.updates_since_init >= table.reinit_period

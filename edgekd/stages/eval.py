@@ -12,7 +12,7 @@ from edgekd.agent.kernels import kind_of
 from edgekd.export import ort_session
 from edgekd.export.onnx_export import Normalization
 from edgekd.models import artefacts
-from edgekd.models import images as images_of
+from edgekd.models.images import labelled
 from edgekd.recipe import Recipe
 from edgekd.run import checkpoint
 from edgekd.run.cards.judged import EvaluationCard
@@ -24,18 +24,18 @@ from edgekd.run.realdata import RealImages, describe_transform
 from edgekd.stopping import Stop
 
 
-def run(run_dir: RunDir, recipe: Recipe, data: Path, stop: Stop) -> EvaluationCard:
+def evaluate(run_dir: RunDir, recipe: Recipe, data: Path, stop: Stop) -> EvaluationCard:
     """Write eval/<name>.json and return it: images, accuracy (fractions) and hash by artefact.
 
     `accuracy_default_mode` is that of files in which ONNX Runtime saturates on this CPU unless asked not to.
     """
     threads = machine.use_threads(recipe.machine.threads)
-    with images_of.labelled(run_dir, data, purpose="eval", stop=stop) as images:
+    with labelled(run_dir, data, purpose="eval", stop=stop) as images:
         return _measured(run_dir, data, images, threads, stop)
 
 
 def _measured(run_dir: RunDir, data: Path, images: RealImages, threads: int, stop: Stop) -> EvaluationCard:
-    description = artefacts.describe(run_dir)
+    description = artefacts.description_of(run_dir)
     accuracy: dict[str, float] = {}
     default_mode: dict[str, float] = {}
     hashes: dict[str, str] = {}

@@ -16,11 +16,11 @@ from edgekd.agent.device.machine import sha256_of
 from edgekd.errors import GateError, InputFileError, UsageError
 from edgekd.export import onnx_files
 from edgekd.export.onnx_export import FLOAT_INPUT, UINT8_INPUT
-from edgekd.export.samples import Samples, of_images, uint8_input
+from edgekd.export.samples import ExportSamples, of_images, uint8_input
 from edgekd.ingestion import foreign, initial, outside_files, weights
 from edgekd.models import artefacts, registry
-from edgekd.models import images as images_of
 from edgekd.models.description import Description
+from edgekd.models.images import unlabelled
 from edgekd.recipe import ExportTable, Recipe
 from edgekd.run.cards.exported import AgreementCard
 from edgekd.run.cards.record import RECORD, ExportNotes, Record
@@ -40,7 +40,7 @@ HIDDEN = ".edgekd-"
 """How names begin that are temporary beside the folder of such a student."""
 
 
-def run(execution: Execution) -> None:
+def export_student(execution: Execution) -> None:
     """Publish export/: ONNX files, parity.json, calibration.json, agreement.json."""
     run_dir, recipe = execution.run, execution.recipe
     with _calibration_images(run_dir, recipe.export, execution.stop, purpose="calibration") as images:
@@ -54,7 +54,7 @@ def run(execution: Execution) -> None:
                 notes |= ExportNotes(failures=numbers.failures).to_json()
         finally:
             run_dir.note_data_free(run_dir.data_free())
-    onnx_files.report(numbers)
+    onnx_files.print_export(numbers)
 
 
 def refuse_failures(run_dir: RunDir) -> None:
@@ -79,7 +79,7 @@ def refuse_failures_of(folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class ExternalStudent:
     """A student that was not made by the run: its weights, its architecture, and the folder its files go to."""
 
     file: Path
@@ -87,7 +87,7 @@ class Elsewhere:
     out: Path
 
 
-def run_elsewhere(run_dir: RunDir, recipe: Recipe, student: Elsewhere, stop: Stop) -> bool:
+def export_external(run_dir: RunDir, recipe: Recipe, student: ExternalStudent, stop: Stop) -> bool:
     """Publish `student.out` with a record of its own and leave the run untouched; return False if it is done already.
 
     Raises InputFileError if the weights do not fit, UsageError if the folder holds anything else.
@@ -99,7 +99,7 @@ def run_elsewhere(run_dir: RunDir, recipe: Recipe, student: Elsewhere, stop: Sto
 
 
 def _publish_elsewhere(
-    run_dir: RunDir, recipe: Recipe, student: Elsewhere, network: nn.Module, images: RealImages | None, stop: Stop
+    run_dir: RunDir, recipe: Recipe, student: ExternalStudent, network: nn.Module, images: RealImages | None, stop: Stop
 ) -> bool:
     inputs = {"student": sha256_of(student.file), **_hashes(run_dir)}
     inputs |= {} if images is None else {"calibration_images": images.folder.sha256()}
@@ -120,7 +120,7 @@ def _publish_elsewhere(
         if images is not None:
             notes = notes.model_copy(update={"real_images": len(images)})
         record["notes"] = notes.to_json()
-    onnx_files.report(numbers)
+    onnx_files.print_export(numbers)
     return True
 
 
@@ -140,15 +140,15 @@ def _refuse_folder(run_dir: RunDir, out: Path) -> None:
         raise UsageError(f"--out {out} holds {strange[0]}, which is of something else; choose another folder.")
 
 
-def _network(run_dir: RunDir, student: Elsewhere) -> nn.Module:
+def _network(run_dir: RunDir, student: ExternalStudent) -> nn.Module:
     """Build the network and give it all of its weights."""
-    description = artefacts.describe(run_dir)
+    description = artefacts.description_of(run_dir)
     shape, classes = description.input_shape, description.classes
     outside_files.require_file(student.file)
     network = registry.build(student.arch, input_shape=shape, classes=classes, seed=0)
     try:
         loaded = weights.state_dict_of(foreign.read_checkpoint(student.file, trust_pickle=None))
-        found = initial.fit(network, loaded, shape)
+        found = initial.fit_to_student(network, loaded, shape)
     except InputFileError as error:
         raise InputFileError(f"{student.file} is no {student.arch} for this run: {error}") from error
     if found.left_random:
@@ -179,7 +179,7 @@ def _calibration_images(
     if not table.calibrates_on_real:
         return nullcontext()
     folder = Path(table.calibrate_on_real)
-    return images_of.unlabelled(run_dir, folder, purpose=purpose, count=table.calibration_samples, stop=stop)
+    return unlabelled(run_dir, folder, purpose=purpose, count=table.calibration_samples, stop=stop)
 
 
 def _job(
@@ -191,15 +191,15 @@ def _job(
     stop: Stop,
     *,
     own: bool,
-) -> onnx_files.Job:
+) -> onnx_files.ExportJob:
     threads = machine.use_threads(recipe.machine.threads)
-    description = artefacts.describe(run_dir)
+    description = artefacts.description_of(run_dir)
     teacher = Teacher.of(artefacts.teacher_network(run_dir, description), description, "fp32", torch.device("cpu"))
-    samples = Samples.of_run(run_dir, uint8_input(run_dir, recipe.export))
+    samples = ExportSamples.of_run(run_dir, uint8_input(run_dir, recipe.export))
     if images is not None:
         console.warn(f"INT8 ranges come from {len(images)} real images of {images.folder.path}: not data-free.")
     data_free = False if images is not None else True if own else None
-    return onnx_files.Job(
+    return onnx_files.ExportJob(
         student,
         teacher,
         description.input_shape,
@@ -218,7 +218,7 @@ def _metadata(
     run_dir: RunDir,
     inputs: Mapping[str, str],
     description: Description,
-    samples: Samples,
+    samples: ExportSamples,
     *,
     own: bool,
     data_free: bool | None,

@@ -13,20 +13,20 @@ from edgekd import console
 from edgekd.agent.device import files
 from edgekd.agent.device.machine import sha256_of
 from edgekd.errors import InputFileError, UsageError
-from edgekd.ingestion import foreign, outside_files, teacher
+from edgekd.ingestion import foreign, identify, outside_files
 from edgekd.models import probe
 from edgekd.models.stems import parse_shape
 from edgekd.recipe import PixelsTable, Recipe, TeacherTable
 from edgekd.run import checkpoint
 from edgekd.run.cards.ledger import ProbeTiming
 from edgekd.run.cards.record import IngestNotes, Record
-from edgekd.run.cards.teacher import Assumed, PixelsCard, Probed, TeacherCard
+from edgekd.run.cards.teacher import AssumptionPart, PixelsCard, ProbePart, TeacherCard
 from edgekd.run.directory import RunDir
 from edgekd.run.files import json_text, write_text
 from edgekd.run.ownership import TEACHER_WEIGHTS
 from edgekd.stages.base import Execution
 
-NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
@@ -35,7 +35,7 @@ NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 """Mean and standard deviation per channel of well-known data sets, of pixels in [0, 1]."""
 
 
-def run(execution: Execution) -> None:
+def ingest_teacher(execution: Execution) -> None:
     """Publish teacher/: weights, description and the moments of real pixels."""
     execution.stop.raise_if_requested("ingest")
     run_dir, recipe = execution.run, execution.recipe
@@ -75,7 +75,7 @@ def _still_holds(execution: Execution) -> Record | None:
 
 def _examined(
     run_dir: RunDir, recipe: Recipe, sha256: str
-) -> tuple[teacher.Inferred, TeacherCard, dict[str, JsonValue]]:
+) -> tuple[identify.Inferred, TeacherCard, dict[str, JsonValue]]:
     """Read, identify and probe the teacher, a file of that hash; return it, its card, and notes for the record."""
     table = recipe.teacher
     path = Path(table.file)
@@ -92,9 +92,9 @@ def _examined(
         console.warn(f"--trust-pickle: any code that {path} names is run, sha256 {sha256}")
         notes = IngestNotes(trusted_pickle=sha256)
         run_dir.note_trust(path, sha256)
-    weights = teacher.weights_of(foreign.read_checkpoint(path, trust_pickle=table.trust_pickle))
+    weights = identify.weights_of(foreign.read_checkpoint(path, trust_pickle=table.trust_pickle))
     found = _identified(weights, table)
-    network = teacher.load(found)
+    network = identify.build_teacher(found)
     seen = probe.probe(network, input_shape=found.input_shape, classes=found.classes, seed=recipe.seed)
     if not seen.head_alive:
         raise InputFileError("the teacher answers every input alike: its last layer is dead or was never trained.")
@@ -102,13 +102,13 @@ def _examined(
         _hold_to_module(weights.module, network, found, recipe.seed)
     timing = ProbeTiming(images=seen.batch, seconds=seen.seconds_per_batch, threads=torch.get_num_threads())
     run_dir.note_probe(timing)
-    return found, describe(found, seen, network), notes.to_json()
+    return found, teacher_card(found, seen, network), notes.to_json()
 
 
-def _identified(weights: teacher.Weights, table: TeacherTable) -> teacher.Inferred:
+def _identified(weights: identify.Weights, table: TeacherTable) -> identify.Inferred:
     """Infer the architecture; for a whole module of other code, add to the error which code that is."""
     try:
-        found = teacher.infer(
+        found = identify.infer(
             weights.tensors,
             arch=table.arch or None,
             input_shape=parse_shape(table.input) if table.input else None,
@@ -120,10 +120,10 @@ def _identified(weights: teacher.Weights, table: TeacherTable) -> teacher.Inferr
         if weights.module is None or table.arch or kind.__module__.startswith("torch."):
             raise
         raise InputFileError(f"{error} The pickle's own is {kind.__module__}:{kind.__qualname__}.") from error
-    return replace(found, assumptions=(*teacher.other_entries(weights), *found.assumptions))
+    return replace(found, assumptions=(*identify.other_entries(weights), *found.assumptions))
 
 
-def _hold_to_module(module: nn.Module, network: nn.Module, found: teacher.Inferred, seed: int) -> None:
+def _hold_to_module(module: nn.Module, network: nn.Module, found: identify.Inferred, seed: int) -> None:
     """Refuse a pickled module that answers otherwise than the network of the zoo with its weights."""
     if not probe.same_answers(module.float(), network, found.input_shape, seed=seed):
         shown = [assumption.flag for assumption in found.assumptions if not assumption.flag.startswith("--input")]
@@ -134,17 +134,17 @@ def _hold_to_module(module: nn.Module, network: nn.Module, found: teacher.Inferr
         )
 
 
-def describe(found: teacher.Inferred, seen: probe.Probe, network: nn.Module) -> TeacherCard:
-    """Return what teacher.json holds."""
+def teacher_card(found: identify.Inferred, seen: probe.Probe, network: nn.Module) -> TeacherCard:
+    """Return what identify.json holds."""
     return TeacherCard(
         arch=str(found.arch),
         input_shape=found.input_shape,
         classes=found.classes,
         head=probe.head_name(network, found.input_shape),
         undo=seen.undo,
-        assumptions=[Assumed.model_validate(asdict(assumption)) for assumption in found.assumptions],
+        assumptions=[AssumptionPart.model_validate(asdict(assumption)) for assumption in found.assumptions],
         mapping=dict(found.mapping),
-        probe=Probed.model_validate(asdict(seen)),  # without its timing, which would make equal teachers differ
+        probe=ProbePart.model_validate(asdict(seen)),  # without its timing, which would make equal teachers differ
     )
 
 
@@ -154,7 +154,7 @@ def pixel_moments(table: PixelsTable, *, channels: int, classes: int) -> PixelsC
     if not mean and not std and table.normalize == "none":
         mean, std = (0.0,) * channels, (1.0,) * channels
     elif not mean and not std and table.normalize:
-        mean, std = NORMALISATIONS[table.normalize]
+        mean, std = NORMALIZATIONS[table.normalize]
     if len(mean) != len(std) or (mean and len(mean) != channels) or any(s <= 0 for s in std):
         raise UsageError(
             f"mean {list(mean)} and std {list(std)} do not fit a teacher of {channels} channels: give one positive "

@@ -19,7 +19,7 @@ from edgekd.run.ownership import STUDENT_WEIGHTS
 from edgekd.stages.base import Execution
 
 
-def run(execution: Execution) -> None:
+def read_initial_weights(execution: Execution) -> None:
     """Publish init/: the tensors to start from, and which layers stay random."""
     execution.stop.raise_if_requested("reading the student's weights")
     run_dir, recipe = execution.run, execution.recipe
@@ -32,7 +32,7 @@ def run(execution: Execution) -> None:
         if str(path) in str(error):
             raise
         raise InputFileError(f"the student's weights {path}: {error}") from error
-    found = fit(loaded, path, recipe, artefacts.describe(run_dir))
+    found = fit_initial_weights(loaded, path, recipe, artefacts.description_of(run_dir))
     if loaded.others:
         console.say(f"init     weights = {loaded.entry}, not {', '.join(loaded.others)}")
     if found.left_random:
@@ -42,11 +42,13 @@ def run(execution: Execution) -> None:
         InitCard(student=recipe.student.name, left_random=list(found.left_random)).write(folder)
 
 
-def fit(loaded: weights.Weights, path: Path, recipe: Recipe, description: Description) -> initial.Initial:
+def fit_initial_weights(
+    loaded: weights.Weights, path: Path, recipe: Recipe, description: Description
+) -> initial.InitialWeights:
     """Fit the weights of a checkpoint to the recipe's student."""
     student = artefacts.build_student(recipe, description)
     try:
-        return initial.fit(student, loaded.tensors, description.input_shape)
+        return initial.fit_to_student(student, loaded.tensors, description.input_shape)
     except InputFileError as error:
         raise InputFileError(
             f"{path} cannot start {recipe.student.name}: {error} Give its own weights with --student-weights, "

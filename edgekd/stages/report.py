@@ -10,8 +10,7 @@ from typing import TypeVar
 
 from edgekd import console
 from edgekd.bench import comparing, tables
-from edgekd.bench import results as results_files
-from edgekd.bench.results import Results
+from edgekd.bench.results import ENVIRONMENT, RESULTS, SAMPLES, Results, read_environment, read_results, read_samples
 from edgekd.bench.rows import Row, SkippedRow
 from edgekd.models import artefacts
 from edgekd.run import curve, plots
@@ -25,17 +24,17 @@ from edgekd.run.cards.report import ArtefactPart, DevicePart, DistillationCard, 
 from edgekd.run.cards.teacher import TeacherCard
 from edgekd.run.directory import RunDir
 from edgekd.run.files import digest, write_text
-from edgekd.run.left_out import LeftOut
 from edgekd.run.ownership import REPORT_PAGE
-from edgekd.schema import written as json_of
+from edgekd.run.unreadable import UnreadableFiles
+from edgekd.schema import to_json
 from edgekd.text import visible
 
 C = TypeVar("C", bound=Card)
 
 
-def run(run_dir: RunDir) -> ReportCard:
+def write_report(run_dir: RunDir) -> ReportCard:
     """Publish report/report.json and report/report.html; return what is in the first."""
-    left_out = LeftOut()
+    left_out = UnreadableFiles()
     summary = collect(run_dir, left_out)
     written = page(run_dir, summary, left_out)
     with run_dir.publish(ReportCard.folder) as (folder, record):
@@ -54,12 +53,12 @@ def _distillation(run_dir: RunDir) -> DistillationCard | None:
     return curve.summary(run_dir) if run_dir.stage("distill").exists() else None
 
 
-def collect(run_dir: RunDir, left_out: LeftOut | None = None) -> ReportCard:
+def collect(run_dir: RunDir, left_out: UnreadableFiles | None = None) -> ReportCard:
     """Gather what the stages wrote; what does not exist yet, or cannot be read, is None.
 
     `left_out` is told what cannot be read, as are people; its sentences stand in the report under that name.
     """
-    left_out = left_out or LeftOut()
+    left_out = left_out or UnreadableFiles()
     export = run_dir.stage("export")
     ledger = left_out.unless(_there, LedgerCard, run_dir.path)
     bench = left_out.unless(_bench, run_dir.stage("bench") / "local")
@@ -80,7 +79,7 @@ def collect(run_dir: RunDir, left_out: LeftOut | None = None) -> ReportCard:
         size_bytes=sizes,
         parity=left_out.unless(_there, ParityCard, export),
         agreement=None if agreement is None else agreement.chain,
-        latency=json_of(rows),
+        latency=to_json(rows),
         verdict=verdict,
         devices=_devices(run_dir, left_out),
         warnings=[] if bench is None else list(bench.warnings),
@@ -95,32 +94,32 @@ def _size_bytes(file: Path) -> int:
 
 
 def _bench(folder: Path) -> Results | None:
-    file = folder / results_files.RESULTS
-    return results_files.read_results(file) if file.is_file() else None
+    file = folder / RESULTS
+    return read_results(file) if file.is_file() else None
 
 
-def _verdict(rows: Sequence[Row | SkippedRow], run_dir: RunDir, left_out: LeftOut) -> str | None:
+def _verdict(rows: Sequence[Row | SkippedRow], run_dir: RunDir, left_out: UnreadableFiles) -> str | None:
     return next(iter(comparing.verdicts(rows, run_dir, left_out).values()), None)
 
 
-def _devices(run_dir: RunDir, left_out: LeftOut) -> dict[str, DevicePart]:
+def _devices(run_dir: RunDir, left_out: UnreadableFiles) -> dict[str, DevicePart]:
     """Return what was measured elsewhere, by target, where it was of the files that are exported now."""
     found = {folder.name: left_out.unless(_device, run_dir, folder, left_out) for folder in comparing.targets(run_dir)}
     return {name: results for name, results in found.items() if results is not None}
 
 
-def _device(run_dir: RunDir, folder: Path, left_out: LeftOut) -> DevicePart | None:
+def _device(run_dir: RunDir, folder: Path, left_out: UnreadableFiles) -> DevicePart | None:
     measured = _bench(folder) if folder.name != "local" and _measured_these(run_dir, folder) else None
     if measured is None:
         return None
-    file = folder / results_files.ENVIRONMENT
-    environment = results_files.read_environment(file) if file.is_file() else None
+    file = folder / ENVIRONMENT
+    environment = read_environment(file) if file.is_file() else None
     names = ("board", "cpu_model", "gpus", "tensorrt", "jetson")
-    machine = {name: json_of(getattr(environment, name, None)) for name in names}
+    machine = {name: to_json(getattr(environment, name, None)) for name in names}
     verdicts = comparing.verdicts(measured.results, run_dir, left_out)
     known = {"numerics": measured.numerics, "energy": measured.energy}
     typed = {name: [*values] for name, values in known.items() if values is not None}
-    return DevicePart.model_validate({**json_of(measured), **typed, "verdicts": verdicts, "machine": machine})
+    return DevicePart.model_validate({**to_json(measured), **typed, "verdicts": verdicts, "machine": machine})
 
 
 def _measured_these(run_dir: RunDir, folder: Path | None = None) -> bool:
@@ -136,7 +135,7 @@ def _measured_these(run_dir: RunDir, folder: Path | None = None) -> bool:
 
 
 def _artefacts(
-    run_dir: RunDir, sizes: dict[str, int], latency: Sequence[Row | SkippedRow], left_out: LeftOut
+    run_dir: RunDir, sizes: dict[str, int], latency: Sequence[Row | SkippedRow], left_out: UnreadableFiles
 ) -> list[ArtefactPart]:
     """Return one row per artefact: accuracy, size, latency, and how often it leaves the file before it in the chain."""
     accuracy = left_out.unless(comparing.accuracies, run_dir) or {}
@@ -172,7 +171,7 @@ def _cell(value: float | None, form: str, scale: float = 1.0) -> str:
 COLUMNS = ("artefact", "accuracy", "agreement (synthetic)", "size kB", "p50 ms", "p99 ms", "note")
 
 
-def table(summary: ReportCard) -> list[tuple[str, ...]]:
+def artefact_rows(summary: ReportCard) -> list[tuple[str, ...]]:
     """Return the table of artefacts as text, a row each."""
     return [
         (
@@ -190,7 +189,7 @@ def table(summary: ReportCard) -> list[tuple[str, ...]]:
 
 def print_summary(summary: ReportCard) -> None:
     """Print the table of artefacts."""
-    console.print_table(COLUMNS, table(summary))
+    console.print_table(COLUMNS, artefact_rows(summary))
 
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
@@ -198,7 +197,7 @@ table{border-collapse:collapse;margin:1em 0}th,td{padding:.25em .8em;border-bott
 th:first-child,td:first-child{text-align:left}figure{margin:1em 0}code{background:#f4f4f4;padding:0 .2em}"""
 
 
-def page(run_dir: RunDir, summary: ReportCard, left_out: LeftOut | None = None) -> str:
+def page(run_dir: RunDir, summary: ReportCard, left_out: UnreadableFiles | None = None) -> str:
     """Return report.html: self-contained, every section with the file its numbers come from."""
     count = summary.real_images_read
     origin = f"Made from no real image; real images read for numbers only: {count}"
@@ -207,7 +206,7 @@ def page(run_dir: RunDir, summary: ReportCard, left_out: LeftOut | None = None) 
     parts = [f"<h1>{_html(summary.run)}</h1>", f"<p>{origin} (<code>run.json</code>).</p>"]
     if summary.artefacts:
         files = "<code>eval/</code>, <code>export/agreement.json</code>, <code>bench/local/results.json</code>"
-        parts += ["<h2>Artefacts</h2>", _html_table(COLUMNS, table(summary)), f"<p>From {files}.</p>"]
+        parts += ["<h2>Artefacts</h2>", _html_table(COLUMNS, artefact_rows(summary)), f"<p>From {files}.</p>"]
     if summary.verdict:
         parts.append(f"<p><b>{_html(summary.verdict)}</b></p>")
     parts += [f"<p>Warning: {_html(warning)}</p>" for warning in summary.warnings]
@@ -246,9 +245,9 @@ def _device_section(target: str, measured: DevicePart) -> list[str]:
     return [*parts, f"<p>From <code>{_html(folder)}/</code>.</p>"]
 
 
-def pictures(run_dir: RunDir, left_out: LeftOut | None = None) -> Iterator[tuple[str, str, str]]:
+def pictures(run_dir: RunDir, left_out: UnreadableFiles | None = None) -> Iterator[tuple[str, str, str]]:
     """Yield (title, SVG, source file) of every picture whose data is there and can be read."""
-    left_out = left_out or LeftOut()
+    left_out = left_out or UnreadableFiles()
     yield from left_out.unless(_accuracy_picture, run_dir) or []
     yield from left_out.unless(_loss_picture, run_dir) or []
     for folder in comparing.targets(run_dir):
@@ -268,7 +267,7 @@ def _loss_picture(run_dir: RunDir) -> list[tuple[str, str, str]]:
 def _latency_pictures(folder: Path) -> list[tuple[str, str, str]]:
     where, source = "" if folder.name == "local" else f" on {folder.name}", f"bench/{folder.name}/samples.json"
     found = []
-    for comparison in results_files.read_samples(folder / results_files.SAMPLES):
+    for comparison in read_samples(folder / SAMPLES):
         if comparison.samples_ms:
             shape = f"batch {comparison.settings.batch}, threads {comparison.settings.threads}"
             found.append((f"Latency{where}, {shape}", plots.latencies(comparison.samples_ms), source))

@@ -18,9 +18,9 @@ from edgekd.errors import InputFileError
 from edgekd.models import artefacts
 from edgekd.models.description import Description
 from edgekd.recipe import Recipe
-from edgekd.rng import Draws
+from edgekd.rng import KeyedDraws
 from edgekd.run import checkpoint
-from edgekd.run.cards.judged import Candidate, SelectionCard
+from edgekd.run.cards.judged import SelectionCandidate, SelectionCard
 from edgekd.run.cards.record import DistillNotes, Record
 from edgekd.run.directory import RunDir
 from edgekd.run.ownership import REPLAY_WEIGHTS, STUDENT_WEIGHTS
@@ -31,17 +31,17 @@ from edgekd.synthesis.sampler import Sampler
 from edgekd.synthesis.teacher import Teacher
 
 
-def run(execution: Execution) -> None:
+def select_student(execution: Execution) -> None:
     """Publish select/: the student, why it was chosen, and the networks that draw synthetic samples."""
     run_dir, recipe, device = execution.run, execution.recipe, torch.device("cpu")
-    description = artefacts.describe(run_dir)
+    description = artefacts.description_of(run_dir)
     teacher = Teacher.of(artefacts.teacher_network(run_dir, description), description, "fp32", device)
     state = final_state(run_dir)
     drawn_by = Sampler.state_of(state, recipe.method)
     sampler = Sampler.from_state(drawn_by, recipe, description)
-    draws = Draws(recipe.seed, "select", device)
+    draws = KeyedDraws(recipe.seed, "select", device)
     pool = balanced_pool(recipe, sampler, teacher, draws, description.classes)
-    students = candidates(recipe, description, state, sampler, execution.stop)
+    students = selection_candidates(recipe, description, state, sampler, execution.stop)
     judged = [judge(name, student, pool, teacher) for name, student in students.items()]
     chosen, reason = choose(judged, ships_average=recipe.method.student.ship_average)
     console.say(f"select   {chosen.name}: {chosen.agreement:.2%} synthetic agreement (not accuracy); {reason}")
@@ -57,7 +57,7 @@ def run(execution: Execution) -> None:
         ).write(folder)
 
 
-def candidates(
+def selection_candidates(
     recipe: Recipe, description: Description, state: StateDict, sampler: Sampler, stop: Stop
 ) -> dict[str, nn.Module]:
     """Return the last weights, their average, and each with BatchNorm statistics re-estimated, by name."""
@@ -67,7 +67,7 @@ def candidates(
         student.load_state_dict(weights)
         found[name] = student.eval()
         if recipe.select.reestimate_batches and any(isinstance(m, nn.BatchNorm2d) for m in student.modules()):
-            mix = training_mix(recipe, sampler, Draws(recipe.seed, "select", torch.device("cpu")))
+            mix = training_mix(recipe, sampler, KeyedDraws(recipe.seed, "select", torch.device("cpu")))
             found[f"{name}+batchnorm"] = reestimate_batchnorm(student, mix)
         stop.raise_if_requested("select")
     return found
@@ -83,7 +83,7 @@ def final_state(run_dir: RunDir) -> StateDict:
     return checkpoint.read_state(folder)
 
 
-def balanced_pool(recipe: Recipe, sampler: Sampler, teacher: Teacher, draws: Draws, classes: int) -> Tensor:
+def balanced_pool(recipe: Recipe, sampler: Sampler, teacher: Teacher, draws: KeyedDraws, classes: int) -> Tensor:
     """Return samples balanced over the teacher's answers: drawn threefold, at most an even share kept a class."""
     share = math.ceil(recipe.select.samples / classes)
     kept: list[Tensor] = []
@@ -97,7 +97,7 @@ def balanced_pool(recipe: Recipe, sampler: Sampler, teacher: Teacher, draws: Dra
     return torch.stack(kept)
 
 
-def training_mix(recipe: Recipe, sampler: Sampler, draws: Draws) -> Iterator[Tensor]:
+def training_mix(recipe: Recipe, sampler: Sampler, draws: KeyedDraws) -> Iterator[Tensor]:
     """Yield batches for re-estimating BatchNorm statistics, apart from those that judge."""
     for index in range(recipe.select.reestimate_batches):
         yield sampler.batch(draws, "batchnorm", index, recipe.method.student.batch_size)
@@ -121,15 +121,15 @@ def reestimate_batchnorm(student: nn.Module, batches: Iterator[Tensor]) -> nn.Mo
 
 
 @torch.no_grad()
-def judge(name: str, student: nn.Module, pool: Tensor, teacher: Teacher) -> Candidate:
+def judge(name: str, student: nn.Module, pool: Tensor, teacher: Teacher) -> SelectionCandidate:
     """Return the share of samples on which a candidate gives the teacher's answer."""
     agreed = 0
     for x in pool.split(128):
         agreed += int((student(x).argmax(1) == teacher.logits(x).argmax(1)).sum())
-    return Candidate.of(name, agreed / len(pool), len(pool))
+    return SelectionCandidate.of(name, agreed / len(pool), len(pool))
 
 
-def choose(candidates: list[Candidate], *, ships_average: bool) -> tuple[Candidate, str]:
+def choose(candidates: list[SelectionCandidate], *, ships_average: bool) -> tuple[SelectionCandidate, str]:
     """Return the better of last weights and average; what has re-estimated BatchNorm only where it clearly beats both.
 
     Where agreement is equal, the last weights win. Clearly is by more than two standard errors of the difference: its

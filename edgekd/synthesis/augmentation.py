@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgekd.recipe.method import UpdateTable
-from edgekd.rng import Draws
+from edgekd.recipe.method import StudentUpdateTable
+from edgekd.rng import KeyedDraws
 
 
 @torch.no_grad()
-def augment(x: Tensor, table: UpdateTable, step: int, draws: Draws) -> Tensor:
+def augment(x: Tensor, table: StudentUpdateTable, step: int, draws: KeyedDraws) -> Tensor:
     """Return images (N, C, H, W), each mirrored with probability 1/2 and moved by up to `shift` pixels both ways.
 
     What moves in from outside is 0, the mean of the teacher's normalised input space.

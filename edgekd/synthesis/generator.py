@@ -22,7 +22,7 @@ def upsamplings_for(height: int, width: int) -> int:
     return max(1, math.ceil(math.log2(max(height, width) / START_SIDE)))
 
 
-def initialise(network: nn.Module, bound: float = 0.08) -> None:
+def initialize(network: nn.Module, bound: float = 0.08) -> None:
     """Draw convolution and linear weights from U(-bound, bound) and zero the biases, as the released code does."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -74,7 +74,7 @@ class Generator(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(after, eps=norm_eps) for after in sides[1:])
         self.to_image = nn.Conv2d(sides[-1], channels, 3, padding=1)
         self.image_norm = nn.BatchNorm2d(channels, affine=affine_output)
-        initialise(self)
+        initialize(self)
         if spectral:
             for convolution in [*self.convolutions, self.to_image]:
                 spectral_norm(convolution)

@@ -10,7 +10,7 @@ from edgekd.recipe.method import HealthTable
 
 
 @torch.no_grad()
-def measure(images: Tensor, logits: Tensor) -> dict[str, float]:
+def image_health(images: Tensor, logits: Tensor) -> dict[str, float]:
     """Return coverage, confidence and diversity of one generated batch.
 
     coverage: (exp(H) - 1) / (min(K, N) - 1), H the entropy of the mean prediction: 0 when one class is all there is, 1

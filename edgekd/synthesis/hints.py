@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekd.synthesis.watching import Watcher
+from edgekd.synthesis.hooks import HookRecorder
 
 Map = tuple[str, Tensor]
 """A stage's name and the feature map (N, C, H, W) it sent on."""
 
 
-class StageOutputs(Watcher[Map]):
+class StageOutputs(HookRecorder[Map]):
     """Sees what the named stages of a network send on."""
 
     def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
@@ -35,7 +35,7 @@ class StageOutputs(Watcher[Map]):
             self.seen.append((name, output))
 
 
-def distance(given: Sequence[Map], wanted: Sequence[Map]) -> Tensor:
+def hint_distance(given: Sequence[Map], wanted: Sequence[Map]) -> Tensor:
     """Return the squared error of each stage relative to the teacher's mean square, averaged over stages.
 
     A stage that one of both has not run, or that sends on nothing but zeros in the teacher, teaches nothing.

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def one_hot(logits: Tensor) -> Tensor:
+def one_hot_loss(logits: Tensor) -> Tensor:
     """Return the cross entropy of T(x) with its own arg max (DAFL, arXiv 1904.01186, eq. 3)."""
     return F.cross_entropy(logits, logits.detach().argmax(1))
 
 
-def balance(logits: Tensor) -> Tensor:
+def balance_loss(logits: Tensor) -> Tensor:
     """Return the sum of p ln p over the batch's mean prediction p: least, -ln K, when classes are even.
 
     DAFL eq. 5 in nats; the released code uses log10, that is this value over ln 10.
@@ -28,7 +28,7 @@ def balance(logits: Tensor) -> Tensor:
     return (p * p.clamp_min(1e-30).log()).sum()
 
 
-def activation(features: Tensor) -> Tensor:
+def activation_loss(features: Tensor) -> Tensor:
     """Return minus the mean magnitude of the teacher's penultimate features (DAFL eq. 4)."""
     return -features.abs().mean()
 
@@ -77,7 +77,7 @@ GAPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def distance(student: Tensor, teacher: Tensor, kind: str, temperature: float) -> Tensor:
+def logit_distance(student: Tensor, teacher: Tensor, kind: str, temperature: float) -> Tensor:
     """Return the distillation loss: L1 of logits, or KL at a temperature times its square (Hinton et al. 2015)."""
     if kind == "l1":
         return F.l1_loss(student, teacher)

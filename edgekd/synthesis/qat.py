@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from edgekd.errors import GateError
-from edgekd.synthesis.losses import distance
+from edgekd.synthesis.losses import logit_distance
 
 TEMPERATURE = 4.0
 _PROBED_ROWS = 8
@@ -32,7 +32,7 @@ Limits = Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class FineTuned:
+class QatResult:
     """The float network after fine-tuning, and the loss of each step."""
 
     network: nn.Module
@@ -48,7 +48,7 @@ class _Weight(nn.Module):
         return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -127, 127)
 
 
-def fake_quantised(x: Tensor, low: float, high: float) -> Tensor:
+def fake_quantized(x: Tensor, low: float, high: float) -> Tensor:
     """Round activations to 8 bits within [low, high]; the gradient is 1 inside and 0 where they are clipped.
 
     A symmetric interval becomes int8 with zero point 0, any other uint8.
@@ -59,7 +59,7 @@ def fake_quantised(x: Tensor, low: float, high: float) -> Tensor:
     return torch.fake_quantize_per_tensor_affine(x, scale, round(-low / scale), 0, 255)
 
 
-def quantised_layers(network: nn.Module) -> dict[str, nn.Module]:
+def quantized_layers(network: nn.Module) -> dict[str, nn.Module]:
     """Return the convolutions and linear layers by name."""
     return {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
 
@@ -73,7 +73,7 @@ def layer_inputs(
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _layer, inputs: seen.append((name, inputs[0].numpy()))
 
-    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in quantised_layers(network).items()]
+    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in quantized_layers(network).items()]
     try:
         for batch in batches:
             for part in batch.split(_PROBED_ROWS):
@@ -95,7 +95,7 @@ def fine_tune(
     steps: int,
     lr: float,
     on_step: Callable[[int, float], None],
-) -> FineTuned:
+) -> QatResult:
     """Return a copy of the student, in float, that was trained with its layers fake-quantised.
 
     Args:
@@ -111,7 +111,7 @@ def fine_tune(
         GateError: the loss is not finite.
     """
     network = copy.deepcopy(student).eval().requires_grad_(True)
-    layers = {name: layer for name, layer in quantised_layers(network).items() if name in limits}
+    layers = {name: layer for name, layer in quantized_layers(network).items() if name in limits}
     overflow: list[Tensor] = []
     handles = [layer.register_forward_pre_hook(_rounding(*limits[name], overflow)) for name, layer in layers.items()]
     for layer in layers.values():
@@ -136,7 +136,7 @@ def fine_tune(
         handle.remove()
     for layer in layers.values():
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
-    return FineTuned(network.requires_grad_(False), tuple(losses))
+    return QatResult(network.requires_grad_(False), tuple(losses))
 
 
 def learning_rate_share(step: int, steps: int) -> float:
@@ -149,10 +149,10 @@ def target_loss(quantised: Tensor, own: Tensor, teacher: Tensor) -> Tensor:
 
     The file is held to the student's answers: where the teacher differs, it would pull towards missing the gate.
     """
-    loss = distance(quantised, own, "kl", TEMPERATURE)
+    loss = logit_distance(quantised, own, "kl", TEMPERATURE)
     same = own.argmax(1) == teacher.argmax(1)
     if same.any():
-        loss = loss + same.float().mean() * distance(quantised[same], teacher[same], "kl", TEMPERATURE)
+        loss = loss + same.float().mean() * logit_distance(quantised[same], teacher[same], "kl", TEMPERATURE)
     return loss
 
 
@@ -168,6 +168,6 @@ def _rounding(
         x = inputs[0]
         outside = (x - x.clamp(low, high)) / max(high - low, _SMALLEST_SCALE)
         overflow.append(outside.square().mean())
-        return (fake_quantised(x, low, high), *inputs[1:])
+        return (fake_quantized(x, low, high), *inputs[1:])
 
     return hook

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekd.synthesis.watching import Watcher
+from edgekd.synthesis.hooks import HookRecorder
 
 
-class ReluInputs(Watcher[Tensor]):
+class ReluInputs(HookRecorder[Tensor]):
     """Sees the highest input of each ReLU channel over a batch: one vector a ReLU, channel by channel."""
 
     def __init__(self, network: nn.Module) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from edgekd.models.description import Description
 from edgekd.recipe import Recipe
 from edgekd.recipe.method import MethodTable
-from edgekd.rng import Draws, forked_global
-from edgekd.state_dict import StateDict, branch, tensor, tensors_of
+from edgekd.rng import KeyedDraws, forked_global
+from edgekd.state_dict import StateDict, branch, tensor_of, tensors_of
 from edgekd.synthesis import replay
 from edgekd.synthesis.generator import Generator
 from edgekd.synthesis.vae import VAE
@@ -51,11 +51,11 @@ class Sampler:
             return cls(generator, method.generator.latent)
         decoder.load_state_dict(tensors_of(state, "decoder"))
         decoder.eval().requires_grad_(False)
-        codes = tensor(state, "latent_mean"), tensor(state, "latent_std")
+        codes = tensor_of(state, "latent_mean"), tensor_of(state, "latent_std")
         return cls(generator, method.generator.latent, decoder, *codes)
 
     @torch.no_grad()
-    def batch(self, draws: Draws, purpose: str, index: int, size: int) -> Tensor:
+    def batch(self, draws: KeyedDraws, purpose: str, index: int, size: int) -> Tensor:
         """Return batch number `index` of a purpose, (size, C, H, W) in float32; without a decoder all are novel."""
         replayed = 0 if self.decoder is None else size // 2
         novel: Tensor = self.generator(draws.normal(index, f"{purpose}/novel", size - replayed, self.latent))
@@ -64,7 +64,7 @@ class Sampler:
         noise = draws.normal(index, f"{purpose}/replay", replayed, len(self.code_mean))
         return torch.cat([novel, self.decoder(noise * self.code_std + self.code_mean)])
 
-    def batches(self, draws: Draws, purpose: str, count: int, batch_size: int = 64) -> Iterator[Tensor]:
+    def batches(self, draws: KeyedDraws, purpose: str, count: int, batch_size: int = 64) -> Iterator[Tensor]:
         """Yield `count` samples in batches; the same draws and purpose give the same samples again."""
         for index, start in enumerate(range(0, count, batch_size)):
             yield self.batch(draws, purpose, index, min(batch_size, count - start))

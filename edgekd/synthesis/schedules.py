@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from edgekd.recipe.method import GeneratorTable, MethodTable, UpdateTable
+from edgekd.recipe.method import GeneratorTable, MethodTable, StudentUpdateTable
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Objective:
     """What the student minimises at a step, and how fast it learns."""
 
     loss: str
@@ -17,13 +17,15 @@ class Lesson:
     lr: float
 
 
-def lesson(method: MethodTable, step: int, steps: int) -> Lesson:
+def objective_at(method: MethodTable, step: int, steps: int) -> Objective:
     """Return the student's loss, temperature and learning rate: exploration has its own, consolidation too."""
     table, exploration = method.consolidation, exploration_steps(method, steps)
     if step < exploration:
-        return Lesson(method.student.loss, method.student.temperature, learning_rate(method.student, step, exploration))
+        return Objective(
+            method.student.loss, method.student.temperature, learning_rate(method.student, step, exploration)
+        )
     progress = (step - exploration) / (steps - exploration)
-    return Lesson(table.loss, table.temperature, _decayed(table.lr, "cosine", progress))
+    return Objective(table.loss, table.temperature, _decayed(table.lr, "cosine", progress))
 
 
 def exploration_steps(method: MethodTable, steps: int) -> int:
@@ -31,7 +33,7 @@ def exploration_steps(method: MethodTable, steps: int) -> int:
     return round(method.consolidation.start * steps)
 
 
-def learning_rate(table: UpdateTable, step: int, steps: int) -> float:
+def learning_rate(table: StudentUpdateTable, step: int, steps: int) -> float:
     """Return the student's learning rate while G explores: a linear warm-up, then constant or half a cosine to zero."""
     warmup = int(table.warmup * steps)
     if step < warmup:

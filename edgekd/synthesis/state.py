@@ -11,12 +11,12 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from edgekd.machine import Precision
-from edgekd.recipe.method import GeneratorTable, UpdateTable
+from edgekd.recipe.method import GeneratorTable, StudentUpdateTable
 from edgekd.state_dict import (
     StateDict,
     branch,
     flatten,
-    number,
+    number_of,
     optimizer_state,
     restore_optimizer,
     tensors_of,
@@ -96,7 +96,7 @@ class State:
         restore_optimizer(self.student_optimizer, branch(state, "student_optimizer"))
         restore_optimizer(self.generator_optimizer, branch(state, "generator_optimizer"))
         for name in _COUNTERS:
-            setattr(self, name, number(branch(state, "counters"), name))
+            setattr(self, name, number_of(branch(state, "counters"), name))
         self.health = _HEALTH.validate_python(state.get("health", []))
 
     def restart_generator(self, fresh: nn.Module) -> None:
@@ -122,7 +122,7 @@ def generator_optimizer(generator: nn.Module, table: GeneratorTable, *, fused: b
     return torch.optim.Adam(generator.parameters(), lr=table.lr, betas=table.betas, fused=fused)
 
 
-def student_optimizer(student: nn.Module, table: UpdateTable, *, fused: bool) -> torch.optim.Optimizer:
+def student_optimizer(student: nn.Module, table: StudentUpdateTable, *, fused: bool) -> torch.optim.Optimizer:
     """Return the student's optimiser; its learning rate is set each step from the schedule."""
     make: dict[str, Callable[[], torch.optim.Optimizer]] = {
         "sgd": lambda: torch.optim.SGD(

@@ -9,23 +9,23 @@ from torch import Tensor
 
 from edgekd.models.description import Description
 from edgekd.recipe import Recipe
-from edgekd.rng import Draws
+from edgekd.rng import KeyedDraws
 from edgekd.synthesis import health, hints, losses, revival, schedules
 from edgekd.synthesis.augmentation import augment
+from edgekd.synthesis.hooks import recording
 from edgekd.synthesis.state import State, average_into
 from edgekd.synthesis.teacher import Teacher
-from edgekd.synthesis.watching import watched
 
 
 @dataclass(frozen=True)
-class Context:
+class StepContext:
     """What a step knows besides the state: the recipe, the teacher and its description, the draws."""
 
     recipe: Recipe
     steps: int
     teacher: Teacher
     description: Description
-    draws: Draws
+    draws: KeyedDraws
 
     @property
     def device(self) -> torch.device:
@@ -43,7 +43,7 @@ class Context:
 
 
 def generator_step(
-    state: State, context: Context, *, purpose: str = "generator", adversary: float | None = None
+    state: State, context: StepContext, *, purpose: str = "generator", adversary: float | None = None
 ) -> dict[str, Tensor]:
     """Update G on x = G(z): confident, class-balanced, teacher-like statistics; with an adversary, far from S."""
     table = context.recipe.method.generator
@@ -55,9 +55,9 @@ def generator_step(
         x = state.generator(z)
     seen = context.teacher.observe(x, batchnorm=table.batchnorm > 0)
     parts = {
-        "one_hot": table.one_hot * losses.one_hot(seen.logits),
-        "balance": table.balance * losses.balance(seen.logits),
-        "activation": table.activation * losses.activation(seen.features),
+        "one_hot": table.one_hot * losses.one_hot_loss(seen.logits),
+        "balance": table.balance * losses.balance_loss(seen.logits),
+        "activation": table.activation * losses.activation_loss(seen.features),
         "batchnorm": table.batchnorm * seen.batchnorm,
     }
     if adversary > 0:
@@ -77,11 +77,11 @@ def generator_step(
     average_into(state.generator_ema, state.generator, decay)
     state.generator_updates += 1
     state.updates_since_init += 1
-    state.health = [*state.health, health.measure(x, seen.logits)][-context.recipe.method.health.window :]
+    state.health = [*state.health, health.image_health(x, seen.logits)][-context.recipe.method.health.window :]
     return {name: value.detach() for name, value in parts.items()}
 
 
-def student_step(state: State, context: Context) -> dict[str, Tensor]:
+def student_step(state: State, context: StepContext) -> dict[str, Tensor]:
     """Update S towards T on novel images G(z) and replayed ones, in one batch; then let the replay learn."""
     method, step = context.recipe.method, state.step
     table = method.student
@@ -92,16 +92,16 @@ def student_step(state: State, context: Context) -> dict[str, Tensor]:
     if state.replay.ready and method.replay.batch_size and step >= method.replay.start * context.steps:
         x = torch.cat([x, state.replay.sample(step, method.replay.batch_size, context.draws)])
     x = augment(x, table, step, context.draws)
-    with torch.no_grad(), watched(state.teacher_stages) as wanted:
+    with torch.no_grad(), recording(state.teacher_stages) as wanted:
         seen = context.teacher.observe(x)
 
     state.student.train()
-    with state.student_precision(), watched(state.relu_inputs) as highest, watched(state.student_stages) as given:
+    with state.student_precision(), recording(state.relu_inputs) as highest, recording(state.student_stages) as given:
         answers = state.student(x).float()
-    lesson = schedules.lesson(method, step, context.steps)
-    parts = {"student": losses.distance(answers, seen.logits, lesson.loss, lesson.temperature)}
+    lesson = schedules.objective_at(method, step, context.steps)
+    parts = {"student": losses.logit_distance(answers, seen.logits, lesson.loss, lesson.temperature)}
     if given:
-        parts["hint"] = table.hint * hints.distance(given, wanted)
+        parts["hint"] = table.hint * hints.hint_distance(given, wanted)
     if highest:
         parts["revival"] = table.revive * revival.pull(highest)
     state.student_optimizer.zero_grad()

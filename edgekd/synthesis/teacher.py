@@ -14,7 +14,7 @@ from edgekd.synthesis.batchnorm import statistics_distance
 
 
 @dataclass(frozen=True)
-class Observation:
+class TeacherOutputs:
     """What one differentiable pass of the teacher shows."""
 
     logits: Tensor
@@ -24,7 +24,7 @@ class Observation:
     batchnorm: Tensor
     """Distance of batch statistics to BatchNorm statistics; 0 without BatchNorm."""
 
-    def first(self, count: int) -> Observation:
+    def first(self, count: int) -> TeacherOutputs:
         """Return what was seen of the first images of the batch."""
         return replace(self, logits=self.logits[:count], features=self.features[:count])
 
@@ -76,7 +76,7 @@ class Teacher:
         """Return logits (N, K) without a graph."""
         return self._logits(x)
 
-    def observe(self, x: Tensor, *, batchnorm: bool = False) -> Observation:
+    def observe(self, x: Tensor, *, batchnorm: bool = False) -> TeacherOutputs:
         """Return logits, features and, when asked for, the BatchNorm distance, differentiable where grad is on."""
         self._distances = []
         self._watch_batchnorm = batchnorm
@@ -84,6 +84,6 @@ class Teacher:
             logits = self._logits(x)
             assert self._features is not None
             distance = torch.stack(self._distances).sum() if self._distances else logits.new_zeros(())
-            return Observation(logits, self._features, distance)
+            return TeacherOutputs(logits, self._features, distance)
         finally:
             self._distances = self._features = None

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from edgekd.machine import channels_last
 from edgekd.models.stems import Shape
 from edgekd.recipe.method import VaeTable
-from edgekd.synthesis.generator import Generator, initialise, learns_moments
+from edgekd.synthesis.generator import Generator, initialize, learns_moments
 
 POSTERIOR_DECAY = 0.98
 """Decay an update of the running moments of the aggregate posterior."""
@@ -34,7 +34,7 @@ class Encoder(nn.Module):
         flat = sides[-1] * math.ceil(height / 2**halvings) * math.ceil(width_px / 2**halvings)
         self.mean = nn.Linear(flat, latent)
         self.log_variance = nn.Linear(flat, latent)
-        initialise(self)
+        initialize(self)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance, float32."""
@@ -63,7 +63,7 @@ class ReleasedEncoder(nn.Module):
         flat = 128 * _released_side(height) * _released_side(width_px)
         self.mean = nn.Linear(flat, latent)
         self.log_variance = nn.Linear(flat, latent)
-        initialise(self)
+        initialize(self)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance, float32."""

@@ -10,33 +10,33 @@ from pathlib import Path
 
 import pytest
 
-from edgekd.agent.measure import measure
-from edgekd.agent.measurement import Comparison, Job, Measurement, Progress, Settings, Skipped
+from edgekd.agent.measure import measure_jobs
+from edgekd.agent.measurement import BenchJob, BenchSettings, Comparison, Measurement, MeasurementProgress, Skipped
 from edgekd.agent.protocol import Local
-from edgekd.bench.rows import Row, rows
+from edgekd.bench.rows import Row, rows_of_comparison
 from edgekd.bench.verdict import verdict
 from edgekd.errors import InputFileError, MachineError, UsageError
 from tiny_onnx import conv_net
 
-QUICK = Settings(rounds=4, min_runs=40, min_seconds=0.2, warm_up_seconds=1.0)
+QUICK = BenchSettings(rounds=4, min_runs=40, min_seconds=0.2, warm_up_seconds=1.0)
 
 
 @pytest.fixture(scope="module")
-def progress() -> list[Progress]:
+def progress() -> list[MeasurementProgress]:
     return []
 
 
 @pytest.fixture(scope="module")
-def comparison(tmp_path_factory: pytest.TempPathFactory, progress: list[Progress]) -> Comparison:
+def comparison(tmp_path_factory: pytest.TempPathFactory, progress: list[MeasurementProgress]) -> Comparison:
     folder = tmp_path_factory.mktemp("models")
     shape = ("N", 3, 32, 32)
     jobs = [
-        Job("fp32", conv_net(folder / "a.onnx", width=8, depth=2, shape=shape), "fp32"),
-        Job("fp16", conv_net(folder / "b.onnx"), "int8-trt"),
-        Job("wide", conv_net(folder / "c.onnx", width=64, depth=3, shape=shape)),
-        Job("narrow", conv_net(folder / "d.onnx", width=4, depth=1, shape=("N", 3, 8, 8))),
+        BenchJob("fp32", conv_net(folder / "a.onnx", width=8, depth=2, shape=shape), "fp32"),
+        BenchJob("fp16", conv_net(folder / "b.onnx"), "int8-trt"),
+        BenchJob("wide", conv_net(folder / "c.onnx", width=64, depth=3, shape=shape)),
+        BenchJob("narrow", conv_net(folder / "d.onnx", width=4, depth=1, shape=("N", 3, 8, 8))),
     ]
-    return measure(jobs, QUICK, progress.append)
+    return measure_jobs(jobs, QUICK, progress.append)
 
 
 def test_one_artefact_computes_at_a_time_and_all_take_turns(comparison: Comparison) -> None:
@@ -61,14 +61,16 @@ def test_results_keep_the_order_of_the_jobs_and_every_sample(comparison: Compari
     assert len({measurement.sha256 for measurement in comparison.measurements}) == 3
 
 
-def test_what_the_runtime_cannot_execute_is_not_timed(comparison: Comparison, progress: list[Progress]) -> None:
+def test_what_the_runtime_cannot_execute_is_not_timed(
+    comparison: Comparison, progress: list[MeasurementProgress]
+) -> None:
     skipped = comparison.results[1]
     assert isinstance(skipped, Skipped)
     assert skipped.reason.startswith("n/a: made for TensorRT")
     assert "fp16" not in {step.artefact for step in progress}
 
 
-def test_progress_counts_every_step(comparison: Comparison, progress: list[Progress]) -> None:
+def test_progress_counts_every_step(comparison: Comparison, progress: list[MeasurementProgress]) -> None:
     assert comparison.measurements
     assert [step.done for step in progress] == list(range(1, 19))
     assert {step.total for step in progress} == {3 * (2 + QUICK.rounds)}
@@ -76,7 +78,7 @@ def test_progress_counts_every_step(comparison: Comparison, progress: list[Progr
 
 
 def test_slower_model_is_reported_slower(comparison: Comparison) -> None:
-    table = {row.artefact: row for row in rows(comparison)}
+    table = {row.artefact: row for row in rows_of_comparison(comparison)}
     wide, narrow, fp32 = table["wide"], table["narrow"], table["fp32"]
     assert isinstance(wide, Row)
     assert isinstance(narrow, Row)
@@ -98,8 +100,8 @@ def test_loaded_machine_is_noticed(tmp_path: Path) -> None:
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(crowd)]
     try:
         time.sleep(0.2)
-        settings = Settings(rounds=2, min_runs=10, min_seconds=0.5, warm_up_seconds=0.2)
-        found = measure([Job("net", conv_net(tmp_path / "net.onnx"))], settings)
+        settings = BenchSettings(rounds=2, min_runs=10, min_seconds=0.5, warm_up_seconds=0.2)
+        found = measure_jobs([BenchJob("net", conv_net(tmp_path / "net.onnx"))], settings)
     finally:
         for process in busy:
             process.kill()
@@ -113,17 +115,17 @@ def test_loaded_machine_is_noticed(tmp_path: Path) -> None:
 def test_names_must_differ_and_files_exist(tmp_path: Path) -> None:
     model = conv_net(tmp_path / "net.onnx")
     with pytest.raises(UsageError, match="net is to be measured twice"):
-        measure([Job("net", model), Job("net", model)], QUICK)
+        measure_jobs([BenchJob("net", model), BenchJob("net", model)], QUICK)
     with pytest.raises(InputFileError, match=r"absent\.onnx is not a file"):
-        measure([Job("net", model), Job("absent", tmp_path / "absent.onnx")], QUICK)
+        measure_jobs([BenchJob("net", model), BenchJob("absent", tmp_path / "absent.onnx")], QUICK)
 
 
 def test_file_that_is_no_model_fails_before_any_round(tmp_path: Path) -> None:
     bad = tmp_path / "bad.onnx"
     bad.write_bytes(b"no model")
-    seen: list[Progress] = []
+    seen: list[MeasurementProgress] = []
     with pytest.raises(InputFileError, match=r"bad: bad\.onnx cannot be loaded"):
-        measure([Job("net", conv_net(tmp_path / "net.onnx")), Job("bad", bad)], QUICK, seen.append)
+        measure_jobs([BenchJob("net", conv_net(tmp_path / "net.onnx")), BenchJob("bad", bad)], QUICK, seen.append)
     assert [step.step for step in seen] == ["load"]
 
 
@@ -140,7 +142,7 @@ def test_file_changed_on_its_way_is_refused(tmp_path: Path) -> None:
             return str(copy)
 
     with pytest.raises(InputFileError, match="changed or copied in part"):
-        measure([Job("net", conv_net(tmp_path / "net.onnx"))], QUICK, transport=Corrupting())
+        measure_jobs([BenchJob("net", conv_net(tmp_path / "net.onnx"))], QUICK, transport=Corrupting())
 
 
 def test_machine_without_python_is_a_machine_error(tmp_path: Path) -> None:
@@ -154,13 +156,13 @@ def test_machine_without_python_is_a_machine_error(tmp_path: Path) -> None:
             return str(file)
 
     with pytest.raises(MachineError, match="nowhere: the agent cannot be started"):
-        measure([Job("net", conv_net(tmp_path / "net.onnx"))], QUICK, transport=Nowhere())
+        measure_jobs([BenchJob("net", conv_net(tmp_path / "net.onnx"))], QUICK, transport=Nowhere())
 
 
 @pytest.mark.parametrize("wrong", [{"rounds": 1}, {"batch": 0}, {"threads": 0}, {"min_seconds": 0.0}])
 def test_settings_that_measure_nothing_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError, match=f"{next(iter(wrong))} must be"):
-        Settings(**wrong)
+        BenchSettings(**wrong)
 
 
 def test_every_measurement_is_one(comparison: Comparison) -> None:
@@ -177,11 +179,11 @@ class Lying:
     def __init__(self, op: str, **lie: object) -> None:
         self.code = f"""import json
 from edgekd.agent import worker
-told = worker.answer
+told = worker.serve_request
 def answer(*asked):
     reply = told(*asked)
     return {{**reply, **json.loads({json.dumps(json.dumps(lie))})}} if reply.get("op") == {op!r} else reply
-worker.answer = answer
+worker.serve_request = answer
 worker.main()"""
 
     def argv(self) -> list[str]:
@@ -205,6 +207,6 @@ worker.main()"""
     ],
 )
 def test_an_agent_here_is_believed_no_more_than_one_there(op: str, lie: dict[str, object], tmp_path: Path) -> None:
-    quick = Settings(rounds=2, min_runs=2, min_seconds=0.01, warm_up_seconds=0.1)
+    quick = BenchSettings(rounds=2, min_runs=2, min_seconds=0.01, warm_up_seconds=0.1)
     with pytest.raises(MachineError, match=f'its answer to "{op}" is not what an agent'):
-        measure([Job("net.onnx", conv_net(tmp_path / "net.onnx"))], quick, transport=Lying(op, **lie))
+        measure_jobs([BenchJob("net.onnx", conv_net(tmp_path / "net.onnx"))], quick, transport=Lying(op, **lie))

@@ -13,7 +13,7 @@ from onnx import TensorProto
 from edgekd.agent import numerics, session
 from edgekd.agent.kernels import PRECISIONS, TOLERANCES, Precision
 from edgekd.agent.measure import Tools
-from edgekd.agent.measurement import Job, Settings
+from edgekd.agent.measurement import BenchJob, BenchSettings
 from edgekd.agent.refusal import RefusedError
 from edgekd.agent.runners import npy
 from edgekd.agent.runners.inputs import noise
@@ -22,8 +22,8 @@ from edgekd.errors import InputFileError, UsageError
 from edgekd.export.fp16 import convert_to_fp16
 from tiny_onnx import conv_net, qlinear_net, two_input_net
 
-NET = Job("net", Path("net.onnx"), "fp32")
-JOBS: dict[Precision, Job] = {
+NET = BenchJob("net", Path("net.onnx"), "fp32")
+JOBS: dict[Precision, BenchJob] = {
     "fp32": NET,
     "tf32": replace(NET, runtime="ort-cuda"),
     "fp16": replace(NET, kind="fp16"),
@@ -37,28 +37,28 @@ def shifted(amount: float) -> list[list[float]]:
 
 
 def test_equal_logits_pass() -> None:
-    found = numerics.compare(JOBS["fp32"], HOST, HOST)
+    found = numerics.compare_with_host(JOBS["fp32"], HOST, HOST)
     assert (found.max_difference, found.wrong_answers, found.passed) == (0.0, 0, True)
     assert (found.images, found.clear) == (3, 3)
-    assert numerics.compare(JOBS["int8"], HOST, HOST).clear == 2, "a near tie says nothing"
+    assert numerics.compare_with_host(JOBS["int8"], HOST, HOST).clear == 2, "a near tie says nothing"
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_each_precision_has_its_tolerance(precision: Precision) -> None:
     allowed = 10 * TOLERANCES[precision]
-    assert numerics.compare(JOBS[precision], HOST, shifted(0.9 * allowed)).passed is True
-    assert numerics.compare(JOBS[precision], HOST, shifted(1.1 * allowed)).passed is False
+    assert numerics.compare_with_host(JOBS[precision], HOST, shifted(0.9 * allowed)).passed is True
+    assert numerics.compare_with_host(JOBS[precision], HOST, shifted(1.1 * allowed)).passed is False
 
 
 def test_one_wrong_answer_fails() -> None:
     other = [HOST[0], HOST[1], [9.0, 2.0, 1.0]]
-    found = numerics.compare(JOBS["int8"], HOST, other)
+    found = numerics.compare_with_host(JOBS["int8"], HOST, other)
     assert (found.wrong_answers, found.passed) == (1, False)
 
 
 @pytest.mark.parametrize("broken", [[[math.nan] * 3] * 3, [[1.0, 2.0]] * 3, [[1.0, 2.0, 3.0]]])
 def test_what_is_no_answer_fails(broken: list[list[float]]) -> None:
-    found = numerics.compare(JOBS["int8"], HOST, broken)
+    found = numerics.compare_with_host(JOBS["int8"], HOST, broken)
     assert (found.passed, found.max_difference) == (False, None)
 
 
@@ -74,7 +74,7 @@ def test_what_is_no_answer_fails(broken: list[list[float]]) -> None:
     ],
 )
 def test_precision_follows_from_file_and_flags(kind: str, runtime: str, flags: tuple[str, ...], precision: str) -> None:
-    job = Job("net", Path("net.onnx"), kind, runtime, flags=flags)  # type: ignore[arg-type]
+    job = BenchJob("net", Path("net.onnx"), kind, runtime, flags=flags)  # type: ignore[arg-type]
     assert numerics.precision_of(job) == precision
 
 
@@ -85,7 +85,7 @@ def test_precision_is_that_of_the_file_whatever_its_name(tmp_path: Path) -> None
     convert_to_fp16(floats, tmp_path / "half.onnx")
     conv_net(tmp_path / "cast.onnx", output=TensorProto.FLOAT16)
     for name, precision in {"net.onnx": "fp32", **named}.items():
-        assert numerics.precision_of(golden.described(Job(name, tmp_path / name))) == precision, name
+        assert numerics.precision_of(golden.described(BenchJob(name, tmp_path / name))) == precision, name
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
@@ -117,9 +117,9 @@ def test_logits_of_any_shape_and_number_are_compared(output: int, flat: bool, tm
     model = conv_net(tmp_path / "net.onnx", scale=50.0, output=output, flat=flat)
     inputs = golden.images(golden.signature(model))
     (tmp_path / "golden.npy").write_bytes(golden.to_npy(inputs))
-    expected = golden.logits(model, inputs)
-    job = golden.described(Job("net", model))
-    found = session.check(job, Settings(batch=3), Tools(), tmp_path / "golden.npy", expected)
+    expected = golden.reference_logits(model, inputs)
+    job = golden.described(BenchJob("net", model))
+    found = session.check_on_device(job, BenchSettings(batch=3), Tools(), tmp_path / "golden.npy", expected)
     assert (len(expected), {len(row) for row in expected}) == (golden.IMAGES, {4})
     assert (found.passed, found.max_difference) == (True, pytest.approx(0.0, abs=1e-6))
 
@@ -143,7 +143,7 @@ def test_golden_inputs_are_noise_that_is_the_same_everywhere(tmp_path: Path) -> 
     assert np.array_equal(drawn, noise(np, [golden.IMAGES, 3, 8, 8], "float32", golden.SEED))
     fixed = golden.signature(conv_net(tmp_path / "fixed.onnx", shape=(3, 3, 8, 8)))
     assert golden.images(fixed).shape[0] == 9, "whole batches"
-    assert np.array(golden.logits(tmp_path / "fixed.onnx", golden.images(fixed))).shape == (9, 4)
+    assert np.array(golden.reference_logits(tmp_path / "fixed.onnx", golden.images(fixed))).shape == (9, 4)
 
 
 def test_what_cannot_be_described_is_refused(tmp_path: Path) -> None:

@@ -112,17 +112,19 @@ def test_a_program_is_run_as_carefully(what: str, monkeypatch: pytest.MonkeyPatc
     code = {**ENDLESS, **QUIET}[what]
     words = "answers without end" if what in ENDLESS else r"did not answer within 0\.4 s"
     with pytest.raises(MachineError, match=f"^device {words}"):
-        ssh.run(python(code), 0.4 if what in QUIET else 30, "device")
+        ssh.run_program(python(code), 0.4 if what in QUIET else 30, "device")
     monkeypatch.setattr(ssh, "_SAID_BYTES", 2**40)
     monkeypatch.setattr(pipes, "STRAY_BYTES", 2**40)
     with pytest.raises(Interrupted):
-        ssh.run(python(code.replace("while True: ", "while True: time.sleep(0.001); ")), 60, "device", Press(0.3))
+        ssh.run_program(
+            python(code.replace("while True: ", "while True: time.sleep(0.001); ")), 60, "device", Press(0.3)
+        )
 
 
 def test_a_program_that_leaves_another_behind_is_not_waited_for() -> None:
     """A shared connection of ssh stays in the background, and may hold the pipes."""
     code = "os.write(1, b'done'); os.write(2, b'well')\nif os.fork() == 0: time.sleep(30)"
     begin = time.monotonic()
-    ran = ssh.run(python(code), 20, "device")
+    ran = ssh.run_program(python(code), 20, "device")
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "done", "well")
     assert time.monotonic() - begin < 3

@@ -17,7 +17,7 @@ import pytest
 from edgekd.agent import protocol, serve
 from edgekd.agent.device import jetson, machine
 from edgekd.agent.device.workplace import Workplace
-from edgekd.agent.measurement import Job, Settings
+from edgekd.agent.measurement import BenchJob, BenchSettings
 from edgekd.agent.messages import Check, Close, Open
 from edgekd.agent.protocol import AgentProcess
 from edgekd.agent.refusal import RefusedError
@@ -40,11 +40,11 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def ask(server: Server) -> Ask:
     """Check a model on the device; return whether the result was kept from before."""
     model = conv_net(server.folder / "net.onnx")
-    known = golden.described(Job("net.onnx", model))
+    known = golden.described(BenchJob("net.onnx", model))
     images = golden.images(golden.signature(model))
     (server.folder / "golden.npy").write_bytes(golden.to_npy(images))
-    expected = tuple(map(tuple, golden.logits(model, images)))
-    request = Check((replace(known, model=Path("net.onnx")),), Settings(), None, "golden.npy", expected)
+    expected = tuple(map(tuple, golden.reference_logits(model, images)))
+    request = Check((replace(known, model=Path("net.onnx")),), BenchSettings(), None, "golden.npy", expected)
     return lambda: server.check(request).kept
 
 

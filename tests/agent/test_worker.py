@@ -196,7 +196,7 @@ def test_fallback_to_the_cpu_is_refused() -> None:
         capi=onnxruntime.capi,
     )
     with pytest.raises(RefusedError, match="fell back") as caught:
-        ort.open_session(runtime, Path("net.onnx"), "CUDAExecutionProvider", 1)
+        ort.create_session(runtime, Path("net.onnx"), "CUDAExecutionProvider", 1)
     assert caught.value.kind == "machine"
     assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
 
@@ -354,7 +354,7 @@ def test_the_work_of_a_child_is_not_other_work() -> None:
     ],
 )
 def test_malformed_requests_are_answered(line: str) -> None:
-    reply = worker.answer(line.encode(), worker.Worker().ops())
+    reply = worker.serve_request(line.encode(), worker.Worker().ops())
     assert (reply["ok"], reply["kind"]) == (False, "protocol")
 
 

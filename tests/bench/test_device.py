@@ -24,7 +24,7 @@ from standins import write_trtexec, write_unknown_trtexec
 
 from edgekd.agent.device.machine import sha256_of
 from edgekd.agent.kernels import Runtime
-from edgekd.agent.measurement import Job, Settings
+from edgekd.agent.measurement import BenchJob, BenchSettings
 from edgekd.agent.numerics import LogitsCheck
 from edgekd.bench import comparing, golden, measuring, pack
 from edgekd.bench import device as devices
@@ -34,12 +34,12 @@ from edgekd.errors import GateError, InputFileError, Interrupted, MachineError, 
 from edgekd.export import ort_session
 from edgekd.recipe import BenchTable
 from edgekd.run.cards.record import Record
-from edgekd.schema import written
+from edgekd.schema import to_json
 from edgekd.stages import report
 from edgekd.stopping import Stop
 from tiny_onnx import conv_net
 
-QUICK = Settings(rounds=2, min_runs=10, min_seconds=0.05, warm_up_seconds=0.2)
+QUICK = BenchSettings(rounds=2, min_runs=10, min_seconds=0.05, warm_up_seconds=0.2)
 TABLE = BenchTable(rounds=2, min_runs=10, min_seconds=0.02)
 
 
@@ -89,7 +89,7 @@ def test_a_run_is_measured_on_a_device_and_reported(device: Device, published: A
     assert record.damaged_output(folder) is None
     assert set(record.outputs) == {"environment.json", "jetson.json", "results.json", "samples.json"}
     summary = report.collect(published)
-    assert summary.devices["device"].results == written(results.results)
+    assert summary.devices["device"].results == to_json(results.results)
     assert summary.latency, "and the measurements of this machine stand beside them"
     titles = [title for title, _, _ in report.pictures(published)]
     assert "Latency on device, batch 1, threads 1" in titles
@@ -173,7 +173,7 @@ def test_another_student_of_the_same_name_is_measured_anew(device: Device, tmp_p
     def measured(there: tuple[Any, Runtime], width: int) -> str:
         measurer, runtime = there
         file = conv_net(tmp_path / "student.onnx", width=width)
-        (found,) = measurer([Job("net", file, "fp32", runtime)], QUICK).measurements
+        (found,) = measurer([BenchJob("net", file, "fp32", runtime)], QUICK).measurements
         assert [one.name for one in device.work[0].glob("*.onnx")] == ["student.onnx"], "one at a time"
         assert found.sha256 == sha256_of(file)
         return found.sha256
@@ -313,7 +313,7 @@ def test_a_damaged_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
 def test_torch_is_a_runtime_of_its_own(finished: Any, tmp_path: Path) -> None:
     program = measuring.torch_job(finished.run, tmp_path)
     jobs = measuring.jobs_of([finished.run.stage("export") / "student.fp32.onnx"], ("ort-cpu", "torch"), program)
-    results, (comparison,) = measuring.compare(jobs, TABLE, Stop(), finished.run)
+    results, (comparison,) = measuring.measure_side_by_side(jobs, TABLE, Stop(), finished.run)
     rows = [(row.artefact, row.runtime, row.integer_share) for row in results.results]
     assert rows == [("student.fp32.onnx", "ort-cpu", 0.0), ("student", "torch", None)]
     assert list(results.verdicts) == ["batch 1, threads 1, ort-cpu", "batch 1, threads 1, torch"]

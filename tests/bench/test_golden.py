@@ -9,7 +9,7 @@ from onnx import TensorProto
 
 from edgekd.agent import session
 from edgekd.agent.measure import Tools
-from edgekd.agent.measurement import Job, Settings
+from edgekd.agent.measurement import BenchJob, BenchSettings
 from edgekd.agent.refusal import RefusedError
 from edgekd.agent.runners.inputs import input_shape
 from edgekd.bench import golden
@@ -32,7 +32,7 @@ def test_a_fixed_batch_says_which_flag_fits() -> None:
 
 @pytest.mark.parametrize("element", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8])
 def test_every_type_of_input_is_checked(element: int, tmp_path: Path) -> None:
-    job = golden.described(Job("net", conv_net(tmp_path / "net.onnx", element=element, scale=20.0)))
+    job = golden.described(BenchJob("net", conv_net(tmp_path / "net.onnx", element=element, scale=20.0)))
     ((images, expected),) = golden.write_files([job], tmp_path).values()
-    found = session.check(job, Settings(), Tools(), images, expected)
+    found = session.check_on_device(job, BenchSettings(), Tools(), images, expected)
     assert (found.passed, found.images) == (True, golden.IMAGES)

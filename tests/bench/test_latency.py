@@ -5,7 +5,7 @@ import statistics
 import numpy as np
 import pytest
 
-from edgekd.bench.latency import median_estimate, speedup_estimate, summarise
+from edgekd.bench.latency import median_estimate, speedup_estimate, summarize
 
 
 def lognormal_rounds(
@@ -19,7 +19,7 @@ def lognormal_rounds(
 def test_summary_is_that_of_numpy_and_the_standard_library() -> None:
     rounds = lognormal_rounds(3, 101, 2.0, key=0)
     samples = [sample for one in rounds for sample in one]
-    summary = summarise(rounds, batch=8)
+    summary = summarize(rounds, batch=8)
     assert summary.n == 303
     assert summary.min_ms == min(samples)
     assert summary.max_ms == max(samples)
@@ -32,7 +32,7 @@ def test_summary_is_that_of_numpy_and_the_standard_library() -> None:
 
 
 def test_rounds_of_different_length_weigh_by_their_samples() -> None:
-    assert summarise([[1.0], [3.0, 3.0, 3.0]], batch=1).mean_ms == 2.5
+    assert summarize([[1.0], [3.0, 3.0, 3.0]], batch=1).mean_ms == 2.5
     assert median_estimate([[1.0], [3.0, 3.0, 3.0]], seed=0).value == 3.0
 
 

@@ -15,7 +15,7 @@ import pytest
 from sshd import Device, device, lacking, sshd_device  # noqa: F401 - fixtures
 
 from edgekd.agent.device.power import NoEnergy
-from edgekd.agent.measurement import Comparison, Job, Progress, Settings
+from edgekd.agent.measurement import BenchJob, BenchSettings, Comparison, MeasurementProgress
 from edgekd.agent.messages import Sealed
 from edgekd.agent.protocol import AgentProcess
 from edgekd.bench import golden
@@ -23,7 +23,7 @@ from edgekd.bench.remote import Host
 from edgekd.errors import EdgekdError, GateError, InputFileError, MachineError, RunBusyError, UsageError
 from tiny_onnx import conv_net
 
-QUICK = Settings(rounds=2, min_runs=20, min_seconds=0.05, warm_up_seconds=0.4)
+QUICK = BenchSettings(rounds=2, min_runs=20, min_seconds=0.05, warm_up_seconds=0.4)
 HOST = Host("device")
 
 
@@ -37,15 +37,15 @@ def enter(key: str, host: Host = HOST) -> None:
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
-    return golden.described(Job("net.onnx", conv_net(tmp_path / "net.onnx"), "fp32"))
+def job(tmp_path: Path) -> BenchJob:
+    return golden.described(BenchJob("net.onnx", conv_net(tmp_path / "net.onnx"), "fp32"))
 
 
-def test_a_model_is_measured_there_and_nothing_stays(device: Device, job: Job, tmp_path: Path) -> None:  # noqa: F811
+def test_a_model_is_measured_there_and_nothing_stays(device: Device, job: BenchJob, tmp_path: Path) -> None:  # noqa: F811
     for name in ("sudo", "su", "pkexec", "doas"):
         device.tool(name, f'touch "$HOME/{name}"')
     said: list[str] = []
-    seen: list[Progress] = []
+    seen: list[MeasurementProgress] = []
     ((images, logits),) = golden.write_files([job], tmp_path).values()
     with HOST.session("any key", said.append) as session:
         assert session.environment.python
@@ -74,11 +74,11 @@ def test_a_model_is_measured_there_and_nothing_stays(device: Device, job: Job, t
     assert device.work == []
 
 
-def test_what_was_copied_and_measured_survives_a_cut(device: Device, job: Job, tmp_path: Path) -> None:  # noqa: F811
+def test_what_was_copied_and_measured_survives_a_cut(device: Device, job: BenchJob, tmp_path: Path) -> None:  # noqa: F811
     said: list[str] = []
     whole = conv_net(tmp_path / "whole.onnx", width=5)
 
-    def cut(progress: Progress) -> None:
+    def cut(progress: MeasurementProgress) -> None:
         if progress.step == "round":
             device.proxy.cut()
 
@@ -108,7 +108,7 @@ def test_what_a_required_machine_lacks_is_a_failure(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("kind", [MachineError, UsageError, InputFileError, GateError])
-def test_a_refusal_leaves_nothing_there(kind: type[EdgekdError], device: Device, job: Job) -> None:  # noqa: F811
+def test_a_refusal_leaves_nothing_there(kind: type[EdgekdError], device: Device, job: BenchJob) -> None:  # noqa: F811
     def work() -> None:
         with HOST.session("key", quiet) as session:
             session.put([job.model])
@@ -122,7 +122,7 @@ def test_a_refusal_leaves_nothing_there(kind: type[EdgekdError], device: Device,
 
 def test_a_copy_that_is_cut_is_made_again(device: Device, tmp_path: Path) -> None:  # noqa: F811
     said: list[str] = []
-    large = golden.described(Job("net", conv_net(tmp_path / "net.onnx", width=400, depth=2), "fp32"))
+    large = golden.described(BenchJob("net", conv_net(tmp_path / "net.onnx", width=400, depth=2), "fp32"))
     with pytest.raises(MachineError, match="the same command goes on"):  # noqa: SIM117, PT012
         with HOST.session("key", quiet) as session:
             device.proxy.cut_after(2_000_000)
@@ -229,7 +229,7 @@ def test_a_full_disk_there(device: Device, small_disk: Path, tmp_path: Path) -> 
 
 def test_a_file_that_arrives_in_part_is_noticed(
     device: Device,  # noqa: F811
-    job: Job,
+    job: BenchJob,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     copy = Host.copy
@@ -258,7 +258,7 @@ def test_another_agent_is_not_trusted(device: Device) -> None:  # noqa: F811
         device.tool("python3", f'exec {sys.executable} "$@"')
 
 
-def test_a_model_that_was_exchanged_there_is_noticed(device: Device, job: Job, tmp_path: Path) -> None:  # noqa: F811
+def test_a_model_that_was_exchanged_there_is_noticed(device: Device, job: BenchJob, tmp_path: Path) -> None:  # noqa: F811
     with HOST.session("key", quiet) as session:
         session.put([job.model])
         conv_net(device.work[0] / "net.onnx", width=7)
@@ -267,7 +267,11 @@ def test_a_model_that_was_exchanged_there_is_noticed(device: Device, job: Job, t
         session.complete()
 
 
-def test_a_result_that_changes_on_its_way_is_noticed(device: Device, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_result_that_changes_on_its_way_is_noticed(
+    device: Device,  # noqa: F811
+    job: BenchJob,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     ask = AgentProcess.ask
 
     def changed(process: AgentProcess, request: Any, **options: Any) -> Any:
@@ -287,7 +291,7 @@ NASTY = "a b$(mkdir stolen);'\"*.onnx"
 
 
 def test_a_file_name_is_no_command(device: Device, tmp_path: Path) -> None:  # noqa: F811
-    job = golden.described(Job("net", conv_net(tmp_path / NASTY), "fp32"))
+    job = golden.described(BenchJob("net", conv_net(tmp_path / NASTY), "fp32"))
     with HOST.session("key", quiet) as session:
         session.put([job.model])
         assert sorted(path.name for path in device.work[0].iterdir()) == sorted([NASTY, "agent.pyz"])

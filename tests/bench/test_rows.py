@@ -8,9 +8,9 @@ from latencies import compared
 from latencies import measured as measured_job
 
 from edgekd.agent.kernels import Kind, Runtime
-from edgekd.agent.measurement import Job, Measurement, Settings, Skipped
-from edgekd.bench.rows import ROW, Row, SkippedRow, rows
-from edgekd.schema import written
+from edgekd.agent.measurement import BenchJob, BenchSettings, Measurement, Skipped
+from edgekd.bench.rows import ROW, Row, SkippedRow, rows_of_comparison
+from edgekd.schema import to_json
 
 KEYS = {
     *("artefact", "runtime", "provider", "batch", "threads", "n", "min_ms", "mean_ms", "p50_ms", "p90_ms", "p95_ms"),
@@ -22,11 +22,11 @@ KEYS = {
 def measured(
     name: str, kind: Kind, times_ms: list[float], integer_nodes: int = 0, runtime: Runtime = "ort-cpu"
 ) -> Measurement:
-    return measured_job(Job(name, Path(name), kind, runtime), times_ms, integer_nodes=integer_nodes)
+    return measured_job(BenchJob(name, Path(name), kind, runtime), times_ms, integer_nodes=integer_nodes)
 
 
 def rows_of(*results: Measurement | Skipped) -> list[Row | SkippedRow]:
-    return rows(compared(*results, settings=Settings(batch=4, threads=2)))
+    return rows_of_comparison(compared(*results, settings=BenchSettings(batch=4, threads=2)))
 
 
 def measured_rows(*results: Measurement) -> list[Row]:
@@ -35,7 +35,7 @@ def measured_rows(*results: Measurement) -> list[Row]:
 
 def test_row_has_the_keys_of_the_command_line() -> None:
     (row,) = measured_rows(measured("net", "fp32", [2.0, 3.0, 4.0]))
-    found = json.loads(json.dumps(written(row)))
+    found = json.loads(json.dumps(to_json(row)))
     assert set(found) >= KEYS
     assert (found["n"], found["batch"], found["threads"]) == (9, 4, 2)
     assert (found["p50_ms"], found["throughput_per_s"]) == (3.0, pytest.approx(4000 / 3))
@@ -75,10 +75,10 @@ def test_int8_that_runs_in_float_says_so() -> None:
 
 
 def test_skipped_row_keeps_its_place_and_reason() -> None:
-    job = Job("half", Path("half"), "fp16")
+    job = BenchJob("half", Path("half"), "fp16")
     first, second = rows_of(Skipped(job, "n/a: no kernels"), measured("f", "fp32", [1.0] * 3))
     assert isinstance(first, SkippedRow)
-    assert written(first) == {
+    assert to_json(first) == {
         "artefact": "half",
         "kind": "fp16",
         "runtime": "ort-cpu",
@@ -88,5 +88,5 @@ def test_skipped_row_keeps_its_place_and_reason() -> None:
         "skipped": "n/a: no kernels",
         "integer_share": None,
     }
-    assert ROW(json.loads(json.dumps(written(first))), "") == first
+    assert ROW(json.loads(json.dumps(to_json(first))), "") == first
     assert isinstance(second, Row)

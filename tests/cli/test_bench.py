@@ -16,8 +16,8 @@ from sshd import Device, device, sshd_device  # noqa: F401 - fixtures
 
 import toy
 from edgekd import recipe
-from edgekd.agent.measurement import Settings
-from edgekd.bench import comparing, measuring, students
+from edgekd.agent.measurement import BenchSettings
+from edgekd.bench import comparing, measuring, sized_students
 from edgekd.bench import device as stages_device
 from edgekd.bench.results import Results
 from edgekd.export.graph import set_metadata
@@ -31,7 +31,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     patient = comparing.settings_of
     short = {"rounds": 2, "min_runs": 10, "min_seconds": 0.02, "warm_up_seconds": 0.2}
     monkeypatch.setattr(comparing, "settings_of", lambda table: [replace(one, **short) for one in patient(table)])
-    monkeypatch.setattr(students, "SETTINGS", Settings(**short))  # type: ignore[arg-type]
+    monkeypatch.setattr(sized_students, "SETTINGS", BenchSettings(**short))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_a_fixed_batch_is_the_default_and_all_are_checked_before_any_is_measured
     result = Result("bench", "fixed.onnx", "--json")
     assert result.exit_code == 0, result.stderr
     assert [row["batch"] for row in result.json()["results"]] == [8]
-    monkeypatch.setattr(measuring, "measure", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(measuring, "measure_jobs", lambda *_, **__: pytest.fail("measured"))
     for batches in ("1", "8,1"):
         refused = Result("bench", "fixed.onnx", "--batch", batches)
         assert (refused.exit_code, "give --batch 8" in refused.stderr) == (2, True), refused.stderr
@@ -141,7 +141,7 @@ def test_the_next_command_keeps_the_flags_and_fits_the_file(
 ) -> None:
     conv_net(Path("net.onnx"), shape=shape)
     found = Results(None, (), {}, ())
-    monkeypatch.setattr(measuring, "compare", lambda *_, **__: (found, []))
+    monkeypatch.setattr(measuring, "measure_side_by_side", lambda *_, **__: (found, []))
     monkeypatch.setattr(stages_device, "on_device", lambda *_, **__: found)
     result = Result("bench", "net.onnx", *flags)
     assert result.exit_code == 0, result.stderr
@@ -235,7 +235,7 @@ def test_a_student_is_chosen_there_once(device: Device, teacher_file: Path, monk
     assert "in FP32 on device" in first.stderr
     kept = recipe.load_resolved(Path("runs/teacher-auto-5000ms/recipe.toml")).student
     assert (kept.name, kept.auto_budget_ms, kept.auto_on) == ("lenet5-half", 5000.0, "device")
-    monkeypatch.setattr(students, "time_each", lambda *_, **__: pytest.fail("timed again"))
+    monkeypatch.setattr(sized_students, "time_each", lambda *_, **__: pytest.fail("timed again"))
     assert Result(*asked).exit_code == 0
     assert Result("distill", teacher_file, *small, "--student", "lenet5-half", "--on", "device").exit_code == 2
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 import toy
-from edgekd.cli.session import at_work
+from edgekd.cli.session import locked_run
 from edgekd.cli.targets import named_run
 from edgekd.errors import InputFileError, MachineError, UsageError
 from edgekd.run.directory import RunDir
-from edgekd.run.ledger import Reading
+from edgekd.run.ledger import ImageAccount
 from edgekd.run.realdata import RealImages, open_unlabelled
 
 
@@ -24,7 +24,7 @@ def publish(run: RunDir) -> None:
 
 def refused(run: RunDir, error: BaseException, work: Callable[[], object]) -> None:
     """Let a command do some work in a run and end with an error."""
-    with at_work(run):
+    with locked_run(run):
         work()
         raise error
 
@@ -66,7 +66,7 @@ def read(run: RunDir, folder: Path, count: int) -> None:
         (1, 8, 8),
         mean=(0.5,),
         std=(0.5,),
-        reading=Reading(run, open_unlabelled(folder), "eval"),
+        reading=ImageAccount(run, open_unlabelled(folder), "eval"),
     )
     with images:
         for file in images.folder.files[:count]:
@@ -98,7 +98,7 @@ def test_images_read_by_a_fresh_beginning_stay_when_it_is_taken_back(
     read(run, photos, 3)
 
     def begin_and_fail(count: int) -> None:
-        with at_work(run, fresh=True, teacher=teacher_file):
+        with locked_run(run, fresh=True, teacher=teacher_file):
             read(run, photos, count)
             raise end
 
@@ -131,7 +131,7 @@ def test_a_folder_that_edgekd_did_not_make_is_refused_and_never_touched(
     before = {path: path.stat().st_mtime_ns for path in (here, *here.rglob("*"))}
     with (
         pytest.raises(UsageError, match="digits is left as it is"),
-        at_work(named_run("./digits"), fresh=fresh, teacher=teacher_file),
+        locked_run(named_run("./digits"), fresh=fresh, teacher=teacher_file),
     ):
         pytest.fail("it began")
     assert {path: path.stat().st_mtime_ns for path in (here, *here.rglob("*"))} == before
@@ -143,7 +143,7 @@ def test_a_folder_that_a_killed_beginning_left_is_taken_over(left: tuple[str, ..
     run.path.mkdir(parents=True)
     for name in left:
         (run.path / name).touch()
-    with at_work(run):
+    with locked_run(run):
         assert run.ledger_file.is_file()
     assert {path.name for path in run.path.iterdir()} == {".lock", "run.json"}
 
@@ -156,7 +156,7 @@ def test_fresh_needs_a_teacher_that_it_does_not_replace(here: Path, teacher_file
     for teacher, message in cases.items():
         with (
             pytest.raises((UsageError, InputFileError), match=message),
-            at_work(run, fresh=True, teacher=teacher),
+            locked_run(run, fresh=True, teacher=teacher),
         ):
             pytest.fail("it began")
         assert {path: path.read_bytes() for path in before} == before

@@ -12,8 +12,8 @@ from command import Result
 import toy
 from docs import students as students_page
 from edgekd import recipe
-from edgekd.agent.measurement import Settings
-from edgekd.bench import students
+from edgekd.agent.measurement import BenchSettings
+from edgekd.bench import sized_students
 from edgekd.models import registry
 from edgekd.recipe import Recipe
 from edgekd.run.directory import RunDir
@@ -27,8 +27,8 @@ SMALL = (
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    short = Settings(rounds=2, min_runs=20, min_seconds=0.1, warm_up_seconds=0.5)
-    monkeypatch.setattr(students, "SETTINGS", short)
+    short = BenchSettings(rounds=2, min_runs=20, min_seconds=0.1, warm_up_seconds=0.5)
+    monkeypatch.setattr(sized_students, "SETTINGS", short)
 
 
 def kept(run: str) -> Recipe:
@@ -114,7 +114,7 @@ def test_a_student_is_chosen_by_latency_once(here: Path, teacher_file: Path, mon
     assert "auto     lenet5-half takes" in first.stderr
     answer = kept("teacher-auto-5000ms").student
     assert (answer.name, answer.auto_budget_ms) == ("lenet5-half", 5000.0)
-    monkeypatch.setattr(students, "time_each", no_timing)
+    monkeypatch.setattr(sized_students, "time_each", no_timing)
     again = Result(*asked)
     assert again.exit_code == 0
     assert again.stderr.count("already done") == 3
@@ -148,7 +148,7 @@ def test_a_recipe_may_ask_for_auto(here: Path, teacher_file: Path, monkeypatch: 
     (here / "wish.toml").write_text(recipe.to_toml(wanted))
     assert Result("run", "wish.toml").exit_code == 0
     assert kept("wish").student.name == "lenet5-half"
-    monkeypatch.setattr(students, "time_each", no_timing)
+    monkeypatch.setattr(sized_students, "time_each", no_timing)
     again = Result("run", "wish.toml")
     assert again.exit_code == 0
     assert again.stderr.count("already done") == 5

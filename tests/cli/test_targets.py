@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from command import Result
 
-from edgekd.cli.targets import named_run, run_called, typed, typed_path
+from edgekd.cli.targets import named_run, path_argument, run_argument, run_called
 from edgekd.errors import UsageError
 from edgekd.run.directory import RunDir
 
@@ -15,7 +15,7 @@ from edgekd.run.directory import RunDir
 @pytest.mark.parametrize("path", ["runs/one", "elsewhere/one", "/other/place/x", "runs/a b", "..", ".", "./here"])
 def test_what_is_typed_names_the_same_run(here: Path, path: str) -> None:
     run = RunDir(Path(path))
-    words = typed(run).strip("'")
+    words = run_argument(run).strip("'")
     assert named_run(words).path.resolve() == run.path.resolve()
     assert words == (run.name if path.startswith("runs/") else path)
 
@@ -23,8 +23,8 @@ def test_what_is_typed_names_the_same_run(here: Path, path: str) -> None:
 def test_a_run_in_the_current_folder_hides_its_namesake_below_runs(here: Path) -> None:
     (here / "one").mkdir()
     RunDir(Path("one")).note_command(["edgekd"])
-    assert typed(RunDir(Path("runs/one"))) == "runs/one"
-    assert typed(RunDir(Path("one"))) == "one"
+    assert run_argument(RunDir(Path("runs/one"))) == "runs/one"
+    assert run_argument(RunDir(Path("one"))) == "one"
     assert named_run("one").path == Path("one")
 
 
@@ -46,7 +46,7 @@ def test_a_name_that_nobody_typed_is_below_runs_whatever_lies_here(here: Path) -
 
 
 def test_a_file_is_typed_so_that_it_is_no_flag() -> None:
-    assert [typed_path(name) for name in ("-rf.pt", "a b.pt", Path("x.pt"))] == ["./-rf.pt", "'a b.pt'", "x.pt"]
+    assert [path_argument(name) for name in ("-rf.pt", "a b.pt", Path("x.pt"))] == ["./-rf.pt", "'a b.pt'", "x.pt"]
 
 
 @pytest.mark.parametrize("arguments", [("status", "./loop"), ("prune", "loop/x"), ("status", "x")])

@@ -6,7 +6,7 @@ from onnx import numpy_helper
 from small_nets import Student
 
 from edgekd.export.graph import read_model, with_moved_biases
-from edgekd.export.int8 import Plan
+from edgekd.export.int8 import QuantizationPlan
 from edgekd.export.int8_chain import correct_bias, mean_output_errors
 from edgekd.export.ort_session import all_logits
 from edgekd.export.quantize import FLAVOURS, compute_nodes
@@ -26,7 +26,7 @@ def _coarse(ranges: Ranges) -> Ranges:
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_correction_lowers_the_loss_of_a_biased_quantisation(flavour: str, student: Student) -> None:
-    plan = Plan(read_model(student.path), FLAVOURS[flavour], _coarse(student.ranges), "absmax")
+    plan = QuantizationPlan(read_model(student.path), FLAVOURS[flavour], _coarse(student.ranges), "absmax")
     remedy = correct_bias(plan, student.held_out, student.calibration)
     assert remedy.after.loss < 0.7 * remedy.before.loss
     assert set(remedy.plan.bias_shifts) == set(compute_nodes(student.path))
@@ -35,16 +35,16 @@ def test_correction_lowers_the_loss_of_a_biased_quantisation(flavour: str, stude
 
 
 def test_a_correction_that_does_not_help_is_not_applied(student: Student) -> None:
-    plan = Plan(read_model(student.path), FLAVOURS["trt"], student.ranges, "absmax")
+    plan = QuantizationPlan(read_model(student.path), FLAVOURS["trt"], student.ranges, "absmax")
     opposite = [-batch for batch in student.calibration()]
-    for coarse in (plan, Plan(plan.source, plan.flavour, _coarse(student.ranges), "absmax")):
+    for coarse in (plan, QuantizationPlan(plan.source, plan.flavour, _coarse(student.ranges), "absmax")):
         remedy = correct_bias(coarse, student.held_out, lambda: opposite)
         assert remedy.applied == (remedy.after.loss < remedy.before.loss)
         assert (remedy.plan is coarse) == (not remedy.applied)
 
 
 def test_the_error_of_a_layer_is_that_of_its_own_weights_and_input(student: Student) -> None:
-    plan = Plan(read_model(student.path), FLAVOURS["trt"], student.ranges, "absmax")
+    plan = QuantizationPlan(read_model(student.path), FLAVOURS["trt"], student.ranges, "absmax")
     errors = mean_output_errors(plan.source, plan.build(), student.calibration)
     # The first layer, by hand: float minus fake-quantised convolution, averaged over samples and pixels.
     first = compute_nodes(student.path)[0]

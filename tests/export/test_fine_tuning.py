@@ -19,9 +19,9 @@ from edgekd.export.int8_chain import FINE_TUNING, quantize_keeping_answers
 from edgekd.export.onnx_export import export_fp32
 from edgekd.export.quantize import FLAVOURS
 from edgekd.export.ranges import collect_ranges
-from edgekd.export.samples import Samples
+from edgekd.export.samples import ExportSamples
 from edgekd.recipe import ExportTable
-from edgekd.rng import Draws
+from edgekd.rng import KeyedDraws
 from edgekd.stopping import Stop
 
 SHAPE, FACTOR, TARGET = (3, 8, 8), 30, 0.785
@@ -32,7 +32,7 @@ class Source:
 
     decoder = None
 
-    def batches(self, _draws: Draws, purpose: str, count: int, batch_size: int = 64) -> Iterator[Tensor]:
+    def batches(self, _draws: KeyedDraws, purpose: str, count: int, batch_size: int = 64) -> Iterator[Tensor]:
         for start in range(0, count, batch_size):
             draw, size = rng.generator(0, "tests", f"{purpose}/{start // batch_size}"), min(batch_size, count - start)
             coarse = torch.randn(size, 3, 4, 4, generator=draw) * 2
@@ -54,7 +54,7 @@ def unbalanced() -> nn.Module:
     net = live(lambda: nn.Sequential(*layers, *ends, nn.Linear(8, 5)), SHAPE)
     assert isinstance(net, nn.Sequential)
     net.requires_grad_(False)
-    (x,) = Source().batches(Draws(1, "synthetic", torch.device("cpu")), "centre", 512, 512)
+    (x,) = Source().batches(KeyedDraws(1, "synthetic", torch.device("cpu")), "centre", 512, 512)
     logits, head = net(x), net[-1]
     head.weight /= logits.std(0)[:, None]
     head.bias.copy_((head.bias - logits.mean(0)) / logits.std(0))
@@ -81,7 +81,7 @@ def test_fine_tuning_reaches_what_the_other_remedies_miss(tmp_path: Path) -> Non
     export_fp32(student, SHAPE, path, metadata={"edgekd.run": "toy"})
     source: Any = Source()
     teacher: Any = Own(student)
-    samples = Samples(source, Draws(1, "synthetic", torch.device("cpu")), None)
+    samples = ExportSamples(source, KeyedDraws(1, "synthetic", torch.device("cpu")), None)
     calibration, held_out = samples.stream("cal", 128), samples.stream("held", 128)
     ranges, judge = collect_ranges(path, calibration), HeldOut.of(path, held_out)
     table = ExportTable(qat_steps=256, qat_lr=1e-4)
@@ -112,7 +112,7 @@ def test_a_fine_tuning_that_diverges_fails_nothing_else(tmp_path: Path, monkeypa
     export_fp32(student, SHAPE, path)
     source: Any = Source()
     teacher: Any = Own(student)
-    samples = Samples(source, Draws(1, "synthetic", torch.device("cpu")), None)
+    samples = ExportSamples(source, KeyedDraws(1, "synthetic", torch.device("cpu")), None)
     calibration, held_out = samples.stream("calibration", 64), samples.stream("held-out", 64)
     tune = FineTuning(student, teacher, SHAPE, ExportTable(qat_lr=1e30), samples, calibration, {}, Stop())
     ranges, judge = collect_ranges(path, calibration), HeldOut.of(path, held_out)

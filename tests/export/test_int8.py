@@ -11,7 +11,15 @@ from small_nets import SHAPE, Student, batches, live, samples, small_mobilenet
 from edgekd.export import int8
 from edgekd.export.fidelity import Agreement
 from edgekd.export.graph import read_model
-from edgekd.export.int8 import HeldOut, Plan, Quality, Remedy, choose_ranges, layer_sensitivity, leave_worst_in_float
+from edgekd.export.int8 import (
+    HeldOut,
+    Quality,
+    QuantizationPlan,
+    Remedy,
+    choose_ranges,
+    layer_sensitivity,
+    leave_worst_in_float,
+)
 from edgekd.export.onnx_export import export_fp32
 from edgekd.export.ort_session import all_logits
 from edgekd.export.quantize import FLAVOURS, compute_nodes
@@ -111,7 +119,7 @@ def test_the_harmful_layer_is_found_and_left_in_float(flavour: str, student: Stu
     harmful = compute_nodes(student.path)[2]
     model = read_model(student.path)
     (tensor,) = [node.input[0] for node in model.graph.node if node.name == harmful]
-    plan = Plan(model, FLAVOURS[flavour], _with_range(student.ranges, tensor, 150), "absmax")
+    plan = QuantizationPlan(model, FLAVOURS[flavour], _with_range(student.ranges, tensor, 150), "absmax")
     sensitivity = layer_sensitivity(plan, student.held_out)
     assert set(sensitivity) == set(compute_nodes(model))
     assert list(sensitivity.values()) == sorted(sensitivity.values(), reverse=True)
@@ -126,7 +134,7 @@ def test_the_harmful_layer_is_found_and_left_in_float(flavour: str, student: Stu
 
 
 def test_nothing_is_left_in_float_when_the_target_is_met(student: Student) -> None:
-    plan = Plan(read_model(student.path), X86, student.ranges, "absmax")
+    plan = QuantizationPlan(read_model(student.path), X86, student.ranges, "absmax")
     remedy = leave_worst_in_float(plan, student.held_out, {"unused": 1.0}, target=0.5)
     assert remedy.plan is plan
     assert remedy.before == remedy.after
@@ -134,7 +142,7 @@ def test_nothing_is_left_in_float_when_the_target_is_met(student: Student) -> No
 
 def test_no_more_than_the_allowed_share_becomes_float(student: Student) -> None:
     ruined = _with_range(student.ranges, "input", 3000)
-    plan = Plan(read_model(student.path), FLAVOURS["trt"], ruined, "absmax")
+    plan = QuantizationPlan(read_model(student.path), FLAVOURS["trt"], ruined, "absmax")
     sensitivity = dict.fromkeys(compute_nodes(student.path)[1:], 1.0)
     remedy = leave_worst_in_float(plan, student.held_out, sensitivity, target=1.0, max_share=0.5)
     assert len(remedy.plan.float_nodes) <= 2
@@ -142,7 +150,7 @@ def test_no_more_than_the_allowed_share_becomes_float(student: Student) -> None:
 
 
 def test_weights_are_not_touched_by_measuring(student: Student) -> None:
-    plan = Plan(read_model(student.path), X86, student.ranges, "absmax")
+    plan = QuantizationPlan(read_model(student.path), X86, student.ranges, "absmax")
     before = plan.source.SerializeToString(deterministic=True)
     layer_sensitivity(plan, student.held_out)
     assert plan.source.SerializeToString(deterministic=True) == before

@@ -26,7 +26,7 @@ _FORKSERVER.set_forkserver_preload(
     [
         *("dying", "torch.onnx", "onnxscript"),
         *(f"edgekd.cli.{name}" for name in ("approval", "lines", "session", "settle", "targets")),
-        *("edgekd.bench.students", "edgekd.export.clipping"),
+        *("edgekd.bench.sized_students", "edgekd.export.clipping"),
         *(f"edgekd.stages.{name}" for name in STAGES),
     ]
 )

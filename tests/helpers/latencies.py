@@ -10,15 +10,15 @@ from typing import Any
 from edgekd.agent.device.environment import this_machine
 from edgekd.agent.device.machine import Activity
 from edgekd.agent.kernels import PROVIDERS
-from edgekd.agent.measurement import Comparison, Job, Measurement, Round, Settings, Skipped
-from edgekd.bench.rows import Row, rows
+from edgekd.agent.measurement import BenchJob, BenchSettings, Comparison, Measurement, Round, Skipped
+from edgekd.bench.rows import Row, rows_of_comparison
 
-SETTINGS = Settings()
+SETTINGS = BenchSettings()
 QUIET = Activity(0.0, 1.0, 0.05, 0.0, 3000.0, 0)
 
 
 def measured(
-    job: Job, times_ms: Sequence[float], activities: Activity | Sequence[Activity] = QUIET, **facts: Any
+    job: BenchJob, times_ms: Sequence[float], activities: Activity | Sequence[Activity] = QUIET, **facts: Any
 ) -> Measurement:
     """Return a measurement with a round of three equal samples for each of the times."""
     seen = [activities] * len(times_ms) if isinstance(activities, Activity) else activities
@@ -42,13 +42,13 @@ def measured(
     return Measurement(job=job, rounds=rounds, **{**known, **facts})
 
 
-def compared(*results: Measurement | Skipped, settings: Settings = SETTINGS) -> Comparison:
+def compared(*results: Measurement | Skipped, settings: BenchSettings = SETTINGS) -> Comparison:
     """Return what was measured side by side on this machine."""
     return Comparison("local", this_machine(), settings, QUIET, results, ())
 
 
 def row(artefact: str = "student.fp32.onnx", p50_ms: float = 2.4, **facts: Any) -> Row:
     """Return the row of an FP32 artefact, changed by the facts."""
-    (found,) = rows(compared(measured(Job(artefact, Path(artefact), "fp32"), [p50_ms] * 3)))
+    (found,) = rows_of_comparison(compared(measured(BenchJob(artefact, Path(artefact), "fp32"), [p50_ms] * 3)))
     assert isinstance(found, Row)
     return replace(found, **facts)

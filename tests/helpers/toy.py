@@ -89,7 +89,7 @@ def advance(folder: Path, wanted: Recipe, names: tuple[str, ...] = CHAIN, **extr
 
 def teacher_of(run: RunDir, precision: str = "fp32") -> tuple[Teacher, Description]:
     """Return the teacher of a run as the algorithm sees it, on the CPU, and its description."""
-    description = artefacts.describe(run)
+    description = artefacts.description_of(run)
     network = artefacts.teacher_network(run, description)
     return Teacher.of(network, description, precision, torch.device("cpu")), description
 

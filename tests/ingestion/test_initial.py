@@ -26,7 +26,7 @@ def weights(**other: object) -> dict[str, Tensor]:
 
 def test_weights_of_the_same_network_are_taken_whole() -> None:
     given = weights()
-    found = initial.fit(student(), given, SHAPE)
+    found = initial.fit_to_student(student(), given, SHAPE)
     assert found.left_random == ()
     assert set(found.tensors) == set(given)
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in given.items())
@@ -49,27 +49,27 @@ def test_another_head_and_another_stem_stay_random(
     other: dict[str, object], random: set[str], phrases: tuple[str, ...]
 ) -> None:
     given = weights(**other)
-    found = initial.fit(student(), given, SHAPE)
+    found = initial.fit_to_student(student(), given, SHAPE)
     assert set(given) - set(found.tensors) == random
     assert found.left_random == phrases
 
 
 def test_a_head_that_is_a_convolution_stays_random_too() -> None:
     given = state_dict_of(student("squeezenet", classes=1000, seed=1).state_dict())
-    found = initial.fit(student("squeezenet"), given, SHAPE)
+    found = initial.fit_to_student(student("squeezenet"), given, SHAPE)
     assert set(given) - set(found.tensors) == {"classifier.1.weight", "classifier.1.bias"}
 
 
 def test_wrappers_of_some_names_only_are_read() -> None:
     given = {f"backbone.{k}" if not k.startswith("linear") else f"head.{k}": t for k, t in weights().items()}
-    found = initial.fit(student(), given, SHAPE)
+    found = initial.fit_to_student(student(), given, SHAPE)
     assert {name: t.shape for name, t in found.tensors.items()} == {name: t.shape for name, t in weights().items()}
 
 
 def test_quantised_weights_are_refused() -> None:
     given = {**weights(), "linear.weight": torch.ones(5, 32, dtype=torch.int8)}
     with pytest.raises(InputFileError, match=r"linear\.weight are int8, not floating point"):
-        initial.fit(student(), given, SHAPE)
+        initial.fit_to_student(student(), given, SHAPE)
 
 
 def without(name: str) -> dict[str, Tensor]:
@@ -98,5 +98,5 @@ def reshaped(name: str, *shape: int) -> dict[str, Tensor]:
 )
 def test_weights_of_another_network_are_refused_with_the_difference(given: dict[str, Tensor], message: str) -> None:
     with pytest.raises(InputFileError, match="the weights are of another network") as caught:
-        initial.fit(student(), given, SHAPE)
+        initial.fit_to_student(student(), given, SHAPE)
     assert message in str(caught.value)

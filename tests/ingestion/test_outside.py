@@ -10,8 +10,8 @@ from torch import nn
 
 from edgekd.errors import InputFileError, UsageError
 from edgekd.ingestion import outside, search
-from edgekd.ingestion.matching import Miss, Structure
-from edgekd.ingestion.teacher import infer, load, state_dict_of
+from edgekd.ingestion.identify import build_teacher, infer, state_dict_of
+from edgekd.ingestion.matching import Match, Mismatch
 from edgekd.models import probe, registry
 from edgekd.models.registry import ArchSpec
 
@@ -75,7 +75,7 @@ def built(arch, shape=(3, 32, 32), classes=10):
 def same(net, found):
     images = torch.randn(2, *found.input_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        return torch.equal(load(found)(images), net(images))
+        return torch.equal(build_teacher(found)(images), net(images))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_code_that_is_no_classifier_is_left_to_the_probe(code):
     net = built(f"{code}:no_classifier")
     found = infer(net.state_dict(), arch=f"{code}:no_classifier")
     with pytest.raises(InputFileError, match="no classifier"):
-        probe.probe(load(found), input_shape=found.input_shape, classes=found.classes, seed=0)
+        probe.probe(build_teacher(found), input_shape=found.input_shape, classes=found.classes, seed=0)
 
 
 @pytest.mark.parametrize("factory", ["split", "Wrapped"])
@@ -231,10 +231,10 @@ def test_the_search_is_bounded(monkeypatch):
 @needs_timm
 def test_a_model_of_fixed_size_takes_no_other():
     weights = timm_net("deit_tiny_distilled_patch16_224", num_classes=7).state_dict()
-    found = search.find(weights, None, None, None, "")
+    found = search.compare_with_zoo(weights, None, None, None, "")
     assert found.exact is not None
     assert found.exact.structures[0].side_is_fixed
-    assert isinstance(outside.Code(ArchSpec("timm:ghostnet_100")).fit(weights, None, None), Miss)
+    assert isinstance(outside.CustomArchitecture(ArchSpec("timm:ghostnet_100")).fit(weights, None, None), Mismatch)
     assert isinstance(
-        outside.Code(ArchSpec("timm:deit_tiny_distilled_patch16_224")).fit(weights, None, None), Structure
+        outside.CustomArchitecture(ArchSpec("timm:deit_tiny_distilled_patch16_224")).fit(weights, None, None), Match
     )

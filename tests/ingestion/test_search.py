@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from edgekd.errors import InputFileError
-from edgekd.ingestion.teacher import infer, load, mapping_in_short, other_entries, weights_of
+from edgekd.ingestion.identify import build_teacher, infer, mapping_in_short, other_entries, weights_of
 from edgekd.models import registry
 
 
@@ -29,7 +29,7 @@ def assert_is(found, net):
     assert str(found.arch) == "resnet18"
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.equal(load(found)(images), net(images))
+        assert torch.equal(build_teacher(found)(images), net(images))
 
 
 def split(weights, head="fc."):

@@ -12,7 +12,7 @@ def prefixed(prefix, names=PLAIN):
 def reading(names, *, alone=False):
     """Return the first reading that yields exactly the plain names, or the first with no unknown tensors beside it."""
     found = [view for view in views.views(names) if list(view.names.values()) == PLAIN]
-    return next((view for view in found if not alone or not views.beside(view).unknown), None)
+    return next((view for view in found if not alone or not views.left_out_tensors(view).unknown), None)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_one_of_two_copies_is_taken_the_raw_one_first(names, part):
     view = reading(names, alone=True)
     assert view is not None
     assert view.part == part
-    beside = views.beside(view)
+    beside = views.left_out_tensors(view)
     assert len(beside.copies) == 1
     assert (beside.training, beside.unknown, dict(beside.moments)) == ((), (), {})
 
@@ -73,7 +73,7 @@ def test_a_copy_may_lack_buffers_but_no_layer():
         ([*prefixed("model.", trained), "classifier.conv1.weight", "classifier.fc.weight"], ()),
     ):
         view = next(view for view in views.views(names) if list(view.names.values()) == trained)
-        assert views.beside(view).copies == copies
+        assert views.left_out_tensors(view).copies == copies
 
 
 @pytest.mark.parametrize(
@@ -82,21 +82,21 @@ def test_a_copy_may_lack_buffers_but_no_layer():
 def test_what_only_begins_like_a_loss_or_a_metric_is_none(name):
     view = reading([*prefixed("model."), name])
     assert view is not None
-    assert views.beside(view).unknown == (name,)
+    assert views.left_out_tensors(view).unknown == (name,)
 
 
 @pytest.mark.parametrize("name", ["criterion.weight", "loss_fn.pos_weight", "train_acc.total", "val_loss_mean.value"])
 def test_a_loss_or_a_metric_is_no_part_of_the_network(name):
     view = reading([*prefixed("model."), name])
     assert view is not None
-    assert views.beside(view).training == (name,)
+    assert views.left_out_tensors(view).training == (name,)
 
 
 def test_what_stands_beside_the_network_is_told_apart():
     names = ["criterion.weight", "normalize.mean", "normalize.std", "queue", *prefixed("model."), *prefixed("ema.")]
     view = reading(names)
     assert view is not None
-    beside = views.beside(view)
+    beside = views.left_out_tensors(view)
     assert beside.copies == ("ema.*",)
     assert beside.moments == {"mean": "normalize.mean", "std": "normalize.std"}
     assert beside.training == ("criterion.weight",)
@@ -106,13 +106,13 @@ def test_what_stands_beside_the_network_is_told_apart():
 def test_a_mean_without_a_standard_deviation_normalises_nothing():
     view = reading(["memory.mean", *prefixed("model.")])
     assert view is not None
-    assert views.beside(view).unknown == ("memory.mean",)
+    assert views.left_out_tensors(view).unknown == ("memory.mean",)
 
 
 def test_a_decoder_is_no_copy():
     view = reading([*prefixed("encoder."), "decoder.fc.weight", "decoder.up.weight"])
     assert view is not None
-    assert views.beside(view).unknown == ("decoder.fc.weight", "decoder.up.weight")
+    assert views.left_out_tensors(view).unknown == ("decoder.fc.weight", "decoder.up.weight")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def test_the_description_and_the_pixels_are_what_ingest_wrote(ingested: RunDir) -> None:
-    found = artefacts.describe(ingested)
+    found = artefacts.description_of(ingested)
     assert (found.input_shape, found.classes, found.head, found.undo) == (toy.SHAPE, toy.CLASSES, "linear", "none")
     assert found.pixels == 64
     assert ingested.read(PixelsCard) == PixelsCard(mean=None, std=None, class_names=None)
@@ -62,7 +62,7 @@ def test_the_selected_student_is_rebuilt(finished: Any) -> None:
 
 
 def test_a_fresh_student_depends_on_the_seed_alone(finished: Any, ingested: RunDir) -> None:
-    description = artefacts.describe(ingested)
+    description = artefacts.description_of(ingested)
     first, again = (artefacts.build_student(finished.recipe, description).conv1.weight for _ in range(2))
     assert torch.equal(first, again)
     other = finished.recipe.model_copy(update={"seed": 9})
@@ -70,7 +70,7 @@ def test_a_fresh_student_depends_on_the_seed_alone(finished: Any, ingested: RunD
 
 
 def test_the_students_footprint_counts_weights_and_products(finished: Any, ingested: RunDir) -> None:
-    description = artefacts.describe(ingested)
+    description = artefacts.description_of(ingested)
     student = artefacts.build_student(finished.recipe, description)
     found = artefacts.student_footprint(finished.recipe, description)
     assert found.parameters == sum(p.numel() for p in student.parameters())

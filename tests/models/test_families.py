@@ -14,7 +14,7 @@ from torch import nn
 
 from docs import students
 from edgekd import rng
-from edgekd.ingestion.teacher import infer, state_dict_of
+from edgekd.ingestion.identify import infer, state_dict_of
 from edgekd.models import cifar, families, lenet, registry
 from edgekd.models.families.base import Family, Option, always
 from edgekd.models.registry import ArchSpec

@@ -31,7 +31,7 @@ class Extra(nn.Module):
 
 def test_parameters_and_macs_are_the_probes() -> None:
     net = registry.build("resnet8@0.5", input_shape=(3, 16, 16), classes=7, seed=0)
-    found, size = footprint.measure(net, (3, 16, 16)), probe.complexity(net, (3, 16, 16))
+    found, size = footprint.footprint_of(net, (3, 16, 16)), probe.complexity(net, (3, 16, 16))
     assert (found.parameters, found.macs) == (size.parameters, size.macs)
 
 
@@ -39,7 +39,7 @@ def test_parameters_and_macs_are_the_probes() -> None:
 def test_the_estimates_are_within_a_tenth_of_exported_files(
     name: str, shape: tuple[int, int, int], tmp_path: Path
 ) -> None:
-    net, found = footprint.build(name, input_shape=shape, classes=10, seed=0)
+    net, found = footprint.build_with_footprint(name, input_shape=shape, classes=10, seed=0)
     fp32 = export_fp32(net, shape, tmp_path / "student.onnx")
     assert found.fp32_bytes == pytest.approx(fp32.size_bytes, rel=0.1)
     data = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0)).numpy()
@@ -50,7 +50,7 @@ def test_the_estimates_are_within_a_tenth_of_exported_files(
 
 def test_parameters_outside_of_layers_stay_float_in_both_files() -> None:
     found, bare = (
-        footprint.measure(net, (1, 2, 5)) for net in (Extra(), nn.Sequential(nn.Flatten(), nn.Linear(10, 4)))
+        footprint.footprint_of(net, (1, 2, 5)) for net in (Extra(), nn.Sequential(nn.Flatten(), nn.Linear(10, 4)))
     )
     assert found.parameters == bare.parameters + 1000
     assert found.fp32_bytes - bare.fp32_bytes == found.int8_bytes - bare.int8_bytes == 4000
@@ -96,15 +96,15 @@ def test_a_network_of_other_outputs_is_no_student(
     (tmp_path / "students_nets.py").write_text(NETS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "students_nets", raising=False)
-    net, _ = footprint.build("students_nets:four", input_shape=(1, 16, 16), classes=4, seed=0)
+    net, _ = footprint.build_with_footprint("students_nets:four", input_shape=(1, 16, 16), classes=4, seed=0)
     assert net.training
     with pytest.raises(UsageError, match=f"students_nets:{factory} is no student here: The network {message}"):
-        footprint.build(f"students_nets:{factory}", input_shape=(1, 16, 16), classes=4, seed=0)
+        footprint.build_with_footprint(f"students_nets:{factory}", input_shape=(1, 16, 16), classes=4, seed=0)
 
 
 def test_a_network_that_does_not_take_the_image_is_refused_in_one_line() -> None:
     with pytest.raises(UsageError, match="alexnet does not take 1x32x32 images: ") as caught:
-        footprint.build("alexnet", input_shape=(1, 32, 32), classes=10, seed=0)
+        footprint.build_with_footprint("alexnet", input_shape=(1, 32, 32), classes=10, seed=0)
     assert "\n" not in str(caught.value)
     with pytest.raises(UsageError, match="vit_b_16"):
-        footprint.build("vit_b_16", input_shape=(3, 30, 30), classes=2, seed=0)
+        footprint.build_with_footprint("vit_b_16", input_shape=(3, 30, 30), classes=2, seed=0)

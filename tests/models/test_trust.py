@@ -93,8 +93,8 @@ def refused(arch: str = "own_nets:teacher") -> str:
 
 def approve(arch: str = "own_nets:teacher") -> None:
     with trust.session():
-        trust.confirm([arch])
-        trust.require([trust.factory(arch)])
+        trust.approve([arch])
+        trust.require_approval([trust.factory(arch)])
 
 
 # The chain of a user, and a stranger's
@@ -393,7 +393,7 @@ def test_nothing_beside_a_trusted_pickle_shadows_what_a_library_imports(here: Pa
     Path("its_hub.py").write_text(EVIL)
     Path("theirs.pt").write_bytes(b"\x80\x02clibrary\nNet\n.")
     with trust.session():
-        trust.confirm(pickles=True)
+        trust.approve(pickles=True)
         with pytest.raises(InputFileError):  # it is no checkpoint, but what it names was imported
             foreign.read_checkpoint(Path("theirs.pt"), trust_pickle=True)
     assert sys.modules["its_hub"].genuine

@@ -15,7 +15,7 @@ import pytest
 import toy
 from edgekd import pipeline, recipe
 from edgekd.errors import RecipeError, StoppedEarly, UsageError
-from edgekd.pipeline import afresh
+from edgekd.pipeline import fresh_start
 from edgekd.recipe import Recipe
 from edgekd.run.cards.record import Record
 from edgekd.run.directory import RunDir
@@ -43,7 +43,7 @@ def run(done: RunDir, tmp_path: Path) -> RunDir:
 
 
 def reasons(run: RunDir, wanted: Recipe) -> dict[str, str | None]:
-    return {name: pipeline.Standing(run, wanted).reason_to_run(toy.STAGES[name]) for name in toy.CHAIN}
+    return {name: pipeline.RunStatus(run, wanted).reason_to_run(toy.STAGES[name]) for name in toy.CHAIN}
 
 
 # Reasons
@@ -69,7 +69,7 @@ def test_a_stage_that_never_ran_or_never_finished_says_so(run: RunDir, wanted: R
 def test_another_version_of_a_stage_runs_it_again(name: str, run: RunDir, wanted: Recipe) -> None:
     now = toy.STAGES[name].version
     newer = type(toy.STAGES[name].__class__.__name__, (toy.STAGES[name].__class__,), {"version": now + 1})()
-    assert pipeline.Standing(run, wanted).reason_to_run(newer) == f"its version changed ({now} -> {now + 1})"
+    assert pipeline.RunStatus(run, wanted).reason_to_run(newer) == f"its version changed ({now} -> {now + 1})"
 
 
 CHANGES: list[tuple[dict[str, Any], str]] = [
@@ -137,7 +137,7 @@ def test_a_damaged_output_runs_its_stage_again(name: str, file: str, run: RunDir
     path = run.stage(toy.STAGES[name].folder) / file
     path.write_bytes(path.read_bytes() + b" ")
     assert reasons(run, wanted)[name] == f"{file} does not hash as recorded"
-    assert not pipeline.Standing(run, wanted).intact(toy.STAGES[name])
+    assert not pipeline.RunStatus(run, wanted).intact(toy.STAGES[name])
     path.unlink()
     assert reasons(run, wanted)[name] == f"{file} is missing"
 
@@ -180,12 +180,12 @@ def test_a_stop_is_heard_between_stages(run: RunDir, wanted: Recipe) -> None:
 def test_what_is_there_and_fresh_is_used_silently(
     run: RunDir, wanted: Recipe, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pipeline.Standing(run, wanted).require(SELECT)
+    pipeline.RunStatus(run, wanted).require(SELECT)
     assert capsys.readouterr().err == ""
 
 
 def test_what_is_stale_is_used_with_a_warning(run: RunDir, wanted: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
-    pipeline.Standing(run, recipe.with_changes(wanted, {"seed": 2})).require(DISTILL)
+    pipeline.RunStatus(run, recipe.with_changes(wanted, {"seed": 2})).require(DISTILL)
     said = capsys.readouterr().err
     assert "warning: distill is stale (its part of the recipe changed); using it as it is" in said
     assert toy.STAGES["distill"].command in said
@@ -201,7 +201,7 @@ def test_what_is_missing_or_damaged_is_a_usage_error_naming_the_command(
     else:
         shutil.rmtree(run.stage("select"))
     with pytest.raises(UsageError, match=r"has no select to work on \(.*\); make it with `edgekd select`") as caught:
-        pipeline.Standing(run, wanted).require(SELECT)
+        pipeline.RunStatus(run, wanted).require(SELECT)
     assert caught.value.exit_code == 2
 
 
@@ -318,7 +318,7 @@ def test_a_stage_that_needs_what_was_pruned_says_so(
     pipeline.prune(run)
     with pytest.raises(UsageError, match=f"{name} needs {gone}, which was pruned"):
         pipeline.advance(run, recipe.with_changes(wanted, changes), toy.STAGES[name], stop=Stop())
-    assert pipeline.Standing(run, wanted).intact(toy.STAGES[name]), "what was published stays"
+    assert pipeline.RunStatus(run, wanted).intact(toy.STAGES[name]), "what was published stays"
 
 
 def test_pruning_a_run_that_never_selected_removes_its_checkpoints(wanted: Recipe, tmp_path: Path) -> None:
@@ -404,14 +404,14 @@ def test_a_run_on_a_disk_that_is_gone_is_passed_over(
         with run.publish("select") as (folder, record):
             (folder / "x").write_text(name)
             record |= {"stage": "select", "version": 1, "key": "k", "recipe_slice": {}, "inputs": {}, "notes": {}}
-    recover = afresh.recover
+    recover = fresh_start.recover
 
     def gone(run: RunDir) -> None:
         if run.name == "b":
             raise OSError(errno.ENOTCONN, "Transport endpoint is not connected", str(run.path))
         recover(run)
 
-    monkeypatch.setattr(afresh, "recover", gone)
+    monkeypatch.setattr(fresh_start, "recover", gone)
     (tmp_path / "b" / "select").rename(tmp_path / "b" / "away")
     assert pipeline.newest_run(tmp_path, SELECT).name == "a"
     assert "is passed over: [Errno 107] Transport endpoint is not connected" in capsys.readouterr().err

@@ -12,15 +12,15 @@ from edgekd.agent.device.machine import sha256_of
 from edgekd.errors import MachineError
 from edgekd.models import footprint
 from edgekd.pipeline import plan
-from edgekd.pipeline.plan import Plan
+from edgekd.pipeline.plan import CostPlan
 from edgekd.run.directory import RunDir
 from edgekd.stopping import Stop
 from edgekd.synthesis.state import State
-from edgekd.synthesis.steps import Context
+from edgekd.synthesis.steps import StepContext
 from edgekd.synthesis.vae import VAE
 
 PARTS = {"generator": 1e9, "student": 2e9, "replay": 1e9}
-COST = Plan(
+COST = CostPlan(
     steps=2000,
     seconds_per_step=0.25,
     peak_memory_bytes=3 << 30,
@@ -53,7 +53,7 @@ def test_a_plan_is_one_line_and_one_object() -> None:
 def test_measuring_leaves_the_run_and_the_global_generators_alone(teacher_file: Path, ingested: RunDir) -> None:
     before = {p: sha256_of(p) for p in ingested.path.rglob("*") if p.is_file()}
     state = torch.get_rng_state()
-    cost = plan.measure(ingested, toy.toy_recipe(teacher_file, precision="fp32"), Stop())
+    cost = plan.measure_cost(ingested, toy.toy_recipe(teacher_file, precision="fp32"), Stop())
     assert {p: sha256_of(p) for p in ingested.path.rglob("*") if p.is_file()} == before
     assert torch.equal(torch.get_rng_state(), state)
     assert (cost.steps, cost.device, cost.threads, cost.precision) == (12, "cpu", 1, "fp32")
@@ -70,14 +70,14 @@ def test_whole_periods_are_timed_with_replay_at_work(
     seen: list[tuple[int, bool]] = []
     real = plan.student_step
 
-    def watched(state: State, context: Context) -> dict[str, torch.Tensor]:
+    def watched(state: State, context: StepContext) -> dict[str, torch.Tensor]:
         logged = real(state, context)
         seen.append((state.step % 3, "agreement_replay" in logged))
         return logged
 
     monkeypatch.setattr(plan, "student_step", watched)
     wanted = toy.toy_recipe(teacher_file, method={"replay": {"start": 0.9}, "vae": {"gate": 0.5}})
-    plan.measure(ingested, wanted, Stop(), least_steps=least)
+    plan.measure_cost(ingested, wanted, Stop(), least_steps=least)
     periods = seen[3 + len(seen) % 3 :]  # before them a period warms up and single steps are counted
     assert [offset for offset, _ in periods] == [0, 1, 2] * (len(periods) // 3)
     assert len(periods) >= 3 * 3, "three are timed at least"
@@ -88,7 +88,7 @@ def test_whole_periods_are_timed_with_replay_at_work(
 def test_the_rehearsal_of_the_vae_counts_too(teacher_file: Path, ingested: RunDir) -> None:
     def flops(rehearsed: int) -> float:
         recipe = toy.toy_recipe(teacher_file, method={"vae": {"gate": 0.0, "rehearsed": rehearsed}})
-        return plan.measure(ingested, recipe, Stop()).flops_by_part["replay"]
+        return plan.measure_cost(ingested, recipe, Stop()).flops_by_part["replay"]
 
     assert flops(8) > 1.2 * flops(0)
 
@@ -98,7 +98,7 @@ def test_student_and_replay_are_told_apart_where_every_step_trains_the_vae(
 ) -> None:
     def flops(period: int) -> dict[str, float]:
         method = {"generator": {"period": period}, "vae": {"updates": 1, "gate": 0.0}, "replay": {"start": 0.0}}
-        return plan.measure(ingested, toy.toy_recipe(teacher_file, method=method), Stop()).flops_by_part
+        return plan.measure_cost(ingested, toy.toy_recipe(teacher_file, method=method), Stop()).flops_by_part
 
     every, second = flops(1), flops(2)
     assert every["student"] == second["student"]
@@ -107,20 +107,20 @@ def test_student_and_replay_are_told_apart_where_every_step_trains_the_vae(
 
 
 def test_the_networks_that_are_trained_are_counted(teacher_file: Path, ingested: RunDir) -> None:
-    cost = plan.measure(ingested, toy.toy_recipe(teacher_file), Stop())
+    cost = plan.measure_cost(ingested, toy.toy_recipe(teacher_file), Stop())
     assert list(cost.parameters) == ["student", "generator", "encoder", "decoder"]
     assert (
         cost.parameters["student"]
-        == footprint.build(toy.STUDENT, input_shape=toy.SHAPE, classes=4, seed=0)[1].parameters
+        == footprint.build_with_footprint(toy.STUDENT, input_shape=toy.SHAPE, classes=4, seed=0)[1].parameters
     )
     without = toy.toy_recipe(teacher_file, method={"replay": {"source": "none"}})
-    assert list(plan.measure(ingested, without, Stop()).parameters) == ["student", "generator"]
+    assert list(plan.measure_cost(ingested, without, Stop()).parameters) == ["student", "generator"]
 
 
 def test_consolidation_counts_with_its_share_of_the_steps(teacher_file: Path, ingested: RunDir) -> None:
     def flops(start: float) -> dict[str, float]:
         method = {"consolidation": {"start": start}, "vae": {"gate": 0.0}, "replay": {"start": 0.0}}
-        return plan.measure(ingested, toy.toy_recipe(teacher_file, method=method), Stop()).flops_by_part
+        return plan.measure_cost(ingested, toy.toy_recipe(teacher_file, method=method), Stop()).flops_by_part
 
     whole, quarter = flops(1.0), flops(0.25)
     assert set(quarter) == {*whole, "consolidation"}
@@ -134,7 +134,7 @@ def test_too_little_memory_names_the_largest_batch_that_fits(
 ) -> None:
     real = plan.student_step
 
-    def hungry(state: State, context: Context) -> dict[str, torch.Tensor]:
+    def hungry(state: State, context: StepContext) -> dict[str, torch.Tensor]:
         if context.recipe.method.student.batch_size > 20:
             raise torch.OutOfMemoryError("out of memory")
         return real(state, context)
@@ -142,7 +142,7 @@ def test_too_little_memory_names_the_largest_batch_that_fits(
     monkeypatch.setattr(plan, "student_step", hungry)
     wanted = toy.toy_recipe(teacher_file, method={"student": {"batch_size": 64}})
     with pytest.raises(MachineError, match=r"batches of 64; a batch of 16 fits: --set method.student.batch_size=16"):
-        plan.measure(ingested, wanted, Stop())
+        plan.measure_cost(ingested, wanted, Stop())
 
 
 def test_a_machine_too_small_for_any_batch_is_told(
@@ -153,7 +153,7 @@ def test_a_machine_too_small_for_any_batch_is_told(
 
     monkeypatch.setattr(plan, "student_step", starving)
     with pytest.raises(MachineError, match="not even a batch of 8 fits"):
-        plan.measure(ingested, toy.toy_recipe(teacher_file), Stop())
+        plan.measure_cost(ingested, toy.toy_recipe(teacher_file), Stop())
 
 
 def test_the_named_batch_is_one_the_recipe_accepts(teacher_file: Path, ingested: RunDir) -> None:

@@ -14,11 +14,11 @@ from edgekd.recipe.method import (
     HealthTable,
     MethodTable,
     ReplayTable,
-    UpdateTable,
+    StudentUpdateTable,
     VaeTable,
 )
 
-TABLES = (GeneratorTable, UpdateTable, ReplayTable, VaeTable, ConsolidationTable, HealthTable, MethodTable)
+TABLES = (GeneratorTable, StudentUpdateTable, ReplayTable, VaeTable, ConsolidationTable, HealthTable, MethodTable)
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda t: t.__name__)

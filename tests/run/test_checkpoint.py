@@ -81,7 +81,9 @@ def test_flatten_and_unflatten_are_inverse() -> None:
 
 
 def write(run: RunDir, step: int, *, key: str = "k") -> None:
-    checkpoint.write(run, step, {"net": {"w": torch.full((3,), float(step))}, "step": step}, key=key, environment={})
+    checkpoint.write_checkpoint(
+        run, step, {"net": {"w": torch.full((3,), float(step))}, "step": step}, key=key, environment={}
+    )
 
 
 def folder(run: RunDir, step: int) -> Path:
@@ -151,13 +153,13 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Pat
     run = RunDir(tmp_path)
     write(run, 1)
     with pytest.raises(ValueError, match="JSON"):
-        checkpoint.write(run, 2, {"share": float("nan")}, key="k", environment={})
+        checkpoint.write_checkpoint(run, 2, {"share": float("nan")}, key="k", environment={})
     assert [p.name for p in folder(run, 1).parent.iterdir()] == ["step-00000001"]
 
 
 def test_a_checkpoint_records_the_environment_and_hashes_of_its_files(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    checkpoint.write(run, 3, {"w": torch.zeros(1)}, key="k", environment={"threads": 2})
+    checkpoint.write_checkpoint(run, 3, {"w": torch.zeros(1)}, key="k", environment={"threads": 2})
     record = Record.read(folder(run, 3))
     assert record is not None
     assert record.notes == {"events_bytes": 0, "environment": {"threads": 2}}
@@ -272,7 +274,7 @@ def test_tensors_whose_record_knows_another_hash_are_damaged(tmp_path: Path) -> 
 def test_old_checkpoints_go_and_what_the_user_put_into_them_stays(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     for step in (0, 1, 2, 3):
-        checkpoint.write(run, step, {"a": torch.zeros(1)}, key="k", environment={})
+        checkpoint.write_checkpoint(run, step, {"a": torch.zeros(1)}, key="k", environment={})
         place = run.path / "distill" / "checkpoints"
         if step == 0:
             (place / "step-00000000" / "sub").mkdir()

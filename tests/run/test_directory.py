@@ -21,7 +21,7 @@ import pytest
 from edgekd.agent.device.machine import sha256_of
 from edgekd.errors import InputFileError, MachineError, RunBusyError, UsageError
 from edgekd.run import files
-from edgekd.run.cards.ledger import Difference, LedgerCard
+from edgekd.run.cards.ledger import EnvironmentDifference, LedgerCard
 from edgekd.run.cards.record import Record
 from edgekd.run.directory import RunDir
 from edgekd.run.files import read_json
@@ -459,7 +459,7 @@ def test_the_ledger_collects_files_commands_and_differences(run: RunDir) -> None
     ledger = run.ledger()
     assert ledger.files_read == {"teacher.pt": "abc"}
     assert ledger.commands == [["edgekd", "distill"], ["edgekd", "export"], ["edgekd", "distill"]]
-    assert ledger.not_bit_identical == [Difference(step=4, changed={"threads": [1, 2]})]
+    assert ledger.not_bit_identical == [EnvironmentDifference(step=4, changed={"threads": [1, 2]})]
     assert ledger.data_free is True
     assert ledger.threads == 2
     assert {"edgekd", "python", "torch", "onnx", "onnxruntime", "numpy"} <= set(ledger.versions)

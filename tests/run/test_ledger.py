@@ -10,7 +10,7 @@ import pytest
 import toy
 from edgekd.errors import InputFileError, Interrupted, UsageError
 from edgekd.run.directory import RunDir
-from edgekd.run.ledger import Reading
+from edgekd.run.ledger import ImageAccount
 from edgekd.run.ownership import is_run, refuse_foreign
 from edgekd.run.realdata import RealImages, open_folder, open_unlabelled
 
@@ -19,7 +19,7 @@ COUNT = 5 * toy.CLASSES
 
 def images(run: RunDir, photos: Path, *, cache: bool = False) -> RealImages:
     folder = open_folder(photos, classes=toy.CLASSES, names=None)
-    reading = Reading(run, folder, "eval")
+    reading = ImageAccount(run, folder, "eval")
     return RealImages(folder, toy.SHAPE, mean=(0.5,), std=(0.5,), cache=cache, reading=reading)
 
 

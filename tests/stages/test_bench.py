@@ -63,7 +63,7 @@ def test_agreements_come_from_the_export_chain(finished: Any, ingested: Any) -> 
 def test_each_batch_and_thread_count_is_measured(finished: Any) -> None:
     file = finished.run.stage("export") / "student.fp32.onnx"
     table = BenchTable(batch=(1, 4), threads=(1,), rounds=2, min_runs=10, min_seconds=0.01)
-    results, comparisons = measuring.compare(measuring.jobs_of([file], table.runtime), table, Stop())
+    results, comparisons = measuring.measure_side_by_side(measuring.jobs_of([file], table.runtime), table, Stop())
     assert [(row.batch, row.threads) for row in results.results] == [(1, 1), (4, 1)]
     assert list(results.verdicts) == ["batch 1, threads 1", "batch 4, threads 1"]
     assert len(comparisons) == 2
@@ -73,7 +73,7 @@ def test_times_of_a_mode_that_saturates_are_not_those_of_the_accuracy_beside_the
     names = ("student.fp32.onnx", "student.int8-cpu-x86.onnx")
     table = BenchTable(batch=(1,), threads=(1,), rounds=2, min_runs=10, min_seconds=0.01)
     files = [finished.run.stage("export") / name for name in names]
-    _, (comparison,) = measuring.compare(measuring.jobs_of(files, table.runtime), table, Stop())
+    _, (comparison,) = measuring.measure_side_by_side(measuring.jobs_of(files, table.runtime), table, Stop())
     if len(comparison.measurements) < 2:
         pytest.skip("this is no x86 machine: the file for x86 is not timed")
     for flags, expected in ((("avx2",), 1), (("avx2", "avx_vnni"), 0)):
@@ -90,7 +90,7 @@ def test_a_stop_is_heard_before_measuring(finished: Any) -> None:
         measuring.jobs_of([finished.run.stage("export") / "student.fp32.onnx"], ("ort-cpu",)),
     )
     with pytest.raises(StoppedEarly, match="bench reached --max-seconds"):
-        measuring.compare(jobs, BenchTable(), late)
+        measuring.measure_side_by_side(jobs, BenchTable(), late)
 
 
 def test_a_stop_is_heard_while_a_child_measures(finished: Any) -> None:
@@ -99,7 +99,7 @@ def test_a_stop_is_heard_while_a_child_measures(finished: Any) -> None:
     timer = threading.Timer(1.5, stop._on_signal, (signal.SIGINT, None))
     timer.start()
     with pytest.raises(Interrupted, match="bench was stopped by SIGINT"):
-        measuring.compare(jobs, BenchTable(rounds=2, min_seconds=60.0), stop)
+        measuring.measure_side_by_side(jobs, BenchTable(rounds=2, min_seconds=60.0), stop)
     timer.join()
     assert time.monotonic() - begin < 10, "a round alone takes half a minute"
 

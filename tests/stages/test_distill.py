@@ -29,9 +29,9 @@ from edgekd.stopping import Stop
 from edgekd.synthesis import health, losses, steps
 from edgekd.synthesis.generator import Generator
 from edgekd.synthesis.state import State
-from edgekd.synthesis.steps import Context
+from edgekd.synthesis.steps import StepContext
 
-Laboratory = Callable[..., tuple[State, Context]]
+Laboratory = Callable[..., tuple[State, StepContext]]
 ENDED = ("ingest", "distill")
 GIVEN = ("ingest", "init", "distill")
 WEIGHTS = {"one_hot": 0.7, "balance": 3.0, "activation": 0.2, "batchnorm": 0.05, "adversary": 1.5}
@@ -58,7 +58,9 @@ def gradients(network: nn.Module) -> list[Tensor]:
 # The generator step
 
 
-def reference(state: State, context: Context, gap: str, mode: str, detach: bool) -> tuple[dict[str, Any], list[Tensor]]:
+def reference(
+    state: State, context: StepContext, gap: str, mode: str, detach: bool
+) -> tuple[dict[str, Any], list[Tensor]]:
     """Write the generator's loss down once more; return its terms and gradients."""
     generator, student = copy.deepcopy(state.generator).train(), copy.deepcopy(state.student).train(mode == "train")
     seen: list[Tensor] = []
@@ -442,7 +444,7 @@ def test_any_other_student_starts_at_random(student: str, inherit: bool, teacher
     method = {"student": {"inherit": inherit}}
     wanted = toy.toy_recipe(teacher_file, student={"name": student}, checkpoint_period=12, method=method)
     run = toy.advance(tmp_path / "toy", wanted, ENDED)
-    drawn = artefacts.build_student(wanted, artefacts.describe(run)).state_dict()
+    drawn = artefacts.build_student(wanted, artefacts.description_of(run)).state_dict()
     assert all(torch.equal(started(run)[name], value) for name, value in drawn.items())
     assert any("hint" in event for event in run.events("train")) is (student == toy.ARCH), "of one family, hints remain"
 
@@ -536,7 +538,7 @@ def test_a_generator_that_is_ill_is_rescued_and_then_given_up(
     illness: str, verdict: str, teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One image for every code, or one class in every image, by the thresholds that everybody has."""
-    healthy, measured = Generator.forward, health.measure
+    healthy, measured = Generator.forward, health.image_health
 
     def one_image(generator: Generator, z: torch.Tensor) -> torch.Tensor:
         images = healthy(generator, z)
@@ -548,7 +550,7 @@ def test_a_generator_that_is_ill_is_rescued_and_then_given_up(
     if illness == "one image":
         monkeypatch.setattr(Generator, "forward", one_image)
     else:
-        monkeypatch.setattr(health, "measure", one_class)
+        monkeypatch.setattr(health, "image_health", one_class)
     run = RunDir(tmp_path / "toy")
     method = {"health": {"grace": 1, "window": 1, "max_reinits": 1}, "generator": {"reinit_period": 0, "period": 1}}
     wanted = toy.toy_recipe(teacher_file, method={**method, "vae": {"updates": 1}})
@@ -614,7 +616,7 @@ def test_memory_that_runs_out_says_how_to_go_on(
 ) -> None:
     real = distill.student_step
 
-    def full(state: State, context: Context) -> dict[str, Tensor]:
+    def full(state: State, context: StepContext) -> dict[str, Tensor]:
         if state.step == 6:
             raise torch.OutOfMemoryError("allocation")
         return real(state, context)
@@ -705,7 +707,7 @@ def test_a_nan_in_a_weight_is_never_saved(
 ) -> None:
     real = distill.student_step
 
-    def poisoned(state: State, context: Context) -> dict[str, Tensor]:
+    def poisoned(state: State, context: StepContext) -> dict[str, Tensor]:
         logged = real(state, context)
         if state.step == 7:
             with torch.no_grad():

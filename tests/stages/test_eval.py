@@ -42,12 +42,12 @@ def accuracy(network: torch.nn.Module, images: Any) -> float:
 def test_every_artefact_is_measured(finished: Any, photos: Path, teacher_file: Path, tmp_path: Path) -> None:
     run = copied(finished, teacher_file, tmp_path / "toy", "select", "export")
     recipe = pipeline.open_recipe(run)
-    found = evaluation.run(run, recipe, photos, Stop())
+    found = evaluation.evaluate(run, recipe, photos, Stop())
     exported = sorted(p.name for p in run.stage("export").glob("*.onnx"))
     assert set(found.accuracy) == {"teacher", "student", *exported}
     assert list(found.accuracy)[:4] == ["teacher", "student", "student.fp32.onnx", "student.fp16.onnx"]
     images = images_of.labelled(run, photos, purpose="eval")
-    assert found.accuracy["teacher"] == accuracy(artefacts.teacher_network(run, artefacts.describe(run)), images)
+    assert found.accuracy["teacher"] == accuracy(artefacts.teacher_network(run, artefacts.description_of(run)), images)
     student = accuracy(artefacts.student_network(run), images)
     assert found.accuracy["student"] == found.accuracy["student.fp32.onnx"] == student
     assert found.artefacts_sha256["student.fp32.onnx"] == sha256_of(run.stage("export") / "student.fp32.onnx")
@@ -58,7 +58,7 @@ def test_every_artefact_is_measured(finished: Any, photos: Path, teacher_file: P
     assert ledger.files_read[str(photos)] == images.folder.sha256()
     assert ledger.data_free is True
     for name in ("ingest", "distill", "select"):
-        assert pipeline.Standing(run, recipe).reason_to_run(toy.STAGES[name]) is None
+        assert pipeline.RunStatus(run, recipe).reason_to_run(toy.STAGES[name]) is None
 
 
 @pytest.mark.parametrize("saturates", [True, False])
@@ -73,7 +73,7 @@ def test_what_a_cpu_without_vnni_makes_of_the_x86_file_by_default_is_said(
 ) -> None:
     monkeypatch.setattr(ort_session, "saturates", lambda: saturates)
     run = copied(finished, teacher_file, tmp_path / "toy", "select", "export")
-    found = evaluation.run(run, pipeline.open_recipe(run), photos, Stop())
+    found = evaluation.evaluate(run, pipeline.open_recipe(run), photos, Stop())
     file = "student.int8-cpu-x86.onnx"
     assert set(found.accuracy_default_mode) == ({file} if saturates else set())
     assert capfd.readouterr().err.count(f"{file}: a CPU without VNNI") == saturates
@@ -90,19 +90,19 @@ def test_a_damaged_artefact_is_named_and_not_measured(
     data[len(data) * 7 // 10] ^= 0x40
     (run.path / name).write_bytes(data)
     with pytest.raises(InputFileError, match=f"{name} is damaged: it does not hash"):
-        evaluation.run(run, pipeline.open_recipe(run), photos, Stop())
+        evaluation.evaluate(run, pipeline.open_recipe(run), photos, Stop())
 
 
 def test_after_ingest_alone_the_teacher_is_measured(
     finished: Any, photos: Path, teacher_file: Path, tmp_path: Path
 ) -> None:
     run = copied(finished, teacher_file, tmp_path / "toy")
-    assert set(evaluation.run(run, pipeline.open_recipe(run), photos, Stop()).accuracy) == {"teacher"}
+    assert set(evaluation.evaluate(run, pipeline.open_recipe(run), photos, Stop()).accuracy) == {"teacher"}
 
 
 def test_an_unknown_normalisation_is_refused_and_reads_nothing(finished: Any, photos: Path) -> None:
     with pytest.raises(UsageError, match="--normalize"):
-        evaluation.run(finished.run, finished.recipe, photos, Stop())
+        evaluation.evaluate(finished.run, finished.recipe, photos, Stop())
     assert finished.run.ledger().real_images_read == 0
     assert not (finished.run.path / "eval").exists()
 
@@ -122,7 +122,7 @@ def test_folders_of_one_name_keep_their_own_records(
     shutil.copytree(photos, one)
     shutil.copytree(photos, other)
     next(other.rglob("*.png")).unlink()
-    first, second = (evaluation.run(run, recipe, folder, Stop()) for folder in (one, other))
+    first, second = (evaluation.evaluate(run, recipe, folder, Stop()) for folder in (one, other))
     assert (first.data, first.images_folder, first.images) == ("val", str(one), 20)
     assert second.data.startswith("val-")
     assert (second.images_folder, second.images) == (str(other), 19)
@@ -130,9 +130,9 @@ def test_folders_of_one_name_keep_their_own_records(
     assert kept == {"val.json", f"{second.data}.json"}
     next(one.rglob("*.png")).unlink()  # other images, the same folder
     for folder, name in ((one, "val"), (other, second.data), (one, "val")):
-        assert evaluation.run(run, recipe, folder, Stop()).data == name
+        assert evaluation.evaluate(run, recipe, folder, Stop()).data == name
     (run.stage("eval") / "val.json").unlink()
-    assert evaluation.run(run, recipe, other, Stop()).data == second.data, "a name once given stays"
+    assert evaluation.evaluate(run, recipe, other, Stop()).data == second.data, "a name once given stays"
 
 
 def test_the_same_images_elsewhere_replace_their_record(
@@ -141,7 +141,7 @@ def test_the_same_images_elsewhere_replace_their_record(
     run = copied(finished, teacher_file, tmp_path / "toy")
     shutil.copytree(photos, tmp_path / "moved" / photos.name)
     for folder in (photos, tmp_path / "moved" / photos.name):
-        found = evaluation.run(run, pipeline.open_recipe(run), folder, Stop())
+        found = evaluation.evaluate(run, pipeline.open_recipe(run), folder, Stop())
         assert (found.data, found.images_folder) == ("photos", str(folder))
     assert [path.name for path in run.stage("eval").iterdir()] == ["photos.json"]
 
@@ -161,5 +161,5 @@ def test_a_network_can_be_measured_while_distilling(photos: Path, teacher_file: 
     assert {k: v for k, v in with_images.items() if k != "events"} == {
         k: v for k, v in without.items() if k != "events"
     }
-    distilled = [pipeline.Standing(r, wanted).inputs(SELECT) for r in (run, plain)]
+    distilled = [pipeline.RunStatus(r, wanted).inputs(SELECT) for r in (run, plain)]
     assert distilled[0] == distilled[1]

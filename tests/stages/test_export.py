@@ -22,7 +22,7 @@ from edgekd import pipeline
 from edgekd.agent.device.environment import this_machine
 from edgekd.agent.device.machine import sha256_of
 from edgekd.bench import comparing
-from edgekd.cli.lines import caveat
+from edgekd.cli.lines import data_free_warning
 from edgekd.errors import GateError, InputFileError, StoppedEarly, UsageError
 from edgekd.export import clipping, onnx_files, ort_session, qdq_check
 from edgekd.export.int8 import HEADROOMS
@@ -30,7 +30,7 @@ from edgekd.export.int8_chain import FINE_TUNING
 from edgekd.export.onnx_export import Normalization
 from edgekd.export.quantize import FLAVOURS
 from edgekd.export.ranges import Range, Ranges
-from edgekd.export.samples import Samples, kept
+from edgekd.export.samples import ExportSamples, cached_batches
 from edgekd.models import artefacts, registry
 from edgekd.models.images import unlabelled
 from edgekd.recipe import ExportTable, with_changes
@@ -137,7 +137,7 @@ def test_int8_without_a_target_writes_every_file(
 
 
 def drawn(run: RunDir, count: int) -> torch.Tensor:
-    return Samples.of_run(run, None).draw("test", count)
+    return ExportSamples.of_run(run, None).draw("test", count)
 
 
 def test_the_fp32_file_is_the_student(exported: RunDir) -> None:
@@ -247,7 +247,7 @@ def test_fine_tuning_saves_the_files_that_nothing_else_does(
         assert found["quantisation_aware"]["steps"] == 8
     assert "edgekd.fine_tuned" not in properties_of(run.stage("export") / "student.fp32.onnx")
     assert set(numbers(run, "calibration")["fine_tuned"]) == tuned
-    clipped = clipping.run(run, pipeline.open_recipe(run), unlabelled(run, photos, purpose="clipping"))
+    clipped = clipping.measure_clipping(run, pipeline.open_recipe(run), unlabelled(run, photos, purpose="clipping"))
     assert {name: rates.images for name, rates in clipped.items()} == dict.fromkeys(tuned)
 
 
@@ -366,7 +366,7 @@ def test_a_student_near_ties_costs_only_the_files_that_need_its_answers(
 def test_uint8_input_takes_pixels(teacher_file: Path, tmp_path: Path) -> None:
     wanted = toy.toy_recipe(teacher_file, export={**ALL, "uint8_input": True}, pixels=PIXELS)
     run = toy.advance(tmp_path / "toy", wanted)
-    samples = Samples.of_run(run, Normalization((0.5,), (0.25,)))
+    samples = ExportSamples.of_run(run, Normalization((0.5,), (0.25,)))
     (pixels,) = samples.stream("test", 64)()
     assert pixels.dtype == np.uint8
     student = artefacts.student_network(run)
@@ -412,7 +412,7 @@ def test_memory_does_not_grow_with_the_number_of_calibration_samples(
             del batch
 
     monkeypatch.setattr(Sampler, "batches", counted)
-    samples = Samples.of_run(exported, None)
+    samples = ExportSamples.of_run(exported, None)
     fp32 = exported.stage("export") / "student.fp32.onnx"
     peaks = []
     for count in (128, 1280):
@@ -423,11 +423,11 @@ def test_memory_does_not_grow_with_the_number_of_calibration_samples(
 
 
 def test_held_out_samples_beyond_a_bound_are_drawn_anew(exported: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    samples = Samples.of_run(exported, None).stream("test", 130)
-    held = kept(samples)
+    samples = ExportSamples.of_run(exported, None).stream("test", 130)
+    held = cached_batches(samples)
     assert [a is b for a, b in zip(held(), held(), strict=True)] == [True] * 3
     monkeypatch.setattr("edgekd.export.samples.KEPT_BYTES", 64 * 64 * 4)
-    drawn = kept(samples)
+    drawn = cached_batches(samples)
     assert [a is b for a, b in zip(drawn(), drawn(), strict=True)] == [False] * 3
     assert all(np.array_equal(a, b) for a, b in zip(drawn(), held(), strict=True))
 
@@ -451,7 +451,7 @@ def test_calibrating_on_real_images_is_said_everywhere(
     assert ledger.real_images[-1].purpose == "calibration"
     summary = report.collect(run)
     assert "Made from REAL IMAGES" in report.page(run, summary).split("</p>")[0]
-    assert caveat(summary.data_free).startswith("NOT data-free")
+    assert data_free_warning(summary.data_free).startswith("NOT data-free")
     before = toy.fingerprint(run)
     toy.advance(run.path, toy.toy_recipe(teacher_file, export=ALL, pixels=PIXELS), ("export",))
     assert run.ledger().data_free is True, "nothing that real images had a part in is left"
@@ -471,11 +471,11 @@ def test_an_export_on_real_images_that_was_stopped_leaves_the_one_before_it_data
     run = RunDir(Path(shutil.copytree(exported.path, tmp_path / "runs" / "toy")))
     wanted = with_changes(pipeline.open_recipe(run), {"export": {"calibrate_on_real": str(photos)}})
     with pytest.raises(StoppedEarly):
-        export.run(Execution(EXPORT, run, wanted, pipeline.Standing(run, wanted).inputs(EXPORT), Stop(0)))
+        export.export_student(Execution(EXPORT, run, wanted, pipeline.RunStatus(run, wanted).inputs(EXPORT), Stop(0)))
     assert (run.ledger().real_images_read, run.ledger().data_free) == (0, True)
     monkeypatch.setattr(Stop, "raise_if_requested", lambda _stop, what="": _stop_after_reading(what))
     with pytest.raises(StoppedEarly):
-        export.run(Execution(EXPORT, run, wanted, pipeline.Standing(run, wanted).inputs(EXPORT), Stop()))
+        export.export_student(Execution(EXPORT, run, wanted, pipeline.RunStatus(run, wanted).inputs(EXPORT), Stop()))
     monkeypatch.undo()
     assert (run.ledger().real_images_read, run.ledger().data_free) == (20, True)
     assert report.collect(run).data_free is True
@@ -496,7 +496,7 @@ def test_clipping_of_real_images_is_of_the_ranges_that_the_file_was_made_with(
         for found in decided["int8"].values():
             found["headroom"] = headroom
         (run.stage("export") / "agreement.json").write_text(json.dumps(decided))
-        found = clipping.run(run, pipeline.open_recipe(run), unlabelled(run, photos, purpose="clipping"))
+        found = clipping.measure_clipping(run, pipeline.open_recipe(run), unlabelled(run, photos, purpose="clipping"))
         return float(found["student.int8-cpu-x86.onnx"].images.overall)
 
     assert rate(0.1) > rate(1.0) >= rate(10.0)
@@ -505,7 +505,7 @@ def test_clipping_of_real_images_is_of_the_ranges_that_the_file_was_made_with(
 def test_clipping_of_real_images_changes_no_file(exported: RunDir, photos: Path, tmp_path: Path) -> None:
     run = RunDir(Path(shutil.copytree(exported.path, tmp_path / "toy")))
     before = toy.fingerprint(run)
-    found = clipping.run(run, pipeline.open_recipe(run), unlabelled(run, photos, purpose="clipping"))
+    found = clipping.measure_clipping(run, pipeline.open_recipe(run), unlabelled(run, photos, purpose="clipping"))
     assert toy.fingerprint(run) == before
     assert set(found) == {name for name in files(run) if "int8" in name}
     for rates in found.values():
@@ -517,23 +517,23 @@ def test_clipping_of_real_images_changes_no_file(exported: RunDir, photos: Path,
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path) -> export.Elsewhere:
+def elsewhere(tmp_path: Path) -> export.ExternalStudent:
     network = registry.build(toy.ARCH, input_shape=toy.SHAPE, classes=toy.CLASSES, seed=9)
     torch.save(network.state_dict(), tmp_path / "other.pt")
-    return export.Elsewhere(tmp_path / "other.pt", toy.ARCH, tmp_path / "out" / "files")
+    return export.ExternalStudent(tmp_path / "other.pt", toy.ARCH, tmp_path / "out" / "files")
 
 
 def whole(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_student_from_elsewhere_gets_a_folder_of_its_own(exported: RunDir, elsewhere: export.Elsewhere) -> None:
+def test_a_student_from_elsewhere_gets_a_folder_of_its_own(exported: RunDir, elsewhere: export.ExternalStudent) -> None:
     before = whole(exported.path)
     recipe = with_changes(pipeline.open_recipe(exported), {"export": {"target": "cpu"}})
     mine = elsewhere.out.with_name(f".tmp-{elsewhere.out.name}")
     mine.mkdir(parents=True)
     (mine / "notes.md").write_text("mine")
-    assert export.run_elsewhere(exported, recipe, elsewhere, Stop()) is True
+    assert export.export_external(exported, recipe, elsewhere, Stop()) is True
     assert (mine / "notes.md").read_text() == "mine"
     assert whole(exported.path) == before
     record = Record.read(elsewhere.out)
@@ -553,20 +553,20 @@ def test_a_student_from_elsewhere_gets_a_folder_of_its_own(exported: RunDir, els
     x = drawn(exported, 16)
     found = ort_session.logits(ort_session.open_session(elsewhere.out / "student.fp32.onnx"), x.numpy())
     np.testing.assert_allclose(found, network(x).detach().numpy(), rtol=1e-4, atol=1e-4)
-    assert export.run_elsewhere(exported, recipe, elsewhere, Stop()) is False, "done already"
+    assert export.export_external(exported, recipe, elsewhere, Stop()) is False, "done already"
     elsewhere.out.rename(elsewhere.out.with_name(f".edgekd-old-{elsewhere.out.name}"))  # a kill between two renames
-    assert export.run_elsewhere(exported, recipe, elsewhere, Stop()) is False, "brought back"
+    assert export.export_external(exported, recipe, elsewhere, Stop()) is False, "brought back"
     (elsewhere.out / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"mine\.txt"):
-        export.run_elsewhere(exported, recipe, elsewhere, Stop())
+        export.export_external(exported, recipe, elsewhere, Stop())
 
 
 def test_real_images_for_a_student_from_elsewhere_stand_in_its_folder_alone(
-    exported: RunDir, elsewhere: export.Elsewhere, photos: Path
+    exported: RunDir, elsewhere: export.ExternalStudent, photos: Path
 ) -> None:
     before = whole(exported.path)
     changes = {"export": {"target": "cpu", "calibrate_on_real": str(photos)}}
-    export.run_elsewhere(exported, with_changes(pipeline.open_recipe(exported), changes), elsewhere, Stop())
+    export.export_external(exported, with_changes(pipeline.open_recipe(exported), changes), elsewhere, Stop())
     assert whole(exported.path) == before
     record = Record.read(elsewhere.out)
     assert record is not None
@@ -574,17 +574,17 @@ def test_real_images_for_a_student_from_elsewhere_stand_in_its_folder_alone(
     assert {properties_of(path)["edgekd.data_free"] for path in elsewhere.out.glob("*.onnx")} == {"false"}
 
 
-def test_a_student_that_answers_nan_is_refused(exported: RunDir, elsewhere: export.Elsewhere) -> None:
+def test_a_student_that_answers_nan_is_refused(exported: RunDir, elsewhere: export.ExternalStudent) -> None:
     state = torch.load(elsewhere.file)
     state["bn1.running_var"][0] = -1
     torch.save(state, elsewhere.file)
     with pytest.raises(GateError, match="NaN or infinity"):
-        export.run_elsewhere(exported, pipeline.open_recipe(exported), elsewhere, Stop())
+        export.export_external(exported, pipeline.open_recipe(exported), elsewhere, Stop())
     assert not elsewhere.out.exists()
 
 
 def test_a_student_from_elsewhere_that_does_not_fit_leaves_nothing(
-    exported: RunDir, elsewhere: export.Elsewhere, tmp_path: Path
+    exported: RunDir, elsewhere: export.ExternalStudent, tmp_path: Path
 ) -> None:
     recipe = pipeline.open_recipe(exported)
     wider = registry.build(toy.ARCH, input_shape=toy.SHAPE, classes=7, seed=9)
@@ -599,5 +599,5 @@ def test_a_student_from_elsewhere_that_does_not_fit_leaves_nothing(
         ({"out": elsewhere.file}, UsageError, "is a file"),
     ):
         with pytest.raises(error, match=words):
-            export.run_elsewhere(exported, recipe, replace(elsewhere, **change), Stop())
+            export.export_external(exported, recipe, replace(elsewhere, **change), Stop())
     assert not elsewhere.out.parent.exists()

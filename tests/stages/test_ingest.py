@@ -108,7 +108,7 @@ def test_moments_that_do_not_fit_the_channels_are_refused(table: dict[str, Any])
 
 def test_every_known_normalisation_of_the_recipe_has_moments() -> None:
     for name in ("imagenet", "cifar10", "cifar100", "mnist"):
-        mean, std = ingest.NORMALISATIONS[name]
+        mean, std = ingest.NORMALIZATIONS[name]
         assert PixelsTable(normalize=name).normalize == name
         assert len(mean) == len(std)
         assert all(0 < m < 1 and 0 < s < 1 for m, s in zip(mean, std, strict=True))

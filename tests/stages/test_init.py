@@ -106,7 +106,7 @@ def test_another_head_and_stem_stay_as_the_seed_drew_them(
         "init     left random: linear (1000 classes in the file, 4 here), conv1 (3 channels in the file, 1 here)"
     ]
     assert len(read_json(run.stage("init") / "init.json")["left_random"]) == 2
-    drawn = artefacts.build_student(wanted, artefacts.describe(run)).state_dict()
+    drawn = artefacts.build_student(wanted, artefacts.description_of(run)).state_dict()
     given, start = torch.load(file)["model"], student_at(run, 0)
     for name in ("conv1.weight", "linear.weight", "linear.bias"):
         assert torch.equal(start[name], drawn[name])
@@ -121,7 +121,7 @@ def test_a_run_without_given_weights_has_no_such_stage_and_the_key_it_had_before
     assert DISTILL.slice(wanted)["student"] == {"name": toy.STUDENT}
     run = toy.advance(tmp_path / "toy", wanted, ("ingest", "init"))
     assert not run.stage("init").exists()
-    assert set(pipeline.Standing(run, wanted).inputs(DISTILL)) == {
+    assert set(pipeline.RunStatus(run, wanted).inputs(DISTILL)) == {
         "ingest/teacher.safetensors",
         "ingest/teacher.json",
     }
@@ -132,7 +132,7 @@ def test_a_file_that_moved_away_undoes_nothing(run: RunDir, teacher_file: Path, 
     before = toy.fingerprint(run)
     toy.advance(run.path, moved, WHOLE)
     assert toy.fingerprint(run) == before
-    standing = pipeline.Standing(run, moved)
+    standing = pipeline.RunStatus(run, moved)
     assert {standing.reason_to_run(stage) for stage in standing.stages[:4]} == {None}
 
 

@@ -16,19 +16,19 @@ from command import Result
 
 from edgekd import agent
 from edgekd.agent import pipes
-from edgekd.agent.measurement import Job, Settings
+from edgekd.agent.measurement import BenchJob, BenchSettings
 from edgekd.agent.protocol import AgentProcess
 from edgekd.agent.session import DeviceResults
 from edgekd.bench import comparing, device_session, golden, latency, remote, results, tables
 from edgekd.bench import device as devices
-from edgekd.bench.device_session import Session
+from edgekd.bench.device_session import DeviceSession
 from edgekd.errors import MachineError
-from edgekd.schema import written
+from edgekd.schema import to_json
 from tiny_onnx import conv_net
 
 LIAR = Path(__file__).parents[1] / "helpers" / "liar.py"
 HOST = remote.Host("device")
-QUICK = Settings(rounds=2, min_runs=4, min_seconds=0.02, warm_up_seconds=0.2)
+QUICK = BenchSettings(rounds=2, min_runs=4, min_seconds=0.02, warm_up_seconds=0.2)
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\n"
 JETSON = {
     "board": "Orin",
@@ -61,16 +61,16 @@ LIES: dict[str, Any] = {
 }
 
 
-def conversation(process: AgentProcess, model: Path, job: Job, images: Path, logits: Any) -> dict[str, Any]:
+def conversation(process: AgentProcess, model: Path, job: BenchJob, images: Path, logits: Any) -> dict[str, Any]:
     """Do what `bench --on` does, and print it."""
-    session = Session(HOST, process, "key", ".cache/edgekd/work-key", lambda _text: None, lambda: None)
+    session = DeviceSession(HOST, process, "key", ".cache/edgekd/work-key", lambda _text: None, lambda: None)
     session.begin(None, tensorrt=True)  # type: ignore[arg-type]  # a folder, not a zip file, has no hash
     session.put([model, images])
     comparison = session.measure([job], QUICK, lambda _progress: None)
     check, power = session.check(job, QUICK, images.name, logits), session.energy(job, QUICK)
     made = DeviceResults((comparison,), (power,), (check,))
     told = devices.published(None, HOST.address, model.parent, made)
-    found: dict[str, Any] = written(told)
+    found: dict[str, Any] = to_json(told)
     numerics, energy = tables.numerics_rows(told.numerics or ()), tables.energy_rows(told.energy or ())
     for rows in (tables.latency_rows(told.results), numerics, energy):
         assert all(isinstance(cell, str) for row in rows for cell in row)
@@ -84,14 +84,14 @@ class Scene:
         self.home = folder / "home"
         self.home.mkdir()
         self.model = conv_net(folder / "net.onnx")
-        self.job = golden.described(Job("net.onnx", self.model))
+        self.job = golden.described(BenchJob("net.onnx", self.model))
         ((self.images, self.logits),) = golden.write_files([self.job], folder).values()
         self.answers: dict[str, Any] = {}
         ask = AgentProcess.ask
 
         def noted(process: AgentProcess, request: Any, **options: Any) -> Any:
             answer = ask(process, request, **options)
-            self.answers[request.op] = {"id": 0, "ok": True, "op": request.op, **written(answer)}
+            self.answers[request.op] = {"id": 0, "ok": True, "op": request.op, **to_json(answer)}
             return answer
 
         serve = [sys.executable, str(Path(agent.__file__).parent), "serve"]
@@ -183,7 +183,7 @@ def test_a_lie_in_any_key_ends_in_one_message(op: str, every: int, scene: Scene)
             except Exception as error:
                 raise AssertionError(f"{'.'.join(map(str, path))} = {name}: {type(error).__name__}: {error}") from error
             else:
-                results.require("results.json", found)
+                results.require_publishable("results.json", found)
         process._heard = False
         tell(process)
         assert scene.converse(process)["results"] == honest["results"]

@@ -17,9 +17,9 @@ from command import Result
 
 from edgekd.agent.bundle import FORMAT, BundleResults
 from edgekd.agent.device.power import NoEnergy
-from edgekd.agent.measure import measure
-from edgekd.agent.measurement import Job, Settings
-from edgekd.agent.numerics import compare
+from edgekd.agent.measure import measure_jobs
+from edgekd.agent.measurement import BenchJob, BenchSettings
+from edgekd.agent.numerics import compare_with_host
 from edgekd.agent.session import DeviceComparison
 from edgekd.bench import comparing, golden, latency, results
 from edgekd.bench import device as devices
@@ -27,10 +27,10 @@ from edgekd.errors import InputFileError, MachineError
 from edgekd.run.cards.record import Record
 from edgekd.run.directory import RunDir
 from edgekd.run.files import write_json
-from edgekd.schema import written
+from edgekd.schema import to_json
 from edgekd.stages import report
 
-QUICK = Settings(rounds=2, min_runs=4, min_seconds=0.02, warm_up_seconds=0.2)
+QUICK = BenchSettings(rounds=2, min_runs=4, min_seconds=0.02, warm_up_seconds=0.2)
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e"
 LIES: list[Any] = [
     None,
@@ -85,22 +85,22 @@ def run(finished: Any, tmp_path: Path) -> RunDir:
 def carried(finished: Any) -> dict[str, Any]:
     """What a bundle would bring back: a real comparison, and a check that passed."""
     file = finished.run.stage("export") / "student.fp32.onnx"
-    job = golden.described(Job(file.name, file, "fp32"))
-    comparison = replace(measure([job], QUICK), target="board")
-    logits = golden.logits(file, golden.images(golden.signature(file)))
+    job = golden.described(BenchJob(file.name, file, "fp32"))
+    comparison = replace(measure_jobs([job], QUICK), target="board")
+    logits = golden.reference_logits(file, golden.images(golden.signature(file)))
     exported = Record.read(finished.run.stage("export"))
     assert exported is not None
     known = BundleResults(
         comparisons=(DeviceComparison(None, None, comparison),),
         energy=(NoEnergy("n/a: x"),),
-        numerics=(compare(job, logits, logits),),
+        numerics=(compare_with_host(job, logits, logits),),
         format=FORMAT,
         run="toy",
         target="board",
         manifest_sha256="0" * 64,
         files=exported.outputs,
     )
-    found: dict[str, Any] = written(known)
+    found: dict[str, Any] = to_json(known)
     return found
 
 
@@ -139,23 +139,25 @@ def test_a_file_of_no_form_is_refused(content: str, run: RunDir, tmp_path: Path)
 
 
 def test_what_a_worker_here_makes_up_is_not_published(run: RunDir) -> None:
-    found = written(results.read_results(run.stage("bench/local") / "results.json"))
+    found = to_json(results.read_results(run.stage("bench/local") / "results.json"))
     for lie in LIES:
         with pytest.raises(MachineError, match=r"nothing is published: results\.json: results\[0\]"):
-            results.write(run.path / "results.json", lied(found, ("results", 0, "batch"), lie if lie != 7 else 0.5))
+            results.write_results(
+                run.path / "results.json", lied(found, ("results", 0, "batch"), lie if lie != 7 else 0.5)
+            )
     assert not (run.path / "results.json").exists()
 
 
 def test_a_report_leaves_out_what_it_cannot_read_and_says_so(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     """What was published before there was a schema."""
     folder = run.stage("bench/local")
-    honest, refused = written(results.read_results(folder / "results.json")), 0
+    honest, refused = to_json(results.read_results(folder / "results.json")), 0
     told = [(path, lie) for path in paths(honest) for lie in [*LIES, ABSENT]]
     for path, lie in told[::13]:
         (folder / "results.json").write_text(json.dumps(lied(honest, path, lie)))
         capsys.readouterr()
         summary = report.collect(run)
-        report.table(summary)
+        report.artefact_rows(summary)
         said = capsys.readouterr().err
         assert ("left out" in said, "bench/local/results.json" in said) == (bool(summary.left_out),) * 2
         assert (summary.latency is None) == bool(summary.left_out)

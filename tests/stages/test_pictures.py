@@ -13,12 +13,12 @@ from xml.etree import ElementTree
 import pytest
 from matplotlib.figure import Figure
 
-from edgekd.agent.measurement import Settings
+from edgekd.agent.measurement import BenchSettings
 from edgekd.run import plots
 from edgekd.run.directory import RunDir
 from edgekd.stages import report
 
-SETTINGS = asdict(Settings(batch=1, threads=1))
+SETTINGS = asdict(BenchSettings(batch=1, threads=1))
 
 
 @pytest.fixture

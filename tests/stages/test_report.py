@@ -32,7 +32,7 @@ def hashes(run: RunDir) -> dict[str, str]:
 
 def test_the_report_holds_the_numbers_of_the_files(run: RunDir) -> None:
     before = hashes(run)
-    card = report.run(run)
+    card = report.write_report(run)
     assert hashes(run) == before
     summary = json.loads((run.stage("report") / "report.json").read_text())
     assert ReportCard.load(run.stage("report")).to_json() == card.to_json() == summary
@@ -50,7 +50,7 @@ def test_the_report_holds_the_numbers_of_the_files(run: RunDir) -> None:
 
 
 def test_the_page_is_self_contained_and_names_its_sources(run: RunDir) -> None:
-    summary = report.run(run)
+    summary = report.write_report(run)
     page = (run.stage("report") / "report.html").read_text()
     assert page.startswith("<!doctype html>")
     assert "<h1>toy &lt;b&gt;</h1>" in page
@@ -59,16 +59,16 @@ def test_the_page_is_self_contained_and_names_its_sources(run: RunDir) -> None:
     for source in ("events.jsonl", "bench/local/samples.json", "export/agreement.json", "run.json"):
         assert f"<code>{source}</code>" in page
     assert page.count("<svg") == 2, "losses and latency; there is no accuracy curve"
-    for row in report.table(summary):
+    for row in report.artefact_rows(summary):
         assert all(f"<td>{cell}</td>" in page for cell in row if cell != "–" and "<" not in cell and "'" not in cell)
     assert summary.selection is not None
     assert summary.selection.chosen in page
 
 
 def test_the_same_run_makes_the_same_page(run: RunDir) -> None:
-    report.run(run)
+    report.write_report(run)
     first = (run.stage("report") / "report.html").read_bytes()
-    report.run(run)
+    report.write_report(run)
     assert (run.stage("report") / "report.html").read_bytes() == first
 
 
@@ -79,7 +79,7 @@ def test_real_images_in_the_making_are_shouted(run: RunDir) -> None:
 
 def test_a_run_that_only_began_has_a_report(ingested: RunDir, tmp_path: Path) -> None:
     run = RunDir(Path(shutil.copytree(ingested.path, tmp_path / "toy")))
-    summary = report.run(run)
+    summary = report.write_report(run)
     assert (summary.distillation, summary.selection, summary.latency, summary.artefacts) == (
         None,
         None,
@@ -96,7 +96,7 @@ def test_accuracy_stands_beside_its_artefact(run: RunDir) -> None:
     run.stage("eval").mkdir()
     found = {"run": "toy", "accuracy": accuracy, "artefacts_sha256": hashes}
     (run.stage("eval") / "photos.json").write_text(json.dumps(found))
-    rows = {row[0]: row for row in report.table(report.collect(run))}
+    rows = {row[0]: row for row in report.artefact_rows(report.collect(run))}
     assert rows["teacher"][1] == "91.50 %"
     assert rows["student"][1] == "–", "what was measured is no longer there"
     assert rows["student.fp32.onnx"][1] == "25.00 %"
@@ -106,7 +106,7 @@ def test_accuracy_stands_beside_its_artefact(run: RunDir) -> None:
 def test_a_record_of_accuracy_that_is_still_being_written_is_not_read(run: RunDir) -> None:
     run.stage("eval").mkdir()
     (run.stage("eval") / ".tmp-photos.json").write_text('{"half')
-    assert report.run(run).evaluations == {}
+    assert report.write_report(run).evaluations == {}
 
 
 def test_tables_are_printed_whole(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:

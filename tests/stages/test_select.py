@@ -15,18 +15,18 @@ from torch import Tensor, nn
 import toy
 from edgekd.errors import InputFileError
 from edgekd.models import artefacts
-from edgekd.rng import Draws
+from edgekd.rng import KeyedDraws
 from edgekd.run import checkpoint
 from edgekd.run.directory import RunDir
 from edgekd.stages import select
-from edgekd.stages.select import Candidate
+from edgekd.stages.select import SelectionCandidate
 from edgekd.synthesis.sampler import Sampler
 
 CPU = torch.device("cpu")
 
 
-def candidate(name: str, agreement: float, error: float = 0.01) -> Candidate:
-    return Candidate(name=name, agreement=agreement, standard_error=error)
+def candidate(name: str, agreement: float, error: float = 0.01) -> SelectionCandidate:
+    return SelectionCandidate(name=name, agreement=agreement, standard_error=error)
 
 
 MARGIN = 2 * math.hypot(0.01, 0.01)
@@ -95,12 +95,12 @@ def test_a_judgement_is_the_share_of_equal_answers_with_its_standard_error() -> 
 
 def sampler_of(finished: Any) -> Sampler:
     state = Sampler.state_of(select.final_state(finished.run), finished.recipe.method)
-    return Sampler.from_state(state, finished.recipe, artefacts.describe(finished.run))
+    return Sampler.from_state(state, finished.recipe, artefacts.description_of(finished.run))
 
 
 def test_the_pool_is_balanced_over_the_teachers_answers(finished: Any) -> None:
     teacher, description = toy.teacher_of(finished.run)
-    draws, sampler = Draws(1, "select", CPU), sampler_of(finished)
+    draws, sampler = KeyedDraws(1, "select", CPU), sampler_of(finished)
     pool = select.balanced_pool(finished.recipe, sampler, teacher, draws, description.classes)
     share = math.ceil(finished.recipe.select.samples / toy.CLASSES)
     drawn = torch.cat([sampler.batch(draws, "judge", i, 128) for i in range(math.ceil(3 * 64 / 128))])
@@ -131,7 +131,7 @@ def test_the_selection_is_published_with_its_reasons(finished: Any) -> None:
     selection = json.loads((folder / "selection.json").read_text())
     assert [c["name"] for c in selection["candidates"]] == ["raw", "raw+batchnorm", "ema", "ema+batchnorm"]
     assert "not accuracy" in selection["what"]
-    chosen, reason = select.choose([Candidate(**c) for c in selection["candidates"]], ships_average=True)
+    chosen, reason = select.choose([SelectionCandidate(**c) for c in selection["candidates"]], ships_average=True)
     assert (chosen.name, reason) == (selection["chosen"], selection["reason"])
     state = select.final_state(finished.run)
     if "batchnorm" not in chosen.name:

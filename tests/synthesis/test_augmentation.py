@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from edgekd.recipe.method import UpdateTable
-from edgekd.rng import Draws
+from edgekd.recipe.method import StudentUpdateTable
+from edgekd.rng import KeyedDraws
 from edgekd.synthesis.augmentation import augment
 
-DRAWS = Draws(1, "test", torch.device("cpu"))
+DRAWS = KeyedDraws(1, "test", torch.device("cpu"))
 
 
 def images(count: int = 40) -> torch.Tensor:
@@ -17,12 +17,12 @@ def images(count: int = 40) -> torch.Tensor:
 
 def test_nothing_is_drawn_where_nothing_was_asked() -> None:
     x = images()
-    assert augment(x, UpdateTable(), 3, DRAWS) is x
+    assert augment(x, StudentUpdateTable(), 3, DRAWS) is x
 
 
 def test_about_half_of_the_images_are_mirrored_and_the_rest_untouched() -> None:
     x = images()
-    found = augment(x, UpdateTable(flip=True), 3, DRAWS)
+    found = augment(x, StudentUpdateTable(flip=True), 3, DRAWS)
     mirrored = [torch.equal(a, b.flip(2)) for a, b in zip(found, x, strict=True)]
     assert 10 < sum(mirrored) < 30
     assert all(m or torch.equal(a, b) for m, a, b in zip(mirrored, found, x, strict=True))
@@ -30,7 +30,7 @@ def test_about_half_of_the_images_are_mirrored_and_the_rest_untouched() -> None:
 
 def test_shifted_images_are_windows_of_the_padded_ones() -> None:
     x = images()
-    found = augment(x, UpdateTable(shift=2), 3, DRAWS)
+    found = augment(x, StudentUpdateTable(shift=2), 3, DRAWS)
     assert found.shape == x.shape
     padded = torch.nn.functional.pad(x, [2] * 4)
     seen = set()
@@ -43,6 +43,6 @@ def test_shifted_images_are_windows_of_the_padded_ones() -> None:
 
 
 def test_draws_belong_to_the_step() -> None:
-    table = UpdateTable(flip=True, shift=2)
+    table = StudentUpdateTable(flip=True, shift=2)
     assert torch.equal(augment(images(), table, 3, DRAWS), augment(images(), table, 3, DRAWS))
     assert not torch.equal(augment(images(), table, 3, DRAWS), augment(images(), table, 4, DRAWS))

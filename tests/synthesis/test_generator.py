@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgekd.synthesis.generator import Generator, initialise, upsamplings_for
+from edgekd.synthesis.generator import Generator, initialize, upsamplings_for
 
 SIZES = json.loads((Path(__file__).parent / "pre_dfkd.json").read_text())["sizes"]
 
@@ -84,7 +84,7 @@ def test_the_released_epsilon_is_that_of_the_inner_norms_only() -> None:
 
 def test_weights_are_drawn_as_in_the_released_code() -> None:
     network = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Linear(50, 50), nn.BatchNorm2d(3), nn.Linear(4, 4, bias=False))
-    initialise(network)
+    initialize(network)
     weights = torch.cat([network[0].weight.flatten(), network[1].weight.flatten()]).detach()
     assert weights.abs().max() <= 0.08
     assert weights.abs().max() > 0.079

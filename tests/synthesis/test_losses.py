@@ -31,9 +31,9 @@ def draw(*shape: int, seed: int = 0, scale: float = 2.0) -> Tensor:
 def test_the_released_code_prints_the_same_numbers(case: dict[str, Any]) -> None:
     teacher, student = tensor(case, "teacher_logits"), tensor(case, "student_logits")
     found = {
-        "one_hot": losses.one_hot(teacher),
-        "entropy_log10": losses.balance(teacher) / math.log(10),
-        "activation": losses.activation(tensor(case, "features")),
+        "one_hot": losses.one_hot_loss(teacher),
+        "entropy_log10": losses.balance_loss(teacher) / math.log(10),
+        "activation": losses.activation_loss(tensor(case, "features")),
         "disagreement": 1 - losses.gap_released(student, teacher),
         "kd_l1": losses.gap_l1(student, teacher),
         "kl_vae": losses.kl_to_standard_normal(tensor(case, "mu"), tensor(case, "log_var")),
@@ -49,18 +49,18 @@ def test_there_are_three_cases_and_every_expectation_is_compared() -> None:
 
 def test_one_hot_falls_with_confidence_and_has_no_gradient_through_the_answer() -> None:
     logits = draw(6, 5).requires_grad_()
-    assert losses.one_hot(3 * logits) < losses.one_hot(logits)
-    (gradient,) = torch.autograd.grad(losses.one_hot(logits), logits)
+    assert losses.one_hot_loss(3 * logits) < losses.one_hot_loss(logits)
+    (gradient,) = torch.autograd.grad(losses.one_hot_loss(logits), logits)
     answer = torch.nn.functional.one_hot(logits.argmax(1), 5)
     assert torch.allclose(gradient, (logits.softmax(1) - answer).detach() / 6, atol=1e-6)
 
 
 def test_balance_is_least_for_even_classes_and_zero_for_one() -> None:
     even, one = 50 * torch.eye(4), torch.tensor([[50.0, 0, 0, 0]]).repeat(4, 1)
-    assert float(losses.balance(even)) == pytest.approx(-math.log(4), rel=1e-6)
-    assert float(losses.balance(one)) == pytest.approx(0, abs=1e-6)
+    assert float(losses.balance_loss(even)) == pytest.approx(-math.log(4), rel=1e-6)
+    assert float(losses.balance_loss(one)) == pytest.approx(0, abs=1e-6)
     certain = torch.tensor([[500.0, 0, 0, 0]]).requires_grad_()
-    (gradient,) = torch.autograd.grad(losses.balance(certain), certain)
+    (gradient,) = torch.autograd.grad(losses.balance_loss(certain), certain)
     assert torch.isfinite(gradient).all(), "a probability of zero must not make the gradient NaN"
 
 
@@ -117,11 +117,11 @@ def test_the_released_gap_is_clamped_where_the_answers_are_sure() -> None:
 
 def test_the_distillation_loss_is_l1_or_kl_times_the_square_of_the_temperature() -> None:
     student, teacher = draw(8, 5), draw(8, 5, seed=1)
-    assert torch.equal(losses.distance(student, teacher, "l1", 4.0), (student - teacher).abs().mean())
+    assert torch.equal(losses.logit_distance(student, teacher, "l1", 4.0), (student - teacher).abs().mean())
     p, q = (student / 4).softmax(1), (teacher / 4).softmax(1)
     expected = 16 * (q * (q / p).log()).sum(1).mean()
-    assert torch.allclose(losses.distance(student, teacher, "kl", 4.0), expected)
-    assert float(losses.distance(teacher, teacher, "kl", 4.0)) == pytest.approx(0, abs=1e-6)
+    assert torch.allclose(losses.logit_distance(student, teacher, "kl", 4.0), expected)
+    assert float(losses.logit_distance(teacher, teacher, "kl", 4.0)) == pytest.approx(0, abs=1e-6)
 
 
 def test_means_over_the_batch_do_not_depend_on_its_size() -> None:
@@ -129,8 +129,8 @@ def test_means_over_the_batch_do_not_depend_on_its_size() -> None:
     twice = torch.cat([student, student]), torch.cat([teacher, teacher])
     for name, gap in losses.GAPS.items():
         assert torch.allclose(gap(*twice), gap(student, teacher)), name
-    assert torch.allclose(losses.one_hot(twice[1]), losses.one_hot(teacher))
-    assert torch.allclose(losses.balance(twice[1]), losses.balance(teacher))
+    assert torch.allclose(losses.one_hot_loss(twice[1]), losses.one_hot_loss(teacher))
+    assert torch.allclose(losses.balance_loss(twice[1]), losses.balance_loss(teacher))
 
 
 def test_the_kl_to_a_standard_normal_is_zero_there_and_agrees_with_torch() -> None:

@@ -8,7 +8,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from edgekd import rng
 from edgekd.synthesis import qat
-from edgekd.synthesis.losses import distance
+from edgekd.synthesis.losses import logit_distance
 
 
 def network() -> nn.Module:
@@ -41,7 +41,7 @@ def test_rounding_weights_commutes_with_folding_batchnorm() -> None:
 @pytest.mark.parametrize(("low", "high"), [(-2.0, 2.0), (-0.5, 3.0), (0.0, 6.0)])
 def test_activations_keep_256_levels_and_a_straight_through_gradient(low: float, high: float) -> None:
     x = torch.linspace(-8, 8, 4001, requires_grad=True)
-    y = qat.fake_quantised(x, low, high)
+    y = qat.fake_quantized(x, low, high)
     step = (high - low) / (254 if low == -high else 255)
     assert len(y.unique()) in (255, 256)
     inside = (x > low + step) & (x < high - step)
@@ -71,7 +71,7 @@ def test_fine_tuning_gives_a_plain_network_and_leaves_the_student_alone() -> Non
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     limits, done = {"0": (-2.0, 2.0), "5": (0.0, 1.5)}, []
 
-    def tuned() -> qat.FineTuned:
+    def tuned() -> qat.QatResult:
         return qat.fine_tune(
             student,
             limits,
@@ -97,8 +97,8 @@ def test_the_teacher_counts_where_it_gives_the_students_answer() -> None:
     own = torch.tensor([[3.0, 0.0], [0.0, 2.0]])
     teacher = torch.tensor([[5.0, 0.0], [9.0, 0.0]])
     found = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    expected = distance(found, own, "kl", 4.0) + 0.5 * distance(found[:1], teacher[:1], "kl", 4.0)
+    expected = logit_distance(found, own, "kl", 4.0) + 0.5 * logit_distance(found[:1], teacher[:1], "kl", 4.0)
     assert qat.target_loss(found, own, teacher) == pytest.approx(float(expected))
     assert qat.target_loss(found, own, -teacher + 20 * own.eq(0)) == pytest.approx(
-        float(distance(found, own, "kl", 4.0))
+        float(logit_distance(found, own, "kl", 4.0))
     )

@@ -16,18 +16,18 @@ from edgekd import state_dict
 from edgekd.machine import Precision
 from edgekd.models import registry
 from edgekd.recipe.method import ReplayTable, VaeTable
-from edgekd.rng import Draws
+from edgekd.rng import KeyedDraws
 from edgekd.run import checkpoint
 from edgekd.synthesis import losses
 from edgekd.synthesis.generator import Generator
 from edgekd.synthesis.replay import GATE_DECAY, BankReplay, EmaGeneratorReplay, Replay, VaeReplay
-from edgekd.synthesis.teacher import Observation, Teacher
+from edgekd.synthesis.teacher import Teacher, TeacherOutputs
 from edgekd.synthesis.vae import VAE
 
 CPU = torch.device("cpu")
 FP32 = Precision(CPU, False)
 SHAPE = (1, 8, 8)
-DRAWS = Draws(1, "test", CPU)
+DRAWS = KeyedDraws(1, "test", CPU)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -40,7 +40,7 @@ def bank(**values: Any) -> BankReplay:
     )
 
 
-UNSEEN = Observation(torch.zeros(0), torch.zeros(0), torch.zeros(()))
+UNSEEN = TeacherOutputs(torch.zeros(0), torch.zeros(0), torch.zeros(()))
 """What the teacher saw, where nobody asks."""
 
 
@@ -161,7 +161,7 @@ def vae_replay(teacher: Teacher, **values: Any) -> VaeReplay:
     return VaeReplay(vae, found, teacher, FP32, fused=True)
 
 
-def look(teacher: Teacher, images: Tensor) -> Observation:
+def look(teacher: Teacher, images: Tensor) -> TeacherOutputs:
     with torch.no_grad():
         return teacher.observe(images)
 
@@ -286,7 +286,7 @@ def test_tuned_codes_are_one_step_of_adam(teacher: Teacher) -> None:
     z = nn.Parameter(noise.clone())
     optimizer = torch.optim.Adam([z], lr=0.02)
     logits = teacher.network(replay.vae.decoder(z))
-    (0.9 * losses.one_hot(logits) + 2.0 * losses.balance(logits) + losses.latent_moments(z)).backward()
+    (0.9 * losses.one_hot_loss(logits) + 2.0 * losses.balance_loss(logits) + losses.latent_moments(z)).backward()
     optimizer.step()
     assert torch.allclose(replay._codes(noise), z, atol=1e-6)
     assert torch.allclose((replay._codes(noise) - noise).abs(), torch.full((7, 6), 0.02), atol=1e-4)

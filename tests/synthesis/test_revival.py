@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.synthesis import revival
+from edgekd.synthesis.hooks import recording
 from edgekd.synthesis.revival import ReluInputs
-from edgekd.synthesis.watching import watched
 
 
 def network() -> nn.Sequential:
@@ -35,7 +35,7 @@ def images() -> Tensor:
 def test_the_highest_input_of_each_channel_is_seen() -> None:
     net, x = network(), images()
     before = net[0](x)
-    with watched(ReluInputs(net)) as highest:
+    with recording(ReluInputs(net)) as highest:
         net(x)
     assert [len(part) for part in highest] == [3, 2]
     assert torch.allclose(highest[0], before.amax(dim=(0, 2, 3)))
@@ -49,7 +49,7 @@ def test_nothing_is_seen_outside_or_without_a_watch() -> None:
     inputs = ReluInputs(net)
     net(images())
     assert inputs.seen is None
-    with watched(None) as highest:
+    with recording(None) as highest:
         net(images())
     assert highest == []
 
@@ -61,7 +61,7 @@ def test_the_pull_moves_dead_channels_alone_and_brings_them_back() -> None:
     old = {name: value.clone() for name, value in net.state_dict().items()}
     shares = []
     for _ in range(20):
-        with watched(inputs) as highest:
+        with recording(inputs) as highest:
             net(x)
         shares.append(float(revival.dead_share(highest)))
         optimizer.zero_grad()

@@ -11,14 +11,14 @@ import torch
 from edgekd.models.description import Description
 from edgekd.recipe import Recipe
 from edgekd.recipe.method import MethodTable
-from edgekd.rng import Draws
+from edgekd.rng import KeyedDraws
 from edgekd.synthesis.generator import Generator
 from edgekd.synthesis.sampler import Sampler
 from edgekd.synthesis.vae import VAE
 
 CPU = torch.device("cpu")
 SHAPE = (1, 8, 8)
-DRAWS = Draws(1, "synthetic", CPU)
+DRAWS = KeyedDraws(1, "synthetic", CPU)
 TEACHER = Description("resnet8", SHAPE, 4, "linear", "", batchnorm=True)
 
 

@@ -6,13 +6,13 @@ import math
 
 import pytest
 
-from edgekd.recipe.method import GeneratorTable, MethodTable, UpdateTable
+from edgekd.recipe.method import GeneratorTable, MethodTable, StudentUpdateTable
 from edgekd.synthesis import schedules
-from edgekd.synthesis.schedules import Lesson
+from edgekd.synthesis.schedules import Objective
 
 
 def test_the_learning_rate_falls_as_half_a_cosine() -> None:
-    table = UpdateTable(lr=0.2, schedule="cosine")
+    table = StudentUpdateTable(lr=0.2, schedule="cosine")
     rates = [schedules.learning_rate(table, step, 100) for step in range(100)]
     assert rates[0] == 0.2
     assert rates[50] == pytest.approx(0.1)
@@ -30,7 +30,7 @@ def test_the_generator_may_decay_with_the_student() -> None:
 
 
 def test_the_warm_up_rises_linearly_to_the_peak_and_the_cosine_starts_there() -> None:
-    table = UpdateTable(lr=0.2, warmup=0.1, schedule="cosine")
+    table = StudentUpdateTable(lr=0.2, warmup=0.1, schedule="cosine")
     rates = [schedules.learning_rate(table, step, 100) for step in range(100)]
     assert rates[:10] == pytest.approx([0.02 * (i + 1) for i in range(10)])
     assert rates[10] == 0.2
@@ -38,38 +38,38 @@ def test_the_warm_up_rises_linearly_to_the_peak_and_the_cosine_starts_there() ->
 
 
 def test_a_constant_rate_is_constant_after_the_warm_up() -> None:
-    table = UpdateTable(lr=0.3, warmup=0.5, schedule="constant")
+    table = StudentUpdateTable(lr=0.3, warmup=0.5, schedule="constant")
     assert [schedules.learning_rate(table, step, 4) for step in range(4)] == pytest.approx([0.15, 0.3, 0.3, 0.3])
 
 
 def test_a_run_without_consolidation_teaches_one_lesson_to_the_end() -> None:
     method = MethodTable.model_validate({"student": {"lr": 0.2, "loss": "kl", "temperature": 3.0}})
     assert schedules.exploration_steps(method, 101) == 101
-    assert schedules.lesson(method, 0, 100) == Lesson("kl", 3.0, 0.2)
-    assert schedules.lesson(method, 50, 100) == Lesson("kl", 3.0, pytest.approx(0.1))
+    assert schedules.objective_at(method, 0, 100) == Objective("kl", 3.0, 0.2)
+    assert schedules.objective_at(method, 50, 100) == Objective("kl", 3.0, pytest.approx(0.1))
 
 
 def test_consolidation_has_a_loss_and_a_learning_rate_of_its_own() -> None:
     last = {"start": 0.4, "loss": "kl", "temperature": 2.0, "lr": 0.1}
     method = MethodTable.model_validate({"student": {"lr": 0.2, "loss": "l1"}, "consolidation": last})
     assert schedules.exploration_steps(method, 100) == 40
-    exploring = [schedules.lesson(method, step, 100) for step in range(40)]
+    exploring = [schedules.objective_at(method, step, 100) for step in range(40)]
     assert {lesson.loss for lesson in exploring} == {"l1"}
     assert exploring[20].lr == pytest.approx(0.1), "the first cosine ends where consolidation begins"
-    assert schedules.lesson(method, 40, 100) == Lesson("kl", 2.0, 0.1)
-    assert schedules.lesson(method, 70, 100).lr == pytest.approx(0.05)
-    assert 0 < schedules.lesson(method, 99, 100).lr < 1e-4
+    assert schedules.objective_at(method, 40, 100) == Objective("kl", 2.0, 0.1)
+    assert schedules.objective_at(method, 70, 100).lr == pytest.approx(0.05)
+    assert 0 < schedules.objective_at(method, 99, 100).lr < 1e-4
 
 
 @pytest.mark.parametrize("start", [0.0, 1.0])
 def test_either_phase_may_be_missing(start: float) -> None:
     method = MethodTable.model_validate({"consolidation": {"start": start}})
-    losses = {schedules.lesson(method, step, 3).loss for step in range(3)}
+    losses = {schedules.objective_at(method, step, 3).loss for step in range(3)}
     assert losses == {"kl" if start == 0 else "l1"}
 
 
 def test_a_warm_up_of_all_steps_divides_by_nothing() -> None:
-    assert schedules.learning_rate(UpdateTable(lr=1.0, warmup=0.99), 0, 1) == 1.0
+    assert schedules.learning_rate(StudentUpdateTable(lr=1.0, warmup=0.99), 0, 1) == 1.0
 
 
 def test_the_adversary_ramps_between_its_two_fractions() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from edgekd import state_dict
 from edgekd.machine import Precision
 from edgekd.models import registry
-from edgekd.recipe.method import GeneratorTable, ReplayTable, UpdateTable
+from edgekd.recipe.method import GeneratorTable, ReplayTable, StudentUpdateTable
 from edgekd.run import checkpoint
 from edgekd.synthesis.generator import Generator
 from edgekd.synthesis.replay import BankReplay
@@ -36,7 +36,7 @@ def make(seed: int = 1, optimizer: str = "adam") -> State:
         student=student.to(memory_format=torch.channels_last),
         generator=generator,
         replay=BankReplay(ReplayTable(source="bank", batch_size=4, bank_size=8), (1, 8, 8), CPU),
-        student_optimizer=student_optimizer(student, UpdateTable(optimizer=optimizer), fused=True),
+        student_optimizer=student_optimizer(student, StudentUpdateTable(optimizer=optimizer), fused=True),
         generator_optimizer=generator_optimizer(generator, GeneratorTable(), fused=True),
         student_precision=FP32,
         generator_precision=FP32,
@@ -154,8 +154,10 @@ def test_a_sick_tensor_anywhere_is_noticed(where: str, value: float) -> None:
 
 def test_optimisers_take_their_values_from_the_tables() -> None:
     network = nn.Linear(2, 2)
-    sgd = student_optimizer(network, UpdateTable(optimizer="sgd", lr=0.3, momentum=0.5, weight_decay=0.1), fused=True)
-    adam = student_optimizer(network, UpdateTable(optimizer="adam", lr=0.2, weight_decay=0.2), fused=False)
+    sgd = student_optimizer(
+        network, StudentUpdateTable(optimizer="sgd", lr=0.3, momentum=0.5, weight_decay=0.1), fused=True
+    )
+    adam = student_optimizer(network, StudentUpdateTable(optimizer="adam", lr=0.2, weight_decay=0.2), fused=False)
     generator = generator_optimizer(network, GeneratorTable(lr=0.1, betas=(0.4, 0.8)), fused=True)
     assert [type(o).__name__ for o in (sgd, adam, generator)] == ["SGD", "Adam", "Adam"]
     assert (sgd.defaults["lr"], sgd.defaults["momentum"], sgd.defaults["weight_decay"]) == (0.3, 0.5, 0.1)

@@ -20,7 +20,7 @@ from edgekd.recipe import load_resolved
 from edgekd.recipe.method import MethodTable
 from edgekd.run.directory import RunDir
 from edgekd.run.files import digest, read_json, write_json
-from edgekd.schema import written
+from edgekd.schema import to_json
 
 ROOT = Path(__file__).parents[3]
 """The checkout."""
@@ -56,7 +56,7 @@ def _without_folders(text: str) -> str:
 
 def machine() -> dict[str, Any]:
     """Return what a number may depend on, of this machine and its libraries."""
-    here = written(this_machine())
+    here = to_json(this_machine())
     names = ("cpu_model", "architecture", "cpu_flags", "cpus", "usable_cpus", "memory_bytes", "gpus", "system")
     libraries = {name: version(name) for name in ("torch", "numpy")} | here["runtime_packages"]
     return {**{name: here[name] for name in names}, "python": here["python"], "libraries": libraries}

@@ -44,11 +44,11 @@ from edgekd.export.fidelity import TOLERANCE_FP32, agreement
 from edgekd.export.int8_chain import Int8Result, quantize_keeping_answers
 from edgekd.export.quantize import FLAVOURS, Flavour
 from edgekd.export.ranges import Batches, Ranges, collect_ranges
-from edgekd.export.samples import Samples, kept, of_images
+from edgekd.export.samples import ExportSamples, cached_batches, of_images
 from edgekd.models import artefacts
 from edgekd.models.description import Description
 from edgekd.recipe import Recipe
-from edgekd.rng import Draws
+from edgekd.rng import KeyedDraws
 from edgekd.run.directory import RunDir
 from edgekd.run.files import read_json, write_json
 from edgekd.run.realdata import RealImages, describe_transform
@@ -92,7 +92,7 @@ class Subject:
         return (min(asked[0], FITTED), min(asked[1], FITTED)) if name == "batchnorm" else asked
 
 
-def noise(draws: Draws, shape: tuple[int, int, int], purpose: str, count: int) -> Batches:
+def noise(draws: KeyedDraws, shape: tuple[int, int, int], purpose: str, count: int) -> Batches:
     """Return standard normal images."""
 
     def batches() -> Iterator[NDArray[Any]]:
@@ -156,12 +156,12 @@ def sources(subject: Subject) -> dict[str, Callable[[], Source]]:
     """Return how to make each source that this run allows."""
 
     def replay() -> Source:
-        samples = Samples.of_run(subject.run, None)
+        samples = ExportSamples.of_run(subject.run, None)
         calibration, held_out = subject.sizes("replay")
         return Source(samples.stream("export/calibration", calibration), samples.stream("export/held-out", held_out))
 
     def normal(name: str) -> tuple[Batches, Batches]:
-        draws, shape = Draws(subject.recipe.seed, "study", torch.device("cpu")), subject.description.input_shape
+        draws, shape = KeyedDraws(subject.recipe.seed, "study", torch.device("cpu")), subject.description.input_shape
         calibration, held_out = subject.sizes(name)
         return noise(draws, shape, "calibration", calibration), noise(draws, shape, "held-out", held_out)
 
@@ -205,7 +205,7 @@ class Study:
             if not flavours:
                 continue
             source = make()
-            held_out = kept(source.held_out)
+            held_out = cached_batches(source.held_out)
             judge = int8.HeldOut.of(self.subject.fp32, held_out)
             ranges: Ranges | GateError
             try:
@@ -283,7 +283,9 @@ def opened(label: str, run: RunDir, data: Path, options: argparse.Namespace) -> 
     threads = machine.use_threads(options.threads or recipe.machine.threads)
     test = images.labelled(run, data / "test", options.test_limit)
     train = images.labelled(run, data / "train", cache=False) if (data / "train").is_dir() else None
-    return Subject(label, run, recipe, artefacts.describe(run), artefacts.student_network(run), test, train, threads)
+    return Subject(
+        label, run, recipe, artefacts.description_of(run), artefacts.student_network(run), test, train, threads
+    )
 
 
 def main() -> None:

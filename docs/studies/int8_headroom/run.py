@@ -23,7 +23,7 @@ from edgekd.export.clipping import clipping
 from edgekd.export.int8_chain import correct_bias
 from edgekd.export.quantize import FLAVOURS
 from edgekd.export.ranges import collect_ranges
-from edgekd.export.samples import Samples, kept, of_images
+from edgekd.export.samples import ExportSamples, cached_batches, of_images
 from edgekd.recipe import Recipe
 from edgekd.run.directory import RunDir
 from edgekd.run.files import read_json, write_json
@@ -34,12 +34,12 @@ FACTORS = (1.0, 1.15, 1.3, 1.5, 2.0)
 
 def rows(run: RunDir, recipe: Recipe, development: RealImages) -> list[dict[str, Any]]:
     """Return what each file kind makes of each factor."""
-    samples = Samples.of_run(run, None)
+    samples = ExportSamples.of_run(run, None)
     fp32 = run.stage("export") / "student.fp32.onnx"
     calibration = samples.stream("export/calibration", recipe.export.calibration_samples)
     ranges = collect_ranges(fp32, calibration)
-    synthetic = int8.HeldOut.of(fp32, kept(samples.stream("export/held-out", recipe.export.holdout_samples)))
-    real = int8.HeldOut.of(fp32, kept(of_images(development, None)))
+    synthetic = int8.HeldOut.of(fp32, cached_batches(samples.stream("export/held-out", recipe.export.holdout_samples)))
+    real = int8.HeldOut.of(fp32, cached_batches(of_images(development, None)))
     found = []
     for flavour in FLAVOURS.values():
         for factor in FACTORS:

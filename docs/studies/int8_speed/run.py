@@ -26,15 +26,15 @@ from numpy.typing import NDArray
 from docs.studies.common.provenance import provenance
 from edgekd.agent.device.environment import this_machine
 from edgekd.agent.kernels import Kind
-from edgekd.agent.measure import measure
-from edgekd.agent.measurement import Job, Settings
-from edgekd.bench.latency import speedup_estimate, summarise
-from edgekd.bench.students import settled
+from edgekd.agent.measure import measure_jobs
+from edgekd.agent.measurement import BenchJob, BenchSettings
+from edgekd.bench.latency import speedup_estimate, summarize
+from edgekd.bench.sized_students import build_settled
 from edgekd.export.int8 import HeldOut, choose_ranges
 from edgekd.export.onnx_export import export_fp32
 from edgekd.export.quantize import FLAVOURS, compute_nodes
 from edgekd.export.ranges import collect_ranges
-from edgekd.schema import written
+from edgekd.schema import to_json
 
 KINDS: dict[str, Kind] = {"fp32": "fp32", "int8-cpu-x86": "int8-cpu-x86", "other-start": "int8-cpu-x86"}
 SIDES, TOY_SIDES, THREADS = (224, 96), (32,), (1, 2)
@@ -47,7 +47,7 @@ def export(student: str, side: int, folder: Path) -> dict[str, Path]:
     """Write a student's FP32 file and both of INT8."""
     shape = (3, side, side)
     files = {label: folder / f"{student}-{side}.{label}.onnx" for label in KINDS}
-    export_fp32(settled(student, shape, 1000), shape, files["fp32"])
+    export_fp32(build_settled(student, shape, 1000), shape, files["fp32"])
 
     def noise() -> Iterator[NDArray[Any]]:
         rng = np.random.default_rng(0)
@@ -62,14 +62,14 @@ def export(student: str, side: int, folder: Path) -> dict[str, Path]:
     return files
 
 
-def timed(files: dict[str, Path], settings: Settings) -> dict[str, Any]:
+def timed(files: dict[str, Path], settings: BenchSettings) -> dict[str, Any]:
     """Measure all files side by side."""
-    comparison = measure([Job(label, files[label], kind) for label, kind in KINDS.items()], settings)
+    comparison = measure_jobs([BenchJob(label, files[label], kind) for label, kind in KINDS.items()], settings)
     rounds = {one.job.artefact: [piece.samples_ms for piece in one.rounds] for one in comparison.measurements}
     machine = comparison.environment
     return {
         "int8_instructions": machine.int8_instructions,
-        "latency_ms": {kind: asdict(summarise(samples, settings.batch)) for kind, samples in rounds.items()},
+        "latency_ms": {kind: asdict(summarize(samples, settings.batch)) for kind, samples in rounds.items()},
         "integer_nodes": {one.job.artefact: [one.integer_nodes, one.compute_nodes] for one in comparison.measurements},
         "speedup": {
             label: asdict(speedup_estimate(rounds["fp32"], rounds[label], settings.seed))
@@ -77,7 +77,7 @@ def timed(files: dict[str, Path], settings: Settings) -> dict[str, Any]:
             if label != "fp32"
         },
         "warnings": [*comparison.warnings, *([] if machine.int8_instructions else [NO_VNNI])],
-        "environment": {name: fact for name, fact in written(machine).items() if name != "executable"},
+        "environment": {name: fact for name, fact in to_json(machine).items() if name != "executable"},
     }
 
 
@@ -92,7 +92,7 @@ def main(out: Path, students: list[str], toy: bool) -> None:
                 files = export(student, side, Path(folder))
                 for threads in THREADS:
                     rows.append({"student": student, "input": f"3x{side}x{side}", "threads": threads, "toy": toy})
-                    rows[-1] |= timed(files, Settings(threads=threads, **(TOY if toy else THOROUGH)))  # type: ignore[arg-type]
+                    rows[-1] |= timed(files, BenchSettings(threads=threads, **(TOY if toy else THOROUGH)))  # type: ignore[arg-type]
                     sys.stderr.write(
                         f"{student} {side} {threads}: {rows[-1]['speedup']['int8-cpu-x86']['value']:.2f}\n"
                     )

@@ -17,7 +17,7 @@ from docs.studies.common import images
 from docs.studies.common.provenance import provenance
 from edgekd import recipe as recipes
 from edgekd.models import artefacts
-from edgekd.run.cards.judged import Candidate, SelectionCard
+from edgekd.run.cards.judged import SelectionCandidate, SelectionCard
 from edgekd.run.directory import RunDir
 from edgekd.run.files import read_json, write_json
 from edgekd.stages import select
@@ -28,11 +28,11 @@ from edgekd.synthesis.sampler import Sampler
 def judged(run: RunDir, data: Path) -> dict[str, Any]:
     """Return agreement and accuracy of each candidate of a run, and what the choice was worth."""
     recipe = recipes.load_resolved(run.recipe_file)
-    description = artefacts.describe(run)
+    description = artefacts.description_of(run)
     state = select.final_state(run)
     sampler = Sampler.from_state(Sampler.state_of(state, recipe.method), recipe, description)
     real = images.labelled(run, data)
-    students = select.candidates(recipe, description, state, sampler, Stop())
+    students = select.selection_candidates(recipe, description, state, sampler, Stop())
     accuracy = {name: real.network_accuracy(student) for name, student in students.items()}
     selection = run.read(SelectionCard)
     return {
@@ -50,7 +50,7 @@ def judged(run: RunDir, data: Path) -> dict[str, Any]:
 
 def with_choice(row: dict[str, Any]) -> dict[str, Any]:
     """Return what is known of a run's candidates, with what the rule makes of it."""
-    found = [Candidate.of(name, c["agreement"], row["samples"]) for name, c in row["candidates"].items()]
+    found = [SelectionCandidate.of(name, c["agreement"], row["samples"]) for name, c in row["candidates"].items()]
     chosen = select.choose(found, ships_average=row["ships_average"])[0].name
     accuracy = {name: c["accuracy"] for name, c in row["candidates"].items()}
     best = max(value for name, value in accuracy.items() if row["ships_average"] or not name.startswith("ema"))

@@ -8,7 +8,7 @@ from statistics import fmean, median
 
 from edgekd.agent.device.environment import Environment
 from edgekd.agent.device.machine import Activity
-from edgekd.agent.measurement import Measurement, Settings
+from edgekd.agent.measurement import BenchSettings, Measurement
 
 BUSY_SHARE = 0.1  # of all CPUs
 BUSY_CPUS = 0.2  # and at least this many: a desktop's own background stays below
@@ -18,7 +18,7 @@ DRIFT = 0.05
 
 
 def warnings(
-    environment: Environment, settings: Settings, before: Activity, measurements: Sequence[Measurement]
+    environment: Environment, settings: BenchSettings, before: Activity, measurements: Sequence[Measurement]
 ) -> tuple[str, ...]:
     """Return one sentence for each reason not to trust the measurements; empty on a quiet machine."""
     during = [one.activity for measurement in measurements for one in measurement.rounds]
@@ -32,7 +32,7 @@ def warnings(
     )
 
 
-def _threads(environment: Environment, settings: Settings) -> Iterable[str]:
+def _threads(environment: Environment, settings: BenchSettings) -> Iterable[str]:
     if settings.threads > environment.usable_cpus:
         if settings.threads == 1:
             yield f"1 thread has {environment.usable_cpus:g} usable CPUs: the quota stops it in between."
@@ -71,7 +71,7 @@ def _clock(during: Sequence[Activity]) -> Iterable[str]:
         yield f"The CPU was throttled by heat {throttled} times during the measurement."
 
 
-def _course(measurement: Measurement, settings: Settings) -> Iterable[str]:
+def _course(measurement: Measurement, settings: BenchSettings) -> Iterable[str]:
     name = measurement.job.label
     if not measurement.stable:
         yield (

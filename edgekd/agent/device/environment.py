@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from edgekd import cpus, schema
 from edgekd.agent.device import machine
 from edgekd.agent.device.jetson import Jetson
-from edgekd.schema import holds, many, maybe, number, record, table, text, whole
+from edgekd.schema import holds, integer, list_of, mapping_of, number, optional, record, text
 
 _VERSION = text(60, r"[0-9]{1,4}\.[0-9]{1,4}(\.[0-9A-Za-z.+-]+)?")
 
@@ -28,26 +28,26 @@ class Environment:
     """What a latency depends on; None where the machine does not say."""
 
     cpu_model: str = field(metadata=holds(text()))
-    board: str | None = field(metadata=holds(maybe(text())))
+    board: str | None = field(metadata=holds(optional(text())))
     architecture: str = field(metadata=holds(text()))
-    cpu_flags: tuple[str, ...] = field(metadata=holds(many(schema.NAME, 100)))
-    cpus: int = field(metadata=holds(whole(1, 10**6)))
+    cpu_flags: tuple[str, ...] = field(metadata=holds(list_of(schema.NAME, 100)))
+    cpus: int = field(metadata=holds(integer(1, 10**6)))
     usable_cpus: float = field(metadata=holds(number(1e-3, 1e6)))
-    governor: str | None = field(metadata=holds(maybe(text())))
-    clock_mhz: float | None = field(metadata=holds(maybe(schema.MHZ)))
-    max_clock_mhz: float | None = field(metadata=holds(maybe(schema.MHZ)))
-    load_average: float | None = field(metadata=holds(maybe(number(0, 1e6))))
-    memory_bytes: int | None = field(metadata=holds(maybe(schema.SIZE_BYTES)))
-    free_memory_bytes: int | None = field(metadata=holds(maybe(schema.SIZE_BYTES)))
-    gpus: tuple[str, ...] = field(metadata=holds(many(text(), 100)))
+    governor: str | None = field(metadata=holds(optional(text())))
+    clock_mhz: float | None = field(metadata=holds(optional(schema.MHZ)))
+    max_clock_mhz: float | None = field(metadata=holds(optional(schema.MHZ)))
+    load_average: float | None = field(metadata=holds(optional(number(0, 1e6))))
+    memory_bytes: int | None = field(metadata=holds(optional(schema.SIZE_BYTES)))
+    free_memory_bytes: int | None = field(metadata=holds(optional(schema.SIZE_BYTES)))
+    gpus: tuple[str, ...] = field(metadata=holds(list_of(text(), 100)))
     system: str = field(metadata=holds(text()))
     kernel: str = field(metadata=holds(text()))
     python: str = field(metadata=holds(text()))
     executable: str = field(metadata=holds(text(5000)))
-    numpy: str | None = field(metadata=holds(maybe(text())))
-    runtime_packages: dict[str, str] = field(metadata=holds(table(text(), 20)))
-    tensorrt: TensorRT | None = field(default=None, metadata=holds(maybe(record(TensorRT))))
-    jetson: Jetson | None = field(default=None, metadata=holds(maybe(record(Jetson))))
+    numpy: str | None = field(metadata=holds(optional(text())))
+    runtime_packages: dict[str, str] = field(metadata=holds(mapping_of(text(), 20)))
+    tensorrt: TensorRT | None = field(default=None, metadata=holds(optional(record(TensorRT))))
+    jetson: Jetson | None = field(default=None, metadata=holds(optional(record(Jetson))))
 
     @property
     def x86(self) -> bool:
@@ -68,9 +68,9 @@ class Environment:
 def this_machine(tensorrt: TensorRT | None = None, jetson: Jetson | None = None) -> Environment:
     """Return what a latency of this process depends on: CPU, clocks, memory, system and the installed runtimes."""
     cpu = cpus.fields()
-    memory = machine.fields_of(machine.read_text("/proc/meminfo"), ":")
-    max_khz = machine.read_text(machine.CPUFREQ + "cpuinfo_max_freq")
-    board = machine.read_text("/proc/device-tree/model")
+    memory = machine.fields_of(machine.read_small_file("/proc/meminfo"), ":")
+    max_khz = machine.read_small_file(machine.CPUFREQ + "cpuinfo_max_freq")
+    board = machine.read_small_file("/proc/device-tree/model")
     return Environment(
         cpu_model=cpu.get("model name") or cpu.get("Hardware") or board or platform.processor() or "unknown",
         board=board or None,
@@ -85,7 +85,8 @@ def this_machine(tensorrt: TensorRT | None = None, jetson: Jetson | None = None)
         memory_bytes=machine.kibibytes(memory, "MemTotal"),
         free_memory_bytes=machine.kibibytes(memory, "MemAvailable"),
         gpus=tuple(machine.gpu_names()),
-        system=machine.fields_of(machine.read_text("/etc/os-release"), "=").get("PRETTY_NAME") or platform.system(),
+        system=machine.fields_of(machine.read_small_file("/etc/os-release"), "=").get("PRETTY_NAME")
+        or platform.system(),
         kernel=platform.release(),
         python=platform.python_version(),
         executable=sys.executable,

@@ -11,8 +11,8 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgekd.agent.device.machine import Watch, read_text
-from edgekd.schema import COUNT, MHZ, flag, holds, number, record, table, text, told
+from edgekd.agent.device.machine import Watch, read_small_file
+from edgekd.schema import COUNT, MHZ, flag, holds, mapping_of, number, record, text, value_or_reason
 
 JETPACKS = {
     "35.1": "5.0.2",
@@ -53,11 +53,11 @@ class Jetson:
     l4t: str = field(metadata=holds(text()))
     jetpack: str = field(metadata=holds(text()))
     power_mode: str = field(metadata=holds(text()))
-    clocks: dict[str, Clock | str] = field(metadata=holds(table(told(record(Clock)))))
+    clocks: dict[str, Clock | str] = field(metadata=holds(mapping_of(value_or_reason(record(Clock)))))
     """By the name of what they drive; `locked` says whether all are."""
-    temperatures_c: dict[str, float] | str = field(metadata=holds(told(table(number(-1e4, 1e4)))))
-    throttle_events: dict[str, int] | str = field(metadata=holds(told(table(COUNT))))
-    cooling: dict[str, int] | str = field(metadata=holds(told(table(COUNT))))
+    temperatures_c: dict[str, float] | str = field(metadata=holds(value_or_reason(mapping_of(number(-1e4, 1e4)))))
+    throttle_events: dict[str, int] | str = field(metadata=holds(value_or_reason(mapping_of(COUNT))))
+    cooling: dict[str, int] | str = field(metadata=holds(value_or_reason(mapping_of(COUNT))))
 
     @property
     def locked(self) -> str:
@@ -70,9 +70,9 @@ def facts(root: Path = Path("/")) -> Jetson | None:
     release = root / "etc" / "nv_tegra_release"
     if not release.is_file():
         return None
-    l4t = l4t_of(read_text(release))
+    l4t = l4t_of(read_small_file(release))
     return Jetson(
-        board=read_text(root / "proc/device-tree/model") or "n/a: no /proc/device-tree/model",
+        board=read_small_file(root / "proc/device-tree/model") or "n/a: no /proc/device-tree/model",
         l4t=l4t or "n/a: /etc/nv_tegra_release has another form",
         jetpack=jetpack_of(l4t),
         power_mode=power_mode(),
@@ -116,11 +116,11 @@ def clocks(root: Path) -> dict[str, Clock | str]:
     """Return the range the GPU's and the CPUs' clocks may move in; locked where it is a point."""
     found: dict[str, Clock] = {}
     for folder in _gpus(root):
-        low, high, now = (read_text(folder / name) for name in ("min_freq", "max_freq", "cur_freq"))
+        low, high, now = (read_small_file(folder / name) for name in ("min_freq", "max_freq", "cur_freq"))
         if low.isdigit():
             found[folder.name] = _clock(int(low) / 1e6, int(high) / 1e6, int(now or 0) / 1e6)
     for folder in sorted((root / "sys/devices/system/cpu/cpufreq").glob("policy*")):
-        low, high, now = (read_text(folder / f"scaling_{name}_freq") for name in ("min", "max", "cur"))
+        low, high, now = (read_small_file(folder / f"scaling_{name}_freq") for name in ("min", "max", "cur"))
         if low.isdigit():
             found[f"cpu {folder.name}"] = _clock(int(low) / 1e3, int(high) / 1e3, int(now or 0) / 1e3)
     if not found:
@@ -151,7 +151,7 @@ class GpuClockWatch(Watch):
 
     def look(self) -> None:
         """Raise the highest clock if it is higher now."""
-        for hertz in map(read_text, self._files):
+        for hertz in map(read_small_file, self._files):
             if hertz.isdigit():
                 self.highest_mhz = max(self.highest_mhz or 0.0, int(hertz) / 1e6)
 
@@ -164,9 +164,9 @@ def temperatures(root: Path) -> dict[str, float] | str:
     """Return the temperature of each thermal zone that answers."""
     found = {}
     for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
-        value = read_text(zone / "temp")
+        value = read_small_file(zone / "temp")
         if value.lstrip("-").isdigit():
-            found[read_text(zone / "type") or zone.name] = int(value) / 1000
+            found[read_small_file(zone / "type") or zone.name] = int(value) / 1000
     return found or "n/a: no thermal zone can be read"
 
 
@@ -174,7 +174,7 @@ def throttle_events(root: Path) -> dict[str, int] | str:
     """Return the over-current events that the board has counted since boot."""
     found = {}
     for path in sorted((root / "sys/class/hwmon").glob("hwmon*/oc*_event_cnt")):
-        value = read_text(path)
+        value = read_small_file(path)
         if value.isdigit():
             found[path.name.rpartition("_event_cnt")[0]] = int(value)
     return found or "n/a: no oc*_event_cnt under /sys/class/hwmon"
@@ -184,9 +184,9 @@ def cooling(root: Path) -> dict[str, int] | str:
     """Return the state of each cooling device that is at work (0 is at rest); a clock capped by heat is one."""
     found = {}
     for device in sorted((root / "sys/class/thermal").glob("cooling_device*")):
-        value = read_text(device / "cur_state")
+        value = read_small_file(device / "cur_state")
         if value.isdigit():
-            found[read_text(device / "type") or device.name] = int(value)
+            found[read_small_file(device / "type") or device.name] = int(value)
     return found or "n/a: no cooling device can be read"
 
 

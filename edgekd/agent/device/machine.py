@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.agent.device.files import open_regular
-from edgekd.schema import COUNT, CPUS, MHZ, SECONDS, added, holds, maybe
+from edgekd.schema import COUNT, CPUS, MHZ, SECONDS, added, holds, optional
 
 if TYPE_CHECKING:
     from typing import Self
@@ -28,7 +28,7 @@ CPUFREQ = "/sys/devices/system/cpu/cpu0/cpufreq/"
 RUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 
 
-def read_text(path: str | Path) -> str:
+def read_small_file(path: str | Path) -> str:
     """Return the stripped text of a small file of /proc or /sys; empty where it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace").strip("\0\n ")
@@ -55,19 +55,20 @@ def kibibytes(fields: dict[str, str], key: str) -> int | None:
 def clock_mhz() -> float | None:
     """Return the clock of the fastest core now: the working one, as the idle ones may be clocked down."""
     kilohertz = [
-        read_text(str(path)) for path in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
+        read_small_file(str(path))
+        for path in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
     ]
     values = [int(value) / 1000 for value in kilohertz if value.isdigit()]
     if not values:
-        lines = read_text("/proc/cpuinfo").splitlines()
+        lines = read_small_file("/proc/cpuinfo").splitlines()
         values = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
     return max(values) if values else None
 
 
-def throttle_events() -> int | None:
+def cpu_throttle_events() -> int | None:
     """Return how often the CPUs were throttled by heat since boot, where the kernel counts it (x86)."""
     counts = [
-        read_text(str(path))
+        read_small_file(str(path))
         for path in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/*_throttle_count")
     ]
     return sum(int(count) for count in counts if count.isdigit()) if counts else None
@@ -75,7 +76,7 @@ def throttle_events() -> int | None:
 
 def cpu_seconds() -> tuple[float, float] | None:
     """Return the seconds all CPUs worked, and those a hypervisor took away, since boot."""
-    ticks = [int(value) for value in read_text("/proc/stat").partition("\n")[0].split()[1:]]
+    ticks = [int(value) for value in read_small_file("/proc/stat").partition("\n")[0].split()[1:]]
     if len(ticks) < 8:
         return None
     user, nice, system, _idle, _iowait, irq, softirq, steal = ticks[:8]
@@ -95,12 +96,14 @@ class Activity:
 
     start_s: float = field(metadata=holds(SECONDS))
     end_s: float = field(metadata=holds(SECONDS))
-    other_cpus: float | None = field(metadata=holds(maybe(CPUS)))
+    other_cpus: float | None = field(metadata=holds(optional(CPUS)))
     """CPUs kept busy by other processes; None where the system does not say."""
-    stolen_cpus: float | None = field(metadata=holds(maybe(CPUS)))  # CPUs that a hypervisor gave to others
-    clock_mhz: float | None = field(metadata=holds(maybe(MHZ)))  # of the fastest core, at the end
+    stolen_cpus: float | None = field(metadata=holds(optional(CPUS)))  # CPUs that a hypervisor gave to others
+    clock_mhz: float | None = field(metadata=holds(optional(MHZ)))  # of the fastest core, at the end
     throttle_events: int = field(metadata=holds(COUNT))
-    gpu_clock_mhz: float | None = field(default=None, metadata=added(maybe(MHZ)))  # A Jetson's, the highest meanwhile
+    gpu_clock_mhz: float | None = field(
+        default=None, metadata=added(optional(MHZ))
+    )  # A Jetson's, the highest meanwhile
 
 
 class Meter:
@@ -110,12 +113,12 @@ class Meter:
         self.start_s = time.perf_counter()
         self.own_s = own_cpu_seconds()
         self.cpus = cpu_seconds()
-        self.throttles = throttle_events()
+        self.throttles = cpu_throttle_events()
 
     def read(self) -> Activity:
         """Return the CPUs used by others and taken by a hypervisor, the clock, and heat throttling."""
         mhz = clock_mhz()
-        cpus, throttles = cpu_seconds(), throttle_events()
+        cpus, throttles = cpu_seconds(), cpu_throttle_events()
         own_s, end_s = own_cpu_seconds() - self.own_s, time.perf_counter()
         other = stolen = None
         if cpus is not None and self.cpus is not None:
@@ -162,7 +165,7 @@ def installed_runtimes() -> dict[str, str | None]:
 
 def governor() -> str | None:
     """Return what sets the clock of the first CPU, where the kernel says so."""
-    return read_text(CPUFREQ + "scaling_governor") or None
+    return read_small_file(CPUFREQ + "scaling_governor") or None
 
 
 def memory_use() -> tuple[int, int]:
@@ -170,7 +173,7 @@ def memory_use() -> tuple[int, int]:
 
     VmHWM belongs to this program alone; ru_maxrss, the way out elsewhere, keeps the peak of the parent.
     """
-    status = fields_of(read_text("/proc/self/status"), ":")
+    status = fields_of(read_small_file("/proc/self/status"), ":")
     resident, peak = kibibytes(status, "VmRSS"), kibibytes(status, "VmHWM")
     if resident is None or peak is None:
         import resource
@@ -221,7 +224,7 @@ class RamWatch(Watch):
 
 def ram_in_use() -> int | None:
     """Return the RAM of the whole machine that is not available to new programs, in bytes."""
-    memory = fields_of(read_text("/proc/meminfo"), ":")
+    memory = fields_of(read_small_file("/proc/meminfo"), ":")
     total, free = kibibytes(memory, "MemTotal"), kibibytes(memory, "MemAvailable")
     return None if total is None or free is None else total - free
 

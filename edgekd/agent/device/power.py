@@ -14,12 +14,12 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from edgekd import schema
-from edgekd.agent.device.machine import Watch, read_text
+from edgekd.agent.device.machine import Watch, read_small_file
 from edgekd.agent.kernels import RUNTIME, Runtime
-from edgekd.schema import either, holds, number, record, sometimes, table
+from edgekd.schema import either, holds, mapping_of, number, record, sometimes
 
 if TYPE_CHECKING:
-    from edgekd.agent.measurement import Job
+    from edgekd.agent.measurement import BenchJob
     from edgekd.agent.messages import Sustained
 
 PERIOD_S = 0.1
@@ -30,7 +30,7 @@ _RAIL = re.compile(r"\b([A-Z][A-Z0-9_]+) (\d+)mW/\d+mW")
 
 
 @dataclass(frozen=True)
-class Source:
+class PowerReader:
     """A way to read the power of each rail, in watts, now."""
 
     name: str
@@ -58,7 +58,7 @@ class Energy:
     batch: int = field(metadata=holds(schema.BATCH))
     runs: int = field(metadata=holds(schema.RUNS))
     seconds: float = field(metadata=holds(schema.DURATION_S))
-    rails_w: dict[str, float] = field(metadata=holds(table(_WATTS)))
+    rails_w: dict[str, float] = field(metadata=holds(mapping_of(_WATTS)))
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ class NoEnergy:
 POWER = either("energy", record(NoEnergy), record(Energy))
 
 
-def find(root: Path = Path("/")) -> Source | str:
+def find_power_reader(root: Path = Path("/")) -> PowerReader | str:
     """Return what the rails are read from, or why they cannot be read, as "n/a: ..."."""
     channels = _channels(root)
     if channels and hwmon_watts(channels):
-        return Source("hwmon (INA3221)", lambda: hwmon_watts(channels))
+        return PowerReader("hwmon (INA3221)", lambda: hwmon_watts(channels))
     tool = shutil.which("tegrastats")
     if tool is not None:
         return _tegrastats(tool)
@@ -88,10 +88,10 @@ def _channels(root: Path) -> list[tuple[str, Path, Path]]:
     """Return label, millivolts and milliamperes of each connected channel; channel 7 is a sum of others."""
     found = []
     for device in sorted((root / "sys/bus/i2c/devices").glob("*")):
-        if not read_text(device / "name").startswith("ina3221"):
+        if not read_small_file(device / "name").startswith("ina3221"):
             continue
         for label in sorted(device.glob("hwmon/hwmon*/in*_label")):
-            number, name = label.name[2 : -len("_label")], read_text(label)
+            number, name = label.name[2 : -len("_label")], read_small_file(label)
             volts, amperes = label.with_name(f"in{number}_input"), label.with_name(f"curr{number}_input")
             if number != "7" and name not in ("", "NC") and amperes.is_file():
                 found.append((name, volts, amperes))
@@ -100,7 +100,7 @@ def _channels(root: Path) -> list[tuple[str, Path, Path]]:
 
 def hwmon_watts(channels: list[tuple[str, Path, Path]]) -> dict[str, float]:
     """Return the power of each channel that answers."""
-    readings = ((name, read_text(volts), read_text(amperes)) for name, volts, amperes in channels)
+    readings = ((name, read_small_file(volts), read_small_file(amperes)) for name, volts, amperes in channels)
     return {name: int(v) * int(a) / 1e6 for name, v, a in readings if v.isdigit() and a.isdigit()}
 
 
@@ -109,7 +109,7 @@ def tegrastats_watts(line: str) -> dict[str, float]:
     return {name: int(milliwatts) / 1000 for name, milliwatts in _RAIL.findall(line)}
 
 
-def _tegrastats(tool: str) -> Source:
+def _tegrastats(tool: str) -> PowerReader:
     command = [tool, "--interval", str(round(1000 * PERIOD_S))]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)  # noqa: S603
     latest: dict[str, float] = {}
@@ -129,13 +129,13 @@ def _tegrastats(tool: str) -> Source:
         process.wait()
         follower.join()
 
-    return Source("tegrastats", lambda: dict(latest), close)
+    return PowerReader("tegrastats", lambda: dict(latest), close)
 
 
-class Sampler(Watch):
+class PowerSampler(Watch):
     """Reads a source every 0.1 s while the context is open."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: PowerReader) -> None:
         super().__init__(PERIOD_S)
         self.source = source
         self.samples: list[tuple[float, dict[str, float]]] = []
@@ -164,16 +164,16 @@ def total(rails: dict[str, float]) -> tuple[str, float]:
     return (whole, rails[whole]) if whole else (" + ".join(sorted(rails)), sum(rails.values()))
 
 
-def energy(
-    job: Job,
+def energy_per_run(
+    job: BenchJob,
     batch: int,
-    source: Source,
+    source: PowerReader,
     run: Callable[[float], Sustained],
     idle_s: float = IDLE_S,
     busy_s: float = BUSY_S,
 ) -> Energy | NoEnergy:
     """Return energy a run of `batch` images, gross and net of idle, from `idle_s` of rest and `busy_s` of running."""
-    with Sampler(source) as sampler:
+    with PowerSampler(source) as sampler:
         begin = time.time()
         time.sleep(idle_s)
         idle = sampler.mean_watts(begin, time.time())

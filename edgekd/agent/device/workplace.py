@@ -70,7 +70,7 @@ class Workplace:
 
     def missing(self, folder: Path, files: Sequence[FileFacts]) -> tuple[str, ...]:
         """Return the files that are not there, or not whole; refuse when they would not fit on the disk."""
-        absent = [one for one in files if not whole(folder / one.name, one.sha256)]
+        absent = [one for one in files if not arrived_whole(folder / one.name, one.sha256)]
         for one in absent:
             if (folder / one.name).exists():
                 (folder / one.name).unlink()
@@ -85,6 +85,6 @@ class Workplace:
         return tuple(one.name for one in absent)
 
 
-def whole(path: Path, sha256: str) -> bool:
+def arrived_whole(path: Path, sha256: str) -> bool:
     """Return whether a file is there with the content it should have."""
     return path.is_file() and sha256_of(path) == sha256

@@ -41,7 +41,7 @@ def runtime_errors(ort: Any) -> tuple[type[BaseException], ...]:
     return (RuntimeError, ValueError, *own)
 
 
-def open_session(
+def create_session(
     ort: Any, path: Path, provider: str, threads: int, profile: str | None = None, *, spin_wait: bool = True
 ) -> Any:
     """Return a session that runs on `provider` and nowhere else; `profile` starts the name of its log file."""
@@ -85,7 +85,7 @@ class OrtRunner(Runner):
         self.provider, self.threads, self.batch = PROVIDERS[request.runtime], request.threads, request.batch
         self.baseline_memory_bytes = memory_use()[0]
         begin = time.perf_counter_ns()
-        self.session = open_session(ort, self.path, self.provider, self.threads, spin_wait=request.spin_wait)
+        self.session = create_session(ort, self.path, self.provider, self.threads, spin_wait=request.spin_wait)
         self.load_ms = (time.perf_counter_ns() - begin) / 1e6
         inputs = self.session.get_inputs()
         types = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
@@ -163,7 +163,7 @@ class OrtRunner(Runner):
         """Return operator and provider of every node that one profiled run executed."""
         with scratch.folder() as folder:
             prefix = str(folder / "profile")
-            session = open_session(self.ort, self.path, self.provider, self.threads, prefix)
+            session = create_session(self.ort, self.path, self.provider, self.threads, prefix)
             session.run(None, {self.name: self.images})
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         ran = [event["args"] for event in events if event["name"].endswith("_kernel_time")]

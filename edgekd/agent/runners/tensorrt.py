@@ -7,7 +7,7 @@ import importlib.util
 from typing import Any
 
 from edgekd.agent.device.environment import TensorRT
-from edgekd.agent.device.machine import gpu_names, read_text
+from edgekd.agent.device.machine import gpu_names, read_small_file
 from edgekd.agent.messages import Load
 from edgekd.agent.refusal import RefusedError
 from edgekd.agent.runners import trtexec
@@ -19,9 +19,9 @@ MISSING = (
 )
 
 
-def find(given: str | None = None) -> TensorRT | None:
+def find_tensorrt(given: str | None = None) -> TensorRT | None:
     """Return the TensorRT that would be used; None without."""
-    tool = trtexec.find(given)
+    tool = trtexec.find_trtexec(given)
     if tool is not None:
         return TensorRT(tool, trtexec.version(tool))
     module = _module()
@@ -40,12 +40,12 @@ def _module() -> Any:
 def gpu_identity() -> str:
     """Return what an engine is bound to besides TensorRT's version."""
     gpus = gpu_names()
-    return gpus[0] if gpus else read_text("/proc/device-tree/model") or "unknown GPU"
+    return gpus[0] if gpus else read_small_file("/proc/device-tree/model") or "unknown GPU"
 
 
 def runner(request: Load) -> Runner:
     """Return what builds an engine, or takes it from the cache, and runs it."""
-    tool = trtexec.find(request.trtexec)
+    tool = trtexec.find_trtexec(request.trtexec)
     if tool is not None:
         return trtexec.TrtexecRunner(request, tool, gpu_identity())
     module = _module()

@@ -13,11 +13,11 @@ from edgekd.agent.device.machine import ram_in_use
 from edgekd.agent.measurement import MemoryUse
 from edgekd.agent.messages import Executed, Load, LogitsArray
 from edgekd.agent.refusal import RefusedError
-from edgekd.agent.runners import tensorrt_rules as rules
 from edgekd.agent.runners.engines import engine_key, engine_of
 from edgekd.agent.runners.inputs import input_shape
 from edgekd.agent.runners.npy import ITEM_BYTES, array_of, full_batches, logits_in, read_npy
 from edgekd.agent.runners.runner import Runner, timed_runs
+from edgekd.agent.runners.tensorrt_rules import OLDEST_WITH_WORDS, parser_family
 
 _ITEM_BYTES = {"FLOAT": 4, "HALF": 2, "INT32": 4, "INT64": 8, "INT8": 1, "UINT8": 1, "BOOL": 1}
 
@@ -35,8 +35,8 @@ class TensorRTRunner(Runner):
         """Build the engine, or take it from the cache, and run it once."""
         request, trt = self.request, self.trt
         self.baseline_memory_bytes = ram_in_use()
-        if rules.family_of(self.runtime_version) is None:
-            raise RefusedError("machine", f"TensorRT {self.runtime_version} is installed; {rules.OLDEST_WITH_WORDS}")
+        if parser_family(self.runtime_version) is None:
+            raise RefusedError("machine", f"TensorRT {self.runtime_version} is installed; {OLDEST_WITH_WORDS}")
         self.batch, self.name, self.flags = request.batch, request.input_name, request.flags
         self.input_shape = input_shape(self.path, request.declared, self.batch, request.image_shape)
         self.open_shape = None in (request.declared or ())
@@ -84,7 +84,7 @@ class TensorRTRunner(Runner):
     def _network_flags(self) -> int:
         """Return the explicit batch where it still must be asked for, and strong typing where it is asked for."""
         flags, known = 0, self.trt.NetworkDefinitionCreationFlag
-        if rules.family_of(self.runtime_version) in ("8.5", "8.6"):
+        if parser_family(self.runtime_version) in ("8.5", "8.6"):
             flags |= 1 << int(known.EXPLICIT_BATCH)
         if "--stronglyTyped" in self.flags:
             flags |= 1 << int(known.STRONGLY_TYPED)

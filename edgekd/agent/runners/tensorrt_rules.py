@@ -19,7 +19,7 @@ _BANNER = re.compile(r"\[TensorRT v(\d+)\](?: \[b(\d+)\])?")
 
 
 @dataclass(frozen=True)
-class Use:
+class EngineOptions:
     """One way to build an engine from a file: `suffix` tells its row from the file's others."""
 
     kind: Kind
@@ -37,7 +37,7 @@ def version_of_banner(text: str) -> str | None:
     return f"{number // first}.{number % first // 100}.{number % 100}"
 
 
-def family_of(version: str) -> str | None:
+def parser_family(version: str) -> str | None:
     """Return 8.5, 8.6, 10 or 11, or None for a TensorRT whose flags are not known."""
     major, minor = (int(part) for part in version.split(".")[:2])
     if (major, minor) in ((8, 5), (8, 6)):
@@ -47,12 +47,12 @@ def family_of(version: str) -> str | None:
 
 def known(found: TensorRT | None) -> bool:
     """Return whether the TensorRT that was found is one whose flags are known."""
-    return found is not None and family_of(found.version) is not None
+    return found is not None and parser_family(found.version) is not None
 
 
-def uses_of(kind: Kind, version: str) -> list[Use] | str:
+def uses_of(kind: Kind, version: str) -> list[EngineOptions] | str:
     """Return the engines to build from a file of this kind, or why there are none, as "n/a: ..."."""
-    family = family_of(version)
+    family = parser_family(version)
     if family is None:
         return f"n/a: TensorRT {version} is installed; {OLDEST_WITH_WORDS}"
     if kind.startswith("int8-cpu"):
@@ -60,23 +60,23 @@ def uses_of(kind: Kind, version: str) -> list[Use] | str:
     if family == "11":
         if kind == "int8-trt":
             return f"n/a: TensorRT {version} would run the rest in FP32; student.int8-trt-fp16.onnx is for it"
-        return [Use(kind, ("--noTF32",) if kind == "fp32" else ())]
+        return [EngineOptions(kind, ("--noTF32",) if kind == "fp32" else ())]
     if kind == "fp16":
         return f"n/a: TensorRT {version} makes FP16 of student.fp32.onnx (--fp16)"
     if kind == "int8-trt-fp16":
         if family == "10":
-            return [Use(kind, ("--stronglyTyped",))]
+            return [EngineOptions(kind, ("--stronglyTyped",))]
         return f"n/a: its opset is 19, and TensorRT {version} reads up to 17"
     if kind == "int8-trt":
-        return [Use(kind, ("--fp16", "--int8"))]
+        return [EngineOptions(kind, ("--fp16", "--int8"))]
     if kind == "fp32":
-        return [Use("fp32", ("--noTF32",)), Use("fp16", ("--fp16",), " --fp16")]
-    return [Use(kind)]
+        return [EngineOptions("fp32", ("--noTF32",)), EngineOptions("fp16", ("--fp16",), " --fp16")]
+    return [EngineOptions(kind)]
 
 
 def build_flags(version: str) -> list[str]:
     """Return the flag of trtexec that builds and does not time."""
-    return ["--buildOnly"] if family_of(version) == "8.5" else ["--skipInference"]
+    return ["--buildOnly"] if parser_family(version) == "8.5" else ["--skipInference"]
 
 
 def timing_flags(version: str, *, spin_wait: bool = True) -> list[str]:
@@ -87,4 +87,4 @@ def timing_flags(version: str, *, spin_wait: bool = True) -> list[str]:
     flags = ["--useCudaGraph", "--noDataTransfers", "--separateProfileRun"]
     if spin_wait:
         return ["--useSpinWait", *flags]
-    return ["--noSpinWait", *flags] if family_of(version) == "11" else flags
+    return ["--noSpinWait", *flags] if parser_family(version) == "11" else flags

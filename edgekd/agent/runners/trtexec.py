@@ -15,18 +15,18 @@ from edgekd.agent.device.machine import RamWatch, ram_in_use
 from edgekd.agent.measurement import MemoryUse
 from edgekd.agent.messages import Executed, Load, LogitsArray, Sustained
 from edgekd.agent.refusal import RefusedError
-from edgekd.agent.runners import tensorrt_rules as rules
 from edgekd.agent.runners.engines import engine_key, engine_of
 from edgekd.agent.runners.inputs import input_shape
 from edgekd.agent.runners.npy import ITEM_BYTES, array_of_rows, full_batches, read_npy
 from edgekd.agent.runners.runner import Runner
+from edgekd.agent.runners.tensorrt_rules import build_flags, timing_flags, version_of_banner
 
 JETPACK = "/usr/src/tensorrt/bin/trtexec"
 BUILD_TIMEOUT_S = 3600.0
 BANNER_TIMEOUT_S = 60.0
 
 
-def find(given: str | None) -> str | None:
+def find_trtexec(given: str | None) -> str | None:
     """Return the trtexec to use: the given one, JetPack's, the one on PATH."""
     if given:
         if shutil.which(given) is None:
@@ -38,7 +38,7 @@ def find(given: str | None) -> str | None:
 def version(tool: str) -> str:
     """Return the TensorRT version that trtexec's first line names."""
     text = _run([tool, "--help"], BANNER_TIMEOUT_S)[1]
-    found = rules.version_of_banner(text)
+    found = version_of_banner(text)
     if found is None:
         line = text.strip().partition("\n")[0]
         raise RefusedError("machine", f"{tool} does not say its TensorRT version; its first line is {line[:120]!r}")
@@ -111,14 +111,14 @@ class TrtexecRunner(Runner):
 
         def build(engine: Path) -> None:
             onnx = [f"--onnx={self.path}", f"--saveEngine={engine}"]
-            command = [tool, *onnx, *rules.build_flags(self.runtime_version), *flags, *shapes]
+            command = [tool, *onnx, *build_flags(self.runtime_version), *flags, *shapes]
             self.commands.append(shlex.join(command))
             run_trtexec(command, BUILD_TIMEOUT_S)
 
         engine, self.build_s = engine_of(request, key, build)
         self.baseline_memory_bytes = self._peak_bytes = ram_in_use()
         self._base = [tool, f"--loadEngine={engine}", *shapes]
-        self.commands.append(shlex.join([*self._base, *rules.timing_flags(self.runtime_version)]))
+        self.commands.append(shlex.join([*self._base, *timing_flags(self.runtime_version)]))
 
     def _times(self, runs: int, seconds: float, *, spin_wait: bool) -> tuple[list[dict[str, float]], float]:
         """Return trtexec's own times of one process, without its warm-up, and the Unix time at which they ended."""
@@ -126,7 +126,7 @@ class TrtexecRunner(Runner):
             times = folder / "times.json"
             duration = math.ceil(seconds)
             limits = ["--warmUp=200", f"--duration={duration}", f"--iterations={runs}", f"--exportTimes={times}"]
-            flags = rules.timing_flags(self.runtime_version, spin_wait=spin_wait)
+            flags = timing_flags(self.runtime_version, spin_wait=spin_wait)
             with RamWatch() as watch:
                 run_trtexec([*self._base, *flags, *limits], BUILD_TIMEOUT_S)
             self._peak_bytes = max(self._peak_bytes or 0, watch.peak_bytes or 0) or None

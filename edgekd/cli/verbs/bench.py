@@ -60,7 +60,7 @@ def bench(
     changed = changes.combine(_changes(runtime, batch, threads, seconds), changes.of_set(set_))
     approval.approve_typed(changed)
     host = targets.device(on, python, trtexec, clean=clean)
-    asked = _Asked(changed, input_shape, host, energy, json)
+    asked = _BenchRequest(changed, input_shape, host, energy, json)
     is_file = run.lower().endswith(".onnx")
     if host is not None and "torch" in asked.runtimes:
         raise UsageError(
@@ -84,21 +84,21 @@ def bench(
 def _changes(runtime: str, batch: str, threads: str, seconds: float | None) -> Changes:
     """Change what is measured."""
     from edgekd.agent.kernels import RUNTIMES
-    from edgekd.cli.changes import given, numbers, table
+    from edgekd.cli.changes import in_table, only_given, parse_numbers
     from edgekd.errors import did_you_mean
 
-    batches, counts = numbers("--batch", batch, int), numbers("--threads", threads, int)
+    batches, counts = parse_numbers("--batch", batch, int), parse_numbers("--threads", threads, int)
     runtimes = tuple(name.strip() for name in runtime.split(",")) if runtime else ()
     for name in runtimes:
         if name not in RUNTIMES:
             raise UsageError(
                 f"there is no runtime {name!r} (known: {', '.join(RUNTIMES)}).{did_you_mean(name, RUNTIMES)}"
             )
-    return table("bench", given(runtime=runtimes, batch=batches, threads=counts, min_seconds=seconds))
+    return in_table("bench", only_given(runtime=runtimes, batch=batches, threads=counts, min_seconds=seconds))
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _BenchRequest:
     """What the command line asks for, wherever it is measured."""
 
     changed: Changes
@@ -148,16 +148,16 @@ def _clean(host: Host, *, json: bool) -> None:
     )
 
 
-def _file(file: Path, asked: _Asked) -> None:
+def _file(file: Path, asked: _BenchRequest) -> None:
     """Measure one ONNX file, which needs no run."""
     if not file.is_file():
         raise InputFileError(f"{file} is not a file; nothing was measured.")
-    from edgekd import recipe as recipes
     from edgekd.cli import targets
     from edgekd.models.stems import parse_shape
+    from edgekd.recipe import parse, with_changes
     from edgekd.stopping import graceful
 
-    table = recipes.with_changes(recipes.parse({}, origin="flags"), asked.changed).bench
+    table = with_changes(parse({}, origin="flags"), asked.changed).bench
     shape = parse_shape(asked.image) if asked.image else None
     from edgekd.bench import device, golden, measuring
 
@@ -168,7 +168,9 @@ def _file(file: Path, asked: _Asked) -> None:
         raise UsageError(f"{file} was exported with a fixed batch of {batch}; give --batch {batch}.")
     with graceful() as stop:
         if asked.host is None:
-            results, _ = measuring.compare(measuring.jobs_of([file], table.runtime, image_shape=shape), table, stop)
+            results, _ = measuring.measure_side_by_side(
+                measuring.jobs_of([file], table.runtime, image_shape=shape), table, stop
+            )
         else:
             results = device.on_device(
                 asked.host, [file], table, stop, runtimes=asked.runtimes, image_shape=shape, energy=asked.energy
@@ -178,7 +180,7 @@ def _file(file: Path, asked: _Asked) -> None:
         more = ["--batch 1,8"]
     elif "threads" not in asked.table:
         more = ["--threads 1,2"]
-    following = ["edgekd bench", targets.typed_path(file), *asked.again(), *more]
+    following = ["edgekd bench", targets.path_argument(file), *asked.again(), *more]
     _show(_origin(file), results, "nothing (a file without a run)", " ".join(following), json=asked.json)
 
 
@@ -191,29 +193,29 @@ def _origin(file: Path) -> dict[str, Any]:
     return {"run": None} | ({"data_free": known} if "edgekd.run" in properties else {})
 
 
-def _run(name: str, asked: _Asked) -> None:
+def _run(name: str, asked: _BenchRequest) -> None:
     """Measure the files of a run."""
     from edgekd import pipeline
-    from edgekd import recipe as recipes
     from edgekd.cli import approval, session, targets
+    from edgekd.recipe import with_changes
     from edgekd.stages.catalog import BENCH, EXPORT
 
     run = targets.find_run(name, EXPORT)
     from edgekd.bench import comparing, device
-    from edgekd.bench import results as results_files
+    from edgekd.bench.results import RESULTS, read_results
 
-    with session.at_work(run) as stop:
-        changed = recipes.with_changes(pipeline.open_recipe(run), asked.changed)
+    with session.locked_run(run) as stop:
+        changed = with_changes(pipeline.open_recipe(run), asked.changed)
         if asked.host is None:
             recipe = pipeline.adopt(run, changed, reads_teacher=False)
-            pipeline.Standing(run, recipe).require(EXPORT)
+            pipeline.RunStatus(run, recipe).require(EXPORT)
             approval.approve(run, recipe, teacher=False, student="torch" in recipe.bench.runtime)
             pipeline.advance(run, recipe, BENCH, stop=stop)
             place = run.stage("bench") / "local"
-            results = results_files.read_results(place / results_files.RESULTS)
+            results = read_results(place / RESULTS)
             results = replace(results, verdicts=comparing.verdicts(results.results, run))
         else:  # a device's flags are its own: they make nothing stale here
-            pipeline.Standing(run, changed).require(EXPORT)
+            pipeline.RunStatus(run, changed).require(EXPORT)
             files, runtimes = sorted(run.stage("export").glob("*.onnx")), asked.runtimes
             results = device.on_device(
                 asked.host, files, changed.bench, stop, runtimes=runtimes, energy=asked.energy, run=run
@@ -222,15 +224,15 @@ def _run(name: str, asked: _Asked) -> None:
     _show_of_run(run, results, place, json=asked.json)
 
 
-def _import(name: str, file: Path, asked: _Asked) -> None:
+def _import(name: str, file: Path, asked: _BenchRequest) -> None:
     """Bring what a bundle measured into its run."""
-    from edgekd.bench import results as results_files
+    from edgekd.bench.results import read_bundle
     from edgekd.cli import session, targets
     from edgekd.stages.catalog import EXPORT
 
     run = targets.find_run(name, EXPORT)
-    with session.at_work(run):
-        results_files.read_bundle(file)  # a file that is none is told before torch is imported
+    with session.locked_run(run):
+        read_bundle(file)  # a file that is none is told before torch is imported
         from edgekd.bench import comparing, device
 
         results = device.import_results(run, file)
@@ -241,7 +243,7 @@ def _show_of_run(run: RunDir, results: Results, place: Path, *, json: bool) -> N
     from edgekd.cli import targets
 
     facts = {"run": run.name, "data_free": run.data_free()}
-    _show(facts, results, f"{place}/results.json", f"edgekd report {targets.typed(run)}", json=json)
+    _show(facts, results, f"{place}/results.json", f"edgekd report {targets.run_argument(run)}", json=json)
 
 
 def _show(facts: dict[str, Any], results: Results, written: str, following: str, *, json: bool) -> None:
@@ -250,7 +252,7 @@ def _show(facts: dict[str, Any], results: Results, written: str, following: str,
     from edgekd.bench import device, tables
     from edgekd.cli import lines
 
-    shown = {**facts, **schema.written(results)}
+    shown = {**facts, **schema.to_json(results)}
     if json:
         console.print_json(shown)
     else:
@@ -260,6 +262,6 @@ def _show(facts: dict[str, Any], results: Results, written: str, following: str,
         console.warn(warning)
     checks = [check.passed for check in results.numerics or ()]
     same = f"{sum(checks)} of {len(checks)} artefacts compute there what they compute here"
-    warning = lines.caveat(shown["data_free"]) if "data_free" in shown else ""
+    warning = lines.data_free_warning(shown["data_free"]) if "data_free" in shown else ""
     console.closing(written, warning + ("; ".join(results.verdicts.values()) or same), following)
     device.refuse_wrong_numbers(results.numerics or ())

@@ -25,14 +25,14 @@ def bundle(
     from edgekd.stages.catalog import EXPORT
 
     found = targets.find_run(run, EXPORT)
-    with session.at_work(found):
+    with session.locked_run(found):
         recipe = pipeline.open_recipe(found)
-        pipeline.Standing(found, recipe).require(EXPORT)
+        pipeline.RunStatus(found, recipe).require(EXPORT)
         from edgekd.bench import device
 
         made = device.write_bundle(found.name, sorted(found.stage("export").glob("*.onnx")), recipe.bench, output)
     if json:
         console.print_json({"run": found.name, "data_free": found.data_free(), **asdict(made)})
     size = f"{made.size_bytes / 1e6:.1f} MB, no image and no network of the method in it"
-    headline = lines.caveat(found.data_free()) + size
+    headline = lines.data_free_warning(found.data_free()) + size
     console.closing(str(output), headline, f"on the device: python3 {output.name} bench")

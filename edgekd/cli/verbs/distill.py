@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.cli.changes import Changes
-    from edgekd.pipeline.plan import Plan
+    from edgekd.pipeline.plan import CostPlan
     from edgekd.recipe import Recipe
     from edgekd.run.directory import RunDir
-    from edgekd.run.logbook import Accuracy
+    from edgekd.run.run_logger import Accuracy
     from edgekd.stopping import Stop
 
 LARGE_SIDE_PX, MANY_CLASSES = 128, 200
@@ -79,8 +79,8 @@ def distill(
         changes.of_teacher(arch, input_shape, accept_mapping, trust_pickle),
         changes.of_pixels(normalize, mean, std, classes),
         _student_changes(student, budget_ms, student_weights, on),
-        changes.given(seed=seed),
-        changes.table("method", changes.given(preset=method, steps=steps, minutes=minutes)),
+        changes.only_given(seed=seed),
+        changes.in_table("method", changes.only_given(preset=method, steps=steps, minutes=minutes)),
         changes.of_machine(device, threads),
         changes.of_set(set_),
     )
@@ -90,16 +90,16 @@ def distill(
     if dry_run and fresh:
         raise UsageError("--fresh starts training anew and --dry-run does not train: give one of them.")
     approval.approve_typed(changed)
-    made = targets.run_of(teacher, run, f"-{_student_label(changed)}")
+    made = targets.run_of(teacher, run, f"-{_run_suffix(changed)}")
     changed = changes.combine(changed, {"teacher": {"file": str(teacher)}})
     needed = (student_weights, classes, data)
-    with session.at_work(made, max_seconds=max_seconds, fresh=fresh, teacher=teacher, needed=needed) as stop:
+    with session.locked_run(made, max_seconds=max_seconds, fresh=fresh, teacher=teacher, needed=needed) as stop:
         recipe = pipeline.adopt(made, settle.wanted_recipe(made, changed))
         approval.approve(made, recipe)
         session.read_teacher(made, recipe, stop, data)
         recipe, size = settle.student(made, recipe, stop, host)
         recipe, cost = settle.steps(made, recipe, stop)
-        lines.opening(made, recipe, size, cost)
+        lines.print_opening(made, recipe, size, cost)
         _expectation(made, yes=yes)
         if dry_run:
             _dry_run(cost, json=json)
@@ -107,37 +107,37 @@ def distill(
         with _accuracy(made, recipe, data, stop) as accuracy:
             pipeline.advance(made, recipe, DISTILL, SELECT, stop=stop, accuracy=accuracy)
         from edgekd.run import curve
-        from edgekd.stages import eval as evaluation
+        from edgekd.stages.eval import evaluate
 
         result = curve.summary(made)
         if data is not None:
-            evaluation.run(made, recipe, data, stop)
+            evaluate(made, recipe, data, stop)
     if json:
         console.print_json(result.to_json())
     console.closing(
         f"{made.stage('select')}/student.safetensors",
         result.headline(),
-        f"edgekd export {targets.typed(made)} --int8",
+        f"edgekd export {targets.run_argument(made)} --int8",
     )
 
 
 def _student_changes(name: str, budget_ms: float | None, weights: str, on: str) -> Changes:
     """Change which student is trained; a student by name ends a choice by latency."""
-    from edgekd.cli.changes import given, table
+    from edgekd.cli.changes import in_table, only_given
     from edgekd.recipe import AUTO
 
     budget = 0.0 if name and name != AUTO and budget_ms is None else budget_ms
-    values = given(name=name, auto_budget_ms=budget, weights=weights)
-    return table("student", {**values, "auto_on": on} if name else values)
+    values = only_given(name=name, auto_budget_ms=budget, weights=weights)
+    return in_table("student", {**values, "auto_on": on} if name else values)
 
 
-def _student_label(changed: Changes) -> str:
+def _run_suffix(changed: Changes) -> str:
     """Return what the student's flags add to the name of a run; a misspelt student leaves no folder behind."""
     from edgekd.models import registry
-    from edgekd.recipe import AUTO, StudentTable
+    from edgekd.recipe import AUTO, StudentNetworkTable
 
     asked = changed.get("student", {})
-    student, budget_ms = asked.get("name") or StudentTable().name, asked.get("auto_budget_ms")
+    student, budget_ms = asked.get("name") or StudentNetworkTable().name, asked.get("auto_budget_ms")
     if student == AUTO and not budget_ms:
         raise UsageError("--student auto takes the largest student within a latency: give it with --budget-ms MS.")
     if student == AUTO:
@@ -153,7 +153,7 @@ def _expectation(run: RunDir, *, yes: bool) -> None:
     from edgekd import stopping
     from edgekd.models import artefacts
 
-    description = artefacts.describe(run)
+    description = artefacts.description_of(run)
     if max(description.input_shape[1:]) < LARGE_SIDE_PX and description.classes < MANY_CLASSES:
         return
     text = (
@@ -171,7 +171,7 @@ def _expectation(run: RunDir, *, yes: bool) -> None:
         raise UsageError(f"{text} Give --yes to go on.")
 
 
-def _dry_run(cost: Plan | None, *, json: bool) -> None:
+def _dry_run(cost: CostPlan | None, *, json: bool) -> None:
     """Print the plan in place of the training."""
     if cost is None:
         raise UsageError("the run is done or under way; --dry-run plans new runs (choose another --run).")
@@ -194,10 +194,10 @@ def _accuracy(run: RunDir, recipe: Recipe, data: Path | None, stop: Stop) -> Ite
         yield None
         return
     from edgekd import machine
-    from edgekd.models import images as images_of
+    from edgekd.models.images import labelled
 
     machine.use_threads(recipe.machine.threads)
-    with images_of.labelled(run, data, purpose="accuracy curve", stop=stop) as images:
+    with labelled(run, data, purpose="accuracy curve", stop=stop) as images:
         images.load()  # before hours are spent
         images.poll = lambda: None  # from here on the loop looks itself, between steps that it can save
         yield images.network_accuracy

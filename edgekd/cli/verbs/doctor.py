@@ -52,7 +52,7 @@ def examine() -> dict[str, Any]:
         "onnxruntime": runtime,
     }
     try:
-        found = tensorrt.find()
+        found = tensorrt.find_tensorrt()
         facts["tensorrt"] = "none" if found is None else f"{found.version}, through {found.through}"
     except RefusedError as refusal:
         facts["tensorrt"] = "unusable"

@@ -23,17 +23,17 @@ def eval_(
     from edgekd.stages.catalog import INGEST, SELECT
 
     found = targets.find_run(run, INGEST)
-    with session.at_work(found) as stop:
+    with session.locked_run(found) as stop:
         recipe = pipeline.open_recipe(found)
         folder = data or (Path(recipe.eval.data) if recipe.eval.data else None)
         if folder is None:
             raise UsageError("eval needs --data DIR, a folder with one subfolder of images per class.")
         session.require_images(folder)
-        pipeline.Standing(found, recipe).require(INGEST)
-        approval.approve(found, recipe, student=pipeline.Standing(found, recipe).intact(SELECT))
-        from edgekd.stages import eval as evaluation
+        pipeline.RunStatus(found, recipe).require(INGEST)
+        approval.approve(found, recipe, student=pipeline.RunStatus(found, recipe).intact(SELECT))
+        from edgekd.stages.eval import evaluate
 
-        result = evaluation.run(found, recipe, folder, stop)
+        result = evaluate(found, recipe, folder, stop)
     if json:
         shown = ("run", "data_free", "images", "accuracy", "accuracy_default_mode")
         console.print_json({key: value for key, value in result.to_json().items() if key in shown})
@@ -41,6 +41,6 @@ def eval_(
         rows = [(artefact, f"{value:.2%}") for artefact, value in result.accuracy.items()]
         console.print_table((f"accuracy on {result.images} images", "top-1"), rows)
     shares = [f"{artefact} {value:.2%}" for artefact, value in result.accuracy.items()]
-    headline = lines.caveat(result.data_free) + ", ".join(shares[:2])
+    headline = lines.data_free_warning(result.data_free) + ", ".join(shares[:2])
     written = f"{found.stage('eval')}/{result.data}.json"
-    console.closing(written, headline, f"edgekd report {targets.typed(found)}")
+    console.closing(written, headline, f"edgekd report {targets.run_argument(found)}")

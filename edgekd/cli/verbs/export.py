@@ -54,9 +54,9 @@ def export(
     from edgekd.cli import changes
 
     switches = {"int8": int8, "uint8_input": uint8_input, "qat": qat}  # a switch that is off is given, too
-    values = changes.given(target=target, calibrate_on_real=calibrate_on_real)
+    values = changes.only_given(target=target, calibrate_on_real=calibrate_on_real)
     values |= {name: value for name, value in switches.items() if value is not None}
-    changed = changes.combine(changes.table("export", values), changes.of_set(set_))
+    changed = changes.combine(changes.in_table("export", values), changes.of_set(set_))
     given = {"--student-weights FILE": student_weights, "--arch NAME": arch, "--out DIR": out}
     missing = [flag for flag, value in given.items() if not value]
     if len(missing) == len(given):
@@ -75,43 +75,43 @@ def export(
 def _own(name: str, changed: Changes, clipping_of: Path | None, *, json: bool) -> None:
     """Write the run's student; with `clipping_of` say how far INT8 ranges clip the images of that folder."""
     from edgekd import pipeline
-    from edgekd import recipe as recipes
     from edgekd.cli import approval, session, targets
+    from edgekd.recipe import with_changes
     from edgekd.stages.catalog import EXPORT, SELECT
 
     approval.approve_typed(changed)
     run = targets.find_run(name, SELECT)
     session.require_images(clipping_of)
-    with session.at_work(run) as stop:
-        recipe = pipeline.adopt(run, recipes.with_changes(pipeline.open_recipe(run), changed), reads_teacher=False)
+    with session.locked_run(run) as stop:
+        recipe = pipeline.adopt(run, with_changes(pipeline.open_recipe(run), changed), reads_teacher=False)
         _refuse_idle_images(recipe, changed, clipping_of)
         session.require_calibration_images(run, recipe)
         from edgekd.export import clipping
-        from edgekd.models import images as images_of
-        from edgekd.stages import export as exporting
+        from edgekd.models.images import unlabelled
+        from edgekd.stages.export import refuse_failures
 
-        images = None if clipping_of is None else images_of.unlabelled(run, clipping_of, purpose="clipping", stop=stop)
-        pipeline.Standing(run, recipe).require(SELECT)
+        images = None if clipping_of is None else unlabelled(run, clipping_of, purpose="clipping", stop=stop)
+        pipeline.RunStatus(run, recipe).require(SELECT)
         approval.approve(run, recipe)
         pipeline.advance(run, recipe, EXPORT, stop=stop)
         clipped = None
         if images is not None:
             with images:
-                clipped = clipping.run(run, recipe, images)
+                clipped = clipping.measure_clipping(run, recipe, images)
     if clipped is not None and not json:
-        clipping.print_table(clipped, len(images or ()))
+        clipping.print_clipping(clipped, len(images or ()))
     extras = {} if clipped is None else {"clipping": {file: rate.to_json() for file, rate in clipped.items()}}
-    following = f"edgekd bench {targets.typed(run)}"
+    following = f"edgekd bench {targets.run_argument(run)}"
     _close(run, run.stage("export"), extras, following, data_free=run.data_free(), json=json)
-    exporting.refuse_failures(run)
+    refuse_failures(run)
 
 
 def _elsewhere(name: str, changed: Changes, weights: Path, arch: str, out: Path, *, json: bool) -> None:
     """Write a student that the run did not make; the run is only read."""
     from edgekd import pipeline
-    from edgekd import recipe as recipes
     from edgekd.cli import approval, changes, session, targets
     from edgekd.ingestion import outside_files
+    from edgekd.recipe import with_changes
     from edgekd.stages.catalog import EXPORT, SELECT
     from edgekd.stopping import graceful
 
@@ -121,29 +121,29 @@ def _elsewhere(name: str, changed: Changes, weights: Path, arch: str, out: Path,
     outside_files.require_checkpoint(weights)
     with graceful() as stop:
         kept = pipeline.open_recipe(run)
-        recipe = recipes.with_changes(kept, changed)
+        recipe = with_changes(kept, changed)
         _refuse_idle_keys(kept, recipe)
         _refuse_idle_images(recipe, changed, None)
         if recipe.export.calibrates_on_real:
             session.require_images(recipe.export.calibrate_on_real)
-        pipeline.Standing(run, recipe).require(SELECT)
+        pipeline.RunStatus(run, recipe).require(SELECT)
         approval.approve(run, recipe, student=False)
-        pipeline.Standing(run, kept).refuse_pruned(EXPORT)
-        from edgekd.stages import export as exporting
+        pipeline.RunStatus(run, kept).refuse_pruned(EXPORT)
+        from edgekd.stages.export import ExternalStudent, export_external, refuse_failures_of
 
-        if not exporting.run_elsewhere(run, recipe, exporting.Elsewhere(weights, arch, out), stop):
+        if not export_external(run, recipe, ExternalStudent(weights, arch, out), stop):
             console.say("export   already done")
-    following = f"edgekd bench {targets.typed_path(out / 'student.fp32.onnx')}"
+    following = f"edgekd bench {targets.path_argument(out / 'student.fp32.onnx')}"
     data_free = False if recipe.export.calibrates_on_real else None  # nobody knows what it was trained on
     _close(run, out, {"out": str(out)}, following, data_free=data_free, json=json)
-    exporting.refuse_failures_of(out)
+    refuse_failures_of(out)
 
 
 def _refuse_idle_keys(kept: Recipe, recipe: Recipe) -> None:
     """Raise `UsageError` when --set changes what has no part in the export of a student from elsewhere."""
-    from edgekd import recipe as recipes
+    from edgekd.recipe import differences
 
-    changed = recipes.differences(kept.model_dump(mode="json"), recipe.model_dump(mode="json"))
+    changed = differences(kept.model_dump(mode="json"), recipe.model_dump(mode="json"))
     idle = [change for change in changed if not change.startswith(("export.", "machine.threads:"))]
     if idle:
         raise UsageError(
@@ -181,4 +181,4 @@ def _close(
         rows = [(link, share, str(chain[link].clear)) for link, share in shares.items()]
         console.print_table(("synthetic agreement (not accuracy)", "same answer", "decided samples"), rows)
     sizes = ", ".join(f"{file} {size / 1000:.0f} kB" for file, size in files.items())
-    console.closing(f"{folder}/", lines.caveat(data_free) + sizes, following)
+    console.closing(f"{folder}/", lines.data_free_warning(data_free) + sizes, following)

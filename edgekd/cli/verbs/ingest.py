@@ -56,7 +56,7 @@ def ingest(
         changed = changes.combine(changed, {"teacher": {"file": str(teacher)}})
     else:
         made = targets.open_run(run)
-    with session.at_work(made, fresh=fresh, teacher=teacher) as stop:
+    with session.locked_run(made, fresh=fresh, teacher=teacher) as stop:
         recipe = pipeline.adopt(made, settle.wanted_recipe(made, changed))
         approval.approve(made, recipe, teacher=Record.read(made.stage("teacher")) is None, student=False)
         session.read_teacher(made, recipe, stop)
@@ -69,13 +69,13 @@ def ingest(
     console.closing(
         f"{made.stage('teacher')}/teacher.json",
         f"{card.arch}, {card.classes} classes, {card.probe.parameters:,} parameters, {card.probe.macs:,} MACs",
-        f"edgekd distill {targets.typed_path(recipe.teacher.file)} --run {targets.typed(made)}",
+        f"edgekd distill {targets.path_argument(recipe.teacher.file)} --run {targets.run_argument(made)}",
     )
 
 
 def _say_what_it_is(run: RunDir, card: TeacherCard, pixels: PixelsCard) -> None:
     from edgekd.cli import lines
-    from edgekd.ingestion.teacher import mapping_in_short
+    from edgekd.ingestion.identify import mapping_in_short
 
     pairs = mapping_in_short(card.mapping)
     for pair in pairs[:MAPPED_LINES]:

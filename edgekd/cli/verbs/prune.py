@@ -15,11 +15,11 @@ def prune(run: flags.RunArgument = "", json: flags.Json = False) -> None:
     from edgekd.stages.catalog import EXPORT
 
     found = targets.find_run(run, EXPORT)
-    with session.at_work(found):
+    with session.locked_run(found):
         recipe = pipeline.open_recipe(found)
-        pipeline.Standing(found, recipe).require(EXPORT)
+        pipeline.RunStatus(found, recipe).require(EXPORT)
         removed = pipeline.prune(found)
     if json:
         console.print_json({"run": found.name, "removed": removed})
     headline = f"removed {', '.join(removed) or 'nothing: already pruned'}"
-    console.closing("nothing", headline, f"edgekd bench {targets.typed(found)}")
+    console.closing("nothing", headline, f"edgekd bench {targets.run_argument(found)}")

@@ -42,7 +42,7 @@ def _check(file: Path, methods: dict[str, Path], *, json: bool) -> None:
         console.print_json(resolved.model_dump(mode="json"))
     else:
         console.print_toml(recipe.to_toml(resolved))
-    headline, following = f"{file} is valid", f"edgekd run {targets.typed_path(file)}"
+    headline, following = f"{file} is valid", f"edgekd run {targets.path_argument(file)}"
     if not resolved.teacher.file:
         known = methods.get(file.stem)
         unchanged = known is not None and known.read_bytes() == file.read_bytes()

@@ -14,12 +14,12 @@ def report(run: flags.RunArgument = "", json: flags.Json = False) -> None:
     from edgekd.stages.catalog import INGEST
 
     found = targets.find_run(run, INGEST)  # without its lock: it may be busy
-    from edgekd.stages import report as reporting
+    from edgekd.stages.report import print_summary, write_report
 
-    summary = reporting.run(found)
+    summary = write_report(found)
     if json:
         console.print_json(summary.to_json())
     else:
-        reporting.print_summary(summary)
-    headline = lines.caveat(summary.data_free) + (summary.verdict or "no latency measured yet")
-    console.closing(f"{found.stage('report')}/report.html", headline, f"edgekd status {targets.typed(found)}")
+        print_summary(summary)
+    headline = lines.data_free_warning(summary.data_free) + (summary.verdict or "no latency measured yet")
+    console.closing(f"{found.stage('report')}/report.html", headline, f"edgekd status {targets.run_argument(found)}")

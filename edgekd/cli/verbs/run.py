@@ -30,48 +30,48 @@ def run(
 ) -> None:
     """Run the whole chain from a recipe: ingest, distill, select, export, bench, eval, report."""
     from edgekd import pipeline
-    from edgekd import recipe as recipes
     from edgekd.cli import approval, changes, lines, session, settle, targets
+    from edgekd.recipe import load, recipes_folder, with_changes
     from edgekd.stages.catalog import BENCH, DISTILL, EXPORT, SELECT
 
     changed = changes.combine(changes.of_machine(device, threads), changes.of_set(set_))
     approval.approve_typed(changed)
-    file = recipe if recipe.is_file() else recipes.recipes_folder() / f"{recipe}.toml"
-    loaded = recipes.load(file if file.is_file() else recipe)
-    wanted = recipes.with_changes(_beside(loaded, file.parent), changed)
+    file = recipe if recipe.is_file() else recipes_folder() / f"{recipe}.toml"
+    loaded = load(file if file.is_file() else recipe)
+    wanted = with_changes(_beside(loaded, file.parent), changed)
     made = targets.named_run(run) if run else targets.run_called(wanted.name or file.stem)
     needed = (wanted.student.weights, wanted.pixels.classes, wanted.export.calibrate_on_real, data or wanted.eval.data)
     source = Path(wanted.teacher.file)
-    with session.at_work(made, max_seconds=max_seconds, fresh=fresh, teacher=source, needed=needed) as stop:
+    with session.locked_run(made, max_seconds=max_seconds, fresh=fresh, teacher=source, needed=needed) as stop:
         adopted = pipeline.adopt(made, settle.with_kept_answers(made, wanted))
         approval.approve(made, adopted)
         session.read_teacher(made, adopted, stop, data or adopted.eval.data)
         adopted, size = settle.student(made, adopted, stop)
         adopted, cost = settle.steps(made, adopted, stop)
-        lines.opening(made, adopted, size, cost)
+        lines.print_opening(made, adopted, size, cost)
         pipeline.advance(made, adopted, DISTILL, SELECT, EXPORT, BENCH, stop=stop)
-        from edgekd.stages import eval as evaluation
-        from edgekd.stages import export as exporting
-        from edgekd.stages import report as reporting
+        from edgekd.stages.eval import evaluate
+        from edgekd.stages.export import refuse_failures
+        from edgekd.stages.report import print_summary, write_report
 
         images = data or (Path(adopted.eval.data) if adopted.eval.data else None)
-        evaluated = None if images is None else evaluation.run(made, adopted, images, stop)
-        summary = reporting.run(made)
-        exporting.refuse_failures(made)
+        evaluated = None if images is None else evaluate(made, adopted, images, stop)
+        summary = write_report(made)
+        refuse_failures(made)
     if json:
         console.print_json(summary.to_json())
     else:
-        reporting.print_summary(summary)
-    headline = lines.caveat(summary.data_free) + (summary.verdict or "no latency measured")
+        print_summary(summary)
+    headline = lines.data_free_warning(summary.data_free) + (summary.verdict or "no latency measured")
     if evaluated is not None:
         headline = f"accuracy {evaluated.accuracy['student']:.2%} on {evaluated.images} images; {headline}"
-    console.closing(f"{made.stage('report')}/report.html", headline, f"edgekd status {targets.typed(made)}")
+    console.closing(f"{made.stage('report')}/report.html", headline, f"edgekd status {targets.run_argument(made)}")
 
 
 def _beside(recipe: Recipe, folder: Path) -> Recipe:
     """Resolve the paths in a recipe against the recipe's folder."""
-    from edgekd import recipe as recipes
     from edgekd.cli import changes
+    from edgekd.recipe import with_changes
 
     changed: changes.Changes = {}
     paths = (
@@ -82,4 +82,4 @@ def _beside(recipe: Recipe, folder: Path) -> Recipe:
         value = getattr(getattr(recipe, table), key)
         if value and not Path(value).is_absolute() and (folder / value).exists():
             changed = changes.combine(changed, {table: {key: str(folder / value)}})
-    return recipes.with_changes(recipe, changed)
+    return with_changes(recipe, changed)

@@ -16,9 +16,9 @@ def select(run: flags.RunArgument = "", trust_code: flags.TrustCode = None, json
     from edgekd.stages.catalog import DISTILL, SELECT
 
     found = targets.find_run(run, DISTILL)
-    with session.at_work(found) as stop:
+    with session.locked_run(found) as stop:
         recipe = pipeline.open_recipe(found)
-        pipeline.Standing(found, recipe).require(DISTILL)
+        pipeline.RunStatus(found, recipe).require(DISTILL)
         approval.approve(found, recipe)
         pipeline.advance(found, recipe, SELECT, stop=stop)
     selection = found.read(SelectionCard)
@@ -26,5 +26,5 @@ def select(run: flags.RunArgument = "", trust_code: flags.TrustCode = None, json
         console.print_json({"run": found.name, **selection.to_json()})
     best = next(candidate for candidate in selection.candidates if candidate.name == selection.chosen)
     headline = f"{selection.chosen}: {best.agreement:.2%} synthetic agreement (not accuracy)"
-    following = f"edgekd export {targets.typed(found)} --int8"
+    following = f"edgekd export {targets.run_argument(found)} --int8"
     console.closing(f"{found.stage('select')}/student.safetensors", headline, following)

@@ -20,12 +20,12 @@ def status(run: flags.RunArgument = "", json: flags.Json = False) -> None:
     """Show which stages are done, which are stale, and why."""
     from edgekd import pipeline
     from edgekd.cli import lines, targets
-    from edgekd.run.left_out import LeftOut
+    from edgekd.run.unreadable import UnreadableFiles
     from edgekd.stages.catalog import INGEST
 
     found = targets.find_run(run, INGEST)  # without its lock: it may be busy
     recipe = pipeline.open_recipe(found)
-    standing = pipeline.Standing(found, recipe)
+    standing = pipeline.RunStatus(found, recipe)
     stages: list[dict[str, Any]] = []
     for stage in standing.stages:
         try:
@@ -35,7 +35,7 @@ def status(run: flags.RunArgument = "", json: flags.Json = False) -> None:
             state, reason = "open", f"{error.filename} cannot be read ({error.strerror})"
             console.warn(f"{reason}.")
         stages.append({"stage": stage.name, "state": state, "reason": reason})
-    last = LeftOut().unless(_last_step, found)
+    last = UnreadableFiles().unless(_last_step, found)
     result: dict[str, Any] = {"run": found.name, "data_free": found.data_free(), "stages": stages, "step": last}
     result["steps"] = recipe.method.steps or None
     if json:
@@ -44,9 +44,11 @@ def status(run: flags.RunArgument = "", json: flags.Json = False) -> None:
         rows = [(entry["stage"], entry["state"], entry["reason"] or "") for entry in stages]
         console.print_table(("stage", "state", "why"), rows)
     open_stages = [stage for stage, entry in zip(standing.stages, stages, strict=True) if entry["state"] != "done"]
-    report = f"edgekd report {targets.typed(found)}"
+    report = f"edgekd report {targets.run_argument(found)}"
     following = _making(found, recipe, open_stages[0]) if open_stages else report
-    headline = lines.caveat(result["data_free"]) + f"{len(stages) - len(open_stages)} of {len(stages)} stages done"
+    headline = (
+        lines.data_free_warning(result["data_free"]) + f"{len(stages) - len(open_stages)} of {len(stages)} stages done"
+    )
     console.closing("nothing", headline, following)
 
 
@@ -60,10 +62,10 @@ def _last_step(run: RunDir) -> int | None:
 
 def _making(run: RunDir, recipe: Recipe, stage: Stage) -> str:
     """Return the command that makes a stage of this run."""
-    from edgekd.cli.targets import typed, typed_path
+    from edgekd.cli.targets import path_argument, run_argument
 
-    command, teacher = stage.command, typed_path(recipe.teacher.file or "TEACHER")
+    command, teacher = stage.command, path_argument(recipe.teacher.file or "TEACHER")
     if "TEACHER" not in command:
-        return f"{command} {typed(run)}"
+        return f"{command} {run_argument(run)}"
     command = command.replace("TEACHER", teacher).replace("NAME", shlex.quote(recipe.student.name))
-    return f"{command.replace('FILE', typed_path(recipe.student.weights or 'FILE'))} --run {typed(run)}"
+    return f"{command.replace('FILE', path_argument(recipe.student.weights or 'FILE'))} --run {run_argument(run)}"

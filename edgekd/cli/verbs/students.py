@@ -13,7 +13,7 @@ from edgekd.cli.verb import verb
 from edgekd.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgekd.bench.students import Candidate
+    from edgekd.bench.sized_students import SizedStudent
 
 UNKNOWN = "–"
 
@@ -45,7 +45,7 @@ def students(
     from edgekd.stopping import graceful
 
     host = targets.device(on, python, trtexec)
-    trust.confirm(names or [])
+    trust.approve(names or [])
     for name in names or []:
         registry.ArchSpec.parse(name)
     shape, measure = parse_shape(input_shape), measure or budget_ms is not None
@@ -53,13 +53,13 @@ def students(
         raise UsageError("--on says where to measure: give it with --measure or --budget-ms.")
     from edgekd import machine
     from edgekd.bench import device
-    from edgekd.bench import students as zoo
+    from edgekd.bench.sized_students import size_up, time_each
 
     machine.use_threads(min(threads, cpus.usable_threads()))  # here; the runtime gets those that were asked for
-    found = zoo.size_up(names or registry.student_names(), shape, classes)
+    found = size_up(names or registry.student_names(), shape, classes)
     if measure:
         with graceful() as stop, device.measurer_on(host, stop) as (measurer, runtime):
-            found = zoo.time_each(found, shape, classes, stop=stop, threads=threads, measurer=measurer, runtime=runtime)
+            found = time_each(found, shape, classes, stop=stop, threads=threads, measurer=measurer, runtime=runtime)
     if json:
         rows = [one.to_json(budget_ms) for one in found]
         facts: dict[str, object] = {"threads": threads, "budget_ms": budget_ms} if measure else {}
@@ -85,7 +85,7 @@ def students(
     console.closing("nothing", headline, f"edgekd distill TEACHER --student {following}")
 
 
-def _print(found: Sequence[Candidate], title: str, measured: bool, budget_ms: float | None) -> None:
+def _print(found: Sequence[SizedStudent], title: str, measured: bool, budget_ms: float | None) -> None:
     columns = ["student", "parameters", "MACs", "FP32 kB", "INT8 kB"]
     columns += ["p50 ms"] if measured else []
     columns += [f"fits {budget_ms:g} ms"] if budget_ms is not None else []
@@ -101,7 +101,7 @@ def _print(found: Sequence[Candidate], title: str, measured: bool, budget_ms: fl
             console.warn(one.reason)
 
 
-def _sizes(one: Candidate) -> list[str]:
+def _sizes(one: SizedStudent) -> list[str]:
     if one.size is None:
         return [UNKNOWN] * 4
     kilobytes = (f"{n / 1000:.0f}" for n in (one.size.fp32_bytes, one.size.int8_bytes))

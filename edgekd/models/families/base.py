@@ -103,7 +103,7 @@ def always(what: str, assumed: str, other: str) -> Callable[[ArchSpec, Shape], U
     return lambda _spec, _shape: Unseen(what, assumed, other)
 
 
-def activation(usual: str = "relu") -> Option:
+def activation_option(usual: str = "relu") -> Option:
     """Return the option that replaces every ReLU of a network."""
     return Option(tuple(ACTIVATIONS), always("activation", usual, "leaky_relu"))
 

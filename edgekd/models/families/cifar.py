@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgekd.errors import UsageError
-from edgekd.models.families.base import Family, Option, activation
+from edgekd.models.families.base import Family, Option, activation_option
 from edgekd.models.shapes import Shapes
 from edgekd.models.stems import Shape
 
@@ -74,7 +74,7 @@ CIFAR_RESNET = Family(
     students=_STUDENTS,
     recognize=_recognize_resnet,
     note="and any other depth of 6n+2: for CIFAR, 16 to 64 channels",
-    options={"shortcut": Option(("A", "B")), "activation": activation()},
+    options={"shortcut": Option(("A", "B")), "activation": activation_option()},
     widths=None,
     side=32,
     count=_count_resnet,
@@ -85,7 +85,7 @@ WIDE_RESNET = Family(
     students=("wrn-16-1", "wrn-16-2", "wrn-40-1", "wrn-40-2"),
     recognize=_recognize_wide,
     note="and any `wrn-D-K` with D = 6n+4, K times as wide",
-    options={"activation": activation()},
+    options={"activation": activation_option()},
     side=32,
     count=_count_wide,
     resized=_resized,

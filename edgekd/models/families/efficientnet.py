@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 def _make(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
     import torchvision.models as tv
 
-    from edgekd.models import torchvision_zoo as zoo
+    from edgekd.models.torchvision_zoo import as_student
 
-    return zoo.as_student(tv.efficientnet_b0(num_classes=classes), spec, input_shape, ("features.0", "features.2"))
+    return as_student(tv.efficientnet_b0(num_classes=classes), spec, input_shape, ("features.0", "features.2"))
 
 
 EFFICIENTNET_B0 = Family(

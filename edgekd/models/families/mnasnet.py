@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.models.families.base import DROP_STRIDES, Family, activation
+from edgekd.models.families.base import DROP_STRIDES, Family, activation_option
 from edgekd.models.stems import Shape
 
 if TYPE_CHECKING:
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 
 def _make(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
-    from edgekd.models import torchvision_zoo as zoo
+    from edgekd.models.torchvision_zoo import as_student, build_mnasnet
 
-    net = zoo.build_mnasnet(spec.width or 1.0, classes)
-    return zoo.as_student(net, spec, input_shape, ("layers.0", "layers.8"))
+    net = build_mnasnet(spec.width or 1.0, classes)
+    return as_student(net, spec, input_shape, ("layers.0", "layers.8"))
 
 
 MNASNET = Family(
     _make,
     students=("mnasnet",),
     tensors={"mnasnet": 262},
-    options={"drop_strides": DROP_STRIDES, "activation": activation()},
+    options={"drop_strides": DROP_STRIDES, "activation": activation_option()},
     widths=None,
     lookalikes=("mnasnet",),
 )

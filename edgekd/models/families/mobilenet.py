@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.models.families.base import DROP_STRIDES, Family, activation
+from edgekd.models.families.base import DROP_STRIDES, Family, activation_option
 from edgekd.models.stems import Shape
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _EARLY = {
 def _make(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
     import torchvision.models as tv
 
-    from edgekd.models import torchvision_zoo as zoo
+    from edgekd.models.torchvision_zoo import as_student
 
     build = {
         "mobilenetv2": tv.mobilenet_v2,
@@ -32,14 +32,14 @@ def _make(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
         "mobilenetv3-large": tv.mobilenet_v3_large,
     }[spec.name]
     net = build(width_mult=spec.width or 1.0, num_classes=classes)
-    return zoo.as_student(net, spec, input_shape, _EARLY[spec.name])
+    return as_student(net, spec, input_shape, _EARLY[spec.name])
 
 
 MOBILENETV2 = Family(
     _make,
     students=("mobilenetv2",),
     tensors={"mobilenetv2": 262},
-    options={"drop_strides": DROP_STRIDES, "activation": activation("relu6")},
+    options={"drop_strides": DROP_STRIDES, "activation": activation_option("relu6")},
     widths=None,
     lookalikes=("mobilenetv2",),
 )

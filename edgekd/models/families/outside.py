@@ -23,7 +23,7 @@ TWINS = re.compile(r"(?:timm:)?resnet(blur|aa)\d+[a-z]*")
 """timm's ResNets whose names and shapes are torchvision's, but not their strides and pools."""
 
 
-def is_code(name: str) -> bool:
+def names_own_code(name: str) -> bool:
     """Return whether a name is the user's own code: `package.module:factory`, but not `timm:NAME`."""
     return ":" in name and not name.startswith(PREFIX)
 
@@ -49,7 +49,7 @@ def _make_own(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
     from edgekd.models import imports, trust
 
     code = trust.factory(spec.name)
-    trust.require([code])
+    trust.require_approval([code])
     module_name, _, factory_name = spec.name.partition(":")
     with imports.from_here(code.files):
         try:
@@ -68,4 +68,4 @@ def _make_own(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
 
 
 TIMM = Family(_make_timm, recognize=lambda name: name if name.startswith(PREFIX) else None, note="`timm:NAME`")
-CODE = Family(_make_own, recognize=lambda name: name if is_code(name) else None, note="`package.module:factory`")
+CODE = Family(_make_own, recognize=lambda name: name if names_own_code(name) else None, note="`package.module:factory`")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from edgekd.models.families.base import BOOLEAN, Family, Option, activation, always
+from edgekd.models.families.base import BOOLEAN, Family, Option, activation_option, always
 from edgekd.models.shapes import Shapes
 from edgekd.models.stems import Shape
 
@@ -20,9 +20,9 @@ def _make(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
 
 
 def _published(spec: ArchSpec, input_shape: Shape, classes: int, **arguments: Any) -> nn.Module:
-    from edgekd.models import torchvision_zoo as zoo
+    from edgekd.models.torchvision_zoo import build_published
 
-    return zoo.build_published(spec.name, input_shape, classes, **arguments)
+    return build_published(spec.name, input_shape, classes, **arguments)
 
 
 def _make_inception(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
@@ -43,7 +43,7 @@ def _vit_side(shapes: Shapes) -> tuple[int, bool]:
     return max(1, patches * shapes["conv_proj.weight"][-1]), True
 
 
-_RELU = {"activation": activation()}
+_RELU = {"activation": activation_option()}
 _INCEPTION = {"transform_input": Option(BOOLEAN, always("ImageNet renormalisation inside the network", "no", "true"))}
 
 PUBLISHED = (

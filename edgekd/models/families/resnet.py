@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from edgekd.models import stems
-from edgekd.models.families.base import BOOLEAN, Family, Option, Unseen, activation, always
+from edgekd.models.families.base import BOOLEAN, Family, Option, Unseen, activation_option, always
 from edgekd.models.shapes import Shapes
 from edgekd.models.stems import Shape
 
@@ -19,12 +19,12 @@ _STEMS = ("3x3", "5x5", "7x7")
 
 
 def _make(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
-    from edgekd.models import torchvision_zoo as zoo
+    from edgekd.models.torchvision_zoo import build_resnet
 
     stem = spec.options.get("stem", stems.resnet_stem(input_shape))
     as_published = stem == "7x7" or stems.resnet_maxpool(input_shape)
     maxpool = spec.options.get("maxpool", "true" if as_published else "false")
-    return zoo.build_resnet(
+    return build_resnet(
         spec.name,
         input_shape,
         classes,
@@ -72,7 +72,7 @@ BASIC = Family(
     _make,
     students=("resnet18", "resnet34"),
     tensors={"resnet18": 102, "resnet34": 182},
-    options={**_STEM_OPTIONS, "activation": activation()},
+    options={**_STEM_OPTIONS, "activation": activation_option()},
     read_side=_read_side,
     shown=_shown,
     lookalikes=("resnet18",),
@@ -93,7 +93,7 @@ BOTTLENECK = Family(
     options={
         **_STEM_OPTIONS,
         "stride_in": Option(("3x3", "1x1"), always("convolution that strides in a bottleneck", "3x3", "1x1")),
-        "activation": activation(),
+        "activation": activation_option(),
     },
     read_side=_read_side,
     shown=_shown,

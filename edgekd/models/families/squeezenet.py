@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.models.families.base import BOOLEAN, DROP_STRIDES, Family, Option, activation, always
+from edgekd.models.families.base import BOOLEAN, DROP_STRIDES, Family, Option, activation_option, always
 from edgekd.models.stems import Shape
 
 if TYPE_CHECKING:
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 def _make(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
     import torchvision.models as tv
 
-    from edgekd.models import torchvision_zoo as zoo
+    from edgekd.models.torchvision_zoo import as_student, remove_logit_relu
 
-    net = zoo.as_student(tv.squeezenet1_1(num_classes=classes), spec, input_shape, ("features.0", "features.2"))
+    net = as_student(tv.squeezenet1_1(num_classes=classes), spec, input_shape, ("features.0", "features.2"))
     if spec.options.get("logit_relu") != "true":
-        zoo.remove_logit_relu(net)
+        remove_logit_relu(net)
     return net
 
 
@@ -32,7 +32,7 @@ SQUEEZENET = Family(
     note="(1.1)",
     options={
         "drop_strides": DROP_STRIDES,
-        "activation": activation(),
+        "activation": activation_option(),
         "logit_relu": Option(BOOLEAN, always("ReLU on the logits", "yes, as published", "false")),
     },
     shown=lambda _shapes, _shape: {"logit_relu": "true"},  # a teacher was published with it

@@ -20,7 +20,7 @@ class NewerSchemaError(InputFileError):
     """A file of a run was written by a newer edgekd than this one."""
 
 
-class Part(BaseModel):
+class CardPart(BaseModel):
     """What stands in a JSON file of a run; what an older edgekd did not write has a default."""
 
     # Built at its first use: `edgekd status` looks at two of these and shall not pay for all.
@@ -31,7 +31,7 @@ class Part(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
-class Card(Part):
+class Card(CardPart):
     """One JSON file of a run."""
 
     folder: ClassVar[str] = ""

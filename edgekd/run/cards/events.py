@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from edgekd.run.cards.base import Part
+from edgekd.run.cards.base import CardPart
 
 
-class Event(Part):
+class Event(CardPart):
     """One line that distillation logged."""
 
     kind: ClassVar[str]

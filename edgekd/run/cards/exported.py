@@ -7,10 +7,10 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field
 
-from edgekd.run.cards.base import Card, Part, Share
+from edgekd.run.cards.base import Card, CardPart, Share
 
 
-class ParityCheck(Part):
+class ParityCheck(CardPart):
     """How far a file's logits are from the student's; numbers are None of a file that could not be made."""
 
     passed: bool
@@ -39,7 +39,7 @@ class ParityCard(Card):
         return cls.model_validate(dict(checks))
 
 
-class Link(Part):
+class AgreementPart(CardPart):
     """How often one model of a chain gives the answer of the one before it, of the samples that are clear."""
 
     samples: int = 0
@@ -51,14 +51,14 @@ class Link(Part):
     reason: str | None = None
 
 
-class QualityPart(Part):
+class QualityPart(CardPart):
     """Loss and agreement of an INT8 file; a loss without limit is None."""
 
     loss: float | None
-    agreement: Link
+    agreement: AgreementPart
 
 
-class RemedyFacts(Part):
+class RemedyFactsPart(CardPart):
     """What there is to say of one remedy; each kind has facts of its own."""
 
     method: str | None = None
@@ -81,7 +81,7 @@ class RemedyFacts(Part):
         return {name: getattr(self, name) for name in self.model_fields_set}
 
 
-class RemedyPart(RemedyFacts):
+class RemedyPart(RemedyFactsPart):
     """A change of plan, with the quality before and after it."""
 
     remedy: str
@@ -90,7 +90,7 @@ class RemedyPart(RemedyFacts):
     applied: bool
 
 
-class IntegerShare(Part):
+class IntegerNodesPart(CardPart):
     """How many of a file's compute nodes ONNX Runtime runs as integers."""
 
     integer: int
@@ -98,14 +98,14 @@ class IntegerShare(Part):
     share: float
 
 
-class ClippingPart(Part):
+class ClippingPart(CardPart):
     """The share of values outside their range by over half a step, in all quantised activations and in each."""
 
     overall: float
     tensors: dict[str, float]
 
 
-class Clipped(Part):
+class ClippedPart(CardPart):
     """How far an INT8 file clips held-out synthetic samples, and real images where that can be measured."""
 
     method: str
@@ -113,7 +113,7 @@ class Clipped(Part):
     images: ClippingPart | None
 
 
-class Int8Part(Part):
+class Int8Part(CardPart):
     """How an INT8 file came about; of one that could not be made there is only the reason."""
 
     passed: bool
@@ -125,9 +125,9 @@ class Int8Part(Part):
     quality: QualityPart | None = None
     target: float | None = None
     steps: list[RemedyPart] | None = None
-    integer_nodes: IntegerShare | None = None
+    integer_nodes: IntegerNodesPart | None = None
     clipping: ClippingPart | None = None
-    default_mode: Link | None = None
+    default_mode: AgreementPart | None = None
 
 
 class AgreementCard(Card):
@@ -141,11 +141,11 @@ class AgreementCard(Card):
     """Whether no real image had a part in the files; None where nobody vouches for the student."""
     int8_instructions: bool | None = None
     synthetic_samples: int = 0
-    chain: dict[Annotated[str, Field(max_length=300)], Link]
+    chain: dict[Annotated[str, Field(max_length=300)], AgreementPart]
     int8: dict[str, Int8Part] = Field(default_factory=dict)
 
 
-class RangesPart(Part):
+class RangesPart(CardPart):
     """Candidate ranges [low, high, magnitude] of each activation, by method."""
 
     samples: int

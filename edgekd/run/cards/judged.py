@@ -7,10 +7,10 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field
 
-from edgekd.run.cards.base import Card, Name, Part, Share
+from edgekd.run.cards.base import Card, CardPart, Name, Share
 
 
-class Candidate(Part):
+class SelectionCandidate(CardPart):
     """One candidate's synthetic agreement (not accuracy) with the teacher, and its standard error."""
 
     name: Name
@@ -34,7 +34,7 @@ class SelectionCard(Card):
     reason: Annotated[str, Field(max_length=20_000)]
     samples: int = 0
     what: str = ""
-    candidates: Annotated[list[Candidate], Field(max_length=1000)]
+    candidates: Annotated[list[SelectionCandidate], Field(max_length=1000)]
 
 
 class EvaluationCard(Card):

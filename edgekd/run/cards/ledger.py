@@ -6,10 +6,10 @@ from typing import ClassVar, Self
 
 from pydantic import ConfigDict, Field, JsonValue
 
-from edgekd.run.cards.base import Card, Part
+from edgekd.run.cards.base import Card, CardPart
 
 
-class ImagesRead(Part):
+class ImagesReadPart(CardPart):
     """One reading of a folder of real images."""
 
     folder: str
@@ -20,14 +20,14 @@ class ImagesRead(Part):
     """When it began, which tells it from every other; older ones have none."""
 
 
-class Difference(Part):
+class EnvironmentDifference(CardPart):
     """A resumption in another environment: [before, now] by name."""
 
     step: int
     changed: dict[str, list[JsonValue]]
 
 
-class ProbeTiming(Part):
+class ProbeTiming(CardPart):
     """What the probe's batch took on the machine that read the teacher."""
 
     images: int
@@ -50,8 +50,8 @@ class LedgerCard(Card):
     versions: dict[str, str] = Field(default_factory=dict)
     host: dict[str, str] = Field(default_factory=dict)
     threads: int | None = None
-    real_images: list[ImagesRead] = Field(default_factory=list)
-    not_bit_identical: list[Difference] = Field(default_factory=list)
+    real_images: list[ImagesReadPart] = Field(default_factory=list)
+    not_bit_identical: list[EnvironmentDifference] = Field(default_factory=list)
     trusted_pickles: dict[str, str] = Field(default_factory=dict)
     teacher_probe: ProbeTiming | None = None
 

@@ -9,7 +9,7 @@ from pydantic import Field, JsonValue, ValidationError
 
 from edgekd.agent.device.machine import sha256_of
 from edgekd.errors import InputFileError
-from edgekd.run.cards.base import Card, NewerSchemaError, Part
+from edgekd.run.cards.base import Card, CardPart, NewerSchemaError
 
 RECORD = "record.json"
 
@@ -17,7 +17,7 @@ Environment = dict[str, str | int | None]
 """What bit-identity depends on, by name."""
 
 
-class Notes(Part):
+class Notes(CardPart):
     """What a stage notes in its record besides what every record holds."""
 
 

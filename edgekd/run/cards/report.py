@@ -8,13 +8,13 @@ from pydantic import Field, JsonValue
 
 from edgekd.agent.device.power import Energy
 from edgekd.agent.numerics import LogitsCheck
-from edgekd.run.cards.base import Card, Part
-from edgekd.run.cards.exported import Link, ParityCard
+from edgekd.run.cards.base import Card, CardPart
+from edgekd.run.cards.exported import AgreementPart, ParityCard
 from edgekd.run.cards.judged import EvaluationCard, SelectionCard
 from edgekd.run.cards.teacher import TeacherCard
 
 
-class Curve(Part):
+class Curve(CardPart):
     """An accuracy curve over all its points; sd is the population's, regret is maximum minus final."""
 
     points: int
@@ -26,7 +26,7 @@ class Curve(Part):
     regret: float
 
 
-class Health(Part):
+class Health(CardPart):
     """What was last seen of student and generator, and what the replay cost."""
 
     coverage: float | None = None
@@ -62,7 +62,7 @@ class DistillationCard(Card):
         )
 
 
-class DevicePart(Part):
+class DevicePart(CardPart):
     """What was measured on a device, as `bench.results` reads it, and what that device is."""
 
     data_free: bool | None = None
@@ -76,7 +76,7 @@ class DevicePart(Part):
     machine: dict[str, JsonValue]
 
 
-class ArtefactPart(Part):
+class ArtefactPart(CardPart):
     """One row of the table of artefacts; what is not known is None."""
 
     artefact: str
@@ -102,7 +102,7 @@ class ReportCard(Card):
     selection: SelectionCard | None
     size_bytes: dict[str, int]
     parity: ParityCard | None
-    agreement: dict[str, Link] | None
+    agreement: dict[str, AgreementPart] | None
     latency: list[dict[str, JsonValue]] | None
     verdict: str | None
     devices: dict[str, DevicePart]

@@ -6,10 +6,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from edgekd.run.cards.base import Card, Part
+from edgekd.run.cards.base import Card, CardPart
 
 
-class Assumed(Part):
+class AssumptionPart(CardPart):
     """Something the weights cannot show, the value taken for it, and the flag that changes it."""
 
     what: str
@@ -17,7 +17,7 @@ class Assumed(Part):
     flag: str
 
 
-class Probed(Part):
+class ProbePart(CardPart):
     """What a classifier did on seeded noise, and its size; `models.probe` makes it."""
 
     emits: str
@@ -47,10 +47,10 @@ class TeacherCard(Card):
     head: str
     """Name of the layer that makes the logits."""
     undo: str
-    assumptions: list[Assumed] = Field(default_factory=list)
+    assumptions: list[AssumptionPart] = Field(default_factory=list)
     mapping: dict[str, str] = Field(default_factory=dict)
     """Names of the zoo by those of the checkpoint, where they differ."""
-    probe: Probed
+    probe: ProbePart
 
 
 class PixelsCard(Card):

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from edgekd.recipe.method import ReplayTable
-from edgekd.rng import Draws
-from edgekd.state_dict import StateDict, number, tensor
+from edgekd.rng import KeyedDraws
+from edgekd.state_dict import StateDict, number_of, tensor_of
 from edgekd.synthesis.replay.base import Replay
-from edgekd.synthesis.teacher import Observation
+from edgekd.synthesis.teacher import TeacherOutputs
 
 if TYPE_CHECKING:
     from edgekd.synthesis.state import State
-    from edgekd.synthesis.steps import Context
+    from edgekd.synthesis.steps import StepContext
 
 
 class BankReplay(Replay):
@@ -24,7 +24,7 @@ class BankReplay(Replay):
     waits_for = "the bank holds less than one batch (method.replay.bank_period)"
 
     @classmethod
-    def build(cls, context: Context, state: State) -> BankReplay:
+    def build(cls, context: StepContext, state: State) -> BankReplay:
         """Build an empty bank."""
         return cls(context.recipe.method.replay, context.description.input_shape, context.draws.device)
 
@@ -42,12 +42,12 @@ class BankReplay(Replay):
         """Treat the empty bank as full."""
         self.stored = len(self.images)
 
-    def sample(self, step: int, count: int, draws: Draws) -> Tensor:
+    def sample(self, step: int, count: int, draws: KeyedDraws) -> Tensor:
         """Return stored images drawn with replacement."""
         filled = min(self.stored, len(self.images))
         return self.images[draws.integers(step, "bank", filled, count)]
 
-    def learn(self, step: int, novel: Tensor, seen: Observation, draws: Draws) -> dict[str, Tensor]:
+    def learn(self, step: int, novel: Tensor, seen: TeacherOutputs, draws: KeyedDraws) -> dict[str, Tensor]:
         """Store the first images of the batch when a deposit is due."""
         if step % self.table.bank_period == 0:
             count = min(self.table.batch_size, len(novel))
@@ -66,5 +66,5 @@ class BankReplay(Replay):
 
     def load_state_dict(self, state: StateDict) -> None:
         """Restore the bank."""
-        self.images.copy_(tensor(state, "images"))
-        self.stored = int(number(state, "stored"))
+        self.images.copy_(tensor_of(state, "images"))
+        self.stored = int(number_of(state, "stored"))

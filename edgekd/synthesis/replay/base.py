@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from edgekd.recipe.method import MethodTable
-from edgekd.rng import Draws
+from edgekd.rng import KeyedDraws
 from edgekd.state_dict import StateDict
-from edgekd.synthesis.teacher import Observation
+from edgekd.synthesis.teacher import TeacherOutputs
 
 if TYPE_CHECKING:
     from edgekd.synthesis.state import State
-    from edgekd.synthesis.steps import Context
+    from edgekd.synthesis.steps import StepContext
 
 
 class Replay:
@@ -25,7 +25,7 @@ class Replay:
     """Why it is not ready, for the user; empty where it never will be."""
 
     @classmethod
-    def build(cls, context: Context, state: State) -> Replay:
+    def build(cls, context: StepContext, state: State) -> Replay:
         """Build the source for a distillation whose networks stand in `state`."""
         return cls()
 
@@ -41,7 +41,7 @@ class Replay:
     def assume_ready(self) -> None:
         """Make `sample` usable at once, for timing a step whose result is thrown away."""
 
-    def sample(self, step: int, count: int, draws: Draws) -> Tensor:
+    def sample(self, step: int, count: int, draws: KeyedDraws) -> Tensor:
         """Return `count` replayed images without a graph."""
         raise NotImplementedError
 
@@ -49,7 +49,7 @@ class Replay:
         """Return whether it learns at this place (from 0) of a generator period."""
         return True
 
-    def learn(self, step: int, novel: Tensor, seen: Observation, draws: Draws) -> dict[str, Tensor]:
+    def learn(self, step: int, novel: Tensor, seen: TeacherOutputs, draws: KeyedDraws) -> dict[str, Tensor]:
         """Take in the novel images of this step and what the teacher saw in them; return the losses of doing so."""
         return {}
 

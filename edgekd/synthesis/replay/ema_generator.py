@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.machine import Precision
-from edgekd.rng import Draws
+from edgekd.rng import KeyedDraws
 from edgekd.synthesis.replay.base import Replay, module_bytes
 
 if TYPE_CHECKING:
     from edgekd.synthesis.state import State
-    from edgekd.synthesis.steps import Context
+    from edgekd.synthesis.steps import StepContext
 
 
 class EmaGeneratorReplay(Replay):
@@ -22,7 +22,7 @@ class EmaGeneratorReplay(Replay):
     ready = True
 
     @classmethod
-    def build(cls, context: Context, state: State) -> EmaGeneratorReplay:
+    def build(cls, context: StepContext, state: State) -> EmaGeneratorReplay:
         """Replay from the average that the state keeps."""
         return cls(state.generator_ema, context.recipe.method.generator.latent, state.generator_precision)
 
@@ -30,7 +30,7 @@ class EmaGeneratorReplay(Replay):
         self.generator_ema, self.latent, self.precision = generator_ema, latent, precision
 
     @torch.no_grad()
-    def sample(self, step: int, count: int, draws: Draws) -> Tensor:
+    def sample(self, step: int, count: int, draws: KeyedDraws) -> Tensor:
         """Return images of the slow copy."""
         with self.precision():
             images: Tensor = self.generator_ema(draws.normal(step, "replay", count, self.latent))

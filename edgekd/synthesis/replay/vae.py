@@ -10,24 +10,24 @@ from torch.nn import functional as F
 
 from edgekd.machine import Precision, precision_for
 from edgekd.recipe.method import MethodTable, VaeTable
-from edgekd.rng import Draws, forked_global
+from edgekd.rng import KeyedDraws, forked_global
 from edgekd.state_dict import (
     StateDict,
     branch,
-    number,
+    number_of,
     optimizer_state,
     restore_optimizer,
-    tensor,
+    tensor_of,
     tensors_of,
 )
 from edgekd.synthesis import losses
 from edgekd.synthesis.replay.base import Replay, module_bytes
-from edgekd.synthesis.teacher import Observation, Teacher
+from edgekd.synthesis.teacher import Teacher, TeacherOutputs
 from edgekd.synthesis.vae import VAE
 
 if TYPE_CHECKING:
     from edgekd.synthesis.state import State
-    from edgekd.synthesis.steps import Context
+    from edgekd.synthesis.steps import StepContext
 
 GATE_DECAY = 0.95
 """Decay an update of the running share of reconstructions that keep the teacher's answer."""
@@ -39,7 +39,7 @@ class VaeReplay(Replay):
     waits_for = "too few reconstructions of the VAE kept the teacher's answer (method.vae.gate)"
 
     @classmethod
-    def build(cls, context: Context, state: State) -> VaeReplay:
+    def build(cls, context: StepContext, state: State) -> VaeReplay:
         """Build a VAE whose images have the teacher's shape, its weights drawn from the seed."""
         recipe, method, description = context.recipe, context.recipe.method, context.description
         with forked_global(recipe.seed, "build", "vae"):
@@ -55,10 +55,10 @@ class VaeReplay(Replay):
     @staticmethod
     def sampler_state(replay: StateDict, method: MethodTable) -> StateDict:
         """Return the decoder and the moments of its codes, once the gate has opened."""
-        if not number(replay, "open"):
+        if not number_of(replay, "open"):
             return {}
         vae = tensors_of(replay, "vae")
-        mean, std = tensor(vae, "latent_mean"), tensor(vae, "latent_variance").sqrt()
+        mean, std = tensor_of(vae, "latent_mean"), tensor_of(vae, "latent_variance").sqrt()
         if method.vae.sampling != "posterior":
             mean, std = torch.zeros_like(mean), torch.ones_like(std)
         decoder = {name.removeprefix("decoder."): value for name, value in vae.items() if name.startswith("decoder.")}
@@ -88,7 +88,7 @@ class VaeReplay(Replay):
         """Open the gate."""
         self.open = True
 
-    def sample(self, step: int, count: int, draws: Draws) -> Tensor:
+    def sample(self, step: int, count: int, draws: KeyedDraws) -> Tensor:
         """Return decoded codes, the decoder in eval mode."""
         self.vae.eval()
         codes = self._codes(draws.normal(step, "replay", count, self.vae.latent))
@@ -119,7 +119,7 @@ class VaeReplay(Replay):
             with self.precision():
                 images = self.vae.decoder(z)
             logits = self.teacher.observe(images).logits
-            match = self.table.one_hot * losses.one_hot(logits) + self.table.balance * losses.balance(logits)
+            match = self.table.one_hot * losses.one_hot_loss(logits) + self.table.balance * losses.balance_loss(logits)
             (match + losses.latent_moments(z)).backward(inputs=[z, *weights])
         if leak != 1:
             for weight in weights:
@@ -128,7 +128,7 @@ class VaeReplay(Replay):
         assert z.grad is not None
         return (z - self.table.tuning_lr * z.grad / (z.grad.abs() + 1e-8)).detach()
 
-    def learn(self, step: int, novel: Tensor, seen: Observation, draws: Draws) -> dict[str, Tensor]:
+    def learn(self, step: int, novel: Tensor, seen: TeacherOutputs, draws: KeyedDraws) -> dict[str, Tensor]:
         """Make one update on novel images and rehearsed ones."""
         self.vae.train()
         self.optimizer.zero_grad()
@@ -186,5 +186,5 @@ class VaeReplay(Replay):
         """Restore the VAE, its optimiser and the gate."""
         self.vae.load_state_dict(tensors_of(state, "vae"))
         restore_optimizer(self.optimizer, branch(state, "optimizer"))
-        self.kept_answers, self.open = float(number(state, "kept_answers")), bool(number(state, "open"))
-        self.updates = int(number(state, "updates"))
+        self.kept_answers, self.open = float(number_of(state, "kept_answers")), bool(number_of(state, "open"))
+        self.updates = int(number_of(state, "updates"))

@@ -9,9 +9,9 @@ from latencies import QUIET, measured
 from edgekd.agent.device.disturbance import warnings
 from edgekd.agent.device.environment import this_machine
 from edgekd.agent.device.machine import Activity
-from edgekd.agent.measurement import Job, Settings
+from edgekd.agent.measurement import BenchJob, BenchSettings
 
-JOB = Job("net", Path("net.onnx"))
+JOB = BenchJob("net", Path("net.onnx"))
 MACHINE = replace(this_machine(), cpus=4, usable_cpus=4.0, load_average=0.1)
 
 
@@ -23,13 +23,13 @@ def found(
     threads: int = 1,
 ) -> tuple[str, ...]:
     measurement = measured(JOB, times_ms, during, stable=stable)
-    return warnings(MACHINE, Settings(threads=threads), before, [measurement])
+    return warnings(MACHINE, BenchSettings(threads=threads), before, [measurement])
 
 
 def test_quiet_machine_gives_no_warning() -> None:
     assert found() == ()
     assert found(times_ms=(1.0, 1.02, 0.99, 1.01, 1.0, 1.03)) == ()
-    assert warnings(MACHINE, Settings(), QUIET, []) == ()
+    assert warnings(MACHINE, BenchSettings(), QUIET, []) == ()
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_each_disturbance_has_its_sentence(disturbed: dict, sentence: str) -> No
 
 def test_a_quota_below_one_cpu_stops_even_one_thread() -> None:
     container = replace(MACHINE, usable_cpus=0.5)
-    (only,) = warnings(container, Settings(), QUIET, [measured(JOB, [1.0] * 6)])
+    (only,) = warnings(container, BenchSettings(), QUIET, [measured(JOB, [1.0] * 6)])
     assert only.startswith("1 thread has 0.5 usable CPUs")
 
 
@@ -69,5 +69,5 @@ def test_load_average_stands_in_where_cpu_use_is_unknown() -> None:
     blind = replace(QUIET, other_cpus=None, stolen_cpus=None, clock_mhz=None)
     assert found(before=blind, during=blind) == ()
     busy = replace(MACHINE, load_average=3.2)
-    (only,) = warnings(busy, Settings(), blind, [measured(JOB, [1.0] * 6, blind)])
+    (only,) = warnings(busy, BenchSettings(), blind, [measured(JOB, [1.0] * 6, blind)])
     assert only.startswith("The load average was 3.2 on 4 CPUs")

@@ -11,14 +11,14 @@ import pytest
 from edgekd.agent import session, worker
 from edgekd.agent.device import jetson, power
 from edgekd.agent.measure import Tools
-from edgekd.agent.measurement import Job, Settings
+from edgekd.agent.measurement import BenchJob, BenchSettings
 from edgekd.agent.messages import Load, LogitsArray, Sustained, TimeRound
 from edgekd.agent.protocol import AgentProcess
 from edgekd.agent.runners.runner import Runner
-from edgekd.schema import record, written
+from edgekd.schema import record, to_json
 from tiny_onnx import conv_net
 
-JOB = Job("net", Path("net.onnx"))
+JOB = BenchJob("net", Path("net.onnx"))
 RELEASE = "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 01:49:37 UTC"
 LINE_JETPACK_6 = (
     "11-22-2026 09:08:28 RAM 3005/7620MB (lfb 4x4MB) SWAP 0/3810MB CPU [3%@1510,0%@1510] GR3D_FREQ 10%@1300 "
@@ -77,7 +77,7 @@ def test_facts_of_a_board(board: Path) -> None:
     assert found.clocks["17000000.gpu"] == jetson.Clock(306, 624.75, 306, locked=False)
     assert found.clocks["cpu policy0"] == jetson.Clock(1510.4, 1510.4, 1510.4, locked=True)
     assert found.locked.startswith("no: `sudo jetson_clocks`")
-    assert record(jetson.Jetson)(written(found), "") == found
+    assert record(jetson.Jetson)(to_json(found), "") == found
 
 
 def test_the_gpu_clock_is_the_highest_of_a_round(board: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -220,8 +220,8 @@ def test_sensors_are_found_by_their_chip(tmp_path: Path) -> None:
             f"{rail}/curr7_input": "1",
         },
     )
-    source = power.find(tmp_path)
-    assert isinstance(source, power.Source)
+    source = power.find_power_reader(tmp_path)
+    assert isinstance(source, power.PowerReader)
     assert source.name == "hwmon (INA3221)"
     assert source.read() == {"VDD_IN": 6.0}
 
@@ -233,8 +233,8 @@ def test_tegrastats_is_followed_and_ended(tmp_path: Path, monkeypatch: pytest.Mo
     )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    source = power.find(tmp_path)
-    assert isinstance(source, power.Source)
+    source = power.find_power_reader(tmp_path)
+    assert isinstance(source, power.PowerReader)
     deadline = time.monotonic() + 10
     while not source.read() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -245,7 +245,7 @@ def test_tegrastats_is_followed_and_ended(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_without_sensors_there_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert power.find(tmp_path) == "n/a: no INA3221 sensor can be read and there is no tegrastats"
+    assert power.find_power_reader(tmp_path) == "n/a: no INA3221 sensor can be read and there is no tegrastats"
 
 
 def test_energy_is_gross_idle_and_net() -> None:
@@ -256,8 +256,8 @@ def test_energy_is_gross_idle_and_net() -> None:
         time.sleep(seconds)
         return Sustained(100, seconds, time.time())
 
-    source = power.Source("test", lambda: {"VDD_IN": state["watts"], "VDD_SOC": 1.0})
-    found = power.energy(JOB, 4, source, run, idle_s=1.6, busy_s=1.6)
+    source = power.PowerReader("test", lambda: {"VDD_IN": state["watts"], "VDD_SOC": 1.0})
+    found = power.energy_per_run(JOB, 4, source, run, idle_s=1.6, busy_s=1.6)
     assert isinstance(found, power.Energy)
     assert (found.idle_w, found.gross_w) == (pytest.approx(4.0), pytest.approx(10.0, rel=0.1))
     assert found.net_w == pytest.approx(found.gross_w - found.idle_w)
@@ -274,14 +274,14 @@ def test_energy_is_measured_without_threads_that_spin(tmp_path: Path, monkeypatc
             return super().ask(request, **options)
 
     monkeypatch.setattr(session, "AgentProcess", Overheard)
-    source = power.Source("test", lambda: {"VDD_IN": 4.0})
-    job = Job("net", conv_net(tmp_path / "net.onnx"))
-    session.energy(job, Settings(threads=2), Tools(), source, 0.1, 0.1)
+    source = power.PowerReader("test", lambda: {"VDD_IN": 4.0})
+    job = BenchJob("net", conv_net(tmp_path / "net.onnx"))
+    session.energy_on_device(job, BenchSettings(threads=2), Tools(), source, 0.1, 0.1)
     assert asked == [("load", False), ("sustain", None)]
 
 
-def sampled(samples: list[tuple[float, dict[str, float]]]) -> power.Sampler:
-    sampler = power.Sampler(power.Source("test", dict))
+def sampled(samples: list[tuple[float, dict[str, float]]]) -> power.PowerSampler:
+    sampler = power.PowerSampler(power.PowerReader("test", dict))
     sampler.samples = samples
     return sampler
 
@@ -305,12 +305,12 @@ def test_rest_and_work_are_read_from_the_same_rails() -> None:
         time.sleep(seconds)
         return Sustained(100, seconds, time.time())
 
-    source = power.Source("test", lambda: dict(rails))
-    found = power.energy(JOB, 1, source, run, idle_s=1.6, busy_s=1.6)
+    source = power.PowerReader("test", lambda: dict(rails))
+    found = power.energy_per_run(JOB, 1, source, run, idle_s=1.6, busy_s=1.6)
     assert found == power.NoEnergy("n/a: test read VDD_IN at rest or at work only", "net", "ort-cpu")
 
 
 def test_too_few_readings_are_no_energy() -> None:
-    silent = power.Source("test", dict)
-    found = power.energy(JOB, 1, silent, lambda _: Sustained(1, 0.1, 0.0), 0.01, 0.01)
+    silent = power.PowerReader("test", dict)
+    found = power.energy_per_run(JOB, 1, silent, lambda _: Sustained(1, 0.1, 0.0), 0.01, 0.01)
     assert found == power.NoEnergy("n/a: test gave too few readings", "net", "ort-cpu")

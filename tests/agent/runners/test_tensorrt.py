@@ -21,8 +21,8 @@ import standins
 from edgekd.agent import numerics
 from edgekd.agent.device.environment import TensorRT, this_machine
 from edgekd.agent.kernels import Kind
-from edgekd.agent.measure import Tools, measure, require_some
-from edgekd.agent.measurement import Job, Measurement, Progress, Settings, Skipped
+from edgekd.agent.measure import Tools, measure_jobs, require_some
+from edgekd.agent.measurement import BenchJob, BenchSettings, Measurement, MeasurementProgress, Skipped
 from edgekd.agent.messages import Load
 from edgekd.agent.refusal import RefusedError
 from edgekd.agent.runners import cuda, engines, tensorrt, trtexec
@@ -31,7 +31,7 @@ from edgekd.agent.runners.cuda import Cuda
 from edgekd.agent.runners.npy import logits_in
 from edgekd.agent.runners.runner import Runner
 from edgekd.agent.runners.tensorrt_api import TensorRTRunner
-from edgekd.bench.golden import described, images, logits, signature, to_npy
+from edgekd.bench.golden import described, images, reference_logits, signature, to_npy
 from edgekd.errors import MachineError
 from tiny_onnx import conv_net
 
@@ -51,7 +51,7 @@ EXPECTED = {
     "11.1": {"fp32": [("--noTF32",)], "fp16": [()], "int8-trt-fp16": [()], "any": [()]},
 }
 EXPECTED["8.6.1"], EXPECTED["10.16"] = EXPECTED["8.5.2"], EXPECTED["10.3.0"]
-QUICK = Settings(rounds=2, min_runs=10, min_seconds=0.05, warm_up_seconds=0.05, warm_up_window=3)
+QUICK = BenchSettings(rounds=2, min_runs=10, min_seconds=0.05, warm_up_seconds=0.05, warm_up_window=3)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_fixed_batch_is_measured_at_that_batch_or_not_at_all(through: str, tmp
     assert (found.input_shape, shapes) == ((2, 3, 8, 8), [])
     known = images(signature(fixed))
     (tmp_path / "golden.npy").write_bytes(to_npy(known))
-    assert np.allclose(logits_in(found.logits(tmp_path / "golden.npy")), logits(fixed, known), atol=1e-6)
+    assert np.allclose(logits_in(found.logits(tmp_path / "golden.npy")), reference_logits(fixed, known), atol=1e-6)
 
 
 @pytest.mark.parametrize("through", ["trtexec", "python"])
@@ -146,7 +146,7 @@ def test_an_open_image_size_is_given_although_the_batch_is_fixed(through: str, t
 def test_trtexec_builds_once_times_and_answers(release: str, model: Path, tmp_path: Path) -> None:
     tool = standins.write_trtexec(tmp_path, release)
     for use in rules.uses_of("fp32", release):
-        assert isinstance(use, rules.Use)
+        assert isinstance(use, rules.EngineOptions)
         asked = request(model, tmp_path, trtexec=str(tool), flags=use.flags)
         first, again = loaded(asked), loaded(asked)
         assert first.build_s > 0
@@ -161,7 +161,7 @@ def test_trtexec_builds_once_times_and_answers(release: str, model: Path, tmp_pa
     assert time.time() - 60 < done.end_unix_s <= time.time()
     known = images(signature(model))
     (tmp_path / "golden.npy").write_bytes(to_npy(known[:7]))  # 7 is no multiple of the batch
-    assert np.allclose(logits_in(first.logits(tmp_path / "golden.npy")), logits(model, known[:7]), atol=1e-6)
+    assert np.allclose(logits_in(first.logits(tmp_path / "golden.npy")), reference_logits(model, known[:7]), atol=1e-6)
 
 
 def test_an_engine_that_overflows_is_told_from_a_tool_that_fails(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_an_engine_that_overflows_is_told_from_a_tool_that_fails(tmp_path: Path)
     asked = request(large, tmp_path, trtexec=str(standins.write_trtexec(tmp_path, "10.3.0")))
     found = logits_in(loaded(asked).logits(golden))
     assert not np.isfinite(found).any()
-    compared = numerics.compare(Job("net", model, "fp16"), logits(model, known), found)
+    compared = numerics.compare_with_host(BenchJob("net", model, "fp16"), reference_logits(model, known), found)
     assert (compared.passed, compared.max_difference) == (False, None)
     for text in ("[]", "[ {", '[ { "name" : "a", "values" : [ one ] } ]'):
         (tmp_path / "out.json").write_text(text)
@@ -208,14 +208,14 @@ def test_a_program_that_is_no_trtexec_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="does not say its TensorRT version; its first line is 'hello'"):
         trtexec.version(str(tool))
     with pytest.raises(RefusedError, match=r"there is no program /nowhere/trtexec \(--trtexec\)"):
-        trtexec.find("/nowhere/trtexec")
+        trtexec.find_trtexec("/nowhere/trtexec")
 
 
 @pytest.mark.parametrize("release", standins.RELEASES)
 def test_the_python_api_builds_runs_and_answers(release: str, model: Path, tmp_path: Path) -> None:
     asked_for = {"--noTF32": ["not TF32"], "--fp16": ["FP16"]}
     for use in rules.uses_of("fp32", release):
-        assert isinstance(use, rules.Use)
+        assert isinstance(use, rules.EngineOptions)
         module = standins.tensorrt(release)
         asked = request(model, tmp_path, flags=use.flags)
         found = through_python(asked, module)
@@ -230,7 +230,7 @@ def test_the_python_api_builds_runs_and_answers(release: str, model: Path, tmp_p
         assert through_python(asked, again, "another GPU").build_s is not None
     known = images(signature(model))
     (tmp_path / "golden.npy").write_bytes(to_npy(known[:7]))
-    assert np.allclose(logits_in(found.logits(tmp_path / "golden.npy")), logits(model, known[:7]), atol=1e-6)
+    assert np.allclose(logits_in(found.logits(tmp_path / "golden.npy")), reference_logits(model, known[:7]), atol=1e-6)
 
 
 def test_cuda_is_called_with_sizes_and_addresses_and_its_errors_are_told() -> None:
@@ -286,10 +286,10 @@ def test_parser_errors_are_told(model: Path, tmp_path: Path) -> None:
 def test_a_comparison_runs_every_engine_in_turn(release: str, tmp_path: Path) -> None:
     tool = standins.write_trtexec(tmp_path, release)
     jobs = [
-        described(Job(f"student.{kind}.onnx", conv_net(tmp_path / f"student.{kind}.onnx"), kind, "tensorrt"))
+        described(BenchJob(f"student.{kind}.onnx", conv_net(tmp_path / f"student.{kind}.onnx"), kind, "tensorrt"))
         for kind in ("fp32", "fp16")
     ]
-    found = measure(jobs, QUICK, tools=Tools(str(tool), str(tmp_path / "engines")))
+    found = measure_jobs(jobs, QUICK, tools=Tools(str(tool), str(tmp_path / "engines")))
     assert found.environment.tensorrt == TensorRT(str(tool), f"{release}.0" if release == "11.1" else release)
     names = [one.job.artefact for one in found.measurements]
     skipped = [one.job.artefact for one in found.results if isinstance(one, Skipped)]
@@ -304,9 +304,11 @@ def test_a_comparison_runs_every_engine_in_turn(release: str, tmp_path: Path) ->
 
 def test_an_engine_that_cannot_be_built_leaves_the_others(tmp_path: Path) -> None:
     tools = Tools(str(standins.write_trtexec(tmp_path, "10.3.0")), str(tmp_path / "engines"))
-    jobs = [described(Job(name, conv_net(tmp_path / name), "any", "tensorrt")) for name in ("bad.onnx", "good.onnx")]
+    jobs = [
+        described(BenchJob(name, conv_net(tmp_path / name), "any", "tensorrt")) for name in ("bad.onnx", "good.onnx")
+    ]
     jobs[0].model.write_bytes(b"unparsable")
-    bad, good = measure(jobs, QUICK, tools=tools).results
+    bad, good = measure_jobs(jobs, QUICK, tools=tools).results
     assert isinstance(good, Measurement)
     assert isinstance(bad, Skipped)
     assert bad.job.artefact == "bad.onnx"
@@ -321,14 +323,14 @@ def test_an_engine_that_cannot_be_built_leaves_the_others(tmp_path: Path) -> Non
 def test_an_engine_that_cannot_be_started_leaves_the_others(tmp_path: Path) -> None:
     tools = Tools(str(standins.write_trtexec(tmp_path, "10.3.0")), str(tmp_path / "engines"))
     files = [conv_net(tmp_path / "bad.onnx", width=3), conv_net(tmp_path / "good.onnx", width=5)]
-    jobs = [described(Job(file.name, file, "any", "tensorrt")) for file in files]
+    jobs = [described(BenchJob(file.name, file, "any", "tensorrt")) for file in files]
 
-    def spoil(progress: Progress) -> None:
+    def spoil(progress: MeasurementProgress) -> None:
         if (progress.step, progress.artefact) == ("load", "bad.onnx [tensorrt]"):
             (engine,) = (tmp_path / "engines").glob("*.engine")
             engine.write_text("half an engine")
 
-    found = measure(jobs, QUICK, spoil, tools=tools)
+    found = measure_jobs(jobs, QUICK, spoil, tools=tools)
     assert [isinstance(one, Skipped) for one in found.results] == [True, False]
 
 
@@ -337,7 +339,7 @@ def test_without_any_tensorrt_it_says_what_to_install(model: Path, monkeypatch: 
 
     here = replace(this_machine(), tensorrt=None)
     with pytest.raises(MachineError, match=r"neither trtexec nor TensorRT's Python module.*apt-get install tensorrt"):
-        plan([Job("net", model, "fp32", "tensorrt")], here)
+        plan([BenchJob("net", model, "fp32", "tensorrt")], here)
 
 
 def test_trtexec_is_the_given_one_then_jetpacks_then_the_one_on_the_path(
@@ -349,14 +351,14 @@ def test_trtexec_is_the_given_one_then_jetpacks_then_the_one_on_the_path(
         tools[place] = standins.write_trtexec(tmp_path / place, "8.6.1")
     monkeypatch.setattr(trtexec, "JETPACK", str(tools["jetpack"]))
     monkeypatch.setenv("PATH", str(tools["path"].parent))
-    assert trtexec.find(str(tools["given"])) == str(tools["given"])
-    assert trtexec.find(None) == str(tools["jetpack"])
+    assert trtexec.find_trtexec(str(tools["given"])) == str(tools["given"])
+    assert trtexec.find_trtexec(None) == str(tools["jetpack"])
     tools["jetpack"].unlink()
-    assert trtexec.find(None) == str(tools["path"])
+    assert trtexec.find_trtexec(None) == str(tools["path"])
     tools["path"].unlink()
-    assert trtexec.find(None) is None
+    assert trtexec.find_trtexec(None) is None
     with pytest.raises(RefusedError, match="there is no program nowhere"):
-        trtexec.find("nowhere")
+        trtexec.find_trtexec("nowhere")
 
 
 @pytest.fixture
@@ -379,13 +381,13 @@ def test_without_trtexec_the_python_module_is_used(
     monkeypatch.syspath_prepend(str(package.parent))
     spins = []
     monkeypatch.setattr(cuda, "Cuda", lambda *, spin_wait: spins.append(spin_wait) or standins.Memory())
-    assert tensorrt.find() == TensorRT("python", "10.3.0")
+    assert tensorrt.find_tensorrt() == TensorRT("python", "10.3.0")
     known = images(signature(model))
     (tmp_path / "golden.npy").write_bytes(to_npy(known))
     for spin_wait in (True, False):
         found = loaded(request(model, tmp_path, spin_wait=spin_wait))
         assert isinstance(found, TensorRTRunner)
-        assert np.allclose(logits_in(found.logits(tmp_path / "golden.npy")), logits(model, known), atol=1e-6)
+        assert np.allclose(logits_in(found.logits(tmp_path / "golden.npy")), reference_logits(model, known), atol=1e-6)
     assert spins == [True, False]
 
 
@@ -395,7 +397,7 @@ def test_a_python_module_that_cannot_be_imported_is_no_tensorrt(
 ) -> None:
     (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.10: cannot open shared object file')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert tensorrt.find() is None
+    assert tensorrt.find_tensorrt() is None
     with pytest.raises(RefusedError, match="neither trtexec nor TensorRT's Python module"):
         tensorrt.runner(request(model, tmp_path))
 

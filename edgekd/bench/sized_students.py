@@ -14,9 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from edgekd import console, rng
 from edgekd.agent.device import scratch
 from edgekd.agent.kernels import Runtime
-from edgekd.agent.measure import measure
-from edgekd.agent.measurement import Comparison, Job, Progress, Settings, Skipped
-from edgekd.bench.latency import summarise
+from edgekd.agent.measure import measure_jobs
+from edgekd.agent.measurement import BenchJob, BenchSettings, Comparison, MeasurementProgress, Skipped
+from edgekd.bench.latency import summarize
 from edgekd.errors import EdgekdError, InputFileError, MachineError, UsageError
 from edgekd.export.onnx_export import export_fp32
 from edgekd.models import footprint, registry
@@ -25,14 +25,14 @@ from edgekd.models.stems import Shape
 from edgekd.stopping import Stop
 from edgekd.text import first_line, listed
 
-Measurer = Callable[[Sequence[Job], Settings, Callable[[Progress], None] | None], Comparison]
+Measurer = Callable[[Sequence[BenchJob], BenchSettings, Callable[[MeasurementProgress], None] | None], Comparison]
 """A way to measure jobs: `measure` here, or a device that is held."""
-SETTINGS = Settings(rounds=3, min_runs=30, min_seconds=0.6, warm_up_seconds=3.0)
+SETTINGS = BenchSettings(rounds=3, min_runs=30, min_seconds=0.6, warm_up_seconds=3.0)
 """At least two seconds of timing a student: enough to tell 2 ms from 3 ms, not 2.0 ms from 2.1 ms."""
 
 
 @dataclass(frozen=True)
-class Candidate:
+class SizedStudent:
     """A student by name, with what is known of it so far."""
 
     name: str
@@ -56,28 +56,30 @@ class Candidate:
         return {**row, "warnings": list(self.warnings)}
 
 
-def size_up(names: Iterable[str], shape: Shape, classes: int) -> list[Candidate]:
+def size_up(names: Iterable[str], shape: Shape, classes: int) -> list[SizedStudent]:
     """Return each student with its size, or with the reason why it cannot be built for this input."""
     found = []
     for name in names:
         try:
-            found.append(Candidate(name, footprint.build(name, input_shape=shape, classes=classes, seed=0)[1]))
+            found.append(
+                SizedStudent(name, footprint.build_with_footprint(name, input_shape=shape, classes=classes, seed=0)[1])
+            )
         except (UsageError, InputFileError, MachineError) as error:
-            found.append(Candidate(name, reason=str(error)))
+            found.append(SizedStudent(name, reason=str(error)))
     return found
 
 
 def time_each(
-    candidates: Sequence[Candidate],
+    candidates: Sequence[SizedStudent],
     shape: Shape,
     classes: int,
     *,
     stop: Stop,
     threads: int = 1,
-    measurer: Measurer = measure,
+    measurer: Measurer = measure_jobs,
     runtime: Runtime = "ort-cpu",
-    enough: Callable[[Candidate], bool | None] = lambda _: False,
-) -> list[Candidate]:
+    enough: Callable[[SizedStudent], bool | None] = lambda _: False,
+) -> list[SizedStudent]:
     """Measure untrained students one after the other, in FP32 and batch 1, until one is `enough`.
 
     Each is exported into a temporary folder and measured by the protocol of docs/benchmarking.md, by `measurer` in
@@ -88,7 +90,7 @@ def time_each(
         MachineError: the machine lacks a runtime, or its agent died.
     """
     settings = replace(SETTINGS, threads=threads)
-    timed: list[Candidate] = []
+    timed: list[SizedStudent] = []
     with console.progress("students", len(candidates)) as bar, scratch.folder() as folder:
         for one in candidates:
             stop.raise_if_requested("measuring students")
@@ -114,10 +116,10 @@ def largest_within(
     below_macs: int,
     stop: Stop,
     threads: int = 1,
-    measurer: Measurer = measure,
+    measurer: Measurer = measure_jobs,
     runtime: Runtime = "ort-cpu",
     where: str = "here",
-) -> tuple[Candidate, list[Candidate]]:
+) -> tuple[SizedStudent, list[SizedStudent]]:
     """Return the student of the zoo with the most MACs that keeps the budget, and the larger ones that do not.
 
     MACs stand for accuracy: parameters of a wide last layer cost a budget nothing. Students with as many as the
@@ -150,7 +152,7 @@ def largest_within(
     return timed[place], timed[:place]
 
 
-def _nothing_fits(timed: list[Candidate], budget_ms: float, where: str) -> str:
+def _nothing_fits(timed: list[SizedStudent], budget_ms: float, where: str) -> str:
     measured = [(one.latency_ms, one.name) for one in timed if one.latency_ms is not None]
     if not measured:
         return f"no student could be measured {where}: {timed[0].name}: {timed[0].reason}"
@@ -162,23 +164,23 @@ def _nothing_fits(timed: list[Candidate], budget_ms: float, where: str) -> str:
 
 
 def _timed(
-    one: Candidate,
+    one: SizedStudent,
     shape: Shape,
     classes: int,
     file: Path,
-    settings: Settings,
+    settings: BenchSettings,
     measurer: Measurer,
     runtime: Runtime,
     stop: Stop,
-) -> Candidate:
+) -> SizedStudent:
     try:
-        export_fp32(settled(one.name, shape, classes), shape, file)
+        export_fp32(build_settled(one.name, shape, classes), shape, file)
     except EdgekdError:
         raise
     except Exception as error:  # foreign networks may raise anything
         raise UsageError(f"{one.name} cannot be exported: {type(error).__name__}: {first_line(error)}") from error
     comparison = measurer(
-        [Job(one.name, file, "fp32", runtime, first_engine=True)],
+        [BenchJob(one.name, file, "fp32", runtime, first_engine=True)],
         settings,
         lambda _: stop.raise_if_requested("measuring students"),
     )
@@ -186,11 +188,11 @@ def _timed(
     if found is None:
         reasons = [skipped.reason for skipped in comparison.results if isinstance(skipped, Skipped)]
         return replace(one, reason=f"{one.name}: {'; '.join(reasons)}")
-    p50_ms = summarise([piece.samples_ms for piece in found.rounds], settings.batch).p50_ms
+    p50_ms = summarize([piece.samples_ms for piece in found.rounds], settings.batch).p50_ms
     return replace(one, latency_ms=p50_ms, warnings=comparison.warnings)
 
 
-def settled(name: str, shape: Shape, classes: int) -> nn.Module:
+def build_settled(name: str, shape: Shape, classes: int) -> nn.Module:
     """Build a student whose BatchNorm statistics are those of noise.
 
     With the initial ones the activations of a deep network shrink from layer to layer, down to denormal numbers,

@@ -12,7 +12,7 @@ from edgekd.text import first_line
 T = TypeVar("T")
 
 
-class LeftOut:
+class UnreadableFiles:
     """What could not be read, each said once: one damaged file takes nothing else with it."""
 
     def __init__(self) -> None:

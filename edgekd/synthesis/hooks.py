@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 Seen = TypeVar("Seen")
 
 
-class Watcher(Generic[Seen]):
+class HookRecorder(Generic[Seen]):
     """Where hooks hand in what they see."""
 
     seen: list[Seen] | None = None
@@ -17,7 +17,7 @@ class Watcher(Generic[Seen]):
 
 
 @contextmanager
-def watched(watcher: Watcher[Seen] | None) -> Iterator[list[Seen]]:
+def recording(watcher: HookRecorder[Seen] | None) -> Iterator[list[Seen]]:
     """Collect what a watcher sees; nothing without one."""
     seen: list[Seen] = []
     if watcher is None:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from edgekd.errors import InputFileError
 from edgekd.ingestion import matching, outside, search, views
-from edgekd.ingestion.matching import Structure
-from edgekd.ingestion.search import Findings, Reading
+from edgekd.ingestion.matching import Match
+from edgekd.ingestion.search import Comparison, NamedReading
 from edgekd.ingestion.weights import ITSELF, Weights, require_floats, state_dict_of, weights_of
 from edgekd.models import probe, registry
 from edgekd.models.families.outside import PREFIX, TWINS
@@ -19,7 +19,16 @@ from edgekd.models.registry import ArchSpec
 from edgekd.models.stems import Shape
 from edgekd.text import listed
 
-__all__ = ["Assumption", "Inferred", "Weights", "infer", "load", "other_entries", "state_dict_of", "weights_of"]
+__all__ = [
+    "Assumption",
+    "Inferred",
+    "Weights",
+    "build_teacher",
+    "infer",
+    "other_entries",
+    "state_dict_of",
+    "weights_of",
+]
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ def infer(
     """
     weights = {name: t for name, t in tensors.items() if not name.endswith("num_batches_tracked")}
     requested = None if arch is None else ArchSpec.parse(arch)
-    findings = search.find(weights, requested, input_shape, classes, hint)
+    findings = search.compare_with_zoo(weights, requested, input_shape, classes, hint)
     chosen = findings.exact or findings.mapped
     if chosen is None:
         raise findings.entangled or _nothing_fits(search.plain(weights), findings, requested)
@@ -78,7 +87,7 @@ def infer(
     return _inferred(found, chosen.weights, tuple(assumptions))
 
 
-def load(inferred: Inferred) -> nn.Module:
+def build_teacher(inferred: Inferred) -> nn.Module:
     """Build the network, fill in its weights, and return it frozen in eval mode."""
     net = registry.build(inferred.arch, input_shape=inferred.input_shape, classes=inferred.classes, seed=0)
     fresh = net.state_dict()
@@ -102,7 +111,7 @@ def other_entries(weights: Weights) -> tuple[Assumption, ...]:
     return (Assumption("weights", value, f"a file made by torch.save(torch.load(FILE){keys}, 'other.pt')"),)
 
 
-def _only_one(reading: Reading, hint: str) -> tuple[Structure, list[Assumption]]:
+def _only_one(reading: NamedReading, hint: str) -> tuple[Match, list[Assumption]]:
     """Return the only structure, the one that the file names itself, or any of several that answer alike."""
     first, *others = reading.structures
     if TWINS.fullmatch(hint) and not registry.is_custom(first.spec.name):
@@ -126,25 +135,25 @@ def _only_one(reading: Reading, hint: str) -> tuple[Structure, list[Assumption]]
     )
 
 
-def _answer_alike(reading: Reading) -> bool:
+def _answer_alike(reading: NamedReading) -> bool:
     """Return whether timm's models of different names compute the same function."""
     first, *others = reading.structures
     if len(others) > 4 or any(s.mapping or not registry.is_custom(s.spec.name) for s in reading.structures):
         return False
     if any(structure.input_shape != first.input_shape for structure in others):
         return False
-    nets = [load(_inferred(structure, reading.weights, ())) for structure in reading.structures]
+    nets = [build_teacher(_inferred(structure, reading.weights, ())) for structure in reading.structures]
     return all(probe.same_answers(net, nets[0], first.input_shape, seed=0) for net in nets[1:])
 
 
-def _inferred(found: Structure, weights: Mapping[str, Tensor], assumptions: tuple[Assumption, ...]) -> Inferred:
+def _inferred(found: Match, weights: Mapping[str, Tensor], assumptions: tuple[Assumption, ...]) -> Inferred:
     renamed = {found.prefix + found.mapping.get(name, name): tensor for name, tensor in weights.items()}
     return Inferred(found.spec, found.classes, found.input_shape, assumptions, found.mapping, renamed)
 
 
-def _left_out(reading: Reading, tensors: Mapping[str, Tensor]) -> Iterator[Assumption]:
+def _left_out(reading: NamedReading, tensors: Mapping[str, Tensor]) -> Iterator[Assumption]:
     """Return what stood beside the network in the file and was left out."""
-    found = views.beside(reading.view)
+    found = views.left_out_tensors(reading.view)
     if found.copies:
         value = f"{reading.view.part}, not {', '.join(found.copies)}"
         yield Assumption("weights", value, "a file that holds the others alone")
@@ -162,7 +171,7 @@ def _values(tensor: Tensor) -> str:
     return ",".join(f"{value:g}" for value in tensor.flatten()[:8].tolist())
 
 
-def _assumed_size(found: Structure) -> Iterator[Assumption]:
+def _assumed_size(found: Match) -> Iterator[Assumption]:
     """Return the assumed image size where the weights leave it open, also between an image and one that is padded."""
     channels, height, width = found.input_shape
     family = registry.family_of(found.spec.name)
@@ -173,7 +182,7 @@ def _assumed_size(found: Structure) -> Iterator[Assumption]:
         yield Assumption("image size", f"{height}x{height}, not {small} padded", f"--input {channels}x{small}")
 
 
-def _unseen(found: Structure, dropped: bool) -> Iterable[Assumption]:
+def _unseen(found: Match, dropped: bool) -> Iterable[Assumption]:
     """Return what these weights cannot show about their architecture."""
     for name, option in registry.family_of(found.spec.name).options.items():
         unseen = option.unseen(found.spec, found.input_shape)
@@ -184,7 +193,7 @@ def _unseen(found: Structure, dropped: bool) -> Iterable[Assumption]:
         yield Assumption("auxiliary classifiers", "left out, only training runs them", "--arch package.module:factory")
 
 
-def _mapping_needed(found: Structure) -> InputFileError:
+def _mapping_needed(found: Match) -> InputFileError:
     pairs = mapping_in_short(found.mapping)
     more = f" and {len(pairs) - 20} more" if len(pairs) > 20 else ""
     return InputFileError(
@@ -209,7 +218,7 @@ def _difference(theirs: list[str], ours: list[str]) -> str:
     return f"{'.'.join(theirs)} -> {'.'.join(ours)}"
 
 
-def _nothing_fits(weights: Mapping[str, Tensor], findings: Findings, requested: ArchSpec | None) -> InputFileError:
+def _nothing_fits(weights: Mapping[str, Tensor], findings: Comparison, requested: ArchSpec | None) -> InputFileError:
     nearest = matching.nearest(weights, findings.misses, requested)
     size = f"the weights ({len(weights)} tensors)"
     what = f"{requested} does not fit {size}" if requested else f"Nothing fits {size}; the nearest is {nearest.spec}"

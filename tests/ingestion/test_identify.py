@@ -12,7 +12,7 @@ from edgekd import rng
 from edgekd.errors import InputFileError, UsageError
 from edgekd.ingestion import matching
 from edgekd.ingestion.foreign import read_checkpoint
-from edgekd.ingestion.teacher import infer, load, state_dict_of
+from edgekd.ingestion.identify import build_teacher, infer, state_dict_of
 from edgekd.models import probe, registry
 from edgekd.models.registry import ArchSpec
 
@@ -48,7 +48,7 @@ def test_every_student_is_inferred_back_from_its_weights(name):
     assert time.thread_time() - started < 4
     assert str(found.arch) == (arch or name)
     assert (found.classes, found.input_shape, dict(found.mapping)) == (7, shape, {})
-    loaded = load(found)
+    loaded = build_teacher(found)
     assert not any(p.requires_grad for p in loaded.parameters())
     assert not any(m.training for m in loaded.modules())
     images = torch.randn(2, *shape)
@@ -170,8 +170,8 @@ def test_unseen_choices_are_assumed_with_the_flag_that_changes_them():
     assert flags["stride of the stem"] == ("1", "--arch resnet50,stem_stride=2")
     assert flags["convolution that strides in a bottleneck"] == ("3x3", "--arch resnet50,stride_in=1x1")
     changed = infer(saved(net), arch="resnet50,maxpool=true")
-    assert isinstance(load(changed).maxpool, nn.MaxPool2d)
-    assert isinstance(load(found).maxpool, nn.Identity)
+    assert isinstance(build_teacher(changed).maxpool, nn.MaxPool2d)
+    assert isinstance(build_teacher(found).maxpool, nn.Identity)
     assert "max-pool after the stem" not in {a.what for a in changed.assumptions}
 
 
@@ -182,14 +182,14 @@ def test_every_flag_of_an_assumption_is_accepted():
         for assumption in base.assumptions:
             changed = infer(weights, input_shape=(3, 32, 32), arch=assumption.flag.removeprefix("--arch "))
             assert changed.arch != base.arch
-            load(changed)
+            build_teacher(changed)
 
 
 def test_a_published_stem_at_a_small_size_is_kept():
     net = registry.build("resnet18", input_shape=(3, 224, 224), classes=10, seed=0)
     found = infer(saved(net), input_shape=(3, 32, 32))
     assert str(found.arch) == "resnet18,stem=7x7"
-    assert isinstance(load(found).maxpool, nn.MaxPool2d)
+    assert isinstance(build_teacher(found).maxpool, nn.MaxPool2d)
     assert infer(saved(net)).input_shape == (3, 224, 224)
 
 
@@ -222,7 +222,7 @@ def test_other_names_need_consent_and_then_load_alike():
     assert "conv1.weight" not in found.mapping
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        assert torch.equal(load(found)(images), net(images))
+        assert torch.equal(build_teacher(found)(images), net(images))
 
 
 def test_mapping_keeps_to_the_order_of_modules():
@@ -236,7 +236,7 @@ def test_mapping_keeps_to_the_order_of_modules():
 def test_ambiguous_weights_list_the_candidates(monkeypatch):
     net = registry.build("resnet8", input_shape=(3, 32, 32), classes=10, seed=0)
     twins = [ArchSpec("resnet8"), ArchSpec("resnet8", None, {"activation": "silu"})]
-    monkeypatch.setattr(matching, "candidates", lambda weights: twins)
+    monkeypatch.setattr(matching, "candidate_archs", lambda weights: twins)
     with pytest.raises(InputFileError, match=r"2 architectures: resnet8, resnet8,activation=silu.*--arch"):
         infer(saved(net))
 
@@ -293,7 +293,7 @@ def test_custom_code_is_matched_exactly(tmp_path, monkeypatch, approve):
     assert (found.classes, found.input_shape) == (6, (2, 32, 32))
     assert {a.what for a in found.assumptions} == {"image size"}
     images = torch.randn(2, 2, 8, 8)
-    assert torch.equal(load(found)(images), net(images))
+    assert torch.equal(build_teacher(found)(images), net(images))
     other = {**saved(net), "0.weight": torch.ones(4, 2, 5, 5)}
     with pytest.raises(InputFileError, match=r"0\.weight is 4x2x5x5, expected 4x2x3x3"):
         infer(other, arch="our_nets:tiny")
@@ -312,7 +312,7 @@ def test_from_file_to_network(tmp_path, suffix):
     assert str(found.arch) == "mobilenetv2@0.35"
     images = torch.randn(2, 1, 16, 16)
     with torch.no_grad():
-        assert torch.equal(load(found)(images), net(images))
+        assert torch.equal(build_teacher(found)(images), net(images))
 
 
 @pytest.mark.skipif(not TEACHERS.is_dir(), reason="the public teachers are not on this machine")
@@ -320,7 +320,7 @@ def test_from_file_to_network(tmp_path, suffix):
 def test_public_checkpoints_load_with_nothing_but_their_name(name):
     found = infer(state_dict_of(read_checkpoint(TEACHERS / f"cifar10-{name}.th")))
     assert (str(found.arch), found.classes, found.input_shape) == (name, 10, (3, 32, 32))
-    result = probe.probe(load(found), input_shape=found.input_shape, classes=10, seed=0)
+    result = probe.probe(build_teacher(found), input_shape=found.input_shape, classes=10, seed=0)
     assert result.head_alive
     assert result.emits == "logits"
 
@@ -344,4 +344,4 @@ def test_what_torchvision_saved_answers_as_it_did(tmp_path, name, arch):
     assert str(found.arch) == (arch or name)
     images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        torch.testing.assert_close(load(found)(images), net(images))
+        torch.testing.assert_close(build_teacher(found)(images), net(images))

@@ -12,9 +12,9 @@ import torch
 import toy
 from edgekd.errors import GateError
 from edgekd.run import checkpoint
-from edgekd.run.cards.ledger import Difference
+from edgekd.run.cards.ledger import EnvironmentDifference
 from edgekd.run.directory import RunDir
-from edgekd.run.logbook import Accuracy, Logbook
+from edgekd.run.run_logger import Accuracy, RunLogger
 from edgekd.synthesis.state import State
 
 Laboratory = Callable[..., tuple[State, Any]]
@@ -33,10 +33,10 @@ def book(
     checkpoint_period: int = 4,
     accuracy: Accuracy | None = None,
     threads: int = 1,
-) -> Logbook:
+) -> RunLogger:
     changes = {"checkpoint_period": checkpoint_period, "method": {"generator": {"period": generator_period}}}
     wanted = toy.toy_recipe(Path("teacher.pt"), **changes)
-    return Logbook(run, wanted, key="k", steps=steps, environment={"threads": threads}, accuracy=accuracy)
+    return RunLogger(run, wanted, key="k", steps=steps, environment={"threads": threads}, accuracy=accuracy)
 
 
 def kinds(run: RunDir) -> list[tuple[str, int]]:
@@ -128,7 +128,7 @@ def test_the_generator_is_logged_at_its_first_update_from_each_due_step_on(
 
 def test_the_clock_goes_on_after_a_restore(state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, clock = RunDir(tmp_path), [50.0]
-    monkeypatch.setattr("edgekd.run.logbook.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("edgekd.run.run_logger.time.monotonic", lambda: clock[0])
     log = book(run)
     log.restore(state)
     clock[0], state.step = 60.0, 4
@@ -138,7 +138,7 @@ def test_the_clock_goes_on_after_a_restore(state: State, tmp_path: Path, monkeyp
     log = book(run)
     log.restore(state)
     clock[0], state.step = 1003.0, 5
-    monkeypatch.setattr(checkpoint, "write", lambda *_args, **_facts: clock.__setitem__(0, clock[0] + 2))
+    monkeypatch.setattr(checkpoint, "write_checkpoint", lambda *_args, **_facts: clock.__setitem__(0, clock[0] + 2))
     log.save(state)
     log.student(state, LOSSES)
     assert [(event["seconds"], event["saving_seconds"]) for event in run.events("train")] == [(10.0, 0.0), (15.0, 2.0)]
@@ -153,7 +153,7 @@ def test_another_environment_is_told_and_recorded(
     said = " ".join(capsys.readouterr().err.split())
     assert "resumed under another threads: not bit-identical" in said
     assert "--threads 1 is what it began with" in said
-    assert run.ledger().not_bit_identical == [Difference(step=0, changed={"threads": [1, 8]})]
+    assert run.ledger().not_bit_identical == [EnvironmentDifference(step=0, changed={"threads": [1, 8]})]
 
 
 @pytest.mark.parametrize(
@@ -179,8 +179,8 @@ def test_automatic_checkpoints_are_frequent_and_cheap(
         written.append(step)
         now[0] += saving_seconds
 
-    monkeypatch.setattr("edgekd.run.logbook.time.monotonic", lambda: now[0])
-    monkeypatch.setattr(checkpoint, "write", write)
+    monkeypatch.setattr("edgekd.run.run_logger.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpoint, "write_checkpoint", write)
     log = book(RunDir(tmp_path), 100, checkpoint_period=0)
     log.save(state)
     written.clear()
@@ -216,7 +216,7 @@ def test_the_final_checkpoint_and_its_files_are_named(state: State, tmp_path: Pa
     run = RunDir(tmp_path)
     log = book(run)
     for state.step in (8, 10, 12):
-        checkpoint.write(run, state.step, state.state_dict(), key=log.key, environment={})
+        checkpoint.write_checkpoint(run, state.step, state.state_dict(), key=log.key, environment={})
     final, outputs = log.close(state)
     assert final == "checkpoints/step-00000012"
     assert set(outputs) == {f"{final}/state.json", f"{final}/state.safetensors"}

@@ -15,7 +15,7 @@ from edgekd.stages.base import Stage
 from edgekd.stages.catalog import STAGES
 
 
-class Standing:
+class RunStatus:
     """How far a run has come under a recipe; a record is read, and files are hashed, once."""
 
     def __init__(self, run: RunDir, recipe: Recipe) -> None:

@@ -32,7 +32,7 @@ LONGEST_WAIT_SECONDS = 300.0
 REMEDY = 'Lower method.student.lr or method.generator.lr, or set precision = "fp32".'
 
 
-class Learning(Protocol):
+class LoggedState(Protocol):
     """What is logged of a distillation: `synthesis.state.State`, of which a run's files know no more than this."""
 
     step: int
@@ -54,7 +54,7 @@ class Learning(Protocol):
         ...
 
 
-class Logbook:
+class RunLogger:
     """The files of one distillation as it goes on: events.jsonl and distill/checkpoints/.
 
     What is due at a step is a function of the step alone, so that a resumed run writes what an untouched one writes.
@@ -81,7 +81,7 @@ class Logbook:
         self._seconds_before, self._start = 0.0, time.monotonic()
         self._all_saving_seconds = 0.0
 
-    def restore(self, state: Learning) -> None:
+    def restore(self, state: LoggedState) -> None:
         """Continue from the newest intact checkpoint, or begin with one at step 0."""
         found, warnings = checkpoint.newest(self.run, key=self.key)
         for warning in warnings:
@@ -109,13 +109,13 @@ class Logbook:
         console.warn(f"resumed under another {', '.join(changed)}: not bit-identical to an untouched run{remedy}")
         self.run.note_difference(found.step, changed)
 
-    def generator(self, state: Learning, parts: Mapping[str, Tensor]) -> None:
+    def generator(self, state: LoggedState, parts: Mapping[str, Tensor]) -> None:
         """Log the generator's losses and health, about 200 times a run: the first update from each due step on."""
         if state.step % self._log_period < self._generator_period:
             values = self._finite(state, parts)
             self._event(state, GeneratorEvent.kind, {**values, **state.health[-1]})
 
-    def student(self, state: Learning, parts: Mapping[str, Tensor]) -> str | None:
+    def student(self, state: LoggedState, parts: Mapping[str, Tensor]) -> str | None:
         """Log the student's losses when due; return the facts for the progress line."""
         if state.step % self._log_period and state.step != self.steps:
             return None
@@ -128,18 +128,18 @@ class Logbook:
             facts += f", {values['agreement_replay']:.1%} replay"
         return facts
 
-    def reinit(self, state: Learning, reason: str) -> None:
+    def reinit(self, state: LoggedState, reason: str) -> None:
         """Log a re-initialisation of the generator."""
         self._event(state, "reinit", {"generation": state.reinits, "reason": reason})
 
-    def accuracy(self, state: Learning) -> None:
+    def accuracy(self, state: LoggedState) -> None:
         """Log an accuracy point of raw and averaged weights when due; nothing else ever depends on it."""
         if self._accuracy is None or (state.step % self._curve_period and state.step != self.steps):
             return
         raw, average = self._accuracy(state.student), self._accuracy(state.student_ema)
         self._event(state, AccuracyEvent.kind, {"raw": raw, "ema": average})
 
-    def checkpoint(self, state: Learning) -> None:
+    def checkpoint(self, state: LoggedState) -> None:
         """Save the state when due: at the recipe's period; without one 20 times a run and every five minutes.
 
         Which checkpoints were written changes nothing that the next step computes, so the clock may have a say.
@@ -151,17 +151,19 @@ class Logbook:
         if due or state.step == self.steps:
             self.save(state)
 
-    def save(self, state: Learning) -> None:
+    def save(self, state: LoggedState) -> None:
         """Save the state, unless it is sick: what is on disk is always good."""
         start = time.monotonic()
         if not state.all_finite():
             raise self._sick(state, "weights are not finite")
-        checkpoint.write(self.run, state.step, state.state_dict(), key=self.key, environment=self.environment)
+        checkpoint.write_checkpoint(
+            self.run, state.step, state.state_dict(), key=self.key, environment=self.environment
+        )
         self._saved_at = time.monotonic()
         self._saving_seconds = self._saved_at - start
         self._all_saving_seconds += self._saving_seconds
 
-    def close(self, state: Learning) -> tuple[str, dict[str, str]]:
+    def close(self, state: LoggedState) -> tuple[str, dict[str, str]]:
         """Keep the newest checkpoints; return the final one's folder below distill/ and the hashes of its files."""
         checkpoint.keep_newest(self.run)
         final = f"checkpoints/step-{state.step:08d}"
@@ -169,24 +171,24 @@ class Logbook:
         failpoint("distill.before_record")
         return final, {f"{final}/{name}": value for name, value in files.items()}
 
-    def collapsed(self, state: Learning, what: str) -> GateError:
+    def collapsed(self, state: LoggedState, what: str) -> GateError:
         """Return the error of a generator that cannot be rescued."""
         return GateError(
             f"distillation stopped at step {state.step}: {what}. "
             f"{self._last_good()} Lower method.generator.lr or raise method.generator.balance."
         )
 
-    def _event(self, state: Learning, kind: str, values: Mapping[str, JsonValue]) -> None:
+    def _event(self, state: LoggedState, kind: str, values: Mapping[str, JsonValue]) -> None:
         self.run.append_event({"kind": kind, "step": state.step, **values})
 
-    def _finite(self, state: Learning, parts: Mapping[str, Tensor]) -> dict[str, float]:
+    def _finite(self, state: LoggedState, parts: Mapping[str, Tensor]) -> dict[str, float]:
         values = {name: float(value) for name, value in parts.items()}
         broken = [name for name, value in values.items() if not math.isfinite(value)]
         if broken:
             raise self._sick(state, f"the loss {', '.join(broken)} is not finite")
         return values
 
-    def _sick(self, state: Learning, what: str) -> GateError:
+    def _sick(self, state: LoggedState, what: str) -> GateError:
         return GateError(f"distillation stopped at step {state.step}: {what}. {self._last_good()} {REMEDY}")
 
     def _last_good(self) -> str:

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from edgekd.errors import InputFileError, MachineError, RunBusyError, UsageError
-from edgekd.pipeline import afresh
-from edgekd.pipeline.afresh import ASIDE, Afresh
-from edgekd.run.cards.ledger import ImagesRead
+from edgekd.pipeline import fresh_start
+from edgekd.pipeline.fresh_start import ASIDE, FreshStart
+from edgekd.run.cards.ledger import ImagesReadPart
 from edgekd.run.directory import RunDir
 from edgekd.run.files import write_json
 from edgekd.run.ownership import CONTENT
@@ -49,7 +49,7 @@ def read_images(run: RunDir, folder: str, count: int) -> None:
     ledger = run.ledger()
     ledger.changed(
         real_images_read=ledger.real_images_read + count,
-        real_images=[*ledger.real_images, ImagesRead(folder=folder, images=count)],
+        real_images=[*ledger.real_images, ImagesReadPart(folder=folder, images=count)],
         files_read={**ledger.files_read, folder: "hash"},
     ).write(run.path)
 
@@ -97,12 +97,12 @@ def test_every_stage_has_a_name_that_is_edgekds() -> None:
 def test_what_failed_before_training_comes_back_and_what_it_made_goes(run: RunDir, teacher: Path) -> None:
     before = content(run)
     with run.lock():
-        Afresh(run).begin(teacher)
+        FreshStart(run).begin(teacher)
         assert sorted(p.name for p in run.path.iterdir()) == [ASIDE, ".lock", "notes.md", "run.json"]
         assert run.ledger().real_images_read == 0
         fill(run, "new", ("teacher", "init", "select"))
         (run.stage("distill") / "checkpoints" / ".tmp-step-00000000").mkdir(parents=True)
-        Afresh(run).settle()
+        FreshStart(run).settle()
     assert content(run) == before
     assert not aside(run)
 
@@ -110,11 +110,11 @@ def test_what_failed_before_training_comes_back_and_what_it_made_goes(run: RunDi
 @pytest.mark.parametrize("training", [True, False])
 def test_the_old_run_goes_once_there_is_a_new_one(training: bool, run: RunDir, teacher: Path) -> None:
     with run.lock():
-        Afresh(run).begin(teacher)
+        FreshStart(run).begin(teacher)
         publish(run, "teacher", "new")
         if training:
             checkpoint(run, "new")
-        Afresh(run).settle(succeeded=not training)
+        FreshStart(run).settle(succeeded=not training)
     names = {".lock", "run.json", "notes.md", "teacher"} | ({"distill"} if training else set())
     assert {path.name for path in run.path.iterdir()} == names
     assert "old" not in content(run).values()
@@ -122,9 +122,9 @@ def test_the_old_run_goes_once_there_is_a_new_one(training: bool, run: RunDir, t
 
 def test_real_images_that_a_refused_beginning_read_stay_in_the_ledger(run: RunDir, teacher: Path) -> None:
     with run.lock():
-        Afresh(run).begin(teacher)
+        FreshStart(run).begin(teacher)
         read_images(run, "others", 5)
-        Afresh(run).settle()
+        FreshStart(run).settle()
     ledger = run.ledger()
     assert ledger.real_images_read == 8
     assert [reading.folder for reading in ledger.real_images] == ["photos", "others"]
@@ -148,7 +148,7 @@ def test_files_of_the_user_in_the_folders_of_a_run_are_not_replaced(name: str, r
     (run.path / name).write_text("mine")
     before = content(run)
     with run.lock(), pytest.raises(UsageError, match="which edgekd did not write; move it away first"):
-        Afresh(run).begin(teacher)
+        FreshStart(run).begin(teacher)
     assert content(run) == before
 
 
@@ -156,7 +156,7 @@ def test_files_of_the_user_in_the_folders_of_a_run_are_not_replaced(name: str, r
 def test_nor_is_what_is_no_file(make: Callable[[Path], None], run: RunDir, teacher: Path) -> None:
     make(run.stage("export") / "mine")
     with run.lock(), pytest.raises(UsageError, match=r"export/mine, which edgekd did not write"):
-        Afresh(run).begin(teacher)
+        FreshStart(run).begin(teacher)
     assert (run.stage("export") / "mine").exists()
 
 
@@ -164,20 +164,20 @@ def test_what_the_user_put_into_an_unfinished_beginning_is_kept(run: RunDir, tea
     """A --fresh died with everything aside; the user works on in the folder before the next command recovers it."""
     mine = ["export/student.engine", "init/notes.md", "bench/my-notes/n.txt", "teacher/file"]
     with run.lock():
-        Afresh(run).begin(teacher)
+        FreshStart(run).begin(teacher)
     publish(run, "export", "new")
     for name in mine:
         (run.path / name).parent.mkdir(exist_ok=True, parents=True)
         (run.path / name).write_text("mine")
     with run.lock():
-        recovery = Afresh(run)  # which dies, too
+        recovery = FreshStart(run)  # which dies, too
         marker = recovery._read()
         assert marker is not None
         recovery._bring_back(recovery._write(marker.model_copy(update={"direction": "back"})))
     (run.path / "init").mkdir()  # the recovery has set the first aside
     (run.path / "init" / "more.md").write_text("mine")
     with run.lock():
-        Afresh(run).settle()
+        FreshStart(run).settle()
     kept = content(run)
     assert {name: kept.get(name) for name in mine[:3]} == dict.fromkeys(mine[:3], "mine")
     assert (kept["init/more.md"], kept["teacher/file"], kept["teacher.yours1/file"]) == ("mine", "old", "mine")
@@ -188,7 +188,7 @@ def test_what_the_user_put_into_an_unfinished_beginning_is_kept(run: RunDir, tea
 def test_nor_are_other_files_that_the_command_reads(run: RunDir, teacher: Path) -> None:
     before = content(run)
     with run.lock(), pytest.raises(UsageError, match=r"--fresh would replace .*/select/file, which this command reads"):
-        Afresh(run).begin(teacher, Path("elsewhere"), run.stage("select") / "file")
+        FreshStart(run).begin(teacher, Path("elsewhere"), run.stage("select") / "file")
     assert content(run) == before
 
 
@@ -203,7 +203,7 @@ def test_where_the_ledger_cannot_be_replaced_nothing_is_begun(
     before = content(run)
     monkeypatch.setattr(os, "replace", refuse)
     with run.lock(), pytest.raises(MachineError, match=r"no permission to write .*run.json"):
-        Afresh(run).begin(teacher)
+        FreshStart(run).begin(teacher)
     assert content(run) == before
     assert not aside(run)
 
@@ -212,9 +212,9 @@ def test_a_link_is_moved_and_deleted_as_a_link(run: RunDir, teacher: Path, tmp_p
     run.stage("export").rename(tmp_path / "elsewhere")
     run.stage("export").symlink_to(tmp_path / "elsewhere")
     with run.lock():
-        Afresh(run).begin(teacher)
+        FreshStart(run).begin(teacher)
         checkpoint(run, "new")
-        Afresh(run).settle()
+        FreshStart(run).settle()
     assert not aside(run)
     assert (tmp_path / "elsewhere" / "file").read_text() == "old"
 
@@ -222,11 +222,11 @@ def test_a_link_is_moved_and_deleted_as_a_link(run: RunDir, teacher: Path, tmp_p
 @pytest.mark.parametrize("text", ["{", "[]", '{"direction": "back"}'])
 def test_with_a_damaged_marker_nothing_is_deleted(text: str, run: RunDir, teacher: Path) -> None:
     with run.lock():
-        Afresh(run).begin(teacher)
+        FreshStart(run).begin(teacher)
     (run.path / ASIDE / "marker.json").write_text(text)
     before = content(run)
     with pytest.raises(InputFileError, match=r"marker.json is damaged .* move it back"):
-        afresh.recover(run)
+        fresh_start.recover(run)
     assert content(run) == before
 
 
@@ -236,22 +236,22 @@ def test_with_a_damaged_marker_nothing_is_deleted(text: str, run: RunDir, teache
 def test_a_reader_settles_what_a_dead_process_left(run: RunDir, teacher: Path) -> None:
     before = content(run)
     with run.lock():
-        Afresh(run).begin(teacher)
-    afresh.recover(run)
+        FreshStart(run).begin(teacher)
+    fresh_start.recover(run)
     assert content(run) == before
 
 
 def test_a_reader_sees_a_folder_that_died_between_two_renames(run: RunDir) -> None:
     before = content(run)
     run.stage("export").rename(run.path / ".old-export")
-    afresh.recover(run)
+    fresh_start.recover(run)
     assert content(run) == before
 
 
 def test_a_reader_never_writes_where_no_run_is(tmp_path: Path) -> None:
     (tmp_path / ".old-export").mkdir()
     (tmp_path / ASIDE).mkdir()
-    afresh.recover(RunDir(tmp_path))
+    fresh_start.recover(RunDir(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == [ASIDE, ".old-export"]
 
 
@@ -259,14 +259,14 @@ def test_a_reader_of_a_living_beginning_learns_what_is_going_on(
     run: RunDir, teacher: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with run.lock():
-        Afresh(run).begin(teacher)
+        FreshStart(run).begin(teacher)
         with pytest.raises(RunBusyError, match=r"being started anew with --fresh; what it held is aside .* Ask again"):
-            afresh.recover(run)
+            fresh_start.recover(run)
         run.recipe_file.write_text("new")
-        afresh.recover(run)
+        fresh_start.recover(run)
         assert "being started anew" in capsys.readouterr().err
         checkpoint(run, "new")
-        afresh.recover(run)
+        fresh_start.recover(run)
         assert capsys.readouterr().err == ""
         assert json.loads((run.path / ASIDE / "marker.json").read_text())["direction"] == "open"
 
@@ -277,7 +277,7 @@ def test_nor_are_they_where_nothing_was_published(name: str, run: RunDir, teache
     (run.path / name).parent.mkdir()
     (run.path / name).write_text("mine")
     with run.lock(), pytest.raises(UsageError, match="which edgekd did not write"):
-        Afresh(run).begin(teacher)
+        FreshStart(run).begin(teacher)
     assert (run.path / name).read_text() == "mine"
 
 
@@ -287,12 +287,12 @@ def test_a_strange_file_beside_what_is_aside_stops_nothing(
     (run.path / ASIDE).mkdir()
     (run.path / ASIDE / ".DS_Store").touch()
     with run.lock():
-        Afresh(run).settle()
-        Afresh(run).begin(teacher)
-        Afresh(run).settle()
+        FreshStart(run).settle()
+        FreshStart(run).begin(teacher)
+        FreshStart(run).settle()
     assert ".DS_Store, which edgekd did not write" in " ".join(capsys.readouterr().err.split())
     assert run.stage("select").is_dir()
     shutil.rmtree(run.path / ASIDE)
     (run.path / ASIDE).touch()
     with run.lock(), pytest.raises(InputFileError, match="is a link or a file"):
-        Afresh(run).settle()
+        FreshStart(run).settle()

@@ -15,12 +15,12 @@ import torch
 from standins import write_trtexec, write_unknown_trtexec
 
 from edgekd.agent.device.machine import sha256_of
-from edgekd.agent.measure import Tools, measure
-from edgekd.agent.measurement import Comparison, Job, Settings
+from edgekd.agent.measure import Tools, measure_jobs
+from edgekd.agent.measurement import BenchJob, BenchSettings, Comparison
 from edgekd.agent.protocol import Local
-from edgekd.bench import students
+from edgekd.bench import sized_students
 from edgekd.bench.golden import described
-from edgekd.bench.students import Candidate
+from edgekd.bench.sized_students import SizedStudent
 from edgekd.errors import MachineError, StoppedEarly, UsageError
 from edgekd.models import registry
 from edgekd.stopping import Stop
@@ -31,7 +31,7 @@ FAST, MIDDLE, SLOW = "lenet5-half", "lenet5", "resnet20"
 
 
 @dataclass(frozen=True)
-class Elsewhere(Local):
+class FakeDevice(Local):
     """This machine, as a transport that remembers which files were brought to it."""
 
     target: str = "elsewhere"
@@ -48,23 +48,25 @@ class Elsewhere(Local):
 def quick() -> Iterator[None]:
     """Measure for a tenth of a second; networks that differ tenfold need no more."""
     with pytest.MonkeyPatch.context() as patch:
-        short = Settings(rounds=2, min_runs=20, min_seconds=0.1, warm_up_seconds=0.5)
-        patch.setattr(students, "SETTINGS", short)
+        short = BenchSettings(rounds=2, min_runs=20, min_seconds=0.1, warm_up_seconds=0.5)
+        patch.setattr(sized_students, "SETTINGS", short)
         yield
 
 
 @pytest.fixture(scope="module")
-def timed() -> tuple[list[Candidate], Elsewhere]:
+def timed() -> tuple[list[SizedStudent], FakeDevice]:
     """The fast and the slow student, and one that is none, measured once."""
-    there = Elsewhere()
-    found = students.size_up((SLOW, "alexnet", FAST), SHAPE, CLASSES)
-    return students.time_each(
-        found, SHAPE, CLASSES, stop=Stop(), measurer=functools.partial(measure, transport=there)
+    there = FakeDevice()
+    found = sized_students.size_up((SLOW, "alexnet", FAST), SHAPE, CLASSES)
+    return sized_students.time_each(
+        found, SHAPE, CLASSES, stop=Stop(), measurer=functools.partial(measure_jobs, transport=there)
     ), there
 
 
 def test_each_student_has_its_size_or_the_reason_against_it() -> None:
-    net, alexnet, misspelt, timm = students.size_up(("resnet8", "alexnet", "resnet9", "timm:nothing"), SHAPE, CLASSES)
+    net, alexnet, misspelt, timm = sized_students.size_up(
+        ("resnet8", "alexnet", "resnet9", "timm:nothing"), SHAPE, CLASSES
+    )
     parameters = registry.build("resnet8", input_shape=SHAPE, classes=CLASSES, seed=0).parameters()
     assert net.size is not None
     assert net.size.parameters == sum(p.numel() for p in parameters)
@@ -74,7 +76,7 @@ def test_each_student_has_its_size_or_the_reason_against_it() -> None:
         assert word in (one.reason or "")
 
 
-def test_latency_is_measured_where_the_student_can_run(timed: tuple[list[Candidate], Elsewhere]) -> None:
+def test_latency_is_measured_where_the_student_can_run(timed: tuple[list[SizedStudent], FakeDevice]) -> None:
     slow, alexnet, fast = timed[0]
     assert [one.name for one in timed[0]] == [SLOW, "alexnet", FAST]
     assert slow.latency_ms is not None
@@ -86,14 +88,14 @@ def test_latency_is_measured_where_the_student_can_run(timed: tuple[list[Candida
 
 
 def test_files_reach_the_machine_through_its_transport_and_leave_no_trace(
-    timed: tuple[list[Candidate], Elsewhere],
+    timed: tuple[list[SizedStudent], FakeDevice],
 ) -> None:
     _, there = timed
     assert len(there.placed) == 2
     assert not any(file.parent.exists() for file in there.placed.values())
 
 
-def test_a_row_is_flat_and_says_what_is_unknown(timed: tuple[list[Candidate], Elsewhere]) -> None:
+def test_a_row_is_flat_and_says_what_is_unknown(timed: tuple[list[SizedStudent], FakeDevice]) -> None:
     slow, alexnet, fast = (one.to_json(budget_ms=1e-6) for one in timed[0])
     keys = {"student", "parameters", "macs", "fp32_bytes", "int8_bytes", "latency_ms", "fits", "reason", "warnings"}
     assert set(slow) == set(alexnet) == keys
@@ -118,34 +120,34 @@ def test_what_cannot_be_exported_carries_the_reason(
     """)
     )
     monkeypatch.chdir(tmp_path)
-    found = students.size_up(["branching_net:Branching"], SHAPE, CLASSES)
+    found = sized_students.size_up(["branching_net:Branching"], SHAPE, CLASSES)
     assert found[0].size is not None
-    (one,) = students.time_each(found, SHAPE, CLASSES, stop=Stop())
+    (one,) = sized_students.time_each(found, SHAPE, CLASSES, stop=Stop())
     assert one.latency_ms is None
     assert "cannot be exported" in (one.reason or "")
 
 
 def test_what_no_runtime_takes_carries_the_reason(tmp_path: Path) -> None:
     tools = Tools(str(write_unknown_trtexec(tmp_path, 8401)), str(tmp_path / "engines"))
-    measurer = functools.partial(measure, tools=tools)
-    found = students.size_up([FAST], SHAPE, CLASSES)
-    (one,) = students.time_each(found, SHAPE, CLASSES, stop=Stop(), measurer=measurer, runtime="tensorrt")
+    measurer = functools.partial(measure_jobs, tools=tools)
+    found = sized_students.size_up([FAST], SHAPE, CLASSES)
+    (one,) = sized_students.time_each(found, SHAPE, CLASSES, stop=Stop(), measurer=measurer, runtime="tensorrt")
     assert one.latency_ms is None
     assert "TensorRT 8.4.1 is installed; TensorRT 8.5, 8.6, 10.x and 11.x are known" in (one.reason or "")
 
 
 def test_measuring_ends_with_the_first_that_is_enough() -> None:
-    found = students.size_up((FAST, SLOW), SHAPE, CLASSES)
-    first, second = students.time_each(found, SHAPE, CLASSES, stop=Stop(), enough=lambda one: one.fits(1e6))
+    found = sized_students.size_up((FAST, SLOW), SHAPE, CLASSES)
+    first, second = sized_students.time_each(found, SHAPE, CLASSES, stop=Stop(), enough=lambda one: one.fits(1e6))
     assert first.latency_ms is not None
     assert second == found[1]
 
 
 def test_a_stop_is_heard_and_leaves_no_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    found = students.size_up((FAST,), SHAPE, CLASSES)
+    found = sized_students.size_up((FAST,), SHAPE, CLASSES)
     with pytest.raises(StoppedEarly, match="measuring students"):
-        students.time_each(found, SHAPE, CLASSES, stop=Stop(max_seconds=0))
+        sized_students.time_each(found, SHAPE, CLASSES, stop=Stop(max_seconds=0))
     assert not list(tmp_path.iterdir())
 
 
@@ -158,7 +160,7 @@ def zoo(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def macs(name: str) -> int:
-    (one,) = students.size_up([name], SHAPE, CLASSES)
+    (one,) = sized_students.size_up([name], SHAPE, CLASSES)
     assert one.size is not None
     return one.size.macs
 
@@ -167,12 +169,12 @@ def test_one_engine_is_built_for_a_student(tmp_path: Path) -> None:
     """TensorRT makes an FP16 engine of an FP32 file too, which takes minutes and tells nothing here."""
     tools, seen = Tools(str(write_trtexec(tmp_path, "10.3.0")), str(tmp_path / "engines")), []
 
-    def measurer(jobs: Sequence[Job], settings: Settings, on_progress: Any) -> Comparison:
-        seen.append(measure([described(job) for job in jobs], settings, on_progress, tools=tools))
+    def measurer(jobs: Sequence[BenchJob], settings: BenchSettings, on_progress: Any) -> Comparison:
+        seen.append(measure_jobs([described(job) for job in jobs], settings, on_progress, tools=tools))
         return seen[-1]
 
-    found = students.size_up([FAST], SHAPE, CLASSES)
-    (one,) = students.time_each(found, SHAPE, CLASSES, stop=Stop(), measurer=measurer, runtime="tensorrt")
+    found = sized_students.size_up([FAST], SHAPE, CLASSES)
+    (one,) = sized_students.time_each(found, SHAPE, CLASSES, stop=Stop(), measurer=measurer, runtime="tensorrt")
     assert one.latency_ms == pytest.approx(1.52, abs=0.03)
     assert [timed.job.flags for timed in seen[0].measurements] == [("--noTF32",)]
     assert len(list((tmp_path / "engines").iterdir())) == 1
@@ -180,11 +182,13 @@ def test_one_engine_is_built_for_a_student(tmp_path: Path) -> None:
 
 def choose(budget_ms: float, **limits: Any) -> tuple[str, list[str]]:
     limits = {"below_macs": 10**12, "stop": Stop(), **limits}
-    chosen, larger = students.largest_within(budget_ms, SHAPE, CLASSES, **limits)
+    chosen, larger = sized_students.largest_within(budget_ms, SHAPE, CLASSES, **limits)
     return chosen.name, [one.name for one in larger]
 
 
-def test_the_most_macs_within_the_budget_are_taken(zoo: list[str], timed: tuple[list[Candidate], Elsewhere]) -> None:
+def test_the_most_macs_within_the_budget_are_taken(
+    zoo: list[str], timed: tuple[list[SizedStudent], FakeDevice]
+) -> None:
     assert choose(1e6) == (SLOW, [])
     slow = timed[0][0].latency_ms
     assert slow is not None
@@ -210,7 +214,7 @@ def test_a_budget_that_nothing_keeps_names_the_fastest(zoo: list[str]) -> None:
 
 def test_untrained_activations_are_of_ordinary_size_and_random_state_is_kept() -> None:
     before = torch.get_rng_state()
-    network = students.settled("mobilenetv2@0.1", SHAPE, CLASSES)
+    network = sized_students.build_settled("mobilenetv2@0.1", SHAPE, CLASSES)
     assert torch.equal(torch.get_rng_state(), before)
     assert not network.training
     images = torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(0))

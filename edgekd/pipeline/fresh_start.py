@@ -36,7 +36,7 @@ class MarkerCard(Card):
     ledger: LedgerCard
 
 
-class Afresh:
+class FreshStart:
     """The transaction of one `--fresh` on one run; the caller holds the run's lock."""
 
     def __init__(self, run: RunDir) -> None:
@@ -178,7 +178,7 @@ def recover(run: RunDir) -> None:
 
     Raises `RunBusyError` when a living `--fresh` has moved everything aside and nothing stands in its place yet.
     """
-    afresh = Afresh(run)
+    afresh = FreshStart(run)
     if not is_run(run.path) or not (afresh.pending or interrupted(run.path)):
         return
     try:
