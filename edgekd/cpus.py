@@ -51,7 +51,7 @@ def quota(root: Path = Path("/")) -> float | None:
     """
     paths = _own_groups(_text(root / "proc/self/cgroup"))
     mounts = _mounts(_text(root / "proc/self/mountinfo")) or CONVENTIONAL
-    found = []
+    quotas = []
     for system, read in (("cgroup2", _quota_v2), ("cgroup", _quota_v1)):
         seen = [(place, _below(paths.get(system, "/"), above)) for kind, above, place in mounts if kind == system]
         ours = [(place, group) for place, group in seen if group is not None]
@@ -59,8 +59,12 @@ def quota(root: Path = Path("/")) -> float | None:
         for place, group in ours or [(place, "") for place, _ in seen]:
             top = root / place.lstrip("/")
             folder = top / group
-            found += [read(one) for one in (folder, *folder.parents) if one == top or top in one.parents]
-    limits = [limit for limit in found if limit is not None]
+            quotas += [
+                read(folder_above)
+                for folder_above in (folder, *folder.parents)
+                if folder_above == top or top in folder_above.parents
+            ]
+    limits = [limit for limit in quotas if limit is not None]
     return min(limits) if limits else None
 
 
@@ -79,15 +83,15 @@ def _own_groups(text: str) -> dict[str, str]:
 
 def _mounts(text: str) -> list[tuple[str, str, str]]:
     """Return file system, root and mount point of each mounted hierarchy that may hold quotas (see proc(5))."""
-    found = []
+    mounts = []
     for line in text.splitlines():
         left, _, right = line.partition(" - ")
         fields, facts = left.split(), right.split()
         if len(fields) < 5 or len(facts) < 3:
             continue
         if facts[0] == "cgroup2" or (facts[0] == "cgroup" and "cpu" in facts[2].split(",")):
-            found.append((facts[0], _plain(fields[3]), _plain(fields[4])))
-    return found
+            mounts.append((facts[0], _plain(fields[3]), _plain(fields[4])))
+    return mounts
 
 
 def _plain(escaped: str) -> str:

@@ -75,7 +75,7 @@ class Interrupted(StoppedEarly):
         self.exit_code = 128 + signal_number
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Return ` Did you mean "x"?` for the nearest known name, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.55)
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.55)
     return f' Did you mean "{close[0]}"?' if close else ""

@@ -97,14 +97,14 @@ class Precision:
         return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
 
 
-def precision_for(network: nn.Module, device: torch.device, wanted: str) -> Precision:
+def precision_for(network: nn.Module, device: torch.device, precision: str) -> Precision:
     """Decide a network's precision from flags and structure alone, so that it is the same on every run.
 
     On CPUs with avx512_bf16 oneDNN's dense convolutions run several times faster in bfloat16, depthwise ones slower, so
     a network with grouped convolutions stays in float32 there; `edgekd doctor` times it on this machine.
     """
-    if wanted != "auto":
-        return Precision(device, wanted == "bf16")
+    if precision != "auto":
+        return Precision(device, precision == "bf16")
     if device.type == "cuda":
         return Precision(device, torch.cuda.get_device_capability(device) >= (8, 0))
     grouped = any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in network.modules())

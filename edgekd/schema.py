@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 class SchemaError(ValueError):
     """A value is not what belongs in its place; the message names both, and shows little of it."""
 
-    def __init__(self, place: str, value: object = None, wanted: str = "") -> None:
+    def __init__(self, place: str, value: object = None, expected: str = "") -> None:
         place = place or "it"
-        super().__init__(f"{place} is {reprlib.repr(value)}, not {wanted}" if wanted else f"{place} is missing")
+        super().__init__(f"{place} is {reprlib.repr(value)}, not {expected}" if expected else f"{place} is missing")
 
 
 def number(low: float, high: float) -> Read[float]:
@@ -79,19 +79,19 @@ def one_of(*values: T) -> Read[T]:
     """Accept one of a few strings or numbers."""
 
     def read(value: Any, place: str) -> T:
-        for one in values:
-            if type(value) is type(one) and value == one:
-                return one
+        for candidate in values:
+            if type(value) is type(candidate) and value == candidate:
+                return candidate
         raise SchemaError(place, value, f"one of {', '.join(map(str, values))}")
 
     return read
 
 
-def optional(known: Read[T]) -> Read[T | None]:
+def optional(read_value: Read[T]) -> Read[T | None]:
     """Accept null too."""
 
     def read(value: Any, place: str) -> T | None:
-        return None if value is None else known(value, place)
+        return None if value is None else read_value(value, place)
 
     return read
 
@@ -102,7 +102,7 @@ def list_of(item: Read[T], at_most: int, at_least: int = 0) -> Read[tuple[T, ...
     def read(value: Any, place: str) -> tuple[T, ...]:
         if not isinstance(value, (list, tuple)) or not at_least <= len(value) <= at_most:
             raise SchemaError(place, value, f"a list of {at_least} to {at_most} items")
-        return tuple(item(one, f"{place}[{index}]") for index, one in enumerate(value))
+        return tuple(item(element, f"{place}[{index}]") for index, element in enumerate(value))
 
     return read
 
@@ -113,9 +113,9 @@ def list_of_numbers(low: float, high: float, at_most: int, at_least: int = 0) ->
     def read(value: Any, place: str) -> tuple[float, ...]:
         if not isinstance(value, (list, tuple)) or not at_least <= len(value) <= at_most:
             raise SchemaError(place, value, f"a list of {at_least} to {at_most} numbers")
-        for one in value:
-            if type(one) not in (float, int) or not low <= one <= high:
-                raise SchemaError(f"a number of {place}", one, f"from {low:g} to {high:g}")
+        for element in value:
+            if type(element) not in (float, int) or not low <= element <= high:
+                raise SchemaError(f"a number of {place}", element, f"from {low:g} to {high:g}")
         return tuple(value)
 
     return read
@@ -128,17 +128,17 @@ def mapping_of(item: Read[T], at_most: int = 200) -> Read[dict[str, T]]:
     def read(value: Any, place: str) -> dict[str, T]:
         if not isinstance(value, dict) or len(value) > at_most:
             raise SchemaError(place, value, f"an object with at most {at_most} keys")
-        return {name(key, f"a key of {place}"): item(one, f"{place}.{key}") for key, one in value.items()}
+        return {name(key, f"a key of {place}"): item(element, f"{place}.{key}") for key, element in value.items()}
 
     return read
 
 
-def value_or_reason(known: Read[T]) -> Read[T | str]:
+def value_or_reason(read_value: Read[T]) -> Read[T | str]:
     """Accept, in the place of a value, the sentence that says why there is none."""
     sentence = text(2000)
 
     def read(value: Any, place: str) -> T | str:
-        return sentence(value, place) if isinstance(value, str) else known(value, place)
+        return sentence(value, place) if isinstance(value, str) else read_value(value, place)
 
     return read
 
@@ -175,7 +175,7 @@ def record(cls: type[T]) -> Read[T]:
 
     What no single key shows a class may check by `require_consistent(self, place)`.
     """
-    held = {one.name: one.metadata[_HELD] for one in fields(cls)}  # type: ignore[arg-type]
+    held = {member.name: member.metadata[_HELD] for member in fields(cls)}  # type: ignore[arg-type]
     rule = getattr(cls, "require_consistent", None)
 
     def read(value: Any, place: str) -> T:
@@ -184,15 +184,15 @@ def record(cls: type[T]) -> Read[T]:
         for key, (_, presence) in held.items():
             if presence == _REQUIRED and key not in value:
                 raise SchemaError(f"{place}.{key}".lstrip("."))
-        known = {}
-        for key, one in value.items():
+        arguments = {}
+        for key, element in value.items():
             if key not in held:
                 raise SchemaError(f"a key of {place or 'it'}", key, f"known (of {', '.join(sorted(held))})")
-            known[key] = held[key][0](one, f"{place}.{key}".lstrip("."))
-        found = cls(**known)
+            arguments[key] = held[key][0](element, f"{place}.{key}".lstrip("."))
+        instance = cls(**arguments)
         if rule is not None:
-            rule(found, place)
-        return found
+            rule(instance, place)
+        return instance
 
     return read
 
@@ -202,9 +202,11 @@ def to_json(value: Any) -> Any:
     if value is None or isinstance(value, (str, int, float)):
         return value
     if is_dataclass(value):
-        pairs = ((one, getattr(value, one.name)) for one in fields(value))
+        pairs = ((member, getattr(value, member.name)) for member in fields(value))
         return {
-            one.name: to_json(item) for one, item in pairs if item is not None or one.metadata[_HELD][1] != _SOMETIMES
+            member.name: to_json(item)
+            for member, item in pairs
+            if item is not None or member.metadata[_HELD][1] != _SOMETIMES
         }
     if isinstance(value, dict):
         return {key: to_json(item) for key, item in value.items()}

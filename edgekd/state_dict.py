@@ -52,10 +52,10 @@ def _nested(leaves: Mapping[str, Leaf]) -> StateDict:
 
 def branch(state: StateDict, name: str) -> StateDict:
     """Return what is nested in a state under a name, nothing where nothing is; `InputFileError` for a leaf."""
-    found = state.get(name, {})
-    if not isinstance(found, Mapping):
+    value = state.get(name, {})
+    if not isinstance(value, Mapping):
         raise InputFileError(f"the state that was read is damaged: {name} holds no names.")
-    return found
+    return value
 
 
 def tensors_of(state: StateDict, name: str) -> dict[str, Tensor]:
@@ -65,18 +65,18 @@ def tensors_of(state: StateDict, name: str) -> dict[str, Tensor]:
 
 def tensor_of(state: StateDict, name: str) -> Tensor:
     """Return a tensor of a state; `InputFileError` where there is none."""
-    found = state.get(name)
-    if not isinstance(found, Tensor):
+    value = state.get(name)
+    if not isinstance(value, Tensor):
         raise InputFileError(f"the state that was read is damaged: it holds no tensor {name}.")
-    return found
+    return value
 
 
 def number_of(state: StateDict, name: str) -> float:
     """Return a number of a state, true and false being 1 and 0; `InputFileError` where there is none."""
-    found = state.get(name)
-    if not isinstance(found, int | float):
+    value = state.get(name)
+    if not isinstance(value, int | float):
         raise InputFileError(f"the state that was read is damaged: it holds no number {name}.")
-    return found
+    return value
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> StateDict:

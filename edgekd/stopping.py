@@ -78,8 +78,8 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
     try:
         yield
     finally:
-        for number, kept in before.items():
-            signal.signal(number, kept)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def _leave_terminal() -> None:

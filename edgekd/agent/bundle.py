@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         _say(f"error: {error.filename or 'a file'} cannot be written or read ({error.strerror})")
         return 6
-    failed = [one for one in results.numerics if not one.passed]
+    failed = [check for check in results.numerics if not check.passed]
     _say(f"wrote {asked.output}; on the machine with the run: edgekd bench --import {Path(asked.output).name}")
     return 5 if failed else 0
 
@@ -131,16 +131,18 @@ def _recorded(asked: argparse.Namespace) -> BundleResults:
 
 def _is_results(path: Path) -> bool:
     try:
-        found = parse_json(files.read_bytes(path))
+        content = parse_json(files.read_bytes(path))
     except (OSError, ValueError):
         return False
-    return isinstance(found, dict) and "manifest_sha256" in found
+    return isinstance(content, dict) and "manifest_sha256" in content
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="student.pyz", description="Check and measure a student on this device.")
     parser.add_argument("action", choices=("check", "bench"), help="compare logits; or that, and measure latency")
-    parser.add_argument("--runtime", choices=[one for one in RUNTIMES if one != "torch"], help="[what is there]")
+    parser.add_argument(
+        "--runtime", choices=[runtime for runtime in RUNTIMES if runtime != "torch"], help="[what is there]"
+    )
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--trtexec", metavar="PATH", help="[JetPack's, else that on PATH]")
@@ -191,7 +193,7 @@ class _Bundle:
                 run=self.manifest.run,
                 target=platform.node() or "device",
                 manifest_sha256=self.manifest_sha256,
-                files={one.name: one.sha256 for one in self.manifest.files},
+                files={file.name: file.sha256 for file in self.manifest.files},
                 comparisons=comparisons,
                 numerics=self._numerics(ready, tools, folder),
                 energy=self._energy(ready, tools) if bench and not self.asked.no_energy else (),
@@ -205,43 +207,43 @@ class _Bundle:
         require_some(compared.results)
         for warning in compared.warnings:
             _say(f"warning: {warning}")
-        return [one.job for one in compared.measurements]
+        return [measurement.job for measurement in compared.measurements]
 
     def _unpack(self, folder: Path) -> None:
         """Write the files where a runtime can read them, each with the hash of the manifest."""
-        for one in self.manifest.files:
-            data = self.archive.read(f"files/{one.name}")
-            if hashlib.sha256(data).hexdigest() != one.sha256:
-                raise RefusedError("file", f"{one.name} in {entry_point()} is damaged; copy the bundle again")
-            (folder / one.name).write_bytes(data)
+        for file in self.manifest.files:
+            data = self.archive.read(f"files/{file.name}")
+            if hashlib.sha256(data).hexdigest() != file.sha256:
+                raise RefusedError("file", f"{file.name} in {entry_point()} is damaged; copy the bundle again")
+            (folder / file.name).write_bytes(data)
 
     def _numerics(self, jobs: list[BenchJob], tools: Tools, folder: Path) -> tuple[LogitsCheck, ...]:
         """Check what can be built here; what cannot is told, and an error only where nothing else can."""
-        found: list[LogitsCheck] = []
+        checks: list[LogitsCheck] = []
         failures: list[MachineError] = []
         for job in jobs:
             try:
-                found.append(self._checked(job, tools, folder))
+                checks.append(self._checked(job, tools, folder))
             except MachineError as error:
                 _say(f"check    {job.label}: n/a: {error}")
                 failures.append(error)
-        if not found:
+        if not checks:
             raise failures[0]
-        return tuple(found)
+        return tuple(checks)
 
     def _checked(self, job: BenchJob, tools: Tools, folder: Path) -> LogitsCheck:
         golden = self.manifest.golden
-        found = session.check_on_device(
+        check = session.check_on_device(
             job, self.settings, tools, folder / golden.images, golden.logits[job.model.name]
         )
-        word = "as on the host" if found.passed else "NOT as on the host"
-        difference = "not finite" if found.max_difference is None else f"{found.max_difference:.2g}"
+        word = "as on the host" if check.passed else "NOT as on the host"
+        difference = "not finite" if check.max_difference is None else f"{check.max_difference:.2g}"
         _say(
             f"check    {job.label}: {word}: largest difference {difference} of the range "
-            f"({found.precision}: {found.tolerance:g} allowed), {found.wrong_answers} of {found.clear} "
+            f"({check.precision}: {check.tolerance:g} allowed), {check.wrong_answers} of {check.clear} "
             "clear answers differ"
         )
-        return found
+        return check
 
     def _energy(self, jobs: list[BenchJob], tools: Tools) -> tuple[power.Energy | power.NoEnergy, ...]:
         source = power.find_power_reader()

@@ -80,17 +80,17 @@ def measure_jobs(
         environment = scout.ask(Hello(wants_tensorrt, tools.trtexec)).machine
         before = scout.ask(Observe(_OBSERVED_S))
     planned = plan(jobs, environment)
-    timed = [one for one in planned if isinstance(one, BenchJob)]
-    found = {one.job: one for one in _measure(timed, settings, on_progress, transport, tools, agent)}
-    results = tuple(found[one] if isinstance(one, BenchJob) else one for one in planned)
-    measured = [one for one in results if isinstance(one, Measurement)]
+    timed = [item for item in planned if isinstance(item, BenchJob)]
+    measurements = {item.job: item for item in _measure(timed, settings, on_progress, transport, tools, agent)}
+    results = tuple(measurements[item] if isinstance(item, BenchJob) else item for item in planned)
+    measured = [item for item in results if isinstance(item, Measurement)]
     doubts = warnings(environment, settings, before, measured)
     return Comparison(transport.target, environment, settings, before, results, doubts)
 
 
 def require_some(results: Sequence[BenchJob | Measurement | Skipped]) -> None:
     """Raise `MachineError` with the reasons when nothing of it runs on this machine."""
-    reasons = [f"{one.job.label}: {one.reason}" for one in results if isinstance(one, Skipped)]
+    reasons = [f"{item.job.label}: {item.reason}" for item in results if isinstance(item, Skipped)]
     if len(reasons) == len(results):
         raise MachineError(f"nothing could be run: {'; '.join(reasons)}.")
 
@@ -115,8 +115,8 @@ def _engines(job: BenchJob, environment: Environment) -> list[BenchJob | Skipped
     uses = uses_of(job.kind, environment.tensorrt.version)
     if isinstance(uses, str):
         return [Skipped(job, uses)]
-    wanted = uses[:1] if job.first_engine else uses
-    return [replace(job, artefact=job.artefact + use.suffix, kind=use.kind, flags=use.flags) for use in wanted]
+    options = uses[:1] if job.first_engine else uses
+    return [replace(job, artefact=job.artefact + use.suffix, kind=use.kind, flags=use.flags) for use in options]
 
 
 def _check(jobs: Sequence[BenchJob]) -> None:
@@ -157,7 +157,7 @@ def _measure(
             with _or_skipped(subject.job, skipped):
                 subject.warm_up()
             report("warm-up", subject.job)
-        subjects = [one for one in subjects if one.job not in [other.job for other in skipped]]
+        subjects = [subject for subject in subjects if subject.job not in [other.job for other in skipped]]
         for number in range(settings.rounds):
             # Every other round runs backwards (A B C, C B A), so that a steady drift weighs on all alike.
             for subject in subjects if number % 2 == 0 else reversed(subjects):
@@ -244,4 +244,4 @@ class _Subject:
 
 def _facts(cls: type[Any], answer: object) -> dict[str, Any]:
     """Return what an answer says of the fields of a class that it extends."""
-    return {one.name: getattr(answer, one.name) for one in fields(cls)}
+    return {member.name: getattr(answer, member.name) for member in fields(cls)}

@@ -388,8 +388,8 @@ def answer_in(line: Any, request: Request[A]) -> A | Refusal:
 
 def other_protocol(line: Any) -> str | None:
     """Return the protocol of an agent that speaks another one than this edgekd."""
-    found = line.get("protocol", PROTOCOL)
-    return None if found == PROTOCOL else reprlib.repr(found)
+    version = line.get("protocol", PROTOCOL)
+    return None if version == PROTOCOL else reprlib.repr(version)
 
 
 def _body(line: Any) -> Any:

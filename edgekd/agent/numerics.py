@@ -44,7 +44,7 @@ def precision_of(job: BenchJob) -> Precision:
 
 
 def compare_with_host(
-    job: BenchJob, expected: Sequence[Sequence[float]], found: Sequence[Sequence[float]]
+    job: BenchJob, expected: Sequence[Sequence[float]], answers: Sequence[Sequence[float]]
 ) -> LogitsCheck:
     """Compare N x K logits of a job with the host's.
 
@@ -55,13 +55,13 @@ def compare_with_host(
     tolerance = TOLERANCES[precision]
     values = [value for row in expected for value in row]
     extent = max(values) - min(values) or 1.0
-    shapes_fit = [len(row) for row in expected] == [len(row) for row in found]
+    shapes_fit = [len(row) for row in expected] == [len(row) for row in answers]
     largest, clear, wrong = float("inf"), 0, 0
     if shapes_fit:
-        pairs = [(want, have) for wants, haves in zip(expected, found) for want, have in zip(wants, haves)]  # noqa: B905
+        pairs = [(want, have) for wants, haves in zip(expected, answers) for want, have in zip(wants, haves)]  # noqa: B905
         differences = [abs(want - have) / extent for want, have in pairs]
         largest = max(differences) if all(value == value for value in differences) else float("inf")
-        for wants, haves in zip(expected, found):  # noqa: B905
+        for wants, haves in zip(expected, answers):  # noqa: B905
             first, second = sorted(wants)[-1:-3:-1] if len(wants) > 1 else (wants[0], wants[0] - extent)
             if first - second > 2 * tolerance * extent:
                 clear += 1

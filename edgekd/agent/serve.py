@@ -68,12 +68,12 @@ class Server:
     def verify(self, request: messages.Verify) -> messages.Damaged:
         """Give each of `files` that arrived whole its name; return those that did not."""
         damaged = []
-        for one in request.files:
-            arrived = self.folder / arriving(one.sha256)
-            if arrived_whole(arrived, one.sha256):
-                publish(arrived, self.folder / one.name)
-            if not arrived_whole(self.folder / one.name, one.sha256):
-                damaged.append(one.name)
+        for file in request.files:
+            arrived = self.folder / arriving(file.sha256)
+            if arrived_whole(arrived, file.sha256):
+                publish(arrived, self.folder / file.name)
+            if not arrived_whole(self.folder / file.name, file.sha256):
+                damaged.append(file.name)
         return messages.Damaged(tuple(damaged))
 
     def measure(self, request: messages.Measure) -> Sealed:
@@ -124,9 +124,9 @@ class Server:
         about = [request.op, to_json(request), [sha256_of(job.model) for job in jobs], state(jobs, tools)]
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         part = self.folder / f"part-{digest[:32]}.json"
-        kept = _kept(part)
-        if kept is not None:
-            return _sealed(kept, kept=True)
+        result_file = _kept(part)
+        if result_file is not None:
+            return _sealed(result_file, kept=True)
         try:
             text = json.dumps(to_json(work(jobs, tools)))
         except EdgekdError as error:

@@ -68,9 +68,9 @@ def plan_on_device(jobs: Sequence[BenchJob], settings: BenchSettings, tools: Too
     wants_tensorrt = any(job.runtime == "tensorrt" for job in jobs)
     with AgentProcess("device", Local().argv(), settings.reply_timeout_s) as scout:
         environment = scout.ask(Hello(wants_tensorrt, tools.trtexec)).machine
-    found = plan(jobs, environment)
-    require_some(found)
-    return [one for one in found if isinstance(one, BenchJob)]
+    plans = plan(jobs, environment)
+    require_some(plans)
+    return [item for item in plans if isinstance(item, BenchJob)]
 
 
 def check_on_device(
@@ -78,8 +78,8 @@ def check_on_device(
 ) -> LogitsCheck:
     """Compare the logits of one artefact with the host's."""
     with _loaded(job, settings, tools) as agent:
-        found = logits_in(agent.ask(Logits(str(images)), timeout_s=LOAD_TIMEOUT_S))
-    return numerics.compare_with_host(job, expected, found)
+        logits = logits_in(agent.ask(Logits(str(images)), timeout_s=LOAD_TIMEOUT_S))
+    return numerics.compare_with_host(job, expected, logits)
 
 
 def energy_on_device(

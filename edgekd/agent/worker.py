@@ -71,8 +71,8 @@ class Worker:
 
     def hello(self, request: messages.Hello) -> messages.Greeting:
         """Say who answers, and with `tensorrt` also which TensorRT is there (trtexec is asked for its version)."""
-        found = tensorrt.find_tensorrt(request.trtexec) if request.tensorrt else None
-        return messages.Greeting(PROTOCOL, this_machine(found, jetson.facts()))
+        tensorrt_facts = tensorrt.find_tensorrt(request.trtexec) if request.tensorrt else None
+        return messages.Greeting(PROTOCOL, this_machine(tensorrt_facts, jetson.facts()))
 
     def observe(self, request: messages.Observe) -> Activity:
         """Watch the machine for `seconds` without doing anything."""
@@ -169,12 +169,12 @@ def serve_request(line: bytes, ops: Ops, on_asked: Callable[[ReceivedLine], None
         return answering(asked, asked.request or Done())
     on_asked(asked)
     try:
-        found = ops[type(asked.request)](asked.request)
+        reply = ops[type(asked.request)](asked.request)
     except RefusedError as refusal:
-        found = Refusal(refusal.kind, str(refusal))
+        reply = Refusal(refusal.kind, str(refusal))
     except OSError as error:
-        found = Refusal("machine", f"{error.strerror or error} ({error.filename or 'no file'})")
-    return answering(asked, found)
+        reply = Refusal("machine", f"{error.strerror or error} ({error.filename or 'no file'})")
+    return answering(asked, reply)
 
 
 def _read_requests(lines: queue.Queue[bytes], silence_s: float | None) -> None:

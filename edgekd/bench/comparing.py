@@ -48,7 +48,7 @@ def results_of(comparisons: Sequence[Comparison], folder: Path, run: RunDir | No
 
 def _saturation(comparison: Comparison) -> list[str]:
     """Say that the default mode, which is timed, saturates on an x86 without VNNI; no other measurement runs in it."""
-    machine, jobs = comparison.environment, [one.job for one in comparison.measurements]
+    machine, jobs = comparison.environment, [measurement.job for measurement in comparison.measurements]
     files = [job.artefact for job in jobs if (job.kind, job.runtime) == ("int8-cpu-x86", "ort-cpu")]
     if not files or machine.int8_instructions or not machine.x86:
         return []
@@ -80,16 +80,20 @@ def verdicts(
     What is known in a file that cannot be read is left out, and named.
     """
     left_out = UnreadableFiles() if left_out is None else left_out
-    found: dict[str, str] = {}
+    sentences: dict[str, str] = {}
     several = len({row.runtime for row in rows}) > 1
-    known, agreed = None, None
+    by_accuracy, agreed = None, None
     if run is not None:
-        known, agreed = left_out.unless(accuracies, run), left_out.unless(agreements, run)
+        by_accuracy, agreed = left_out.unless(accuracies, run), left_out.unless(agreements, run)
     for row in rows:
         name = f"batch {row.batch}, threads {row.threads}" + (f", {row.runtime}" if several else "")
-        peers = [one for one in rows if (one.batch, one.threads, one.runtime) == (row.batch, row.threads, row.runtime)]
-        found.setdefault(name, (f"{row.runtime}: " if several else "") + verdict(peers, known, agreed))
-    return found
+        peers = [
+            other
+            for other in rows
+            if (other.batch, other.threads, other.runtime) == (row.batch, row.threads, row.runtime)
+        ]
+        sentences.setdefault(name, (f"{row.runtime}: " if several else "") + verdict(peers, by_accuracy, agreed))
+    return sentences
 
 
 def shares(run: RunDir) -> dict[str, float | None] | None:
@@ -101,10 +105,10 @@ def shares(run: RunDir) -> dict[str, float | None] | None:
 
 def agreements(run: RunDir) -> dict[str, float] | None:
     """Return the synthetic agreement of each file with the student, where export's chain knows it."""
-    found = shares(run)
-    if found is None:
+    by_file = shares(run)
+    if by_file is None:
         return None
-    return {file: share for file, share in found.items() if share is not None and file.endswith(".onnx")}
+    return {file: share for file, share in by_file.items() if share is not None and file.endswith(".onnx")}
 
 
 def evaluations(run: RunDir) -> list[Path]:
@@ -140,7 +144,10 @@ def _hashes(run: RunDir) -> dict[str, str]:
 
 def samples_of(comparison: Comparison) -> LatencySamples:
     """Return settings and every sample of a comparison, by round."""
-    rounds = {found.job.label: tuple(one.samples_ms for one in found.rounds) for found in comparison.measurements}
+    rounds = {
+        measurement.job.label: tuple(timed_round.samples_ms for timed_round in measurement.rounds)
+        for measurement in comparison.measurements
+    }
     return LatencySamples(comparison.settings, rounds)
 
 
@@ -152,5 +159,5 @@ def folder_of(target: str) -> str:
 
 def targets(run: RunDir) -> list[Path]:
     """Return the folders with measurements, this machine's first."""
-    found = sorted(path.parent for path in run.stage("bench").glob("*/samples.json") if path.parent.name[:1] != ".")
-    return sorted(found, key=lambda path: path.name != "local")
+    folders = sorted(path.parent for path in run.stage("bench").glob("*/samples.json") if path.parent.name[:1] != ".")
+    return sorted(folders, key=lambda path: path.name != "local")

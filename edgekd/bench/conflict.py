@@ -26,8 +26,8 @@ def runtime_conflict(environment: Environment) -> Conflict | None:
         return None
     names = sorted(packages)
     listed = " and ".join(f"{name} {packages[name]}" for name in names)
-    wanted = "onnxruntime-gpu" if environment.gpus else "onnxruntime"
-    keep = wanted if wanted in packages else names[0]
+    package = "onnxruntime-gpu" if environment.gpus else "onnxruntime"
+    keep = package if package in packages else names[0]
     pip = f"{environment.executable} -m pip"
     return Conflict(
         f"{listed} are installed over each other; their files are mixed and a provider may be missing.",

@@ -70,10 +70,10 @@ def on_device(
         RunBusyError: another bench is under way there.
     """
     key = digest(sorted(sha256_of(file) for file in files))
-    wanted = not runtimes or "tensorrt" in runtimes  # one that is broken is in nobody's way otherwise
+    asks_tensorrt = not runtimes or "tensorrt" in runtimes  # one that is broken is in nobody's way otherwise
     asked = partial(stop.raise_if_requested, "bench")
     with (
-        host.session(key, console.say, tensorrt=wanted, while_waiting=asked) as session,
+        host.session(key, console.say, tensorrt=asks_tensorrt, while_waiting=asked) as session,
         scratch.folder() as place,
     ):
         chosen = runtimes or (runtime_of(session.environment, host),)
@@ -89,44 +89,44 @@ def on_device(
                 comparisons.append(session.measure(jobs, settings, show))
         first = comparisons[0].comparison
         require_some(first.results)
-        for one in first.measurements:
+        for measurement in first.measurements:
             stop.raise_if_requested("bench")
-            images, logits = next(value for file, value in expected.items() if file.name == one.job.model.name)
-            numerics.append(session.check(one.job, first.settings, images.name, logits))
+            images, logits = next(value for file, value in expected.items() if file.name == measurement.job.model.name)
+            numerics.append(session.check(measurement.job, first.settings, images.name, logits))
             if energy:
-                powers.append(session.energy(one.job, first.settings))
-        found = DeviceResults(tuple(comparisons), tuple(powers), tuple(numerics))
-        results = published(run, host.address, files[0].parent, found)
+                powers.append(session.energy(measurement.job, first.settings))
+        device_results = DeviceResults(tuple(comparisons), tuple(powers), tuple(numerics))
+        results = published(run, host.address, files[0].parent, device_results)
         session.complete()
     return results
 
 
 def runtime_of(environment: Environment, host: remote.Host) -> Runtime:
     """Return what a device has: a TensorRT whose flags are known before ONNX Runtime."""
-    found = environment.tensorrt
-    if tensorrt_rules.known(found):
+    tensorrt = environment.tensorrt
+    if tensorrt_rules.known(tensorrt):
         return "tensorrt"
     if environment.runtime_packages and environment.numpy:
         return "ort-cpu"
-    why = MISSING if found is None else f"TensorRT {found.version} is installed; {OLDEST_WITH_WORDS}"
+    why = MISSING if tensorrt is None else f"TensorRT {tensorrt.version} is installed; {OLDEST_WITH_WORDS}"
     raise MachineError(
         f"{host.address} has nothing to run a model with: {why}; or, for ONNX Runtime on its CPU: "
         f"{environment.executable} -m pip install numpy onnxruntime"
     )
 
 
-def published(run: RunDir | None, target: str, folder: Path, found: DeviceResults) -> Results:
+def published(run: RunDir | None, target: str, folder: Path, device_results: DeviceResults) -> Results:
     """Write what was measured on a device into bench/<target>/ of a run, if there is one; return results.json."""
-    comparisons = [one.comparison for one in found.comparisons]
+    comparisons = [compared.comparison for compared in device_results.comparisons]
     results = comparing.results_of(comparisons, folder, run)
-    absent = sorted({one.energy for one in found.energy if isinstance(one, NoEnergy)})
+    absent = sorted({reading.energy for reading in device_results.energy if isinstance(reading, NoEnergy)})
     results = replace(
         results,
         target=target,
-        numerics=found.numerics,
-        energy=tuple(one for one in found.energy if isinstance(one, Energy)),
+        numerics=device_results.numerics,
+        energy=tuple(reading for reading in device_results.energy if isinstance(reading, Energy)),
         energy_note="; ".join(absent),
-        warnings=(*results.warnings, *(_sentence(one) for one in found.numerics if not one.passed)),
+        warnings=(*results.warnings, *(_sentence(check) for check in device_results.numerics if not check.passed)),
     )
     require_publishable(RESULTS, results)
     if run is None:
@@ -134,11 +134,11 @@ def published(run: RunDir | None, target: str, folder: Path, found: DeviceResult
     with run.publish(comparing.folder_of(target)) as (place, record):
         if comparisons:
             write_results(place / ENVIRONMENT, comparisons[0].environment)
-        write_results(place / SAMPLES, [comparing.samples_of(one) for one in comparisons])
-        states = [BoardStates(one.jetson_before, one.jetson_after) for one in found.comparisons]
+        write_results(place / SAMPLES, [comparing.samples_of(comparison) for comparison in comparisons])
+        states = [BoardStates(compared.jetson_before, compared.jetson_after) for compared in device_results.comparisons]
         write_results(place / JETSON, states)
         write_results(place / RESULTS, results)
-        exported, names = Record.read(run.stage("export")), _measured_files(found)
+        exported, names = Record.read(run.stage("export")), _measured_files(device_results)
         outputs = {} if exported is None else exported.outputs
         inputs = {f"export/{name}": outputs[name] for name in sorted(names & outputs.keys())}
         key = digest([target, to_json(results)])
@@ -146,26 +146,30 @@ def published(run: RunDir | None, target: str, folder: Path, found: DeviceResult
     return results
 
 
-def _measured_files(found: DeviceResults) -> set[str]:
+def _measured_files(device_results: DeviceResults) -> set[str]:
     """Return the names of the files that were timed or checked; the name of an engine's row begins with its file's."""
-    timed = {one.job.model.name for made in found.comparisons for one in made.comparison.measurements}
-    named = [one.artefact for one in (*found.numerics, *found.energy) if one.artefact is not None]
+    timed = {
+        measurement.job.model.name
+        for made in device_results.comparisons
+        for measurement in made.comparison.measurements
+    }
+    named = [item.artefact for item in (*device_results.numerics, *device_results.energy) if item.artefact is not None]
     return timed | {name.partition(" --")[0] for name in named}
 
 
-def _sentence(one: LogitsCheck) -> str:
-    difference = "are not finite" if one.max_difference is None else f"differ by {one.max_difference:.2g}"
-    saturates = kind_of(one.artefact) == "int8-cpu-x86"
+def _sentence(check: LogitsCheck) -> str:
+    difference = "are not finite" if check.max_difference is None else f"differ by {check.max_difference:.2g}"
+    saturates = kind_of(check.artefact) == "int8-cpu-x86"
     return (
-        f"{one.artefact} does not compute there what it computes here: its logits {difference} of the range "
-        f"({one.precision}: {one.tolerance:g} allowed), {one.wrong_answers} of {one.clear} clear answers."
+        f"{check.artefact} does not compute there what it computes here: its logits {difference} of the range "
+        f"({check.precision}: {check.tolerance:g} allowed), {check.wrong_answers} of {check.clear} clear answers."
         + (f" A CPU without VNNI needs {PRECISION}=1 for this file (docs/export.md)." if saturates else "")
     )
 
 
 def refuse_wrong_numbers(numerics: Sequence[LogitsCheck]) -> None:
     """Raise `GateError` when an artefact computes something else on the device."""
-    wrong = [_sentence(one) for one in numerics if not one.passed]
+    wrong = [_sentence(check) for check in numerics if not check.passed]
     if wrong:
         raise GateError(" ".join(wrong) + " The latencies are published; do not ship that file to this device.")
 
@@ -182,8 +186,8 @@ class WrittenBundle:
 def write_bundle(run_name: str, files: Sequence[Path], table: BenchTable, output: Path) -> WrittenBundle:
     """Write student.pyz: the files, the agent, golden inputs (seeded noise) and this machine's logits for them."""
     jobs = [golden.described(job) for job in measuring.jobs_of(files, ("ort-cpu",))]
-    known = golden.signature(files[0])
-    images = golden.images(known)
+    signature = golden.signature(files[0])
+    images = golden.images(signature)
     content = {file.name: file.read_bytes() for file in files} | {"golden.npy": golden.to_npy(images)}
     settings = comparing.settings_of(table)[0]
     manifest = Manifest(
@@ -220,19 +224,19 @@ def import_results(run: RunDir, file: Path) -> Results:
     Raises:
         InputFileError: it is no such file, or of other files than the run's.
     """
-    found = read_bundle(file)
+    device_results = read_bundle(file)
     exported = Record.read(run.stage("export"))
     here = {} if exported is None else exported.outputs
-    measured = [one for made in found.comparisons for one in made.comparison.measurements]
-    timed = [(one.job.model.name, one.sha256) for one in measured]
-    checked = [(name, found.files.get(name)) for name in sorted(_measured_files(found))]
+    measured = [measurement for made in device_results.comparisons for measurement in made.comparison.measurements]
+    timed = [(measurement.job.model.name, measurement.sha256) for measurement in measured]
+    checked = [(name, device_results.files.get(name)) for name in sorted(_measured_files(device_results))]
     other = [name for name, sha256 in [*timed, *checked] if sha256 is None or here.get(name) != sha256]
     if other:
         raise InputFileError(
             f"{file} measured another {other[0]} than run {run.path} holds; name its run, or make a new bundle."
         )
-    checked_only = "" if found.comparisons else "-check"  # beside what bench may have measured before
-    return published(run, f"{found.target}{checked_only}", run.stage("export"), found)
+    checked_only = "" if device_results.comparisons else "-check"  # beside what bench may have measured before
+    return published(run, f"{device_results.target}{checked_only}", run.stage("export"), device_results)
 
 
 @contextmanager
@@ -247,9 +251,9 @@ def measurer_on(host: remote.Host | None, stop: Stop) -> Iterator[tuple[Measurer
         def there(
             jobs: Sequence[BenchJob], settings: BenchSettings, on_progress: OnProgress | None = None
         ) -> Comparison:
-            known = [golden.described(job) for job in jobs]
-            session.put([job.model for job in known])
-            return session.compare(known, settings, on_progress)
+            descriptions = [golden.described(job) for job in jobs]
+            session.put([job.model for job in descriptions])
+            return session.compare(descriptions, settings, on_progress)
 
         yield there, runtime_of(session.environment, host)
         session.complete()

@@ -57,25 +57,25 @@ class DeviceSession:
 
     def put(self, files: Sequence[Path]) -> None:
         """Bring files there whose content is not there yet; each is hashed at both ends."""
-        known = {file.name: file for file in files}
-        wanted = tuple(FileFacts(name, sha256_of(file), file.stat().st_size) for name, file in known.items())
-        missing = self._process.ask(Open(self._key, wanted)).missing
-        self._require_wanted("open", "missing", missing, wanted)
-        hashes = {one.name: one.sha256 for one in wanted}
+        by_name = {file.name: file for file in files}
+        facts = tuple(FileFacts(name, sha256_of(file), file.stat().st_size) for name, file in by_name.items())
+        missing = self._process.ask(Open(self._key, facts)).missing
+        self._require_wanted("open", "missing", missing, facts)
+        hashes = {fact.name: fact.sha256 for fact in facts}
         for number, name in enumerate(missing, 1):
-            size = known[name].stat().st_size
+            size = by_name[name].stat().st_size
             self._say(f"copy     {number}/{len(missing)} {name} ({size / 1000:.0f} kB) to {self._host.address}")
-            self._host.copy(known[name], f"{self._folder}/{arriving(hashes[name])}", self._while_waiting)
-        damaged = self._process.ask(Verify(wanted)).damaged
-        self._require_wanted("verify", "damaged", damaged, wanted)
+            self._host.copy(by_name[name], f"{self._folder}/{arriving(hashes[name])}", self._while_waiting)
+        damaged = self._process.ask(Verify(facts)).damaged
+        self._require_wanted("verify", "damaged", damaged, facts)
         if damaged:
             raise MachineError(
                 f"{damaged[0]} did not arrive whole on {self._host.address}; give the same command again."
             )
 
-    def _require_wanted(self, op: str, key: str, names: Sequence[str], wanted: Sequence[FileFacts]) -> None:
+    def _require_wanted(self, op: str, key: str, names: Sequence[str], expected: Sequence[FileFacts]) -> None:
         """Refuse an answer that names other files than those that were asked for."""
-        strange = set(names) - {one.name for one in wanted}
+        strange = set(names) - {fact.name for fact in expected}
         if strange:
             raise self._process.unfit(op, SchemaError(key, strange.pop(), "a file that was asked for"))
 
@@ -86,17 +86,17 @@ class DeviceSession:
         read = record(DeviceComparison)
 
         def asked(value: object, place: str) -> DeviceComparison:
-            found = read(value, place)
-            _require_asked(found.comparison, jobs, settings)
-            return found
+            compared = read(value, place)
+            _require_asked(compared.comparison, jobs, settings)
+            return compared
 
-        found = self._part(Measure(tuple(jobs), settings, self._trtexec), asked, on_progress or (lambda _: None))
+        compared = self._part(Measure(tuple(jobs), settings, self._trtexec), asked, on_progress or (lambda _: None))
         hashes = {job.model.name: sha256_of(job.model) for job in jobs}
-        for result in found.comparison.results:
+        for result in compared.comparison.results:
             name = result.job.model.name
             if isinstance(result, Measurement) and result.sha256 != hashes[name]:
                 raise MachineError(f"{self._host.address} measured another {name} than this one.")
-        return replace(found, comparison=replace(found.comparison, target=self._host.address))
+        return replace(compared, comparison=replace(compared.comparison, target=self._host.address))
 
     def compare(
         self, jobs: Sequence[BenchJob], settings: BenchSettings, on_progress: OnProgress | None = None
@@ -111,13 +111,13 @@ class DeviceSession:
         read, precision = record(LogitsCheck), precision_of(job)
 
         def asked(value: object, place: str) -> LogitsCheck:
-            found = read(value, place)
-            _require_equal("artefact", found.artefact, job.artefact)
-            _require_equal("runtime", found.runtime, job.runtime)
-            _require_equal("images", found.images, len(expected))
-            _require_equal("precision", found.precision, precision)
-            _require_equal("tolerance", found.tolerance, TOLERANCES[precision])
-            return found
+            check = read(value, place)
+            _require_equal("artefact", check.artefact, job.artefact)
+            _require_equal("runtime", check.runtime, job.runtime)
+            _require_equal("images", check.images, len(expected))
+            _require_equal("precision", check.precision, precision)
+            _require_equal("tolerance", check.tolerance, TOLERANCES[precision])
+            return check
 
         rows = tuple(tuple(row) for row in expected)
         return self._part(Check((job,), settings, self._trtexec, images, rows), asked)
@@ -126,14 +126,14 @@ class DeviceSession:
         """Return the energy of one artefact there, or why there is none."""
 
         def asked(value: object, place: str) -> Energy | NoEnergy:
-            found = POWER(value, place)
-            for name, named, wanted in (
-                ("artefact", found.artefact, job.artefact),
-                ("runtime", found.runtime, job.runtime),
+            energy = POWER(value, place)
+            for name, named, expected in (
+                ("artefact", energy.artefact, job.artefact),
+                ("runtime", energy.runtime, job.runtime),
             ):
                 if named is not None:
-                    _require_equal(name, named, wanted)
-            return found
+                    _require_equal(name, named, expected)
+            return energy
 
         return self._part(MeasureEnergy((job,), settings, self._trtexec), asked)
 
@@ -146,18 +146,18 @@ class DeviceSession:
         if hashlib.sha256(sealed.text.encode()).hexdigest() != sealed.sha256:
             raise MachineError(f"a result of {self._host.address} did not arrive whole; give the same command again.")
         try:
-            found = read(loads(sealed.text), "")
+            content = read(loads(sealed.text), "")
         except ValueError as error:
             raise self._process.unfit(request.op, error) from error
         if sealed.kept:
             labels = ", ".join(job.label for job in request.jobs)
             self._say(f"kept     {request.op} of {labels}: measured before the connection was cut")
-        return found
+        return content
 
 
-def _require_equal(name: str, found: object, wanted: object) -> None:
-    if found != wanted:
-        raise SchemaError(name, found, f"{wanted}, as it was asked for")
+def _require_equal(name: str, answer: object, expected: object) -> None:
+    if answer != expected:
+        raise SchemaError(name, answer, f"{expected}, as it was asked for")
 
 
 def _require_asked(comparison: Comparison, jobs: Sequence[BenchJob], settings: BenchSettings) -> None:
@@ -165,7 +165,10 @@ def _require_asked(comparison: Comparison, jobs: Sequence[BenchJob], settings: B
     _require_equal("settings", comparison.settings, settings)
     asked = [replace(job, model=Path(job.model.name)) for job in jobs]
     for job in (result.job for result in comparison.results):
-        if not any(job in (one, _engine_of(one, job)) and job.artefact.startswith(one.artefact) for one in asked):
+        if not any(
+            job in (job_asked, _engine_of(job_asked, job)) and job.artefact.startswith(job_asked.artefact)
+            for job_asked in asked
+        ):
             raise SchemaError("a job", job.artefact, "one of those that were asked for")
     answered = {result.job.model.name for result in comparison.results}
     absent = [job for job in jobs if job.model.name not in answered]
@@ -173,8 +176,8 @@ def _require_asked(comparison: Comparison, jobs: Sequence[BenchJob], settings: B
         raise SchemaError(f"the result of {absent[0].label}")
 
 
-def _engine_of(asked: BenchJob, found: BenchJob) -> BenchJob:
+def _engine_of(asked: BenchJob, measured: BenchJob) -> BenchJob:
     """Return what a job is called once TensorRT has made an engine of it."""
-    if found.runtime != "tensorrt":
+    if measured.runtime != "tensorrt":
         return asked
-    return replace(asked, artefact=found.artefact, kind=found.kind, flags=found.flags)
+    return replace(asked, artefact=measured.artefact, kind=measured.kind, flags=measured.flags)

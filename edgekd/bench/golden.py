@@ -59,8 +59,8 @@ def signature(file: Path, image_shape: tuple[int, ...] | None = None) -> Signatu
             f"{file} keeps its weights in a second file, which neither its size nor its hash would cover; save it "
             "as one file (onnx.save of onnx.load without external data)."
         )
-    known = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in known]
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in initializers]
     if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type not in _TYPES:
         raise InputFileError(f"{file} must have one float or uint8 image input to be measured.")
     sizes = tuple(d.dim_value if d.dim_value > 0 else None for d in inputs[0].type.tensor_type.shape.dim)
@@ -91,20 +91,20 @@ def _written(shape: tuple[int | None, ...]) -> str:
 
 def described(job: BenchJob) -> BenchJob:
     """Return the job with what a device needs to know of its input."""
-    known = signature(job.model, job.image_shape)
+    takes = signature(job.model, job.image_shape)
     return replace(
         job,
-        image_shape=known.image_shape,
-        input_name=known.name,
-        declared=known.declared,
-        arithmetic=known.arithmetic,
+        image_shape=takes.image_shape,
+        input_name=takes.name,
+        declared=takes.declared,
+        arithmetic=takes.arithmetic,
     )
 
 
-def images(known: Signature) -> NDArray[Any]:
+def images(takes: Signature) -> NDArray[Any]:
     """Return the golden inputs: a few, and a whole number of batches where the batch is fixed."""
-    count = IMAGES if known.batch is None else known.batch * math.ceil(IMAGES / known.batch)
-    drawn: NDArray[Any] = noise(np, [count, *known.image_shape], known.dtype, SEED)
+    count = IMAGES if takes.batch is None else takes.batch * math.ceil(IMAGES / takes.batch)
+    drawn: NDArray[Any] = noise(np, [count, *takes.image_shape], takes.dtype, SEED)
     return drawn
 
 
@@ -117,28 +117,28 @@ def to_npy(array: NDArray[Any]) -> bytes:
 
 def reference_logits(file: Path, inputs: NDArray[Any]) -> list[list[float]]:
     """Return the N x K logits of an ONNX file in ONNX Runtime on this CPU, by the rules of the file's own target."""
-    kind, known = kind_of(file.name), signature(file, inputs.shape[1:])
+    kind, takes = kind_of(file.name), signature(file, inputs.shape[1:])
     session = ort_session.open_for_target(file, kind)
-    step = known.batch or len(inputs)
-    found = [ort_session.logits(session, inputs[first : first + step]) for first in range(0, len(inputs), step)]
-    rows: list[list[float]] = np.concatenate(found).reshape(len(inputs), -1).tolist()
+    step = takes.batch or len(inputs)
+    batches = [ort_session.logits(session, inputs[first : first + step]) for first in range(0, len(inputs), step)]
+    rows: list[list[float]] = np.concatenate(batches).reshape(len(inputs), -1).tolist()
     return rows
 
 
 def write_files(jobs: Sequence[BenchJob], folder: Path) -> dict[Path, tuple[Path, list[list[float]]]]:
     """Write the golden inputs of each model, one file an input type and size; return them with the host's logits."""
-    found: dict[Path, tuple[Path, list[list[float]]]] = {}
+    written: dict[Path, tuple[Path, list[list[float]]]] = {}
     for job in jobs:
-        if job.model in found:
+        if job.model in written:
             continue
-        known = signature(job.model, job.image_shape)
-        inputs = images(known)
+        takes = signature(job.model, job.image_shape)
+        inputs = images(takes)
         size = "x".join(map(str, inputs.shape))
-        file = folder / f"golden-{known.dtype}-{size}.npy"
+        file = folder / f"golden-{takes.dtype}-{size}.npy"
         if not file.is_file():
             file.write_bytes(to_npy(inputs))
-        found[job.model] = (file, reference_logits(job.model, inputs))
-    return found
+        written[job.model] = (file, reference_logits(job.model, inputs))
+    return written
 
 
 def array_in(logits: LogitsArray) -> NDArray[Any]:

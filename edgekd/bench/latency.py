@@ -48,7 +48,7 @@ class Estimate:
 
 def summarize(rounds: Rounds, batch: int) -> LatencySummary:
     """Summarise the samples of all rounds, in ms; std is that of the population."""
-    samples = np.concatenate([np.asarray(one, dtype=np.float64) for one in rounds])
+    samples = np.concatenate([np.asarray(samples_ms, dtype=np.float64) for samples_ms in rounds])
     p50, p90, p95, p99 = (float(value) for value in np.percentile(samples, [50, 90, 95, 99]))
     mean = float(samples.mean())
     return LatencySummary(
@@ -84,7 +84,7 @@ def speedup_estimate(reference: Rounds, candidate: Rounds, seed: int) -> Estimat
 
 
 def _median(rounds: Rounds) -> float:
-    return float(np.median(np.concatenate([np.asarray(one) for one in rounds])))
+    return float(np.median(np.concatenate([np.asarray(samples_ms) for samples_ms in rounds])))
 
 
 def _draws(rounds: int, seed: int) -> NDArray[np.int64]:
@@ -98,7 +98,7 @@ def _resampled_medians(rounds: Rounds, draws: NDArray[np.int64]) -> NDArray[np.f
     """Return the pooled median of the rounds named by each row of `draws`."""
     # Every k-th of the sorted samples stands for its neighbours, with one k for all rounds to keep their weights.
     step = max(1, sum(map(len, rounds)) // _THINNED)
-    thinned = [np.sort(np.asarray(one, dtype=np.float64))[(step // 2) :: step] for one in rounds]
+    thinned = [np.sort(np.asarray(samples_ms, dtype=np.float64))[(step // 2) :: step] for samples_ms in rounds]
     return np.array([np.median(np.concatenate([thinned[i] for i in draw])) for draw in draws])
 
 

@@ -48,8 +48,8 @@ def jobs_of(
                 raise UsageError("--runtime torch measures the student of a run; an ONNX file has no PyTorch network.")
             jobs.append(program)
             continue
-        found = [BenchJob(file.name, file, kind_of(file.name), runtime, image_shape) for file in files]
-        jobs += [golden.described(job) for job in found] if runtime == "tensorrt" else found
+        file_jobs = [BenchJob(file.name, file, kind_of(file.name), runtime, image_shape) for file in files]
+        jobs += [golden.described(job) for job in file_jobs] if runtime == "tensorrt" else file_jobs
     return jobs
 
 

@@ -163,12 +163,12 @@ class Host:
         )
         if ran.returncode == _SSH_FAILED:
             raise self.failure(ran.stderr)
-        found = re.search(r"^edgekd freed (busy|[0-9]{1,18})$", ran.stdout, re.MULTILINE)
-        if found is None:
+        match = re.search(r"^edgekd freed (busy|[0-9]{1,18})$", ran.stdout, re.MULTILINE)
+        if match is None:
             raise MachineError(f"nothing was removed on {self.address}: {ran.stderr.strip() or 'no message'}")
-        if found.group(1) == "busy":
+        if match.group(1) == "busy":
             raise RunBusyError(f"another bench is under way on {self.address}; wait until it ends.")
-        return int(found.group(1))
+        return int(match.group(1))
 
     def _probe(self, key: str, needed_bytes: int, while_waiting: Callable[[], None]) -> None:
         python = shlex.quote(self.python)

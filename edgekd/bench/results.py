@@ -68,7 +68,10 @@ class Results:
         timed = {(row.artefact, row.runtime, row.batch, row.threads) for _, row in rows}
         for index, row in rows:
             here = f"{place}.results[{index}]".lstrip(".")
-            compared = [one is not None for one in (row.reference, row.speedup, row.speedup_low, row.speedup_high)]
+            compared = [
+                value_given is not None
+                for value_given in (row.reference, row.speedup, row.speedup_low, row.speedup_high)
+            ]
             if any(compared) != all(compared):
                 raise SchemaError(f"{here}.speedup", row.speedup, "there with its interval, or absent")
             if all(compared) and (row.reference, row.runtime, row.batch, row.threads) not in timed:
@@ -159,15 +162,15 @@ def read_bundle(file: Path) -> BundleResults:
         value = _parsed(file)
         if format_of(value) != FORMAT:
             raise InputFileError(f"{file} has format {reprlib.repr(format_of(value))}; this edgekd reads {FORMAT}.")
-        found = record(BundleResults)(value, "")
-        for index, one in enumerate(found.comparisons):
-            for job in (result.job for result in one.comparison.results):
+        results = record(BundleResults)(value, "")
+        for index, compared in enumerate(results.comparisons):
+            for job in (result.job for result in compared.comparison.results):
                 if job.artefact.partition(" --")[0] != job.model.name:
                     place = f"comparisons[{index}].comparison.results.job.artefact"
                     raise SchemaError(place, job.artefact, f"an artefact of {job.model}")
     except ValueError as error:
         raise InputFileError(f"{file} is no results.json of a student.pyz ({error}).") from error
-    return found
+    return results
 
 
 def _parsed(file: Path) -> Any:

@@ -72,10 +72,10 @@ def rows_of_comparison(comparison: Comparison) -> list[Row | SkippedRow]:
     """Return one row a job, in order; each is compared with the first FP32 row of its runtime, else the first."""
     settings = comparison.settings
     references: dict[Runtime, Measurement] = {}
-    for one in comparison.measurements:
-        known = references.setdefault(one.job.runtime, one)
-        if one.job.kind == "fp32" and known.job.kind != "fp32":
-            references[one.job.runtime] = one
+    for measurement in comparison.measurements:
+        reference = references.setdefault(measurement.job.runtime, measurement)
+        if measurement.job.kind == "fp32" and reference.job.kind != "fp32":
+            references[measurement.job.runtime] = measurement
     return [
         _skipped(result, settings)
         if isinstance(result, Skipped)
@@ -90,38 +90,38 @@ def _skipped(result: Skipped, settings: BenchSettings) -> SkippedRow:
     return SkippedRow(job.artefact, job.kind, job.runtime, provider, settings.batch, settings.threads, result.reason)
 
 
-def _row(one: Measurement, reference: Measurement, settings: BenchSettings) -> Row:
-    samples = [piece.samples_ms for piece in one.rounds]
+def _row(measurement: Measurement, reference: Measurement, settings: BenchSettings) -> Row:
+    samples = [piece.samples_ms for piece in measurement.rounds]
     summary: LatencySummary = summarize(samples, settings.batch)
     median = median_estimate(samples, settings.seed)
     speedup: Estimate | None = None
-    if one is not reference:
+    if measurement is not reference:
         speedup = speedup_estimate([piece.samples_ms for piece in reference.rounds], samples, settings.seed)
     row = Row(
-        artefact=one.job.artefact,
-        kind=one.job.kind,
-        runtime=one.job.runtime,
-        runtime_version=one.runtime_version,
-        provider=one.provider,
+        artefact=measurement.job.artefact,
+        kind=measurement.job.kind,
+        runtime=measurement.job.runtime,
+        runtime_version=measurement.runtime_version,
+        provider=measurement.provider,
         batch=settings.batch,
         threads=settings.threads,
         **asdict(summary),
         p50_low_ms=median.low,
         p50_high_ms=median.high,
-        size_bytes=one.size_bytes,
-        load_ms=one.load_ms,
-        first_inference_ms=one.first_inference_ms,
-        peak_memory_bytes=one.peak_memory_bytes,
-        baseline_memory_bytes=one.baseline_memory_bytes,
-        stable=one.stable,
-        integer_share=_integer_share(one),
-        sha256=one.sha256,
+        size_bytes=measurement.size_bytes,
+        load_ms=measurement.load_ms,
+        first_inference_ms=measurement.first_inference_ms,
+        peak_memory_bytes=measurement.peak_memory_bytes,
+        baseline_memory_bytes=measurement.baseline_memory_bytes,
+        stable=measurement.stable,
+        integer_share=_integer_share(measurement),
+        sha256=measurement.sha256,
         reference=reference.job.artefact if speedup else None,
         speedup=speedup.value if speedup else None,
         speedup_low=speedup.low if speedup else None,
         speedup_high=speedup.high if speedup else None,
-        build_s=one.build_s,
-        commands=one.commands,
+        build_s=measurement.build_s,
+        commands=measurement.commands,
     )
     return replace(row, note=_note(row))
 
@@ -133,7 +133,7 @@ def _note(row: Row) -> str | None:
     return f"not really INT8: {row.integer_share:.0%} of the compute nodes" if row.not_really_int8 else None
 
 
-def _integer_share(one: Measurement) -> float | None:
-    if one.integer_nodes is None or one.compute_nodes is None:
+def _integer_share(measurement: Measurement) -> float | None:
+    if measurement.integer_nodes is None or measurement.compute_nodes is None:
         return None
-    return one.integer_nodes / one.compute_nodes if one.compute_nodes else 0.0
+    return measurement.integer_nodes / measurement.compute_nodes if measurement.compute_nodes else 0.0

@@ -50,7 +50,7 @@ class SizedStudent:
 
     def to_json(self, budget_ms: float | None) -> dict[str, Any]:
         """Return a flat row; what is unknown is None."""
-        size = {one.name: None for one in fields(Footprint)} if self.size is None else asdict(self.size)
+        size = {member.name: None for member in fields(Footprint)} if self.size is None else asdict(self.size)
         fits = None if budget_ms is None else self.fits(budget_ms)
         row = {"student": self.name, **size, "latency_ms": self.latency_ms, "fits": fits, "reason": self.reason}
         return {**row, "warnings": list(self.warnings)}
@@ -58,15 +58,15 @@ class SizedStudent:
 
 def size_up(names: Iterable[str], shape: Shape, classes: int) -> list[SizedStudent]:
     """Return each student with its size, or with the reason why it cannot be built for this input."""
-    found = []
+    students = []
     for name in names:
         try:
-            found.append(
+            students.append(
                 SizedStudent(name, footprint.build_with_footprint(name, input_shape=shape, classes=classes, seed=0)[1])
             )
         except (UsageError, InputFileError, MachineError) as error:
-            found.append(SizedStudent(name, reason=str(error)))
-    return found
+            students.append(SizedStudent(name, reason=str(error)))
+    return students
 
 
 def time_each(
@@ -92,18 +92,21 @@ def time_each(
     settings = replace(SETTINGS, threads=threads)
     timed: list[SizedStudent] = []
     with console.progress("students", len(candidates)) as bar, scratch.folder() as folder:
-        for one in candidates:
+        for student in candidates:
             stop.raise_if_requested("measuring students")
-            if one.reason is None:
+            if student.reason is None:
                 file = folder / "student.onnx"  # one name: on a device each replaces the one before
                 try:
-                    one = _timed(one, shape, classes, file, settings, measurer, runtime, stop)
+                    student = _timed(student, shape, classes, file, settings, measurer, runtime, stop)
                 except (UsageError, InputFileError) as error:
-                    one = replace(one, reason=str(error))
+                    student = replace(student, reason=str(error))
                 file.unlink(missing_ok=True)
-            timed.append(one)
-            bar.update(len(timed), one.name if one.latency_ms is None else f"{one.name} {one.latency_ms:.2f} ms")
-            if enough(one):
+            timed.append(student)
+            bar.update(
+                len(timed),
+                student.name if student.latency_ms is None else f"{student.name} {student.latency_ms:.2f} ms",
+            )
+            if enough(student):
                 break
     return [*timed, *candidates[len(timed) :]]
 
@@ -129,12 +132,16 @@ def largest_within(
         UsageError: no student has fewer MACs than the teacher.
         MachineError: none keeps the budget.
     """
-    known = [(one.size.macs, one) for one in size_up(registry.student_names(), shape, classes) if one.size is not None]
-    smaller = [one for macs, one in sorted(known, key=lambda pair: -pair[0]) if macs < below_macs]
+    with_macs = [
+        (student.size.macs, student)
+        for student in size_up(registry.student_names(), shape, classes)
+        if student.size is not None
+    ]
+    smaller = [student for macs, student in sorted(with_macs, key=lambda pair: -pair[0]) if macs < below_macs]
     if not smaller:
         raise UsageError(f"no student of the zoo has fewer MACs than the teacher's {below_macs:,}; name a --student.")
-    if len(smaller) < len(known):
-        left_out = [one.name for macs, one in known if macs >= below_macs]
+    if len(smaller) < len(with_macs):
+        left_out = [student.name for macs, student in with_macs if macs >= below_macs]
         console.say(f"auto     left out, having no fewer MACs than the teacher: {listed(left_out)}")
     timed = time_each(
         smaller,
@@ -144,16 +151,16 @@ def largest_within(
         threads=threads,
         measurer=measurer,
         runtime=runtime,
-        enough=lambda one: one.fits(budget_ms),
+        enough=lambda student: student.fits(budget_ms),
     )
-    place = next((i for i, one in enumerate(timed) if one.fits(budget_ms)), None)
+    place = next((i for i, student in enumerate(timed) if student.fits(budget_ms)), None)
     if place is None:
         raise MachineError(_nothing_fits(timed, budget_ms, where))
     return timed[place], timed[:place]
 
 
 def _nothing_fits(timed: list[SizedStudent], budget_ms: float, where: str) -> str:
-    measured = [(one.latency_ms, one.name) for one in timed if one.latency_ms is not None]
+    measured = [(student.latency_ms, student.name) for student in timed if student.latency_ms is not None]
     if not measured:
         return f"no student could be measured {where}: {timed[0].name}: {timed[0].reason}"
     latency_ms, name = min(measured)
@@ -164,7 +171,7 @@ def _nothing_fits(timed: list[SizedStudent], budget_ms: float, where: str) -> st
 
 
 def _timed(
-    one: SizedStudent,
+    student: SizedStudent,
     shape: Shape,
     classes: int,
     file: Path,
@@ -174,22 +181,22 @@ def _timed(
     stop: Stop,
 ) -> SizedStudent:
     try:
-        export_fp32(build_settled(one.name, shape, classes), shape, file)
+        export_fp32(build_settled(student.name, shape, classes), shape, file)
     except EdgekdError:
         raise
     except Exception as error:  # foreign networks may raise anything
-        raise UsageError(f"{one.name} cannot be exported: {type(error).__name__}: {first_line(error)}") from error
+        raise UsageError(f"{student.name} cannot be exported: {type(error).__name__}: {first_line(error)}") from error
     comparison = measurer(
-        [BenchJob(one.name, file, "fp32", runtime, first_engine=True)],
+        [BenchJob(student.name, file, "fp32", runtime, first_engine=True)],
         settings,
         lambda _: stop.raise_if_requested("measuring students"),
     )
-    found = next((measured for measured in comparison.measurements if measured.job.kind == "fp32"), None)
-    if found is None:
+    timed = next((measured for measured in comparison.measurements if measured.job.kind == "fp32"), None)
+    if timed is None:
         reasons = [skipped.reason for skipped in comparison.results if isinstance(skipped, Skipped)]
-        return replace(one, reason=f"{one.name}: {'; '.join(reasons)}")
-    p50_ms = summarize([piece.samples_ms for piece in found.rounds], settings.batch).p50_ms
-    return replace(one, latency_ms=p50_ms, warnings=comparison.warnings)
+        return replace(student, reason=f"{student.name}: {'; '.join(reasons)}")
+    p50_ms = summarize([piece.samples_ms for piece in timed.rounds], settings.batch).p50_ms
+    return replace(student, latency_ms=p50_ms, warnings=comparison.warnings)
 
 
 def build_settled(name: str, shape: Shape, classes: int) -> nn.Module:

@@ -17,29 +17,31 @@ ENERGY = ("artefact", "runtime", "W gross", "W idle", "W net", "mJ gross", "mJ n
 
 def latency_rows(rows: Sequence[Row | SkippedRow]) -> list[tuple[str, ...]]:
     """Return bench's rows as text."""
-    found: list[tuple[str, ...]] = []
+    table_rows: list[tuple[str, ...]] = []
     for row in rows:
         if isinstance(row, SkippedRow):
-            found.append((row.artefact, row.runtime, *["–"] * 7, row.skipped))
+            table_rows.append((row.artefact, row.runtime, *["–"] * 7, row.skipped))
             continue
         numbers = [f"{value:.3f}" for value in (row.p50_ms, row.p95_ms, row.p99_ms)]
         sizes = (f"{row.throughput_per_s:.0f}", f"{row.size_bytes / 1000:.0f}")
-        found.append((row.artefact, row.runtime, str(row.batch), str(row.threads), *numbers, *sizes, row.note or ""))
-    return found
+        table_rows.append(
+            (row.artefact, row.runtime, str(row.batch), str(row.threads), *numbers, *sizes, row.note or "")
+        )
+    return table_rows
 
 
 def numerics_rows(numerics: Sequence[LogitsCheck]) -> list[tuple[str, ...]]:
     """Return how the logits of a device differ from the host's, as text."""
     return [
         (
-            one.artefact,
-            one.precision,
-            "not finite" if one.max_difference is None else f"{one.max_difference:.2g}",
-            f"{one.tolerance:g}",
-            f"{one.wrong_answers} of {one.clear}",
-            "yes" if one.passed else "NO",
+            check.artefact,
+            check.precision,
+            "not finite" if check.max_difference is None else f"{check.max_difference:.2g}",
+            f"{check.tolerance:g}",
+            f"{check.wrong_answers} of {check.clear}",
+            "yes" if check.passed else "NO",
         )
-        for one in numerics
+        for check in numerics
     ]
 
 
@@ -47,13 +49,22 @@ def energy_rows(energy: Sequence[Energy]) -> list[tuple[str, ...]]:
     """Return the energy of a run of each artefact on a device, as text."""
     return [
         (
-            one.artefact,
-            one.runtime,
-            *(f"{w:.2f}" for w in (one.gross_w, one.idle_w, one.net_w, one.gross_mj_per_run, one.net_mj_per_run)),
-            one.rails,
-            f"{one.source} every {one.period_s:g} s",
+            reading.artefact,
+            reading.runtime,
+            *(
+                f"{w:.2f}"
+                for w in (
+                    reading.gross_w,
+                    reading.idle_w,
+                    reading.net_w,
+                    reading.gross_mj_per_run,
+                    reading.net_mj_per_run,
+                )
+            ),
+            reading.rails,
+            f"{reading.source} every {reading.period_s:g} s",
         )
-        for one in energy
+        for reading in energy
     ]
 
 

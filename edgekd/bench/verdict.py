@@ -79,7 +79,7 @@ def _slower_int8(compared: Sequence[Row], best: Row) -> str:
     quantised = [row for row in compared if row.kind.startswith("int8")]
     if not quantised or best in quantised:
         return ""
-    row = min(quantised, key=lambda one: one.p50_ms)
+    row = min(quantised, key=lambda row: row.p50_ms)
     if row.p50_ms < best.p50_ms * (1 + WORTH_NAMING):
         return ""
     return f"; {_label(row)} is slower here: {row.p50_ms:.3g} ms against {best.p50_ms:.3g} ms"

@@ -36,12 +36,12 @@ def in_table(name: str, values: Changes) -> Changes:
 def parse_numbers(flag: str, text: str, kind: type[int] | type[float] = float) -> tuple[float, ...]:
     """Read the numbers of a flag that takes several, separated by commas."""
     try:
-        found = tuple(kind(part) for part in text.split(",")) if text else ()
+        values = tuple(kind(part) for part in text.split(",")) if text else ()
     except ValueError:
-        found = (math.nan,)
-    if not all(map(math.isfinite, found)):
+        values = (math.nan,)
+    if not all(map(math.isfinite, values)):
         raise UsageError(f"{flag} takes {'whole ' if kind is int else ''}numbers separated by commas, not {text!r}.")
-    return found
+    return values
 
 
 def of_teacher(arch: str, input_shape: str, accept_mapping: bool, trust_pickle: bool) -> Changes:

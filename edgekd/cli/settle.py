@@ -24,34 +24,34 @@ PERIOD_STEPS_FOR_MINUTES = 20
 def wanted_recipe(run: RunDir, flags: Changes) -> Recipe:
     """Return the run's recipe, or a new one, with the flags applied; what was decided stands until asked anew."""
     if run.recipe_file.is_file():
-        kept = load_resolved(run.recipe_file)
+        resolved = load_resolved(run.recipe_file)
         asked = flags.get("method", {})
-        if asked.get("minutes", kept.method.minutes) != kept.method.minutes and "steps" not in asked:
+        if asked.get("minutes", resolved.method.minutes) != resolved.method.minutes and "steps" not in asked:
             flags = {**flags, "method": {**asked, "steps": 0}}  # another request needs another answer
-        return _with_kept_student(with_changes(kept, flags), kept)
+        return _with_kept_student(with_changes(resolved, flags), resolved)
     preset = flags.get("method", {}).get("preset")
     base = parse({"method": {"preset": preset}} if preset else {}, origin="flags")
     return with_changes(base, flags)
 
 
-def with_kept_answers(run: RunDir, wanted: Recipe) -> Recipe:
+def with_kept_answers(run: RunDir, recipe: Recipe) -> Recipe:
     """Return a recipe file's recipe with what was decided for the same requests in this run before."""
     if not run.recipe_file.is_file():
-        return wanted
-    kept = load_resolved(run.recipe_file)
-    asked, answered = wanted.method, kept.method
+        return recipe
+    resolved = load_resolved(run.recipe_file)
+    asked, answered = recipe.method, resolved.method
     if not asked.steps and (asked.minutes, asked.steps_by_area) == (answered.minutes, answered.steps_by_area):
-        wanted = with_changes(wanted, {"method": {"steps": kept.method.steps}})
-    return _with_kept_student(wanted, kept)
+        recipe = with_changes(recipe, {"method": {"steps": resolved.method.steps}})
+    return _with_kept_student(recipe, resolved)
 
 
-def _with_kept_student(wanted: Recipe, kept: Recipe) -> Recipe:
+def _with_kept_student(recipe: Recipe, resolved: Recipe) -> Recipe:
     """Return `wanted` with the student that was chosen for the same latency budget on the same machine before."""
-    asked, answered = wanted.student, kept.student
+    asked, answered = recipe.student, resolved.student
     equal = (asked.auto_budget_ms, asked.auto_on) == (answered.auto_budget_ms, answered.auto_on)
     if asked.name != AUTO or not equal:
-        return wanted
-    return with_changes(wanted, {"student": {"name": kept.student.name}})
+        return recipe
+    return with_changes(recipe, {"student": {"name": resolved.student.name}})
 
 
 def student(run: RunDir, recipe: Recipe, stop: Stop, host: Host | None = None) -> tuple[Recipe, Footprint]:
@@ -86,7 +86,9 @@ def _chosen(run: RunDir, recipe: Recipe, stop: Stop, host: Host | None) -> Recip
             runtime=runtime,
             where="here" if host is None else f"on {host.address}",
         )
-    too_slow = [f"{one.name} {one.latency_ms:.2f} ms" for one in larger if one.latency_ms is not None]
+    too_slow = [
+        f"{candidate.name} {candidate.latency_ms:.2f} ms" for candidate in larger if candidate.latency_ms is not None
+    ]
     console.say(
         f"auto     {chosen.name} takes {chosen.latency_ms:.2f} ms of {budget_ms:g} ms in FP32"
         + (f" on {host.address}" if host is not None else "")
@@ -109,14 +111,14 @@ def steps(run: RunDir, recipe: Recipe, stop: Stop) -> tuple[Recipe, CostPlan | N
     if not started or not recipe.method.steps:
         least = PERIOD_STEPS_FOR_MINUTES if recipe.method.minutes else 1
         cost = plan.measure_cost(run, recipe, stop, least_steps=least)
-    wanted = recipe.method.steps
-    if not wanted and recipe.method.minutes:
+    count = recipe.method.steps
+    if not count and recipe.method.minutes:
         assert cost is not None
-        wanted = max(1, math.floor(60 * recipe.method.minutes / cost.seconds_per_step))
-    wanted = wanted or recipe.method.steps_for(description.pixels, description.classes)
-    if wanted != recipe.method.steps:
-        recipe = pipeline.adopt(run, with_changes(recipe, {"method": {"steps": wanted}}))
+        count = max(1, math.floor(60 * recipe.method.minutes / cost.seconds_per_step))
+    count = count or recipe.method.steps_for(description.pixels, description.classes)
+    if count != recipe.method.steps:
+        recipe = pipeline.adopt(run, with_changes(recipe, {"method": {"steps": count}}))
     run.note_command(command_line(), threads=machine.use_threads(recipe.machine.threads))
-    if cost is not None and cost.steps != wanted:
-        cost = cost.with_steps(wanted)
+    if cost is not None and cost.steps != count:
+        cost = cost.with_steps(count)
     return recipe, cost

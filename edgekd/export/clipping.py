@@ -43,18 +43,18 @@ def clipping_of(
     half = {name: (limits[name][1] - limits[name][0]) / flavour.steps / 2 for name in names}
     reach = {name: (limits[name][0] - half[name], limits[name][1] + half[name]) for name in names}
     counts = clipped_values(model, reach, batches)
-    outside, total = sum(one for one, _ in counts.values()), sum(of for _, of in counts.values())
-    tensors = {name: one / of for name, (one, of) in counts.items()}
+    outside, total = sum(clipped for clipped, _ in counts.values()), sum(of for _, of in counts.values())
+    tensors = {name: clipped / of for name, (clipped, of) in counts.items()}
     return ClippingPart(overall=outside / max(total, 1), tensors=tensors)
 
 
-def quantized_activations(source: ModelProto, quantised: ModelProto, known: Iterable[str]) -> list[str]:
+def quantized_activations(source: ModelProto, quantised: ModelProto, names: Iterable[str]) -> list[str]:
     """Return the activations of `source` with a known range that `quantised` rounds, in graph order.
 
     Where the quantiser dropped a Relu or Clip because the range does its work, the activation is what came out of it.
     """
     tensors = [info.name for info in source.graph.input] + [name for node in source.graph.node for name in node.output]
-    makers, known = producers(quantised), set(known)
+    makers, names = producers(quantised), set(names)
 
     def own_name(tensor: str) -> str:
         while tensor not in tensors and tensor in makers and makers[tensor].op_type == "Cast":
@@ -64,10 +64,10 @@ def quantized_activations(source: ModelProto, quantised: ModelProto, known: Iter
     read = {node.input[0] for node in quantised.graph.node if node.op_type == "QuantizeLinear"}
     rounded = {own_name(tensor) for tensor in read - set(constants(quantised))}
     for node in source.graph.node:
-        if node.op_type in CLIPPING_OPS and node.input[0] in rounded and node.output[0] in known:
+        if node.op_type in CLIPPING_OPS and node.input[0] in rounded and node.output[0] in names:
             rounded.add(node.output[0])
             rounded.discard(node.input[0])
-    return [name for name in tensors if name in rounded & known]
+    return [name for name in tensors if name in rounded & names]
 
 
 SHOWN = 5
@@ -87,7 +87,7 @@ def measure_clipping(run_dir: RunDir, recipe: Recipe, images: RealImages) -> dic
     batches = of_images(images, uint8_input(run_dir, recipe.export))
     source = read_model(folder / "student.fp32.onnx")
     seen, bounds = Ranges.of(calibration.ranges), clip_bounds(source)
-    found: dict[str, ClippedPart] = {}
+    by_file: dict[str, ClippedPart] = {}
     for name in names:
         made = decided[name]
         if made.flavour not in FLAVOURS or made.method is None or made.headroom is None or made.clipping is None:
@@ -96,14 +96,14 @@ def measure_clipping(run_dir: RunDir, recipe: Recipe, images: RealImages) -> dic
         if name not in calibration.fine_tuned:
             ranges = seen.widened(made.headroom, bounds)
             measured = clipping_of(source, folder / name, FLAVOURS[made.flavour], ranges, made.method, batches)
-        found[name] = ClippedPart(method=made.method, held_out=made.clipping, images=measured)
-    return found
+        by_file[name] = ClippedPart(method=made.method, held_out=made.clipping, images=measured)
+    return by_file
 
 
-def print_clipping(found: Mapping[str, ClippedPart], images: int) -> None:
+def print_clipping(by_file: Mapping[str, ClippedPart], images: int) -> None:
     """Print the overall rates of each file, and its tensors that real images are clipped in most."""
     rows = []
-    for name, rates in found.items():
+    for name, rates in by_file.items():
         held_out, real = rates.held_out, rates.images
         if real is None:
             rows.append((name, "all", f"{held_out.overall:.4%}", "n/a: fine-tuned, its float32 form is not kept"))

@@ -109,7 +109,7 @@ def constants(model: ModelProto) -> dict[str, NDArray[np.generic]]:
 def clip_bounds(model: ModelProto) -> dict[str, tuple[float, float]]:
     """Return the constant (low, high) of each Clip's output; a bound that is not given is infinite."""
     values = constants(model)
-    found = {}
+    bounds = {}
     for node in model.graph.node:
         if node.op_type == "Clip":
             given = [*node.input[1:], "", ""][:2]
@@ -117,8 +117,8 @@ def clip_bounds(model: ModelProto) -> dict[str, tuple[float, float]]:
                 float(values[name]) if name in values else sign * math.inf
                 for name, sign in zip(given, (-1, 1), strict=True)
             )
-            found[node.output[0]] = (low, high)
-    return found
+            bounds[node.output[0]] = (low, high)
+    return bounds
 
 
 def producers(model: ModelProto) -> dict[str, NodeProto]:
@@ -161,13 +161,13 @@ def weighted_depth(model: ModelProto) -> dict[str, int]:
 
 def shapes(model: ModelProto) -> dict[str, tuple[int | None, ...]]:
     """Return the shape of every tensor whose rank is known; None stands for a dynamic dimension."""
-    found: dict[str, tuple[int | None, ...]] = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    sizes: dict[str, tuple[int | None, ...]] = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     for info in (*model.graph.value_info, *model.graph.input, *model.graph.output):
         if info.type.tensor_type.HasField("shape"):
-            found[info.name] = tuple(
+            sizes[info.name] = tuple(
                 dim.dim_value if dim.HasField("dim_value") else None for dim in info.type.tensor_type.shape.dim
             )
-    return found
+    return sizes
 
 
 def element_types(model: ModelProto) -> dict[str, int]:
@@ -189,10 +189,10 @@ def with_shapes(model: ModelProto, *, strict: bool = True) -> ModelProto:
 
 def replace_nodes(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
     """Give the graph these nodes instead of its own, and drop constants that none of them reads."""
-    kept = list(nodes)
+    remaining = list(nodes)
     del model.graph.node[:]
-    model.graph.node.extend(kept)
-    read = {name for node in kept for name in node.input} | {info.name for info in model.graph.output}
+    model.graph.node.extend(remaining)
+    read = {name for node in remaining for name in node.input} | {info.name for info in model.graph.output}
     used = [tensor for tensor in model.graph.initializer if tensor.name in read]
     del model.graph.initializer[:]
     model.graph.initializer.extend(used)

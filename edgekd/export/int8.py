@@ -60,11 +60,11 @@ class HeldOut:
 
         Its products are exact on every CPU, unless ONNX Runtime's `default_kernels` are asked for.
         """
-        found = all_logits(model, self.batches(), kind=flavour.kind, default_kernels=default_kernels)
-        agreed = agreement(self.reference, found, self.tolerance)
-        if not np.isfinite(found).all():
+        answers = all_logits(model, self.batches(), kind=flavour.kind, default_kernels=default_kernels)
+        agreed = agreement(self.reference, answers, self.tolerance)
+        if not np.isfinite(answers).all():
             return Quality(math.inf, agreed)
-        error = (found - self.reference).astype(np.float64)
+        error = (answers - self.reference).astype(np.float64)
         error -= error.mean(axis=1, keepdims=True)
         signal = self.reference - self.reference.mean(axis=1, keepdims=True, dtype=np.float64)
         loss = float(np.mean(error**2) / max(float(np.mean(signal**2)), np.finfo(np.float64).tiny))
@@ -141,18 +141,18 @@ def choose_ranges(
         model, flavour, ranges, "absmax", float_nodes=float_stem(model) if flavour.float_stem else ()
     )
     for headroom in headrooms:
-        found = {
+        qualities = {
             method: held_out.measure(replace(plain, method=method, headroom=headroom).build(), flavour)
             for method in METHODS
         }
-        good = [method for method in METHODS if found[method].agreement.share >= target]
+        good = [method for method in METHODS if qualities[method].agreement.share >= target]
         if good:
             break
-    best = min(good or METHODS, key=lambda method: found[method].loss)
-    before = found["absmax"] if headroom == plain.headroom else held_out.measure(plain.build(), flavour)
-    losses = {method: _option_value(quality.loss) for method, quality in found.items()}
+    best = min(good or METHODS, key=lambda method: qualities[method].loss)
+    before = qualities["absmax"] if headroom == plain.headroom else held_out.measure(plain.build(), flavour)
+    losses = {method: _option_value(quality.loss) for method, quality in qualities.items()}
     details = RemedyFactsPart(method=best, headroom=headroom, losses=losses)
-    return Remedy("ranges", replace(plain, method=best, headroom=headroom), before, found[best], True, details)
+    return Remedy("ranges", replace(plain, method=best, headroom=headroom), before, qualities[best], True, details)
 
 
 def layer_sensitivity(plan: QuantizationPlan, held_out: HeldOut) -> dict[str, float]:

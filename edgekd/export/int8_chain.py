@@ -159,8 +159,8 @@ def correct_bias(plan: QuantizationPlan, held_out: HeldOut, batches: Batches) ->
     after = held_out.measure(corrected.build(), plan.flavour)
     largest = {name: float(np.abs(error).max()) for name, error in errors.items()}
     improved = after.loss < before.loss and after.agreement.share >= before.agreement.share
-    kept = corrected if improved else plan
-    return Remedy("bias correction", kept, before, after, improved, RemedyFactsPart(largest_shift=largest))
+    better = corrected if improved else plan
+    return Remedy("bias correction", better, before, after, improved, RemedyFactsPart(largest_shift=largest))
 
 
 def mean_output_errors(

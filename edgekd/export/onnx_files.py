@@ -147,20 +147,20 @@ def _write_floats(
     for file, tolerance in ((fp32, fidelity.TOLERANCE_FP32), (fp16, fidelity.TOLERANCE_FP16)):
         if not file.is_file():
             continue
-        found = ort_session.all_logits(file, held_out(), threads=job.threads)
-        result = fidelity.compare_logits(answers, found, tolerance)
+        onnx_logits = ort_session.all_logits(file, held_out(), threads=job.threads)
+        result = fidelity.compare_logits(answers, onnx_logits, tolerance)
         checks[file.name] = result.to_card()
-        numbers.chain[f"student -> {file.name}"] = _link(answers, found, tolerance)
+        numbers.chain[f"student -> {file.name}"] = _link(answers, onnx_logits, tolerance)
         if result.problem is not None:
             numbers.failures.append(f"{file.name} {result.problem}")
             file.unlink()
     ParityCard.of(checks).write(fp32.parent)
 
 
-def _link(reference: NDArray[np.float32], found: NDArray[np.float32], tolerance: float) -> AgreementPart:
+def _link(reference: NDArray[np.float32], answers: NDArray[np.float32], tolerance: float) -> AgreementPart:
     """Return a link of the chain; where the reference is near a tie on every sample it has no share, but a reason."""
     try:
-        return agreement(reference, found, tolerance).to_card()
+        return agreement(reference, answers, tolerance).to_card()
     except GateError as error:
         return _no_link(len(reference), tolerance, error)
 
@@ -217,8 +217,8 @@ def _publish(result: Int8Result, path: Path) -> str | None:
     """Write one INT8 file if it passes its gates; return what is wrong otherwise."""
     model = result.plan.build()
     for version in result.plan.flavour.tensorrt_versions:
-        for found in qdq_check.check(model, version):
-            rule = f"breaks TensorRT {version}'s rule {found.rule} at {found.node}: {found.message}"
+        for violation in qdq_check.check(model, version):
+            rule = f"breaks TensorRT {version}'s rule {violation.rule} at {violation.node}: {violation.message}"
             return f"{path.name} {rule}"
     if not result.passed:
         agreed = result.quality.agreement
@@ -235,18 +235,18 @@ def _default_mode(result: Int8Result, judge: int8.HeldOut, *, published: bool) -
     flavour, kept_answers = result.plan.flavour, result.quality.agreement.share
     if flavour.kind != "int8-cpu-x86" or not ort_session.saturates():
         return None
-    found = judge.measure(result.plan.build(), flavour, default_kernels=True).agreement
+    agreement = judge.measure(result.plan.build(), flavour, default_kernels=True).agreement
     if published:
-        console.say(ort_session.saturation_note(flavour.file_name, "kept answers", kept_answers, found.share))
-    return found.to_card()
+        console.say(ort_session.saturation_note(flavour.file_name, "kept answers", kept_answers, agreement.share))
+    return agreement.to_card()
 
 
 def _integer_nodes(plan: int8.QuantizationPlan) -> IntegerNodesPart | None:
     """Return how much of a file runs as integers, where ONNX Runtime is to run it."""
     if plan.flavour.for_tensorrt:
         return None
-    found = ort_session.integer_node_share(plan.build(), arm_rules=plan.flavour.name == "cpu-arm")
-    return IntegerNodesPart(integer=found.integer, total=found.total, share=found.share)
+    nodes = ort_session.integer_node_share(plan.build(), arm_rules=plan.flavour.name == "cpu-arm")
+    return IntegerNodesPart(integer=nodes.integer, total=nodes.total, share=nodes.share)
 
 
 def _flavours(target: str) -> list[str]:

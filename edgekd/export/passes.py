@@ -23,10 +23,10 @@ _GROWN_OPS = ("Cast", "Pad", "Reshape")
 def pool_spatial_means(model: ModelProto) -> ModelProto:
     """Replace every mean over height and width by GlobalAveragePool, with Flatten where they are dropped."""
     model = with_shapes(model)
-    values, known = constants(model), shapes(model)
+    values, sizes = constants(model), shapes(model)
     nodes: list[NodeProto] = []
     for node in model.graph.node:
-        if node.op_type != "ReduceMean" or len(known.get(node.input[0], ())) != 4:
+        if node.op_type != "ReduceMean" or len(sizes.get(node.input[0], ())) != 4:
             nodes.append(node)
             continue
         axes = [axis for entry in node.attribute if entry.name == "axes" for axis in entry.ints]
@@ -50,10 +50,10 @@ def fix_reshapes(model: ModelProto) -> ModelProto:
     Some exporters compute target shapes from the batch size; what computed them goes away.
     """
     model = with_shapes(model)
-    known = shapes(model)
+    sizes = shapes(model)
     nodes: list[NodeProto] = []
     for index, node in enumerate(model.graph.node):
-        source, target = (known.get(name, ()) for name in (node.input[0], node.output[0]))
+        source, target = (sizes.get(name, ()) for name in (node.input[0], node.output[0]))
         if node.op_type != "Reshape" or not _keeps_batch(source, target):
             nodes.append(node)
         elif len(target) == 2:
@@ -90,12 +90,12 @@ def _living(model: ModelProto, nodes: list[NodeProto]) -> list[NodeProto]:
 def slice_splits(model: ModelProto) -> ModelProto:
     """Replace every Split into equal parts (`num_outputs`) by one Slice per part that is read."""
     model = with_shapes(model)
-    known, readers = shapes(model), consumers(model)
+    sizes, readers = shapes(model), consumers(model)
     outputs = {info.name for info in model.graph.output}
     nodes: list[NodeProto] = []
     for node in model.graph.node:
         parts = attribute(node, "num_outputs", 0) if node.op_type == "Split" else 0
-        source = known.get(node.input[0], ()) if parts else ()
+        source = sizes.get(node.input[0], ()) if parts else ()
         axis = attribute(node, "axis", 0) % len(source) if source else 0
         size = source[axis] if source else None
         if size is None:

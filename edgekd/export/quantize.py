@@ -116,7 +116,7 @@ def quantize(
     properties = metadata(model)
     if flavour.fp16:
         model = at_opset(model, FP16_SCALE_OPSET)
-    kept = {*float_nodes, *_outside(model)}
+    in_float = {*float_nodes, *_outside(model)}
     limits = activation_limits(flavour, ranges, method)
     options: dict[str, Any] = {"ActivationSymmetric": flavour.symmetric, "WeightSymmetric": True}
     if flavour.for_tensorrt:
@@ -142,7 +142,7 @@ def quantize(
         QuantType.QUInt8 if flavour.unsigned_activations else QuantType.QInt8,
         TensorsData(CalibrationMethod.MinMax, pairs),
         list(only_nodes),
-        sorted(kept),
+        sorted(in_float),
         list(_TENSORRT_OPS if flavour.for_tensorrt else _CPU_OPS),
         options,
     )
@@ -173,8 +173,8 @@ def quantize_to(
 def activation_limits(flavour: Flavour, ranges: Ranges, method: str) -> dict[str, tuple[float, float]]:
     """Return (low, high) of every activation as this flavour clips it."""
     if not flavour.symmetric:
-        return {name: (found[method].low, found[method].high) for name, found in ranges.tensors.items()}
-    limits = {name: found[method].magnitude for name, found in ranges.tensors.items()}
+        return {name: (by_method[method].low, by_method[method].high) for name, by_method in ranges.tensors.items()}
+    limits = {name: by_method[method].magnitude for name, by_method in ranges.tensors.items()}
     if flavour.fp16:
         limits = {name: 127 * float(_fp16_scale(np.array(limit / 127))) for name, limit in limits.items()}
     return {name: (-limit, limit) for name, limit in limits.items()}

@@ -54,16 +54,16 @@ class Ranges:
     def widened(self, headroom: float, bounds: Mapping[str, tuple[float, float]]) -> Ranges:
         """Return the ranges times `headroom`, but no further than the bounds that a tensor cannot leave."""
 
-        def wider(found: Range, low: float, high: float) -> Range:
+        def wider(range_: Range, low: float, high: float) -> Range:
             reach = max(-low, high)
-            ends = (max(found.low * headroom, low), min(found.high * headroom, high))
-            return Range(*ends, min(found.magnitude * headroom, reach))
+            ends = (max(range_.low * headroom, low), min(range_.high * headroom, high))
+            return Range(*ends, min(range_.magnitude * headroom, reach))
 
         everywhere = (-math.inf, math.inf)
         return Ranges(
             self.samples,
             {
-                name: {method: wider(found, *bounds.get(name, everywhere)) for method, found in methods.items()}
+                name: {method: wider(range_, *bounds.get(name, everywhere)) for method, range_ in methods.items()}
                 for name, methods in self.tensors.items()
             },
         )
@@ -71,7 +71,7 @@ class Ranges:
     def to_card(self) -> RangesPart:
         """Return the ranges as they are written."""
         rows = {
-            name: {method: (found.low, found.high, found.magnitude) for method, found in methods.items()}
+            name: {method: (range_.low, range_.high, range_.magnitude) for method, range_ in methods.items()}
             for name, methods in self.tensors.items()
         }
         return RangesPart(samples=self.samples, tensors=rows)
@@ -92,13 +92,13 @@ def activations(model: ModelProto) -> list[str]:
     What only feeds a Relu or Clip right after its Conv or Gemm is left out: the range behind it counts.
     """
     types, readers, makers = element_types(model), consumers(model), producers(model)
-    found = [info.name for info in model.graph.input]
+    names = [info.name for info in model.graph.input]
     for node in model.graph.node:
         for name in node.output:
             behind = [reader.op_type for reader in readers.get(name, [])]
             if makers[name].op_type not in WEIGHTED_OPS or len(behind) != 1 or behind[0] not in CLIPPING_OPS:
-                found.append(name)
-    return [name for name in found if types.get(name) == TensorProto.FLOAT]
+                names.append(name)
+    return [name for name in names if types.get(name) == TensorProto.FLOAT]
 
 
 def collect_ranges(source: Path | ModelProto, batches: Batches, *, threads: int = 1) -> Ranges:
@@ -156,8 +156,8 @@ class _Probe:
     def __init__(self, model: ModelProto, threads: int, names: list[str] | None = None) -> None:
         model = with_shapes(model)
         self.names = activations(model) if names is None else names
-        known = shapes(model)
-        sizes = [np.prod([size or 1 for size in known[name][1:]], dtype=np.int64) for name in self.names]
+        inferred_shapes = shapes(model)
+        sizes = [np.prod([size or 1 for size in inferred_shapes[name][1:]], dtype=np.int64) for name in self.names]
         self._rows = max(1, _ACTIVATION_BYTES // max(1, 4 * int(sum(sizes))))
         inputs, outputs = ({info.name for info in part} for part in (model.graph.input, model.graph.output))
         self._input = next(iter(inputs))
@@ -189,7 +189,7 @@ def _candidates(counts: NDArray[np.int64] | None, low: float, high: float) -> di
     if counts is None:
         return dict.fromkeys(METHODS, outer)
     centres = low + (np.arange(BINS) + 0.5) * (high - low) / BINS
-    found = {"absmax": outer}
+    candidates = {"absmax": outer}
     order = np.argsort(np.abs(centres), kind="stable")
     share, magnitudes = np.cumsum(counts) / counts.sum(), np.abs(centres)[order]
     magnitude_share = np.cumsum(counts[order]) / counts.sum()
@@ -198,9 +198,9 @@ def _candidates(counts: NDArray[np.int64] | None, low: float, high: float) -> di
         bottom = centres[min(int(np.searchsorted(share, tail)), BINS - 1)]
         top = centres[min(int(np.searchsorted(share, 1 - tail)), BINS - 1)]
         size = magnitudes[min(int(np.searchsorted(magnitude_share, percentile / 100)), BINS - 1)]
-        found[method] = _within(outer, float(bottom), float(top), float(size))
-    found["mse"] = _least_error(counts, centres, outer)
-    return found
+        candidates[method] = _within(outer, float(bottom), float(top), float(size))
+    candidates["mse"] = _least_error(counts, centres, outer)
+    return candidates
 
 
 def _within(outer: Range, low: float, high: float, magnitude: float) -> Range:
@@ -218,8 +218,8 @@ def _least_error(counts: NDArray[np.int64], centres: NDArray[np.float64], outer:
         step = (high - low) / levels
         if step <= 0:
             return float(weights @ values**2)
-        kept = np.rint((values.clip(low, high) - low) / step) * step + low
-        return float(weights @ (kept - values) ** 2)
+        rounded = np.rint((values.clip(low, high) - low) / step) * step + low
+        return float(weights @ (rounded - values) ** 2)
 
     shrinkages = np.linspace(0.05, 1.0, 60)
     magnitude = min((float(s * outer.magnitude) for s in shrinkages), key=lambda t: error(-t, t, 254))

@@ -75,16 +75,16 @@ def infer(
     chosen = findings.exact or findings.mapped
     if chosen is None:
         raise findings.entangled or _nothing_fits(search.plain(weights), findings, requested)
-    found, decided = _only_one(chosen, hint if requested is None else "")
+    chosen_match, decided = _only_one(chosen, hint if requested is None else "")
     named_by_size = requested is not None and registry.family_of(requested.name).resized is not None
-    if requested is not None and named_by_size and found.spec.name != requested.name:
-        raise InputFileError(f"The weights are those of {found.spec}, not of {requested}.")
-    if found.mapping and not accept_mapping:
-        raise _mapping_needed(found)
+    if requested is not None and named_by_size and chosen_match.spec.name != requested.name:
+        raise InputFileError(f"The weights are those of {chosen_match.spec}, not of {requested}.")
+    if chosen_match.mapping and not accept_mapping:
+        raise _mapping_needed(chosen_match)
     assumptions = [*decided, *_left_out(chosen, weights)]
-    assumptions += _assumed_size(found) if input_shape is None else []
-    assumptions += _unseen(found, chosen.dropped)
-    return _inferred(found, chosen.weights, tuple(assumptions))
+    assumptions += _assumed_size(chosen_match) if input_shape is None else []
+    assumptions += _unseen(chosen_match, chosen.dropped)
+    return _inferred(chosen_match, chosen.weights, tuple(assumptions))
 
 
 def build_teacher(inferred: Inferred) -> nn.Module:
@@ -146,58 +146,58 @@ def _answer_alike(reading: NamedReading) -> bool:
     return all(probe.same_answers(net, nets[0], first.input_shape, seed=0) for net in nets[1:])
 
 
-def _inferred(found: Match, weights: Mapping[str, Tensor], assumptions: tuple[Assumption, ...]) -> Inferred:
-    renamed = {found.prefix + found.mapping.get(name, name): tensor for name, tensor in weights.items()}
-    return Inferred(found.spec, found.classes, found.input_shape, assumptions, found.mapping, renamed)
+def _inferred(match: Match, weights: Mapping[str, Tensor], assumptions: tuple[Assumption, ...]) -> Inferred:
+    renamed = {match.prefix + match.mapping.get(name, name): tensor for name, tensor in weights.items()}
+    return Inferred(match.spec, match.classes, match.input_shape, assumptions, match.mapping, renamed)
 
 
 def _left_out(reading: NamedReading, tensors: Mapping[str, Tensor]) -> Iterator[Assumption]:
     """Return what stood beside the network in the file and was left out."""
-    found = views.left_out_tensors(reading.view)
-    if found.copies:
-        value = f"{reading.view.part}, not {', '.join(found.copies)}"
+    rest = views.left_out_tensors(reading.view)
+    if rest.copies:
+        value = f"{reading.view.part}, not {', '.join(rest.copies)}"
         yield Assumption("weights", value, "a file that holds the others alone")
-    if found.moments:
+    if rest.moments:
         # Pixels of 0 to 255, as some networks take them, deviate by more than 2.
-        scale = 255 if bool((tensors[found.moments["std"]] > 2).any()) else 1
-        flags = (f"--{what} {_values(tensors[found.moments[what]] / scale)}" for what in ("mean", "std"))
+        scale = 255 if bool((tensors[rest.moments["std"]] > 2).any()) else 1
+        flags = (f"--{what} {_values(tensors[rest.moments[what]] / scale)}" for what in ("mean", "std"))
         value = "left out; real images need it instead"
         yield Assumption("pixel normalisation inside the network", value, " ".join(flags))
-    if found.training:
-        yield Assumption(f"{listed(found.training)}", "left out", "--arch package.module:factory")
+    if rest.training:
+        yield Assumption(f"{listed(rest.training)}", "left out", "--arch package.module:factory")
 
 
 def _values(tensor: Tensor) -> str:
     return ",".join(f"{value:g}" for value in tensor.flatten()[:8].tolist())
 
 
-def _assumed_size(found: Match) -> Iterator[Assumption]:
+def _assumed_size(match: Match) -> Iterator[Assumption]:
     """Return the assumed image size where the weights leave it open, also between an image and one that is padded."""
-    channels, height, width = found.input_shape
-    family = registry.family_of(found.spec.name)
-    if not found.side_is_fixed:
+    channels, height, width = match.input_shape
+    family = registry.family_of(match.spec.name)
+    if not match.side_is_fixed:
         yield Assumption("image size", f"{height}x{width}", f"--input {channels}x{height}x{width}")
     elif height == family.padded_side:
         small = f"{family.smaller_side}x{family.smaller_side}"
         yield Assumption("image size", f"{height}x{height}, not {small} padded", f"--input {channels}x{small}")
 
 
-def _unseen(found: Match, dropped: bool) -> Iterable[Assumption]:
+def _unseen(match: Match, dropped: bool) -> Iterable[Assumption]:
     """Return what these weights cannot show about their architecture."""
-    for name, option in registry.family_of(found.spec.name).options.items():
-        unseen = option.unseen(found.spec, found.input_shape)
-        if unseen is not None and name not in found.requested:
-            options = dict(sorted({**found.spec.options, name: unseen.other}.items()))
-            yield Assumption(unseen.what, unseen.assumed, f"--arch {replace(found.spec, options=options)}")
+    for name, option in registry.family_of(match.spec.name).options.items():
+        unseen = option.unseen(match.spec, match.input_shape)
+        if unseen is not None and name not in match.requested:
+            options = dict(sorted({**match.spec.options, name: unseen.other}.items()))
+            yield Assumption(unseen.what, unseen.assumed, f"--arch {replace(match.spec, options=options)}")
     if dropped:
         yield Assumption("auxiliary classifiers", "left out, only training runs them", "--arch package.module:factory")
 
 
-def _mapping_needed(found: Match) -> InputFileError:
-    pairs = mapping_in_short(found.mapping)
+def _mapping_needed(match: Match) -> InputFileError:
+    pairs = mapping_in_short(match.mapping)
     more = f" and {len(pairs) - 20} more" if len(pairs) > 20 else ""
     return InputFileError(
-        f"The weights fit {found.spec} in roles, order and shapes, under other names: {', '.join(pairs[:20])}{more}. "
+        f"The weights fit {match.spec} in roles, order and shapes, under other names: {', '.join(pairs[:20])}{more}. "
         "Use this mapping with --accept-mapping, or give your own code with --arch package.module:factory."
     )
 

@@ -76,9 +76,9 @@ def _excused(
     return excused
 
 
-def _size_along(axis: int, given: Tensor, wanted: Tensor) -> int | None:
+def _size_along(axis: int, given: Tensor, target: Tensor) -> int | None:
     """Return the size of `given` along an axis, or None where it is empty or differs in anything else."""
-    sides, expected = list(given.shape), list(wanted.shape)
+    sides, expected = list(given.shape), list(target.shape)
     if len(sides) != len(expected):
         return None
     size = sides.pop(axis)

@@ -73,16 +73,16 @@ def _shapes(text: str, input_shape: Shape, classes: int) -> Shapes:
 def candidate_archs(weights: Mapping[str, Tensor]) -> list[ArchSpec]:
     """Return the architectures of the zoo with as many tensors as `weights`."""
     count = len(weights)
-    found = [name for name, tensors in registry.tensor_counts().items() if tensors == count]
+    names = [name for name, tensors in registry.tensor_counts().items() if tensors == count]
     for family in families.FAMILIES:
-        found += [arch for arch in family.count(count) if registry.family_of(arch.partition(",")[0]) is family]
-    return [ArchSpec.parse(arch) for arch in found]
+        names += [arch for arch in family.count(count) if registry.family_of(arch.partition(",")[0]) is family]
+    return [ArchSpec.parse(arch) for arch in names]
 
 
 def variants(requested: ArchSpec, weights: Mapping[str, Tensor]) -> list[ArchSpec]:
     """Return `requested`, with the kind of shortcut that the number of tensors shows."""
-    known = [spec for spec in candidate_archs(weights) if spec.name == requested.name]
-    return [replace(requested, options={**spec.options, **requested.options}) for spec in known] or [requested]
+    specs = [spec for spec in candidate_archs(weights) if spec.name == requested.name]
+    return [replace(requested, options={**spec.options, **requested.options}) for spec in specs] or [requested]
 
 
 def match(
@@ -117,17 +117,17 @@ def match(
             f"The weights of {spec} fix the image size at {side}x{side}: --input {channels}x{side}x{side}."
         )
     shape = input_shape or (channels, side, side)
-    found = _with_shown(spec, ours, shape)
+    shown = _with_shown(spec, ours, shape)
     try:
-        found = _with_width(found, ours, shape, seen_classes)
-        expected = _shapes(str(found), shape, seen_classes)
+        shown = _with_width(shown, ours, shape, seen_classes)
+        expected = _shapes(str(shown), shape, seen_classes)
     except UsageError:  # sizes that no such network has
         if input_shape is not None and not fixed:
             raise
         return mismatch(spec, ours, reference)
     if dict(expected) != ours:
-        return mismatch(found, ours, expected)
-    return Match(found, shape, seen_classes, fixed, mapping, spec.options)
+        return mismatch(shown, ours, expected)
+    return Match(shown, shape, seen_classes, fixed, mapping, spec.options)
 
 
 ONE_OUTPUT = (
@@ -244,7 +244,7 @@ def _as_far_as_shown(spec: ArchSpec, theirs: Shapes, expected: Shapes) -> Shapes
     shown = dict(expected)
     for name in shown.keys() & free.keys() & theirs.keys():
         pairs = list(zip(theirs[name], shown[name], strict=False))
-        alike = all(our == wanted or side in free[name] for side, (our, wanted) in enumerate(pairs))
+        alike = all(our == reference or side in free[name] for side, (our, reference) in enumerate(pairs))
         if len(theirs[name]) == len(shown[name]) and alike:
             shown[name] = theirs[name]
     return shown

@@ -137,13 +137,13 @@ def timm_is_installed() -> bool:
 def timm_alike(weights: Mapping[str, Tensor], hint: str = "") -> tuple[str, ...]:
     """Return the timm models whose first and last layers are among the weights, `hint` first."""
     ranks = {name: tensor.ndim for name, tensor in weights.items()}
-    found = []
+    names = []
     for name in sorted(_timm().list_models(), key=lambda name: name != hint):
         ends = _ends(name)
         needed = [f"{layer}.weight" for layer in (*ends.first, *ends.heads)]
         if ends.heads and all(ranks.get(layer, 0) >= 2 for layer in needed):
-            found.append(name)
-    return tuple(found)
+            names.append(name)
+    return tuple(names)
 
 
 def search_timm(
@@ -154,11 +154,11 @@ def search_timm(
     They are built without memory, and only as far as their weights have shapes of the checkpoint.
     """
     theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    found: list[Match] = []
+    matches: list[Match] = []
     for forgiven in _FORGIVEN:
         for name in names:
             if time.monotonic() > deadline:
-                return TimmMatches(tuple(found), complete=False)
+                return TimmMatches(tuple(matches), complete=False)
             ends = _ends(name)
             classes = theirs[f"{ends.heads[0]}.weight"][0]
             channels = theirs[f"{ends.first[0]}.weight"][1] if ends.first else 3
@@ -166,10 +166,10 @@ def search_timm(
                 continue
             spec, shape = ArchSpec(f"{PREFIX}{name}"), input_shape or (channels, ends.side, ends.side)
             if _timm_shapes(spec, shape, classes, frozenset(theirs.values()), forgiven) == theirs:
-                found.append(Match(spec, shape, classes, ends.side_is_fixed, {}))
-        if found:
+                matches.append(Match(spec, shape, classes, ends.side_is_fixed, {}))
+        if matches:
             break
-    return TimmMatches(tuple(found), complete=True)
+    return TimmMatches(tuple(matches), complete=True)
 
 
 def _timm() -> Any:

@@ -134,11 +134,11 @@ def _without_auxiliary_heads(weights: dict[str, Tensor]) -> tuple[dict[str, Tens
     if not any(family.telltale in weights for family in with_heads):
         return weights, False
     prefixes = tuple(prefix for family in with_heads for prefix in family.training_only)
-    kept = {name: tensor for name, tensor in weights.items() if not name.startswith(prefixes)}
-    return kept, len(kept) < len(weights)
+    tensors = {name: tensor for name, tensor in weights.items() if not name.startswith(prefixes)}
+    return tensors, len(tensors) < len(weights)
 
 
-def _entangled(view: StateDictView, found: Match, weights: Mapping[str, Tensor]) -> InputFileError | None:
+def _entangled(view: StateDictView, match: Match, weights: Mapping[str, Tensor]) -> InputFileError | None:
     """Return the error for a part of a file that fits beside others of unknown meaning."""
     beside = views.left_out_tensors(view)
     root = view.part.removesuffix(".*")
@@ -151,11 +151,11 @@ def _entangled(view: StateDictView, found: Match, weights: Mapping[str, Tensor])
     # A matrix is no class weight of a loss but a layer, such as the one that metric learning puts behind the network.
     layers = [name for name in beside.training if weights[name].ndim > 1]
     # Moments of pixels are one number, or one a channel.
-    features = [name for name in beside.moments.values() if weights[name].numel() not in (1, found.input_shape[0])]
+    features = [name for name in beside.moments.values() if weights[name].numel() not in (1, match.input_shape[0])]
     unknown = [*beside.unknown, *layers, *features]
     if unknown:
         return InputFileError(
-            f"The weights under {view.part} fit {found.spec}, but beside them stand others of unknown meaning: "
+            f"The weights under {view.part} fit {match.spec}, but beside them stand others of unknown meaning: "
             f"{listed(unknown)}. If that part alone is the teacher, save it alone: "
             f"{_save_part(view.part)}; "
             "if not, give your own code with --arch package.module:factory."

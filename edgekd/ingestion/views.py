@@ -156,8 +156,8 @@ def _without_parts(name: str) -> str:
 def _roots(names: Iterable[str]) -> list[str]:
     """Return the first components shared by several names: the usual wrappers first, then in order."""
     counts = Counter(name.partition(".")[0] for name in names if "." in name)
-    found = [root for root, count in counts.items() if count > 1]
-    return sorted(found, key=lambda root: WRAPPERS.index(root) if root in WRAPPERS else len(WRAPPERS))
+    roots = [root for root, count in counts.items() if count > 1]
+    return sorted(roots, key=lambda root: WRAPPERS.index(root) if root in WRAPPERS else len(WRAPPERS))
 
 
 def _part(view: StateDictView, root: str) -> StateDictView:
@@ -170,9 +170,9 @@ def _rest(view: StateDictView, root: str) -> StateDictView:
     return _taken(view, {t for t, ours in view.names.items() if not ours.startswith(f"{root}.")}, f"all but {root}.*")
 
 
-def _taken(view: StateDictView, kept: set[str], part: str) -> StateDictView:
-    names = {theirs: ours for theirs, ours in view.names.items() if theirs in kept}
-    return StateDictView(names, part, tuple(theirs for theirs in view.names if theirs not in kept))
+def _taken(view: StateDictView, part_names: set[str], part: str) -> StateDictView:
+    names = {theirs: ours for theirs, ours in view.names.items() if theirs in part_names}
+    return StateDictView(names, part, tuple(theirs for theirs in view.names if theirs not in part_names))
 
 
 def _left_out_parts(view: StateDictView) -> dict[str, list[str]]:

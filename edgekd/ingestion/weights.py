@@ -59,10 +59,10 @@ def weights_of(obj: object) -> Weights:
     Un-nests the usual entries, strips any stack of wrapper prefixes that every name carries, drops counters.
     Raises InputFileError naming what was found.
     """
-    found = _entries(obj, "", set())
-    if not found:
+    entries = _entries(obj, "", set())
+    if not entries:
         raise InputFileError(f"The checkpoint holds no weights: {_summary(obj)}. Save model.state_dict().")
-    first, *others = found
+    first, *others = entries
     found_tensors = {name: tensor for name, tensor in first.named.items() if isinstance(tensor, Tensor)}
     if len(found_tensors) > _MOST_TENSORS:
         raise InputFileError(
@@ -75,11 +75,11 @@ def weights_of(obj: object) -> Weights:
             "The checkpoint holds the same names with and without a compiler's or trainer's prefix "
             f"({', '.join(TRANSPARENT)}); save one of both networks alone."
         )
-    kept = {name: t for name, t in named.items() if name.rpartition(".")[2] not in _COUNTERS}
-    if not kept:
+    without_counters = {name: t for name, t in named.items() if name.rpartition(".")[2] not in _COUNTERS}
+    if not without_counters:
         raise InputFileError(f"The checkpoint holds no weights: {_summary(obj)}. Save model.state_dict().")
-    prefix = _wrapper_prefix(list(kept))
-    tensors = {name.removeprefix(prefix): _as_float32(name, tensor) for name, tensor in kept.items()}
+    prefix = _wrapper_prefix(list(without_counters))
+    tensors = {name.removeprefix(prefix): _as_float32(name, tensor) for name, tensor in without_counters.items()}
     return Weights(tensors, first.path, tuple(other.path for other in others), first.module, _named_arch(obj))
 
 
@@ -117,9 +117,9 @@ def _entries(obj: object, path: str, seen: set[int]) -> list[_Entry]:
             f"The checkpoint holds several networks ({listed(others, 8)}). Save the classifier alone: "
             f"torch.save(checkpoint[{next(iter(others))!r}], 'weights.pt')."
         )
-    found = [*usual, *(entry for entries in others.values() for entry in entries), *averages]
-    holding = [entry for entry in found if _holds_weights(entry.named)]
-    return holding or found or (itself if any(isinstance(value, Tensor) for value in obj.values()) else [])
+    entries_in_order = [*usual, *(entry for entries in others.values() for entry in entries), *averages]
+    holding = [entry for entry in entries_in_order if _holds_weights(entry.named)]
+    return holding or entries_in_order or (itself if any(isinstance(value, Tensor) for value in obj.values()) else [])
 
 
 def _holds_weights(named: dict[str, object]) -> bool:
@@ -133,8 +133,8 @@ def _named_arch(obj: object) -> str:
         return ""
     arguments = obj.get("args")
     options = arguments if isinstance(arguments, dict) else getattr(arguments, "__dict__", {})
-    found = [obj.get("arch"), options.get("model"), options.get("arch"), obj.get("model_name")]
-    return next((name.strip() for name in found if isinstance(name, str) and 0 < len(name) <= 80), "")
+    names = [obj.get("arch"), options.get("model"), options.get("arch"), obj.get("model_name")]
+    return next((name.strip() for name in names if isinstance(name, str) and 0 < len(name) <= 80), "")
 
 
 def _wrapper_prefix(names: list[str]) -> str:
@@ -142,10 +142,10 @@ def _wrapper_prefix(names: list[str]) -> str:
     stripped = ""
     while True:
         rest = [name.removeprefix(stripped) for name in names]
-        found = next((w for w in WRAPPERS if all(name.startswith(f"{w}.") for name in rest)), None)
-        if found is None:
+        prefix = next((w for w in WRAPPERS if all(name.startswith(f"{w}.") for name in rest)), None)
+        if prefix is None:
             return stripped
-        stripped += f"{found}."
+        stripped += f"{prefix}."
 
 
 def _hold_to_file(tensors: dict[str, Tensor]) -> None:

@@ -79,10 +79,10 @@ class _ApprovedFiles(FileFinder):
         if spec is None:
             return None
         if spec.origin is None:  # a folder without `__init__.py`
-            place, known = next(iter(spec.submodule_search_locations or ())), _packages
+            place, approved = next(iter(spec.submodule_search_locations or ())), _packages
         else:
-            place, known = spec.origin, _approved
-        if os.path.realpath(place) in known:
+            place, approved = spec.origin, _approved
+        if os.path.realpath(place) in approved:
             return spec
         _refused[fullname] = place
         return None
@@ -140,8 +140,8 @@ def unapproved(error: BaseException) -> str:
     """Return a sentence about the file that an import failed to reach because nobody approved of it, or nothing."""
     if not isinstance(error, ImportError):
         return ""
-    wanted = (error.name, f"{error.name}.{getattr(error, 'name_from', None)}")
-    places = [_refused[name] for name in wanted if name in _refused]
+    names = (error.name, f"{error.name}.{getattr(error, 'name_from', None)}")
+    places = [_refused[name] for name in names if name in _refused]
     return "".join(
         f" {place} is not part of the approved code, so nothing of it was run: the code must import it by its name in "
         "the source, and it must not lie in __pycache__."
@@ -172,16 +172,16 @@ def files_of(module: str) -> Files:
         spec = spec or importlib.util.find_spec(first)  # of a first name alone; for `a.b` it would import a
     except (ImportError, ValueError):
         return {}
-    found = _files(_below(spec, rest))
-    for root in {path.parents[name.count("/")] for name, path in found.items()}:
+    files = _files(_below(spec, rest))
+    for root in {path.parents[name.count("/")] for name, path in files.items()}:
         if not _installed(root):
-            found |= imported_from(root, [name for key, path in found.items() for name in _imports(key, path)])
-    return found
+            files |= imported_from(root, [name for key, path in files.items() for name in _imports(key, path)])
+    return files
 
 
 def imported_from(root: Path, names: Iterable[str]) -> Files:
     """Return the files of those modules that lie below `root`, with all that they import from there in turn."""
-    found: Files = {}
+    files: Files = {}
     waiting, seen = sorted(set(names)), {"edgekd"}  # which is imported already
     while waiting:
         first, *rest = waiting.pop().split(".")
@@ -190,9 +190,9 @@ def imported_from(root: Path, names: Iterable[str]) -> Files:
             continue
         seen.add(spec.name)
         fresh = _files(spec)
-        found |= fresh
+        files |= fresh
         waiting += {name for key, path in fresh.items() for name in _imports(key, path)}
-    return found
+    return files
 
 
 def _find(name: str, folders: Iterable[str]) -> ModuleSpec | None:
@@ -205,9 +205,9 @@ def _find(name: str, folders: Iterable[str]) -> ModuleSpec | None:
         portions += (spec.submodule_search_locations or ()) if spec is not None else ()
     if not portions:
         return None
-    found = ModuleSpec(name, None, is_package=True)
-    found.submodule_search_locations = portions
-    return found
+    namespace = ModuleSpec(name, None, is_package=True)
+    namespace.submodule_search_locations = portions
+    return namespace
 
 
 def _below(spec: ModuleSpec | None, rest: list[str]) -> ModuleSpec | None:
@@ -226,19 +226,23 @@ def _files(spec: ModuleSpec | None) -> Files:
     origin, above = Path(spec.origin), spec.name.split(".")[:-1]
     if spec.submodule_search_locations is None:
         return {"/".join([*above, origin.name]): origin} if origin.is_file() else {}
-    suffixes, found = tuple(all_suffixes()), {}
+    suffixes, files = tuple(all_suffixes()), {}
     for location in map(Path, spec.submodule_search_locations):
         visited: set[str] = set()
         for folder, folders, names in os.walk(location, followlinks=True):
             real = os.path.realpath(folder)
-            known = real in visited  # a link that leads back
+            visited_already = real in visited  # a link that leads back
             visited.add(real)
-            folders[:] = [] if known else [one for one in folders if one != "__pycache__" and not one.startswith(".")]
-            for name in names if not known else ():
+            folders[:] = (
+                []
+                if visited_already
+                else [folder for folder in folders if folder != "__pycache__" and not folder.startswith(".")]
+            )
+            for name in names if not visited_already else ():
                 if name.endswith(suffixes):
                     path = Path(folder, name)
-                    found["/".join([*above, *path.relative_to(location.parent).parts])] = path
-    return found
+                    files["/".join([*above, *path.relative_to(location.parent).parts])] = path
+    return files
 
 
 def _installed(root: Path) -> bool:

@@ -107,24 +107,24 @@ def _suspicious_first(name: str) -> tuple[bool, str]:
 
 def _names(path: Path, *, zipped: bool) -> set[str]:
     """Return each `module.name` that the pickle in a checkpoint names before it breaks off, by disassembly."""
-    found: set[str] = set()
+    names: set[str] = set()
     try:
         if zipped:
             with zipfile.ZipFile(path) as archive:
                 (member,) = (name for name in archive.namelist() if name.partition("/")[2] == "data.pkl")
-                _add_globals(io.BytesIO(archive.read(member)), found)
+                _add_globals(io.BytesIO(archive.read(member)), names)
         else:
             with path.open("rb") as stream:
                 data = io.BytesIO(stream.read(_PICKLE_LIMIT_BYTES))
             # A legacy file: five pickles (magic, version, system, object, storage keys), raw storages.
             for _ in range(5):
-                _add_globals(data, found)
+                _add_globals(data, names)
     except (ValueError, LookupError, OSError, EOFError, OverflowError, RuntimeError, zipfile.BadZipFile, zlib.error):
-        return found  # RuntimeError: a member that is encrypted or packed in a way Python does not know
-    return found
+        return names  # RuntimeError: a member that is encrypted or packed in a way Python does not know
+    return names
 
 
-def _add_globals(stream: IO[bytes], found: set[str]) -> None:
+def _add_globals(stream: IO[bytes], names: set[str]) -> None:
     """Add what GLOBAL, INST and STACK_GLOBAL name, following the unpickler's stack and memo for the latter."""
     stack: list[object] = []
     memo: dict[int, object] = {}
@@ -132,10 +132,10 @@ def _add_globals(stream: IO[bytes], found: set[str]) -> None:
         name, top = opcode.name, stack[-1] if stack else None
         taken = _take(stack, opcode)
         if name in ("GLOBAL", "INST"):
-            found.add(_modern(str(argument).replace(" ", ".")))
+            names.add(_modern(str(argument).replace(" ", ".")))
         elif name == "STACK_GLOBAL":
-            known = len(taken) == 2 and all(isinstance(part, str) and part for part in taken)
-            found.add(_modern(".".join(map(str, taken))) if known else "code that cannot be named")
+            readable = len(taken) == 2 and all(isinstance(part, str) and part for part in taken)
+            names.add(_modern(".".join(map(str, taken))) if readable else "code that cannot be named")
         elif name == "MEMOIZE":
             memo[len(memo)] = top
         elif name.endswith("PUT"):

@@ -180,11 +180,11 @@ def network_logits(model: nn.Module, images: Tensor, classes: int) -> Tensor:
     return output.float()
 
 
-def same_answers(one: nn.Module, other: nn.Module, input_shape: Shape, *, seed: int) -> bool:
+def same_answers(first: nn.Module, other: nn.Module, input_shape: Shape, *, seed: int) -> bool:
     """Return whether two classifiers in eval mode answer seeded noise alike, a softmax at the end of either undone."""
     images = torch.randn(8, *input_shape, generator=rng.generator(seed, "compare"))
-    with _evaluating(one), _evaluating(other):
-        answers = [call_network(model, images) for model in (one, other)]
+    with _evaluating(first), _evaluating(other):
+        answers = [call_network(model, images) for model in (first, other)]
     if any(not isinstance(a, Tensor) or a.ndim != 2 for a in answers) or answers[0].shape != answers[1].shape:
         return False
     kinds = [_kind_of(a.float()) for a in answers]

@@ -38,11 +38,11 @@ class ArchSpec:
         options: dict[str, str] = {}
         for pair in pairs:
             key, equals, value = (part.strip() for part in pair.partition("="))
-            option, known = family.options.get(key), sorted(family.options)
+            option, option_names = family.options.get(key), sorted(family.options)
             if option is None:
                 raise UsageError(
-                    f'Architecture {name} has no option "{key}".{did_you_mean(key, known)} '
-                    f"Its options: {', '.join(known) or 'none'}."
+                    f'Architecture {name} has no option "{key}".{did_you_mean(key, option_names)} '
+                    f"Its options: {', '.join(option_names) or 'none'}."
                 )
             if not equals or value not in option.values:
                 raise UsageError(f'Option {key} of {name} is one of {", ".join(option.values)}, not "{value}".')
@@ -104,17 +104,17 @@ def family_of(name: str) -> Family:
 
 
 @cache
-def _owners(known: tuple[Family, ...]) -> dict[str, Family]:
+def _owners(among: tuple[Family, ...]) -> dict[str, Family]:
     """Return the family of every name that is written out."""
-    return {name: family for family in known for name in (*family.students, *family.tensors)}
+    return {name: family for family in among for name in (*family.students, *family.tensors)}
 
 
 @cache
-def _spellings(known: tuple[Family, ...]) -> dict[str, str]:
+def _spellings(among: tuple[Family, ...]) -> dict[str, str]:
     """Return every accepted spelling of the names, in lower case: with underscores, and without any separator."""
-    loose = {_squeezed(name): name for name in _owners(known)}
-    exact = {name.replace("-", "_"): name for name in _owners(known)}  # regnet_x_1_6gf is not regnet_x_16gf
-    return {**loose, **exact, **{other: name for family in known for other, name in family.spellings.items()}}
+    loose = {_squeezed(name): name for name in _owners(among)}
+    exact = {name.replace("-", "_"): name for name in _owners(among)}  # regnet_x_1_6gf is not regnet_x_16gf
+    return {**loose, **exact, **{other: name for family in among for other, name in family.spellings.items()}}
 
 
 def _squeezed(name: str) -> str:
@@ -123,19 +123,19 @@ def _squeezed(name: str) -> str:
 
 def _lookup(name: str) -> tuple[str, Family]:
     """Return the canonical spelling of `name` and its family."""
-    known = families.FAMILIES
-    for family in known:
+    among = families.FAMILIES
+    for family in among:
         canonical = family.recognize(name)
         if canonical is not None:  # resnet50 follows the rule of the CIFAR ResNets, too, and is torchvision's
-            return canonical, _owners(known).get(canonical, family)
-    spellings = _spellings(known)
-    found = spellings.get(name.lower().replace("-", "_")) or spellings.get(_squeezed(name))
-    if found is None:
+            return canonical, _owners(among).get(canonical, family)
+    spellings = _spellings(among)
+    match = spellings.get(name.lower().replace("-", "_")) or spellings.get(_squeezed(name))
+    if match is None:
         raise UsageError(
             f'There is no architecture "{name}".{did_you_mean(name, names())} '
             "`edgekd students` lists them; your own code is package.module:factory."
         )
-    return found, _owners(known)[found]
+    return match, _owners(among)[match]
 
 
 def _width(name: str, text: str, family: Family) -> float:

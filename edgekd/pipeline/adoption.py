@@ -28,7 +28,7 @@ def open_recipe(run: RunDir) -> Recipe:
     return load_resolved(run.recipe_file)
 
 
-def adopt(run: RunDir, wanted: Recipe, *, reads_teacher: bool = True) -> Recipe:
+def adopt(run: RunDir, asked: Recipe, *, reads_teacher: bool = True) -> Recipe:
     """Make `wanted` the run's recipe, unless it changes what ingest, distill or select were made from.
 
     Pixels are metadata: they may change at any time. A verb that does not read the files from outside does
@@ -40,39 +40,39 @@ def adopt(run: RunDir, wanted: Recipe, *, reads_teacher: bool = True) -> Recipe:
         for stage in (INGEST, DISTILL, SELECT):
             if Record.read(run.stage(stage.folder)) is None and not run.stage(stage.folder).exists():
                 continue
-            before, after = stage.slice(old), stage.slice(wanted)
+            before, after = stage.slice(old), stage.slice(asked)
             before.pop("pixels", None)
             after.pop("pixels", None)
             lines += differences(before, after)
         if reads_teacher:
-            lines += _other_files(run, old, wanted)
+            lines += _other_files(run, old, asked)
         if lines:
             raise RecipeError(
                 f"run {run.path} was started with another recipe: {'; '.join(lines)}. Start anew with --fresh, use "
                 "another run with --run NAME, or leave these settings as they were."
             )
-    images = wanted.export.calibrate_on_real
+    images = asked.export.calibrate_on_real
     if images:  # the next command may be given elsewhere
-        wanted = with_changes(wanted, {"export": {"calibrate_on_real": str(real(Path(images)))}})
-    text = to_toml(wanted)
+        asked = with_changes(asked, {"export": {"calibrate_on_real": str(real(Path(images)))}})
+    text = to_toml(asked)
     if not run.recipe_file.is_file() or files.read_text(run.recipe_file) != text:
         write_text(run.recipe_file, text)
-    return wanted
+    return asked
 
 
-def _other_files(run: RunDir, old: Recipe, wanted: Recipe) -> list[str]:
+def _other_files(run: RunDir, old: Recipe, asked: Recipe) -> list[str]:
     """Return one line for each file from outside whose content is not what the run began with.
 
     The student's initial weights may still be exchanged as long as nothing was trained from them.
     """
-    standing, lines = RunStatus(run, wanted), []
+    standing, lines = RunStatus(run, asked), []
     for stage in standing.stages:
         record = standing.record(stage)
         begun = stage is INGEST or run.stage(DISTILL.folder).exists()
         if not stage.file_key or not begun or record is None:
             continue
         if standing.inputs(stage)["file"] != record.inputs.get("file"):
-            before, after = str(stage.file(old)), str(stage.file(wanted))
+            before, after = str(stage.file(old)), str(stage.file(asked))
             lines.append(f"{stage.file_key}: {before!r} -> {after!r}, with another content")
     return lines
 
@@ -96,9 +96,9 @@ def newest_run(root: Path, stage: Stage) -> RunDir:
         except (EdgekdError, OSError) as error:  # another user's, or on a disk that is gone: the others are whole
             console.warn(f"{ledger.parent} is passed over: {error}")
     places = [record.parents[len(Path(folder).parts)] for record in root.glob(f"*/{folder}/record.json")]
-    found = [(published, run) for run in places if is_run(run) and (published := _published(run / folder))]
-    if busy and not found:
+    runs = [(published, run) for run in places if is_run(run) and (published := _published(run / folder))]
+    if busy and not runs:
         raise busy[0]
-    if not found:
+    if not runs:
         raise UsageError(f"no run under {root}/ has a finished {stage.name}; `{stage.command}` makes one.")
-    return RunDir(max(found)[1])
+    return RunDir(max(runs)[1])

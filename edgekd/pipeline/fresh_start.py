@@ -132,11 +132,11 @@ class FreshStart:
         made_now.mkdir()
         marker.ledger.write(self.run.path)
         for name in CONTENT:
-            place, kept, made = self.run.path / name, self._old / name, made_now / name
-            if exists(place) and (exists(kept) or name not in marker.held):
+            place, aside, made = self.run.path / name, self._old / name, made_now / name
+            if exists(place) and (exists(aside) or name not in marker.held):
                 place.rename(made)
-            if exists(kept):
-                kept.rename(place)
+            if exists(aside):
+                aside.rename(place)
         fsync(self.run.path)
 
     def _save_strangers(self) -> None:

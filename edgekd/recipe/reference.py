@@ -107,8 +107,8 @@ def _kind(field: FieldInfo) -> str:
 
 def _bounds(rules: list[Any]) -> str:
     """Return the bounds of a number among a field's rules: `≥ 0, < 1`."""
-    found = [(sign, getattr(rule, name)) for rule in rules for name, sign in _BOUNDS.items() if hasattr(rule, name)]
-    return ", ".join(f"{sign} {bound:g}" for sign, bound in found)
+    bounds = [(sign, getattr(rule, name)) for rule in rules for name, sign in _BOUNDS.items() if hasattr(rule, name)]
+    return ", ".join(f"{sign} {bound:g}" for sign, bound in bounds)
 
 
 def _type(kind: Any) -> str:
@@ -144,7 +144,7 @@ def _presets() -> str:
         for name, field in table.model_fields.items():
             key = f"{path}.{name}".removeprefix(".")
             default = json.loads(_toml(field.default)) if _inner(field) is None else None
-            cells = [found.get(key, default) for found in values.values()]
+            cells = [preset.get(key, default) for preset in values.values()]
             if key != "source" and any(cell != default for cell in cells):
                 shown = ("" if cell == default else f"`{_toml(cell)}`" for cell in cells)
                 lines.append(f"| `{key}` | {' | '.join(shown)} |")

@@ -58,12 +58,12 @@ def parse(data: Mapping[str, Any], *, origin: str) -> Recipe:
     """Check a recipe's data and complete it with its preset; all problems are raised at once."""
     method = data.get("method", {})
     name = method.get("preset", "edgekd") if isinstance(method, Mapping) else "edgekd"
-    known = presets()
-    if not isinstance(name, str) or name not in known:
+    names = presets()
+    if not isinstance(name, str) or name not in names:
         raise RecipeError(
-            f'{origin}: there is no method preset "{name}" (known: {", ".join(known)}).{did_you_mean(str(name), known)}'
+            f'{origin}: there is no method preset "{name}" (known: {", ".join(names)}).{did_you_mean(str(name), names)}'
         )
-    preset = {"method": merge(read_toml(known[name]), {"preset": name})}
+    preset = {"method": merge(read_toml(names[name]), {"preset": name})}
     return _validate(merge(preset, data), origin=origin)
 
 
@@ -118,8 +118,8 @@ def with_changes(recipe: Recipe, changes: Mapping[str, Any], *, origin: str = "f
         return recipe
     data = recipe.model_dump()
     method = changes.get("method")
-    wanted = method.get("preset") if isinstance(method, Mapping) else None
-    if wanted and wanted != recipe.method.preset:
+    preset = method.get("preset") if isinstance(method, Mapping) else None
+    if preset and preset != recipe.method.preset:
         data["method"] = {}
         return parse(merge(data, changes), origin=origin)
     return _validate(merge(data, changes), origin=origin)

@@ -32,13 +32,13 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 def hash_as_recorded(path: Path) -> str:
     """Return the SHA-256 of a stage's output; `InputFileError` where its record says another one."""
-    found, record = sha256_of(path), Record.read(path.parent)
-    if record is not None and record.outputs.get(path.name, found) != found:
+    sha256, record = sha256_of(path), Record.read(path.parent)
+    if record is not None and record.outputs.get(path.name, sha256) != sha256:
         raise InputFileError(
             f"{path} is damaged: it does not hash as {RECORD} beside it says. Make {record.stage} again; "
             "`edgekd status` names the command."
         )
-    return found
+    return sha256
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -177,13 +177,13 @@ class RunDir:
 
     def logged(self, kind: type[E]) -> list[E]:
         """Return the events of one kind as what they are; `InputFileError` where one is something else."""
-        found = []
+        events = []
         for event in self.events(kind.kind):
             try:
-                found.append(kind.model_validate(event))
+                events.append(kind.model_validate(event))
             except ValidationError as error:
                 raise self._damaged(str(event)) from error
-        return found
+        return events
 
     def _damaged(self, line: str) -> InputFileError:
         return InputFileError(f"{self.events_file} holds a damaged line: {line[:80]!r}.")

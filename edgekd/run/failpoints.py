@@ -11,10 +11,10 @@ def failpoint(name: str) -> None:
 
     The crash tests use it to die between any two steps of publishing; it costs one look-up otherwise.
     """
-    wanted = os.environ.get("EDGEKD_FAILPOINT")
-    if wanted is None:
+    asked = os.environ.get("EDGEKD_FAILPOINT")
+    if asked is None:
         return
-    target, _, count = wanted.partition("@")
+    target, _, count = asked.partition("@")
     if target == name:
         _passed[name] = _passed.get(name, 0) + 1
         if _passed[name] == int(count or 1):

@@ -26,7 +26,7 @@ class ImageAccount:
             "folder": str(self._folder.path),
             "images": len(self._folder.files),
             "for": self._purpose,
-            "stages_done": sorted(one.parent.name for one in self._run.path.glob(f"*/{RECORD}")),
+            "stages_done": sorted(record.parent.name for record in self._run.path.glob(f"*/{RECORD}")),
             "at": datetime.now(UTC).isoformat(timespec="microseconds"),
         }
         self._entry = ImagesReadPart.model_validate(entry)
@@ -43,7 +43,7 @@ class ImageAccount:
 def _enter(run: RunDir, reading: ImagesReadPart) -> None:
     """Enter a reading, or correct the one that began at the same instant."""
     ledger = run.ledger()
-    others = [one for one in ledger.real_images if one.at != reading.at]
-    before = sum(one.images for one in ledger.real_images if one.at == reading.at)
+    others = [entry for entry in ledger.real_images if entry.at != reading.at]
+    before = sum(entry.images for entry in ledger.real_images if entry.at == reading.at)
     count = ledger.real_images_read + reading.images - before
     ledger.changed(real_images_read=count, real_images=[*others, reading]).write(run.path)

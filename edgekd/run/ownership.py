@@ -95,11 +95,11 @@ def strangers(folder: Path) -> list[Path]:
     Anything counts: links, pipes, sockets, and folders that hold nothing.
     """
     record = Record.read(folder)
-    found = sorted(path for path in folder.rglob("*") if not is_folder(path) or not any(path.iterdir()))
+    paths = sorted(path for path in folder.rglob("*") if not is_folder(path) or not any(path.iterdir()))
     if record is None:
-        return [path for path in found if path.parent != folder or not is_output(folder, path.name) or is_folder(path)]
-    known = {folder / name for name in (RECORD, f".tmp-{RECORD}", *record.outputs)}
-    return [path for path in found if path not in known]
+        return [path for path in paths if path.parent != folder or not is_output(folder, path.name) or is_folder(path)]
+    own = {folder / name for name in (RECORD, f".tmp-{RECORD}", *record.outputs)}
+    return [path for path in paths if path not in own]
 
 
 def free_place(folder: Path, name: Path) -> Path:
@@ -118,24 +118,24 @@ def keep_user_file(mine: Path, place: Path, successor: Path) -> None:
     name = mine.relative_to(place)
     if is_folder(mine) and is_folder(successor / name):
         return
-    kept = free_place(successor, name)
-    if kept != successor / name:
+    second_name = free_place(successor, name)
+    if second_name != successor / name:
         console.warn(
             f"{mine} has the name of a file of edgekd, which takes its place; yours is now "
-            f"{place / kept.relative_to(successor)}."
+            f"{place / second_name.relative_to(successor)}."
         )
-    kept.parent.mkdir(parents=True, exist_ok=True)
+    second_name.parent.mkdir(parents=True, exist_ok=True)
     if is_folder(mine):
-        kept.mkdir()
+        second_name.mkdir()
         return
     try:
-        os.link(mine, kept, follow_symlinks=False)
+        os.link(mine, second_name, follow_symlinks=False)
     except OSError:  # a file system without hard links
         if not mine.is_symlink() and not mine.is_file():
             raise
-        shutil.copyfile(mine, kept, follow_symlinks=False)
+        shutil.copyfile(mine, second_name, follow_symlinks=False)
         with suppress(OSError):  # nor with modes and times
-            shutil.copystat(mine, kept, follow_symlinks=False)
+            shutil.copystat(mine, second_name, follow_symlinks=False)
 
 
 def is_folder(path: Path) -> bool:
@@ -169,9 +169,9 @@ def remove_all_but(folder: Path, mine: Collection[Path]) -> None:
     if not mine:
         remove(folder)
         return
-    kept = {*mine, *(parent for path in mine for parent in path.parents)}
+    own = {*mine, *(parent for path in mine for parent in path.parents)}
     for path in sorted(folder.rglob("*"), reverse=True):
-        if path not in kept:
+        if path not in own:
             path.rmdir() if is_folder(path) else path.unlink()
 
 
@@ -186,8 +186,8 @@ def _leftovers(run: Path) -> list[Path]:
         run / "distill" / "checkpoints": lambda left: CHECKPOINT.fullmatch(left.name[5:]) is not None,
     }
     within = {parent: is_ours for parent, is_ours in ours.items() if parent == run or not parent.is_symlink()}
-    found = [(is_ours, left) for parent, is_ours in within.items() for left in sorted(parent.glob(".*"))]
-    return [left for is_ours, left in found if left.name[:5] in (".old-", ".tmp-") and is_ours(left)]
+    leftovers = [(is_ours, left) for parent, is_ours in within.items() for left in sorted(parent.glob(".*"))]
+    return [left for is_ours, left in leftovers if left.name[:5] in (".old-", ".tmp-") and is_ours(left)]
 
 
 def _is_of_a_bench(left: Path) -> bool:

@@ -85,8 +85,8 @@ def _losses(axes: Axes, points: Sequence[TrainEvent]) -> None:
 
 def _known(pairs: Sequence[tuple[int, float | None]]) -> tuple[list[int], list[float]]:
     """Return steps and values where there is a value."""
-    known = [(step, value) for step, value in pairs if value is not None]
-    return [step for step, _ in known], [value for _, value in known]
+    points = [(step, value) for step, value in pairs if value is not None]
+    return [step for step, _ in points], [value for _, value in points]
 
 
 def _label(name: str) -> str:

@@ -69,9 +69,9 @@ def open_folder(path: Path, *, classes: int, names: tuple[str, ...] | None) -> I
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(order):
-        found = _images_below(path / name)
-        files += found
-        labels += [label] * len(found)
+        images = _images_below(path / name)
+        files += images
+        labels += [label] * len(images)
     if not files:
         raise InputFileError(f"{path} holds no images (looked for {', '.join(sorted(SUFFIXES))}).")
     return ImageFolder(path, tuple(files), torch.tensor(labels), tuple(order))

@@ -83,31 +83,31 @@ class RunLogger:
 
     def restore(self, state: LoggedState) -> None:
         """Continue from the newest intact checkpoint, or begin with one at step 0."""
-        found, warnings = checkpoint.newest(self.run, key=self.key)
+        newest, warnings = checkpoint.newest(self.run, key=self.key)
         for warning in warnings:
             console.warn(warning)
-        if found is None:
+        if newest is None:
             self.run.truncate_events(0)
             self.save(state)
             return
-        if found.environment != self.environment:
-            self._note_another_environment(found)
-        state.load_state_dict(found.state)
-        self.run.truncate_events(found.events_bytes)
+        if newest.environment != self.environment:
+            self._note_another_environment(newest)
+        state.load_state_dict(newest.state)
+        self.run.truncate_events(newest.events_bytes)
         for last in self.run.logged(TrainEvent)[-1:]:
             self._seconds_before, self._all_saving_seconds = last.seconds, last.saving_seconds
         if state.step:
             console.say(f"continuing at step {state.step}")
 
-    def _note_another_environment(self, found: checkpoint.Checkpoint) -> None:
-        before, now = found.environment, self.environment
+    def _note_another_environment(self, newest: checkpoint.Checkpoint) -> None:
+        before, now = newest.environment, self.environment
         threads = before.get("threads")
         changed: dict[str, list[JsonValue]] = {
             name: [before.get(name), value] for name, value in now.items() if value != before.get(name)
         }
         remedy = f"; --threads {threads} is what it began with" if threads and "threads" in changed else ""
         console.warn(f"resumed under another {', '.join(changed)}: not bit-identical to an untouched run{remedy}")
-        self.run.note_difference(found.step, changed)
+        self.run.note_difference(newest.step, changed)
 
     def generator(self, state: LoggedState, parts: Mapping[str, Tensor]) -> None:
         """Log the generator's losses and health, about 200 times a run: the first update from each due step on."""
@@ -192,5 +192,5 @@ class RunLogger:
         return GateError(f"distillation stopped at step {state.step}: {what}. {self._last_good()} {REMEDY}")
 
     def _last_good(self) -> str:
-        kept = sorted((self.run.path / "distill" / "checkpoints").glob("step-*"))
-        return f"The last good checkpoint is {kept[-1]}." if kept else "No checkpoint was written yet."
+        checkpoints = sorted((self.run.path / "distill" / "checkpoints").glob("step-*"))
+        return f"The last good checkpoint is {checkpoints[-1]}." if checkpoints else "No checkpoint was written yet."

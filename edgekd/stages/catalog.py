@@ -154,9 +154,9 @@ class Export(Stage):
             return {}
         from edgekd.run import realdata
 
-        folder, kept = Path(recipe.export.calibrate_on_real), recorded.get("calibration_images", "")
+        folder, recorded_hash = Path(recipe.export.calibrate_on_real), recorded.get("calibration_images", "")
         images = realdata.open_unlabelled(folder, recipe.export.calibration_samples) if folder.is_dir() else None
-        return {"calibration_images": images.sha256() if images else kept}
+        return {"calibration_images": images.sha256() if images else recorded_hash}
 
     def run(self, execution: Execution) -> None:
         """Publish export/."""

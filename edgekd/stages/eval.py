@@ -88,8 +88,8 @@ def _free_name(eval_folder: Path, name: str, folder_id: str, images_sha256: str)
         return longer
     if not (eval_folder / f"{name}.json").is_file():
         return name
-    kept = EvaluationCard.load_file(eval_folder / f"{name}.json")
-    return name if kept.folder_id == folder_id or kept.images_sha256 == images_sha256 else longer
+    card = EvaluationCard.load_file(eval_folder / f"{name}.json")
+    return name if card.folder_id == folder_id or card.images_sha256 == images_sha256 else longer
 
 
 def _onnx_accuracy(

@@ -105,9 +105,9 @@ def _publish_elsewhere(
     inputs |= {} if images is None else {"calibration_images": images.folder.sha256()}
     table = {"arch": student.arch, **recipe.export.model_dump(mode="json")}
     key = digest([ELSEWHERE, EXPORT.version, table, recipe.seed, inputs])
-    kept = real(student.out).with_name(f"{HIDDEN}old-{real(student.out).name}")
-    if kept.is_dir() and not student.out.exists():
-        kept.rename(student.out)  # a kill between the two renames
+    previous = real(student.out).with_name(f"{HIDDEN}old-{real(student.out).name}")
+    if previous.is_dir() and not student.out.exists():
+        previous.rename(student.out)  # a kill between the two renames
     before = Record.read(student.out)
     if before is not None and before.key == key and before.damaged_output(student.out) is None:
         return False
@@ -134,8 +134,8 @@ def _refuse_folder(run_dir: RunDir, out: Path) -> None:
     if not place.is_dir():
         raise UsageError(f"--out {out} is a file; choose a folder that does not exist yet.")
     record = Record.read(place)
-    known = {RECORD, *record.outputs} if record is not None and record.stage == ELSEWHERE else set()
-    strange = sorted(path.name for path in place.iterdir() if path.name not in known)
+    own = {RECORD, *record.outputs} if record is not None and record.stage == ELSEWHERE else set()
+    strange = sorted(path.name for path in place.iterdir() if path.name not in own)
     if strange:
         raise UsageError(f"--out {out} holds {strange[0]}, which is of something else; choose another folder.")
 
@@ -148,15 +148,15 @@ def _network(run_dir: RunDir, student: ExternalStudent) -> nn.Module:
     network = registry.build(student.arch, input_shape=shape, classes=classes, seed=0)
     try:
         loaded = weights.state_dict_of(foreign.read_checkpoint(student.file, trust_pickle=None))
-        found = initial.fit_to_student(network, loaded, shape)
+        weights_to_load = initial.fit_to_student(network, loaded, shape)
     except InputFileError as error:
         raise InputFileError(f"{student.file} is no {student.arch} for this run: {error}") from error
-    if found.left_random:
+    if weights_to_load.left_random:
         raise InputFileError(
             f"{student.file} is no {student.arch} for this run's {classes} classes and "
-            f"{'x'.join(map(str, shape))} images: {'; '.join(found.left_random)}."
+            f"{'x'.join(map(str, shape))} images: {'; '.join(weights_to_load.left_random)}."
         )
-    network.load_state_dict(dict(found.tensors), strict=False)
+    network.load_state_dict(dict(weights_to_load.tensors), strict=False)
     return network.eval().requires_grad_(False)
 
 

@@ -40,15 +40,15 @@ def ingest_teacher(execution: Execution) -> None:
     execution.stop.raise_if_requested("ingest")
     run_dir, recipe = execution.run, execution.recipe
     published = run_dir.stage("teacher")
-    kept = _still_holds(execution)
-    if kept is not None:
+    still_holds = _still_holds(execution)
+    if still_holds is not None:
         # The checkpoint moved away, or only the pixels changed: what was read from it is still here, bit for bit.
         tensors = checkpoint.load_tensors(published / TEACHER_WEIGHTS)
-        card, notes = run_dir.read(TeacherCard), kept.notes
+        card, notes = run_dir.read(TeacherCard), still_holds.notes
         written = files.read_text(published / TeacherCard.file)
     else:
-        found, card, notes = _examined(run_dir, recipe, execution.inputs["file"])
-        tensors = dict(found.state_dict)
+        inferred, card, notes = _examined(run_dir, recipe, execution.inputs["file"])
+        tensors = dict(inferred.state_dict)
         written = json_text(card.to_json())
     pixels = pixel_moments(recipe.pixels, channels=card.input_shape[0], classes=card.classes)
     if recipe.pixels.classes:
@@ -67,10 +67,10 @@ def _still_holds(execution: Execution) -> Record | None:
     if record is None or record.inputs != execution.inputs or record.damaged_output(folder) is not None:
         return None
     # The record's slice held other keys, too, before the hashed slice was recorded.
-    read_with, wanted = record.recipe_slice.get("teacher"), execution.stage.slice(execution.recipe)["teacher"]
-    if not isinstance(read_with, dict) or not isinstance(wanted, dict):
+    read_with, asked = record.recipe_slice.get("teacher"), execution.stage.slice(execution.recipe)["teacher"]
+    if not isinstance(read_with, dict) or not isinstance(asked, dict):
         return None
-    return record if wanted.items() <= read_with.items() else None
+    return record if asked.items() <= read_with.items() else None
 
 
 def _examined(
@@ -93,22 +93,22 @@ def _examined(
         notes = IngestNotes(trusted_pickle=sha256)
         run_dir.note_trust(path, sha256)
     weights = identify.weights_of(foreign.read_checkpoint(path, trust_pickle=table.trust_pickle))
-    found = _identified(weights, table)
-    network = identify.build_teacher(found)
-    seen = probe.probe(network, input_shape=found.input_shape, classes=found.classes, seed=recipe.seed)
+    inferred = _identified(weights, table)
+    network = identify.build_teacher(inferred)
+    seen = probe.probe(network, input_shape=inferred.input_shape, classes=inferred.classes, seed=recipe.seed)
     if not seen.head_alive:
         raise InputFileError("the teacher answers every input alike: its last layer is dead or was never trained.")
     if weights.module is not None:
-        _hold_to_module(weights.module, network, found, recipe.seed)
+        _hold_to_module(weights.module, network, inferred, recipe.seed)
     timing = ProbeTiming(images=seen.batch, seconds=seen.seconds_per_batch, threads=torch.get_num_threads())
     run_dir.note_probe(timing)
-    return found, teacher_card(found, seen, network), notes.to_json()
+    return inferred, teacher_card(inferred, seen, network), notes.to_json()
 
 
 def _identified(weights: identify.Weights, table: TeacherTable) -> identify.Inferred:
     """Infer the architecture; for a whole module of other code, add to the error which code that is."""
     try:
-        found = identify.infer(
+        inferred = identify.infer(
             weights.tensors,
             arch=table.arch or None,
             input_shape=parse_shape(table.input) if table.input else None,
@@ -120,30 +120,30 @@ def _identified(weights: identify.Weights, table: TeacherTable) -> identify.Infe
         if weights.module is None or table.arch or kind.__module__.startswith("torch."):
             raise
         raise InputFileError(f"{error} The pickle's own is {kind.__module__}:{kind.__qualname__}.") from error
-    return replace(found, assumptions=(*identify.other_entries(weights), *found.assumptions))
+    return replace(inferred, assumptions=(*identify.other_entries(weights), *inferred.assumptions))
 
 
-def _hold_to_module(module: nn.Module, network: nn.Module, found: identify.Inferred, seed: int) -> None:
+def _hold_to_module(module: nn.Module, network: nn.Module, inferred: identify.Inferred, seed: int) -> None:
     """Refuse a pickled module that answers otherwise than the network of the zoo with its weights."""
-    if not probe.same_answers(module.float(), network, found.input_shape, seed=seed):
-        shown = [assumption.flag for assumption in found.assumptions if not assumption.flag.startswith("--input")]
+    if not probe.same_answers(module.float(), network, inferred.input_shape, seed=seed):
+        shown = [assumption.flag for assumption in inferred.assumptions if not assumption.flag.startswith("--input")]
         flags = ", ".join(shown) or "another --arch"
         raise InputFileError(
-            f"the pickled module answers otherwise than {found.arch} with its weights: what weights do not show "
+            f"the pickled module answers otherwise than {inferred.arch} with its weights: what weights do not show "
             f"differs. Try {flags}, or give its code with --arch package.module:factory."
         )
 
 
-def teacher_card(found: identify.Inferred, seen: probe.Probe, network: nn.Module) -> TeacherCard:
+def teacher_card(inferred: identify.Inferred, seen: probe.Probe, network: nn.Module) -> TeacherCard:
     """Return what identify.json holds."""
     return TeacherCard(
-        arch=str(found.arch),
-        input_shape=found.input_shape,
-        classes=found.classes,
-        head=probe.head_name(network, found.input_shape),
+        arch=str(inferred.arch),
+        input_shape=inferred.input_shape,
+        classes=inferred.classes,
+        head=probe.head_name(network, inferred.input_shape),
         undo=seen.undo,
-        assumptions=[AssumptionPart.model_validate(asdict(assumption)) for assumption in found.assumptions],
-        mapping=dict(found.mapping),
+        assumptions=[AssumptionPart.model_validate(asdict(assumption)) for assumption in inferred.assumptions],
+        mapping=dict(inferred.mapping),
         probe=ProbePart.model_validate(asdict(seen)),  # without its timing, which would make equal teachers differ
     )
 

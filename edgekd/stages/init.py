@@ -32,14 +32,14 @@ def read_initial_weights(execution: Execution) -> None:
         if str(path) in str(error):
             raise
         raise InputFileError(f"the student's weights {path}: {error}") from error
-    found = fit_initial_weights(loaded, path, recipe, artefacts.description_of(run_dir))
+    fitted = fit_initial_weights(loaded, path, recipe, artefacts.description_of(run_dir))
     if loaded.others:
         console.say(f"init     weights = {loaded.entry}, not {', '.join(loaded.others)}")
-    if found.left_random:
-        console.say(f"init     left random: {', '.join(found.left_random)}")
+    if fitted.left_random:
+        console.say(f"init     left random: {', '.join(fitted.left_random)}")
     with execution.publish() as (folder, _):
-        checkpoint.save_tensors(found.tensors, folder / STUDENT_WEIGHTS)
-        InitCard(student=recipe.student.name, left_random=list(found.left_random)).write(folder)
+        checkpoint.save_tensors(fitted.tensors, folder / STUDENT_WEIGHTS)
+        InitCard(student=recipe.student.name, left_random=list(fitted.left_random)).write(folder)
 
 
 def fit_initial_weights(

@@ -64,8 +64,8 @@ def collect(run_dir: RunDir, left_out: UnreadableFiles | None = None) -> ReportC
     bench = left_out.unless(_bench, run_dir.stage("bench") / "local")
     agreement = left_out.unless(_there, AgreementCard, export)
     files = sorted(export.glob("*.onnx"), key=lambda path: artefacts.precision_rank(path.name))
-    known = {path.name: left_out.unless(_size_bytes, path) for path in files}
-    sizes = {name: size for name, size in known.items() if size is not None}
+    readable_sizes = {path.name: left_out.unless(_size_bytes, path) for path in files}
+    sizes = {name: size for name, size in readable_sizes.items() if size is not None}
     evaluations = comparing.evaluations(run_dir)
     rows = bench.results if bench is not None and _measured_these(run_dir) else None
     verdict = None if rows is None else left_out.unless(_verdict, rows, run_dir, left_out)
@@ -104,8 +104,8 @@ def _verdict(rows: Sequence[Row | SkippedRow], run_dir: RunDir, left_out: Unread
 
 def _devices(run_dir: RunDir, left_out: UnreadableFiles) -> dict[str, DevicePart]:
     """Return what was measured elsewhere, by target, where it was of the files that are exported now."""
-    found = {folder.name: left_out.unless(_device, run_dir, folder, left_out) for folder in comparing.targets(run_dir)}
-    return {name: results for name, results in found.items() if results is not None}
+    parts = {folder.name: left_out.unless(_device, run_dir, folder, left_out) for folder in comparing.targets(run_dir)}
+    return {name: results for name, results in parts.items() if results is not None}
 
 
 def _device(run_dir: RunDir, folder: Path, left_out: UnreadableFiles) -> DevicePart | None:
@@ -117,8 +117,8 @@ def _device(run_dir: RunDir, folder: Path, left_out: UnreadableFiles) -> DeviceP
     names = ("board", "cpu_model", "gpus", "tensorrt", "jetson")
     machine = {name: to_json(getattr(environment, name, None)) for name in names}
     verdicts = comparing.verdicts(measured.results, run_dir, left_out)
-    known = {"numerics": measured.numerics, "energy": measured.energy}
-    typed = {name: [*values] for name, values in known.items() if values is not None}
+    facts = {"numerics": measured.numerics, "energy": measured.energy}
+    typed = {name: [*values] for name, values in facts.items() if values is not None}
     return DevicePart.model_validate({**to_json(measured), **typed, "verdicts": verdicts, "machine": machine})
 
 
@@ -221,7 +221,7 @@ def page(run_dir: RunDir, summary: ReportCard, left_out: UnreadableFiles | None 
     if summary.selection is not None:
         chosen = summary.selection
         parts.append(f"<h2>Selection</h2><p>{_html(chosen.chosen)}: {_html(chosen.reason)}.</p>")
-        rows = [(one.name, f"{one.agreement:.2%}") for one in chosen.candidates]
+        rows = [(candidate.name, f"{candidate.agreement:.2%}") for candidate in chosen.candidates]
         parts.append(_html_table(("candidate", "synthetic agreement (not accuracy)"), rows))
     parts += [f"<p>{_html(sentence)}</p>" for sentence in summary.left_out]
     title = _html(summary.run)
@@ -266,12 +266,12 @@ def _loss_picture(run_dir: RunDir) -> list[tuple[str, str, str]]:
 
 def _latency_pictures(folder: Path) -> list[tuple[str, str, str]]:
     where, source = "" if folder.name == "local" else f" on {folder.name}", f"bench/{folder.name}/samples.json"
-    found = []
+    images_html = []
     for comparison in read_samples(folder / SAMPLES):
         if comparison.samples_ms:
             shape = f"batch {comparison.settings.batch}, threads {comparison.settings.threads}"
-            found.append((f"Latency{where}, {shape}", plots.latencies(comparison.samples_ms), source))
-    return found
+            images_html.append((f"Latency{where}, {shape}", plots.latencies(comparison.samples_ms), source))
+    return images_html
 
 
 def _html(words: str) -> str:

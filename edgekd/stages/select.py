@@ -61,16 +61,16 @@ def selection_candidates(
     recipe: Recipe, description: Description, state: StateDict, sampler: Sampler, stop: Stop
 ) -> dict[str, nn.Module]:
     """Return the last weights, their average, and each with BatchNorm statistics re-estimated, by name."""
-    found: dict[str, nn.Module] = {}
+    students: dict[str, nn.Module] = {}
     for name, weights in (("raw", tensors_of(state, "student")), ("ema", tensors_of(state, "student_ema"))):
         student = artefacts.build_student(recipe, description)
         student.load_state_dict(weights)
-        found[name] = student.eval()
+        students[name] = student.eval()
         if recipe.select.reestimate_batches and any(isinstance(m, nn.BatchNorm2d) for m in student.modules()):
             mix = training_mix(recipe, sampler, KeyedDraws(recipe.seed, "select", torch.device("cpu")))
-            found[f"{name}+batchnorm"] = reestimate_batchnorm(student, mix)
+            students[f"{name}+batchnorm"] = reestimate_batchnorm(student, mix)
         stop.raise_if_requested("select")
-    return found
+    return students
 
 
 def final_state(run_dir: RunDir) -> StateDict:
@@ -86,15 +86,15 @@ def final_state(run_dir: RunDir) -> StateDict:
 def balanced_pool(recipe: Recipe, sampler: Sampler, teacher: Teacher, draws: KeyedDraws, classes: int) -> Tensor:
     """Return samples balanced over the teacher's answers: drawn threefold, at most an even share kept a class."""
     share = math.ceil(recipe.select.samples / classes)
-    kept: list[Tensor] = []
+    batches: list[Tensor] = []
     counts = torch.zeros(classes, dtype=torch.long)
     for index in range(math.ceil(3 * recipe.select.samples / 128)):
         x = sampler.batch(draws, "judge", index, 128)
         for image, label in zip(x, teacher.logits(x).argmax(1).tolist(), strict=True):
             if counts[label] < share:
                 counts[label] += 1
-                kept.append(image)
-    return torch.stack(kept)
+                batches.append(image)
+    return torch.stack(batches)
 
 
 def training_mix(recipe: Recipe, sampler: Sampler, draws: KeyedDraws) -> Iterator[Tensor]:

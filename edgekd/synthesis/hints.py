@@ -35,12 +35,12 @@ class StageOutputs(HookRecorder[Map]):
             self.seen.append((name, output))
 
 
-def hint_distance(given: Sequence[Map], wanted: Sequence[Map]) -> Tensor:
+def hint_distance(given: Sequence[Map], teacher_maps: Sequence[Map]) -> Tensor:
     """Return the squared error of each stage relative to the teacher's mean square, averaged over stages.
 
     A stage that one of both has not run, or that sends on nothing but zeros in the teacher, teaches nothing.
     """
-    theirs = dict(wanted)
+    theirs = dict(teacher_maps)
     errors = []
     for name, ours in given:
         if name in theirs:

@@ -92,7 +92,7 @@ def student_step(state: State, context: StepContext) -> dict[str, Tensor]:
     if state.replay.ready and method.replay.batch_size and step >= method.replay.start * context.steps:
         x = torch.cat([x, state.replay.sample(step, method.replay.batch_size, context.draws)])
     x = augment(x, table, step, context.draws)
-    with torch.no_grad(), recording(state.teacher_stages) as wanted:
+    with torch.no_grad(), recording(state.teacher_stages) as teacher_maps:
         seen = context.teacher.observe(x)
 
     state.student.train()
@@ -101,12 +101,12 @@ def student_step(state: State, context: StepContext) -> dict[str, Tensor]:
     lesson = schedules.objective_at(method, step, context.steps)
     parts = {"student": losses.logit_distance(answers, seen.logits, lesson.loss, lesson.temperature)}
     if given:
-        parts["hint"] = table.hint * hints.hint_distance(given, wanted)
+        parts["hint"] = table.hint * hints.hint_distance(given, teacher_maps)
     if highest:
         parts["revival"] = table.revive * revival.pull(highest)
     state.student_optimizer.zero_grad()
     torch.stack(list(parts.values())).sum().backward()
-    del given, wanted  # feature maps, which the VAE's step has no memory for
+    del given, teacher_maps  # feature maps, which the VAE's step has no memory for
     for group in state.student_optimizer.param_groups:
         group["lr"] = lesson.lr
     state.student_optimizer.step()

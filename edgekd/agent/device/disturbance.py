@@ -21,7 +21,7 @@ def warnings(
     environment: Environment, settings: BenchSettings, before: Activity, measurements: Sequence[Measurement]
 ) -> tuple[str, ...]:
     """Return one sentence for each reason not to trust the measurements; empty on a quiet machine."""
-    during = [one.activity for measurement in measurements for one in measurement.rounds]
+    during = [timed_round.activity for measurement in measurements for timed_round in measurement.rounds]
     return tuple(
         chain(
             _threads(environment, settings),
@@ -49,24 +49,27 @@ def _load(environment: Environment, before: Activity, during: Sequence[Activity]
             yield f"The load average was {load:.1f} on {cpus} CPUs before the measurement; stop other work."
     elif before.other_cpus > limit:
         yield f"Other processes kept {before.other_cpus:.1f} of {cpus} CPUs busy before the measurement."
-    busy = [one.other_cpus for one in during if one.other_cpus is not None]
+    busy = [activity.other_cpus for activity in during if activity.other_cpus is not None]
     if busy and fmean(busy) > limit:
         yield f"Other processes kept {fmean(busy):.1f} of {cpus} CPUs busy during the measurement."
-    stolen = [one.stolen_cpus for one in during if one.stolen_cpus is not None]
+    stolen = [activity.stolen_cpus for activity in during if activity.stolen_cpus is not None]
     if stolen and fmean(stolen) > STOLEN_CPUS:
         yield f"The hypervisor took {fmean(stolen):.2f} CPUs away during the measurement."
 
 
 def _clock(during: Sequence[Activity]) -> Iterable[str]:
-    seen = (("CPU", [one.clock_mhz for one in during]), ("GPU", [one.gpu_clock_mhz for one in during]))
+    seen = (
+        ("CPU", [activity.clock_mhz for activity in during]),
+        ("GPU", [activity.gpu_clock_mhz for activity in during]),
+    )
     for name, readings in seen:
-        clocks = [one for one in readings if one is not None]
+        clocks = [clock for clock in readings if clock is not None]
         if clocks and min(clocks) < CLOCK_DROP * max(clocks):
             yield (
                 f"The {name} clock went between {min(clocks):.0f} and {max(clocks):.0f} MHz during the measurement; "
                 "fix the governor or cool the machine."
             )
-    throttled = sum(one.throttle_events for one in during)
+    throttled = sum(activity.throttle_events for activity in during)
     if throttled:
         yield f"The CPU was throttled by heat {throttled} times during the measurement."
 
@@ -79,8 +82,8 @@ def _course(measurement: Measurement, settings: BenchSettings) -> Iterable[str]:
             f"its windows still differed by more than {settings.warm_up_agreement:.0%}."
         )
     third = max(1, len(measurement.rounds) // 3)
-    first = median(chain.from_iterable(one.samples_ms for one in measurement.rounds[:third]))
-    last = median(chain.from_iterable(one.samples_ms for one in measurement.rounds[-third:]))
+    first = median(chain.from_iterable(timed_round.samples_ms for timed_round in measurement.rounds[:third]))
+    last = median(chain.from_iterable(timed_round.samples_ms for timed_round in measurement.rounds[-third:]))
     if abs(last / first - 1) > DRIFT:
         word = "longer" if last > first else "less"
         yield f"{name} took {abs(last / first - 1):.0%} {word} in its last rounds than in its first."

@@ -85,8 +85,8 @@ def facts(root: Path = Path("/")) -> Jetson | None:
 
 def l4t_of(text: str) -> str | None:
     """Return `36.4.3` of `# R36 (release), REVISION: 4.3, GCID: ...`."""
-    found = re.search(r"R(\d+)\s.*?REVISION:\s*([\d.]+)", text)
-    return f"{found.group(1)}.{found.group(2)}" if found else None
+    match = re.search(r"R(\d+)\s.*?REVISION:\s*([\d.]+)", text)
+    return f"{match.group(1)}.{match.group(2)}" if match else None
 
 
 def jetpack_of(l4t: str | None) -> str:
@@ -108,34 +108,34 @@ def power_mode(tool: str | None = None) -> str:
         ran = subprocess.run([tool, "-q"], capture_output=True, text=True, timeout=20, check=False)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"n/a: nvpmodel -q failed ({error})"
-    found = re.search(r"NV Power Mode:\s*(\S+)", ran.stdout)
-    return found.group(1) if found else f"n/a: nvpmodel -q said {(ran.stdout + ran.stderr).strip()[:120]!r}"
+    match = re.search(r"NV Power Mode:\s*(\S+)", ran.stdout)
+    return match.group(1) if match else f"n/a: nvpmodel -q said {(ran.stdout + ran.stderr).strip()[:120]!r}"
 
 
 def clocks(root: Path) -> dict[str, Clock | str]:
     """Return the range the GPU's and the CPUs' clocks may move in; locked where it is a point."""
-    found: dict[str, Clock] = {}
+    ranges: dict[str, Clock] = {}
     for folder in _gpus(root):
         low, high, now = (read_small_file(folder / name) for name in ("min_freq", "max_freq", "cur_freq"))
         if low.isdigit():
-            found[folder.name] = _clock(int(low) / 1e6, int(high) / 1e6, int(now or 0) / 1e6)
+            ranges[folder.name] = _clock(int(low) / 1e6, int(high) / 1e6, int(now or 0) / 1e6)
     for folder in sorted((root / "sys/devices/system/cpu/cpufreq").glob("policy*")):
         low, high, now = (read_small_file(folder / f"scaling_{name}_freq") for name in ("min", "max", "cur"))
         if low.isdigit():
-            found[f"cpu {folder.name}"] = _clock(int(low) / 1e3, int(high) / 1e3, int(now or 0) / 1e3)
-    if not found:
+            ranges[f"cpu {folder.name}"] = _clock(int(low) / 1e3, int(high) / 1e3, int(now or 0) / 1e3)
+    if not ranges:
         return {"locked": "n/a: no clock can be read without sudo"}
     hint = (
         "yes"
-        if all(one.locked for one in found.values())
+        if all(clock.locked for clock in ranges.values())
         else "no: `sudo jetson_clocks` locks them until the next boot"
     )
-    return {"locked": hint, **found}
+    return {"locked": hint, **ranges}
 
 
 def _gpus(root: Path) -> list[Path]:
     folders = sorted((root / "sys/class/devfreq").glob("*"))
-    return [one for one in folders if "gpu" in one.name or "gv11b" in one.name or "ga10b" in one.name]
+    return [folder for folder in folders if "gpu" in folder.name or "gv11b" in folder.name or "ga10b" in folder.name]
 
 
 class GpuClockWatch(Watch):
@@ -162,41 +162,41 @@ def _clock(low_mhz: float, high_mhz: float, now_mhz: float) -> Clock:
 
 def temperatures(root: Path) -> dict[str, float] | str:
     """Return the temperature of each thermal zone that answers."""
-    found = {}
+    by_zone = {}
     for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
         value = read_small_file(zone / "temp")
         if value.lstrip("-").isdigit():
-            found[read_small_file(zone / "type") or zone.name] = int(value) / 1000
-    return found or "n/a: no thermal zone can be read"
+            by_zone[read_small_file(zone / "type") or zone.name] = int(value) / 1000
+    return by_zone or "n/a: no thermal zone can be read"
 
 
 def throttle_events(root: Path) -> dict[str, int] | str:
     """Return the over-current events that the board has counted since boot."""
-    found = {}
+    by_kind = {}
     for path in sorted((root / "sys/class/hwmon").glob("hwmon*/oc*_event_cnt")):
         value = read_small_file(path)
         if value.isdigit():
-            found[path.name.rpartition("_event_cnt")[0]] = int(value)
-    return found or "n/a: no oc*_event_cnt under /sys/class/hwmon"
+            by_kind[path.name.rpartition("_event_cnt")[0]] = int(value)
+    return by_kind or "n/a: no oc*_event_cnt under /sys/class/hwmon"
 
 
 def cooling(root: Path) -> dict[str, int] | str:
     """Return the state of each cooling device that is at work (0 is at rest); a clock capped by heat is one."""
-    found = {}
+    states = {}
     for device in sorted((root / "sys/class/thermal").glob("cooling_device*")):
         value = read_small_file(device / "cur_state")
         if value.isdigit():
-            found[read_small_file(device / "type") or device.name] = int(value)
-    return found or "n/a: no cooling device can be read"
+            states[read_small_file(device / "type") or device.name] = int(value)
+    return states or "n/a: no cooling device can be read"
 
 
 def changes(before: Jetson | None, after: Jetson | None) -> list[str]:
     """Return one sentence for each reason that a Jetson's state gives not to trust what was measured meanwhile."""
     if before is None or after is None:
         return []
-    found = []
+    sentences = []
     if after.locked != "yes":
-        found.append(f"The clocks were not locked ({after.locked}).")
+        sentences.append(f"The clocks were not locked ({after.locked}).")
     events = "The board counted over-current events ({}) during the measurement."
     cooled = "The board cooled itself harder ({}) during the measurement: a clock may have been capped."
     for old, new, sentence in (
@@ -205,5 +205,5 @@ def changes(before: Jetson | None, after: Jetson | None) -> list[str]:
     ):
         if isinstance(old, dict) and isinstance(new, dict):
             risen = [name for name, value in new.items() if value > old.get(name, 0)]
-            found += [sentence.format(", ".join(risen))] if risen else []
-    return found
+            sentences += [sentence.format(", ".join(risen))] if risen else []
+    return sentences

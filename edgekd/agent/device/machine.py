@@ -40,8 +40,8 @@ def fields_of(text: str, separator: str) -> dict[str, str]:
     """Return the first value of every `key<separator>value` line."""
     fields: dict[str, str] = {}
     for line in text.splitlines():
-        key, found, value = line.partition(separator)
-        if found:
+        key, mark, value = line.partition(separator)
+        if mark:
             fields.setdefault(key.strip(), value.strip().strip('"'))
     return fields
 

@@ -86,7 +86,7 @@ def find_power_reader(root: Path = Path("/")) -> PowerReader | str:
 
 def _channels(root: Path) -> list[tuple[str, Path, Path]]:
     """Return label, millivolts and milliamperes of each connected channel; channel 7 is a sum of others."""
-    found = []
+    channels = []
     for device in sorted((root / "sys/bus/i2c/devices").glob("*")):
         if not read_small_file(device / "name").startswith("ina3221"):
             continue
@@ -94,8 +94,8 @@ def _channels(root: Path) -> list[tuple[str, Path, Path]]:
             number, name = label.name[2 : -len("_label")], read_small_file(label)
             volts, amperes = label.with_name(f"in{number}_input"), label.with_name(f"curr{number}_input")
             if number != "7" and name not in ("", "NC") and amperes.is_file():
-                found.append((name, volts, amperes))
-    return found
+                channels.append((name, volts, amperes))
+    return channels
 
 
 def hwmon_watts(channels: list[tuple[str, Path, Path]]) -> dict[str, float]:

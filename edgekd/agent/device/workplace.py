@@ -70,11 +70,11 @@ class Workplace:
 
     def missing(self, folder: Path, files: Sequence[FileFacts]) -> tuple[str, ...]:
         """Return the files that are not there, or not whole; refuse when they would not fit on the disk."""
-        absent = [one for one in files if not arrived_whole(folder / one.name, one.sha256)]
-        for one in absent:
-            if (folder / one.name).exists():
-                (folder / one.name).unlink()
-        needed = sum(one.size_bytes for one in absent) + SPARE_BYTES
+        absent = [file for file in files if not arrived_whole(folder / file.name, file.sha256)]
+        for file in absent:
+            if (folder / file.name).exists():
+                (folder / file.name).unlink()
+        needed = sum(file.size_bytes for file in absent) + SPARE_BYTES
         free = shutil.disk_usage(str(folder)).free
         if absent and free < needed:
             raise RefusedError(
@@ -82,7 +82,7 @@ class Workplace:
                 f"the disk of this device is full: {free / 1e6:.1f} MB are free in {folder} and {needed / 1e6:.1f} MB "
                 "are needed; free some space there, or remove what earlier benches left with --clean",
             )
-        return tuple(one.name for one in absent)
+        return tuple(file.name for file in absent)
 
 
 def arrived_whole(path: Path, sha256: str) -> bool:

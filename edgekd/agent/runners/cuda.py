@@ -15,8 +15,8 @@ _BLOCKING_SYNC = 4
 def _library() -> ctypes.CDLL:
     named = [ctypes.util.find_library("cudart"), "libcudart.so"]
     folders = [Path("/usr/local/cuda/lib64"), *sorted(Path("/usr/local").glob("cuda-*/lib64"))]
-    found = [str(path) for folder in folders for path in sorted(folder.glob("libcudart.so*"))]
-    for name in filter(None, [*named, *found]):
+    libraries = [str(path) for folder in folders for path in sorted(folder.glob("libcudart.so*"))]
+    for name in filter(None, [*named, *libraries]):
         try:
             return ctypes.CDLL(name)
         except OSError:

@@ -24,11 +24,11 @@ def input_shape(path: Path, declared: Sequence[Any] | None, batch: int, image: S
     clash = any(isinstance(want, int) and want != have for want, have in zip(sizes[1:], rest))  # noqa: B905
     if clash or (given is not None and rest is not given):
         raise RefusedError("usage", f"the input of {path.name} is {sizes}; {given} does not fit it")
-    known = [size for size in rest if isinstance(size, int)]
-    if len(known) < len(rest):
+    fixed_sides = [size for size in rest if isinstance(size, int)]
+    if len(fixed_sides) < len(rest):
         message = f"the input of {path.name} is {sizes}; give the size of an image, for example 3x224x224"
         raise RefusedError("usage", message)
-    return (batch, *known)
+    return (batch, *fixed_sides)
 
 
 def noise(numpy: Any, shape: Sequence[int], dtype: str, seed: int) -> Any:

@@ -90,8 +90,8 @@ class OrtRunner(Runner):
         inputs = self.session.get_inputs()
         types = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
         if len(inputs) != 1 or inputs[0].type not in types:
-            found = ", ".join(f"{one.name} {one.type}" for one in inputs) or "none"
-            message = f"{self.path.name} must have one float or uint8 image input; it has {found}"
+            described = ", ".join(f"{tensor.name} {tensor.type}" for tensor in inputs) or "none"
+            message = f"{self.path.name} must have one float or uint8 image input; it has {described}"
             raise RefusedError("file", message)
         self.name, self.dtype, self.declared = inputs[0].name, types[inputs[0].type], inputs[0].shape
         self.images = self._images()

@@ -83,11 +83,11 @@ class TensorRTRunner(Runner):
 
     def _network_flags(self) -> int:
         """Return the explicit batch where it still must be asked for, and strong typing where it is asked for."""
-        flags, known = 0, self.trt.NetworkDefinitionCreationFlag
+        flags, available = 0, self.trt.NetworkDefinitionCreationFlag
         if parser_family(self.runtime_version) in ("8.5", "8.6"):
-            flags |= 1 << int(known.EXPLICIT_BATCH)
+            flags |= 1 << int(available.EXPLICIT_BATCH)
         if "--stronglyTyped" in self.flags:
-            flags |= 1 << int(known.STRONGLY_TYPED)
+            flags |= 1 << int(available.STRONGLY_TYPED)
         return flags
 
     def _bind(self, seed: int) -> None:
@@ -140,15 +140,15 @@ class TensorRTRunner(Runner):
         if shape[1:] != self.input_shape[1:] or image_bytes * self.batch != self._sizes[self.name]:
             takes = f"the engine takes {list(self.input_shape)}"
             raise RefusedError("file", f"{images} holds {dtype} {list(shape)}; {takes}")
-        found = b""
+        received = b""
         row_bytes = self._sizes[self._output] // self.batch
         for batch, count in full_batches(data, image_bytes, self.batch):
             self.cuda.upload(self._addresses[self.name], batch)
             self._run()
             output = self.cuda.download(self._addresses[self._output], self._sizes[self._output])
-            found += output[: count * row_bytes]
+            received += output[: count * row_bytes]
         item = _ITEM_BYTES[self._output_type]
-        return self._array(found, [shape[0], row_bytes // item])
+        return self._array(received, [shape[0], row_bytes // item])
 
     def _array(self, data: bytes, shape: list[int]) -> LogitsArray:
         types = {"FLOAT": "<f4", "HALF": "<f2", "INT32": "<i4", "INT64": "<i8"}

@@ -29,10 +29,10 @@ class EngineOptions:
 
 def version_of_banner(text: str) -> str | None:
     """Return `major.minor.patch` from trtexec's first line; the number has two digits a part from 10.0 on."""
-    found = _BANNER.search(text)
-    if found is None:
+    match = _BANNER.search(text)
+    if match is None:
         return None
-    number = int(found.group(1))
+    number = int(match.group(1))
     first = 10000 if number >= 100000 else 1000
     return f"{number // first}.{number % first // 100}.{number % 100}"
 
@@ -45,9 +45,9 @@ def parser_family(version: str) -> str | None:
     return str(major) if major in (10, 11) else None
 
 
-def known(found: TensorRT | None) -> bool:
+def known(tensorrt: TensorRT | None) -> bool:
     """Return whether the TensorRT that was found is one whose flags are known."""
-    return found is not None and parser_family(found.version) is not None
+    return tensorrt is not None and parser_family(tensorrt.version) is not None
 
 
 def uses_of(kind: Kind, version: str) -> list[EngineOptions] | str:

@@ -38,11 +38,11 @@ def find_trtexec(given: str | None) -> str | None:
 def version(tool: str) -> str:
     """Return the TensorRT version that trtexec's first line names."""
     text = _run([tool, "--help"], BANNER_TIMEOUT_S)[1]
-    found = version_of_banner(text)
-    if found is None:
+    version_found = version_of_banner(text)
+    if version_found is None:
         line = text.strip().partition("\n")[0]
         raise RefusedError("machine", f"{tool} does not say its TensorRT version; its first line is {line[:120]!r}")
-    return found
+    return version_found
 
 
 _running: set[subprocess.Popen[bytes]] = set()
@@ -84,8 +84,8 @@ def first_values(file: Path) -> list[float]:
     """Return the values of the first output of an --exportOutput file, which is no JSON where they are not finite."""
     try:
         text = file.read_text(encoding="utf-8")
-        (found,) = re.findall(r'"values"\s*:\s*\[([^\]]+)\]', text)[:1]
-        return [float(value) for value in found.split(",")]  # nan, -nan, inf and -inf too
+        (values,) = re.findall(r'"values"\s*:\s*\[([^\]]+)\]', text)[:1]
+        return [float(value) for value in values.split(",")]  # nan, -nan, inf and -inf too
     except (OSError, ValueError) as error:
         raise RefusedError("machine", f"trtexec wrote no readable --exportOutput ({error})") from error
 
@@ -131,27 +131,27 @@ class TrtexecRunner(Runner):
                 run_trtexec([*self._base, *flags, *limits], BUILD_TIMEOUT_S)
             self._peak_bytes = max(self._peak_bytes or 0, watch.peak_bytes or 0) or None
             try:
-                found = json.loads(times.read_text(encoding="utf-8"))
+                records = json.loads(times.read_text(encoding="utf-8"))
                 ended = times.stat().st_mtime
             except (OSError, ValueError) as error:
                 raise RefusedError("machine", f"{self.tool} wrote no readable --exportTimes ({error})") from error
-        if not found:
+        if not records:
             raise RefusedError("machine", f"{self.tool} timed not one run of {self.path.name}")
-        return found, ended
+        return records, ended
 
     def settle(self, runs: int) -> None:
         """Do nothing: trtexec warms up by itself at the start of each process."""
 
     def samples(self, runs: int, seconds: float, most_seconds: float) -> list[float]:
         """Return the milliseconds of GPU compute of each run; a window is never cut short here."""
-        found, _ended = self._times(max(1, runs), min(seconds, most_seconds), spin_wait=True)
-        return [float(one["computeMs"]) for one in found]
+        records, _ended = self._times(max(1, runs), min(seconds, most_seconds), spin_wait=True)
+        return [float(record["computeMs"]) for record in records]
 
     def sustain(self, seconds: float) -> Sustained:
         """Run without spin wait."""
-        found, ended = self._times(1, seconds, spin_wait=False)
-        span_ms = max(one["endComputeMs"] for one in found) - min(one["startEnqMs"] for one in found)
-        return Sustained(len(found), span_ms / 1000, ended)
+        records, ended = self._times(1, seconds, spin_wait=False)
+        span_ms = max(record["endComputeMs"] for record in records) - min(record["startEnqMs"] for record in records)
+        return Sustained(len(records), span_ms / 1000, ended)
 
     def logits(self, images: Path) -> LogitsArray:
         """Return the first output for the images of an .npy file."""

@@ -189,8 +189,8 @@ def _origin(file: Path) -> dict[str, Any]:
     from edgekd.export.graph import properties_of_file
 
     properties = properties_of_file(file)
-    known = {"true": True, "false": False}.get(properties.get("edgekd.data_free", ""))
-    return {"run": None} | ({"data_free": known} if "edgekd.run" in properties else {})
+    data_free = {"true": True, "false": False}.get(properties.get("edgekd.data_free", ""))
+    return {"run": None} | ({"data_free": data_free} if "edgekd.run" in properties else {})
 
 
 def _run(name: str, asked: _BenchRequest) -> None:

@@ -24,15 +24,15 @@ def bundle(
     from edgekd.cli import lines, session, targets
     from edgekd.stages.catalog import EXPORT
 
-    found = targets.find_run(run, EXPORT)
-    with session.locked_run(found):
-        recipe = pipeline.open_recipe(found)
-        pipeline.RunStatus(found, recipe).require(EXPORT)
+    run_dir = targets.find_run(run, EXPORT)
+    with session.locked_run(run_dir):
+        recipe = pipeline.open_recipe(run_dir)
+        pipeline.RunStatus(run_dir, recipe).require(EXPORT)
         from edgekd.bench import device
 
-        made = device.write_bundle(found.name, sorted(found.stage("export").glob("*.onnx")), recipe.bench, output)
+        made = device.write_bundle(run_dir.name, sorted(run_dir.stage("export").glob("*.onnx")), recipe.bench, output)
     if json:
-        console.print_json({"run": found.name, "data_free": found.data_free(), **asdict(made)})
+        console.print_json({"run": run_dir.name, "data_free": run_dir.data_free(), **asdict(made)})
     size = f"{made.size_bytes / 1e6:.1f} MB, no image and no network of the method in it"
-    headline = lines.data_free_warning(found.data_free()) + size
+    headline = lines.data_free_warning(run_dir.data_free()) + size
     console.closing(str(output), headline, f"on the device: python3 {output.name} bench")

@@ -52,8 +52,10 @@ def examine() -> dict[str, Any]:
         "onnxruntime": runtime,
     }
     try:
-        found = tensorrt.find_tensorrt()
-        facts["tensorrt"] = "none" if found is None else f"{found.version}, through {found.through}"
+        tensorrt_facts = tensorrt.find_tensorrt()
+        facts["tensorrt"] = (
+            "none" if tensorrt_facts is None else f"{tensorrt_facts.version}, through {tensorrt_facts.through}"
+        )
     except RefusedError as refusal:
         facts["tensorrt"] = "unusable"
         problems.append(f"{refusal}.")

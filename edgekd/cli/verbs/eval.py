@@ -22,18 +22,18 @@ def eval_(
     from edgekd.cli import approval, lines, session, targets
     from edgekd.stages.catalog import INGEST, SELECT
 
-    found = targets.find_run(run, INGEST)
-    with session.locked_run(found) as stop:
-        recipe = pipeline.open_recipe(found)
+    run_dir = targets.find_run(run, INGEST)
+    with session.locked_run(run_dir) as stop:
+        recipe = pipeline.open_recipe(run_dir)
         folder = data or (Path(recipe.eval.data) if recipe.eval.data else None)
         if folder is None:
             raise UsageError("eval needs --data DIR, a folder with one subfolder of images per class.")
         session.require_images(folder)
-        pipeline.RunStatus(found, recipe).require(INGEST)
-        approval.approve(found, recipe, student=pipeline.RunStatus(found, recipe).intact(SELECT))
+        pipeline.RunStatus(run_dir, recipe).require(INGEST)
+        approval.approve(run_dir, recipe, student=pipeline.RunStatus(run_dir, recipe).intact(SELECT))
         from edgekd.stages.eval import evaluate
 
-        result = evaluate(found, recipe, folder, stop)
+        result = evaluate(run_dir, recipe, folder, stop)
     if json:
         shown = ("run", "data_free", "images", "accuracy", "accuracy_default_mode")
         console.print_json({key: value for key, value in result.to_json().items() if key in shown})
@@ -42,5 +42,5 @@ def eval_(
         console.print_table((f"accuracy on {result.images} images", "top-1"), rows)
     shares = [f"{artefact} {value:.2%}" for artefact, value in result.accuracy.items()]
     headline = lines.data_free_warning(result.data_free) + ", ".join(shares[:2])
-    written = f"{found.stage('eval')}/{result.data}.json"
-    console.closing(written, headline, f"edgekd report {targets.run_argument(found)}")
+    written = f"{run_dir.stage('eval')}/{result.data}.json"
+    console.closing(written, headline, f"edgekd report {targets.run_argument(run_dir)}")

@@ -120,15 +120,15 @@ def _elsewhere(name: str, changed: Changes, weights: Path, arch: str, out: Path,
     session.require_architecture(arch)
     outside_files.require_checkpoint(weights)
     with graceful() as stop:
-        kept = pipeline.open_recipe(run)
-        recipe = with_changes(kept, changed)
-        _refuse_idle_keys(kept, recipe)
+        resolved = pipeline.open_recipe(run)
+        recipe = with_changes(resolved, changed)
+        _refuse_idle_keys(resolved, recipe)
         _refuse_idle_images(recipe, changed, None)
         if recipe.export.calibrates_on_real:
             session.require_images(recipe.export.calibrate_on_real)
         pipeline.RunStatus(run, recipe).require(SELECT)
         approval.approve(run, recipe, student=False)
-        pipeline.RunStatus(run, kept).refuse_pruned(EXPORT)
+        pipeline.RunStatus(run, resolved).refuse_pruned(EXPORT)
         from edgekd.stages.export import ExternalStudent, export_external, refuse_failures_of
 
         if not export_external(run, recipe, ExternalStudent(weights, arch, out), stop):
@@ -139,11 +139,11 @@ def _elsewhere(name: str, changed: Changes, weights: Path, arch: str, out: Path,
     refuse_failures_of(out)
 
 
-def _refuse_idle_keys(kept: Recipe, recipe: Recipe) -> None:
+def _refuse_idle_keys(resolved: Recipe, recipe: Recipe) -> None:
     """Raise `UsageError` when --set changes what has no part in the export of a student from elsewhere."""
     from edgekd.recipe import differences
 
-    changed = differences(kept.model_dump(mode="json"), recipe.model_dump(mode="json"))
+    changed = differences(resolved.model_dump(mode="json"), recipe.model_dump(mode="json"))
     idle = [change for change in changed if not change.startswith(("export.", "machine.threads:"))]
     if idle:
         raise UsageError(
@@ -170,8 +170,8 @@ def _close(
 
     chain = AgreementCard.load(folder).chain
     chain = dict(sorted(chain.items(), key=lambda item: artefacts.precision_rank(item[0].split(" -> ")[1])))
-    found = sorted(folder.glob("*.onnx"), key=lambda path: artefacts.precision_rank(path.name))
-    files = {path.name: path.stat().st_size for path in found}
+    onnx_files = sorted(folder.glob("*.onnx"), key=lambda path: artefacts.precision_rank(path.name))
+    files = {path.name: path.stat().st_size for path in onnx_files}
     if json:
         agreement = {link: value.to_json() for link, value in chain.items()}
         shown = {"run": run.name, "size_bytes": files, "agreement": agreement, "data_free": data_free}

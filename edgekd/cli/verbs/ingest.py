@@ -85,10 +85,10 @@ def _say_what_it_is(run: RunDir, card: TeacherCard, pixels: PixelsCard) -> None:
     for choice in card.assumptions:
         console.say(f"assumed  {choice.what} = {choice.value} (change it with {choice.flag})")
     if pixels.mean is None or pixels.std is None:
-        known = "unknown; only real images need it (--normalize NAME, or --mean and --std)"
+        normalization = "unknown; only real images need it (--normalize NAME, or --mean and --std)"
     else:
-        known = f"mean {_numbers(pixels.mean)}, std {_numbers(pixels.std)}"
-    console.say(f"pixels   {known}")
+        normalization = f"mean {_numbers(pixels.mean)}, std {_numbers(pixels.std)}"
+    console.say(f"pixels   {normalization}")
     if pixels.class_names:
         names = pixels.class_names
         console.say(f"classes  {', '.join(names[:5])}{f' … {names[-1]}' if len(names) > 5 else ''}")

@@ -14,12 +14,12 @@ def prune(run: flags.RunArgument = "", json: flags.Json = False) -> None:
     from edgekd.cli import session, targets
     from edgekd.stages.catalog import EXPORT
 
-    found = targets.find_run(run, EXPORT)
-    with session.locked_run(found):
-        recipe = pipeline.open_recipe(found)
-        pipeline.RunStatus(found, recipe).require(EXPORT)
-        removed = pipeline.prune(found)
+    run_dir = targets.find_run(run, EXPORT)
+    with session.locked_run(run_dir):
+        recipe = pipeline.open_recipe(run_dir)
+        pipeline.RunStatus(run_dir, recipe).require(EXPORT)
+        removed = pipeline.prune(run_dir)
     if json:
-        console.print_json({"run": found.name, "removed": removed})
+        console.print_json({"run": run_dir.name, "removed": removed})
     headline = f"removed {', '.join(removed) or 'nothing: already pruned'}"
-    console.closing("nothing", headline, f"edgekd bench {targets.run_argument(found)}")
+    console.closing("nothing", headline, f"edgekd bench {targets.run_argument(run_dir)}")

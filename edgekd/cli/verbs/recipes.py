@@ -44,8 +44,8 @@ def _check(file: Path, methods: dict[str, Path], *, json: bool) -> None:
         console.print_toml(recipe.to_toml(resolved))
     headline, following = f"{file} is valid", f"edgekd run {targets.path_argument(file)}"
     if not resolved.teacher.file:
-        known = methods.get(file.stem)
-        unchanged = known is not None and known.read_bytes() == file.read_bytes()
+        preset = methods.get(file.stem)
+        unchanged = preset is not None and preset.read_bytes() == file.read_bytes()
         headline += " and names no teacher; a method's keys belong into the [method] table of a recipe"
         following = f"edgekd distill TEACHER --method {file.stem}" if unchanged else "edgekd recipes --copy quickstart"
     console.closing("nothing", headline, following)

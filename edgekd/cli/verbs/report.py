@@ -13,13 +13,15 @@ def report(run: flags.RunArgument = "", json: flags.Json = False) -> None:
     from edgekd.cli import lines, targets
     from edgekd.stages.catalog import INGEST
 
-    found = targets.find_run(run, INGEST)  # without its lock: it may be busy
+    run_dir = targets.find_run(run, INGEST)  # without its lock: it may be busy
     from edgekd.stages.report import print_summary, write_report
 
-    summary = write_report(found)
+    summary = write_report(run_dir)
     if json:
         console.print_json(summary.to_json())
     else:
         print_summary(summary)
     headline = lines.data_free_warning(summary.data_free) + (summary.verdict or "no latency measured yet")
-    console.closing(f"{found.stage('report')}/report.html", headline, f"edgekd status {targets.run_argument(found)}")
+    console.closing(
+        f"{run_dir.stage('report')}/report.html", headline, f"edgekd status {targets.run_argument(run_dir)}"
+    )

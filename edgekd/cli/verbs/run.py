@@ -38,12 +38,17 @@ def run(
     approval.approve_typed(changed)
     file = recipe if recipe.is_file() else recipes_folder() / f"{recipe}.toml"
     loaded = load(file if file.is_file() else recipe)
-    wanted = with_changes(_beside(loaded, file.parent), changed)
-    made = targets.named_run(run) if run else targets.run_called(wanted.name or file.stem)
-    needed = (wanted.student.weights, wanted.pixels.classes, wanted.export.calibrate_on_real, data or wanted.eval.data)
-    source = Path(wanted.teacher.file)
+    resolved = with_changes(_beside(loaded, file.parent), changed)
+    made = targets.named_run(run) if run else targets.run_called(resolved.name or file.stem)
+    needed = (
+        resolved.student.weights,
+        resolved.pixels.classes,
+        resolved.export.calibrate_on_real,
+        data or resolved.eval.data,
+    )
+    source = Path(resolved.teacher.file)
     with session.locked_run(made, max_seconds=max_seconds, fresh=fresh, teacher=source, needed=needed) as stop:
-        adopted = pipeline.adopt(made, settle.with_kept_answers(made, wanted))
+        adopted = pipeline.adopt(made, settle.with_kept_answers(made, resolved))
         approval.approve(made, adopted)
         session.read_teacher(made, adopted, stop, data or adopted.eval.data)
         adopted, size = settle.student(made, adopted, stop)

@@ -15,16 +15,16 @@ def select(run: flags.RunArgument = "", trust_code: flags.TrustCode = None, json
     from edgekd.run.cards.judged import SelectionCard
     from edgekd.stages.catalog import DISTILL, SELECT
 
-    found = targets.find_run(run, DISTILL)
-    with session.locked_run(found) as stop:
-        recipe = pipeline.open_recipe(found)
-        pipeline.RunStatus(found, recipe).require(DISTILL)
-        approval.approve(found, recipe)
-        pipeline.advance(found, recipe, SELECT, stop=stop)
-    selection = found.read(SelectionCard)
+    run_dir = targets.find_run(run, DISTILL)
+    with session.locked_run(run_dir) as stop:
+        recipe = pipeline.open_recipe(run_dir)
+        pipeline.RunStatus(run_dir, recipe).require(DISTILL)
+        approval.approve(run_dir, recipe)
+        pipeline.advance(run_dir, recipe, SELECT, stop=stop)
+    selection = run_dir.read(SelectionCard)
     if json:
-        console.print_json({"run": found.name, **selection.to_json()})
+        console.print_json({"run": run_dir.name, **selection.to_json()})
     best = next(candidate for candidate in selection.candidates if candidate.name == selection.chosen)
     headline = f"{selection.chosen}: {best.agreement:.2%} synthetic agreement (not accuracy)"
-    following = f"edgekd export {targets.run_argument(found)} --int8"
-    console.closing(f"{found.stage('select')}/student.safetensors", headline, following)
+    following = f"edgekd export {targets.run_argument(run_dir)} --int8"
+    console.closing(f"{run_dir.stage('select')}/student.safetensors", headline, following)

@@ -23,9 +23,9 @@ def status(run: flags.RunArgument = "", json: flags.Json = False) -> None:
     from edgekd.run.unreadable import UnreadableFiles
     from edgekd.stages.catalog import INGEST
 
-    found = targets.find_run(run, INGEST)  # without its lock: it may be busy
-    recipe = pipeline.open_recipe(found)
-    standing = pipeline.RunStatus(found, recipe)
+    run_dir = targets.find_run(run, INGEST)  # without its lock: it may be busy
+    recipe = pipeline.open_recipe(run_dir)
+    standing = pipeline.RunStatus(run_dir, recipe)
     stages: list[dict[str, Any]] = []
     for stage in standing.stages:
         try:
@@ -35,8 +35,8 @@ def status(run: flags.RunArgument = "", json: flags.Json = False) -> None:
             state, reason = "open", f"{error.filename} cannot be read ({error.strerror})"
             console.warn(f"{reason}.")
         stages.append({"stage": stage.name, "state": state, "reason": reason})
-    last = UnreadableFiles().unless(_last_step, found)
-    result: dict[str, Any] = {"run": found.name, "data_free": found.data_free(), "stages": stages, "step": last}
+    last = UnreadableFiles().unless(_last_step, run_dir)
+    result: dict[str, Any] = {"run": run_dir.name, "data_free": run_dir.data_free(), "stages": stages, "step": last}
     result["steps"] = recipe.method.steps or None
     if json:
         console.print_json(result)
@@ -44,8 +44,8 @@ def status(run: flags.RunArgument = "", json: flags.Json = False) -> None:
         rows = [(entry["stage"], entry["state"], entry["reason"] or "") for entry in stages]
         console.print_table(("stage", "state", "why"), rows)
     open_stages = [stage for stage, entry in zip(standing.stages, stages, strict=True) if entry["state"] != "done"]
-    report = f"edgekd report {targets.run_argument(found)}"
-    following = _making(found, recipe, open_stages[0]) if open_stages else report
+    report = f"edgekd report {targets.run_argument(run_dir)}"
+    following = _making(run_dir, recipe, open_stages[0]) if open_stages else report
     headline = (
         lines.data_free_warning(result["data_free"]) + f"{len(stages) - len(open_stages)} of {len(stages)} stages done"
     )

@@ -56,12 +56,12 @@ def students(
     from edgekd.bench.sized_students import size_up, time_each
 
     machine.use_threads(min(threads, cpus.usable_threads()))  # here; the runtime gets those that were asked for
-    found = size_up(names or registry.student_names(), shape, classes)
+    listed = size_up(names or registry.student_names(), shape, classes)
     if measure:
         with graceful() as stop, device.measurer_on(host, stop) as (measurer, runtime):
-            found = time_each(found, shape, classes, stop=stop, threads=threads, measurer=measurer, runtime=runtime)
+            listed = time_each(listed, shape, classes, stop=stop, threads=threads, measurer=measurer, runtime=runtime)
     if json:
-        rows = [one.to_json(budget_ms) for one in found]
+        rows = [student.to_json(budget_ms) for student in listed]
         facts: dict[str, object] = {"threads": threads, "budget_ms": budget_ms} if measure else {}
         facts |= {"target": host.address} if host is not None else {}
         console.print_json({"input": input_shape, "classes": classes, **facts, "students": rows})
@@ -70,39 +70,39 @@ def students(
         if measure:
             title += f"; latency is of FP32, untrained, batch 1, threads {threads} (INT8 is not timed here)"
             title += "" if host is None else f"; on {host.address}"
-        _print(found, title, measure, budget_ms)
-    doubtful = [one for one in found if one.warnings]
+        _print(listed, title, measure, budget_ms)
+    doubtful = [student for student in listed if student.warnings]
     if doubtful:
-        console.warn(f"{len(doubtful)} of {len(found)} measurements are in doubt: {doubtful[0].warnings[0]}")
-    usable = [one for one in found if one.reason is None]
+        console.warn(f"{len(doubtful)} of {len(listed)} measurements are in doubt: {doubtful[0].warnings[0]}")
+    usable = [student for student in listed if student.reason is None]
     if not usable:
         raise UsageError(f"none of these students can be built for {input_shape} and {classes} classes.")
     headline, following = f"{len(usable)} students for {input_shape}", "NAME"
     if budget_ms is not None:
-        fitting = [one for one in usable if one.fits(budget_ms)]
+        fitting = [student for student in usable if student.fits(budget_ms)]
         headline = f"{len(fitting)} of {len(usable)} students for {input_shape} fit {budget_ms:g} ms"
         following = f"auto --budget-ms {budget_ms:g}"
     console.closing("nothing", headline, f"edgekd distill TEACHER --student {following}")
 
 
-def _print(found: Sequence[SizedStudent], title: str, measured: bool, budget_ms: float | None) -> None:
+def _print(listed: Sequence[SizedStudent], title: str, measured: bool, budget_ms: float | None) -> None:
     columns = ["student", "parameters", "MACs", "FP32 kB", "INT8 kB"]
     columns += ["p50 ms"] if measured else []
     columns += [f"fits {budget_ms:g} ms"] if budget_ms is not None else []
     rows = []
-    for one in found:
-        cells = [one.name, *_sizes(one)]
-        cells += [UNKNOWN if one.latency_ms is None else f"{one.latency_ms:.3f}"] if measured else []
-        cells += [{True: "yes", False: "no", None: UNKNOWN}[one.fits(budget_ms)]] if budget_ms is not None else []
+    for student in listed:
+        cells = [student.name, *_sizes(student)]
+        cells += [UNKNOWN if student.latency_ms is None else f"{student.latency_ms:.3f}"] if measured else []
+        cells += [{True: "yes", False: "no", None: UNKNOWN}[student.fits(budget_ms)]] if budget_ms is not None else []
         rows.append(cells)
     console.print_table(columns, rows, title=title)
-    for one in found:
-        if one.reason is not None:
-            console.warn(one.reason)
+    for student in listed:
+        if student.reason is not None:
+            console.warn(student.reason)
 
 
-def _sizes(one: SizedStudent) -> list[str]:
-    if one.size is None:
+def _sizes(student: SizedStudent) -> list[str]:
+    if student.size is None:
         return [UNKNOWN] * 4
-    kilobytes = (f"{n / 1000:.0f}" for n in (one.size.fp32_bytes, one.size.int8_bytes))
-    return [f"{one.size.parameters:,}", f"{one.size.macs:,}", *kilobytes]
+    kilobytes = (f"{n / 1000:.0f}" for n in (student.size.fp32_bytes, student.size.int8_bytes))
+    return [f"{student.size.parameters:,}", f"{student.size.macs:,}", *kilobytes]

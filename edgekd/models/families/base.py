@@ -110,8 +110,8 @@ def activation_option(usual: str = "relu") -> Option:
 
 def _early_strides(_spec: ArchSpec, shape: Shape) -> Unseen:
     drop = stems.early_strides_to_drop(shape)
-    kept = "as published" if drop == 0 else f"the first {drop} left out, for small images"
-    return Unseen("early strides", kept, "1" if drop == 0 else "0")
+    strides = "as published" if drop == 0 else f"the first {drop} left out, for small images"
+    return Unseen("early strides", strides, "1" if drop == 0 else "0")
 
 
 DROP_STRIDES = Option(("0", "1", "2"), _early_strides)

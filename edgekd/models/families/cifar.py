@@ -29,8 +29,8 @@ def _make_resnet(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
 
 
 def _recognize_resnet(name: str) -> str | None:
-    found = re.fullmatch(r"resnet[-_]?(\d+)", name.lower())
-    depth = int(found[1]) if found else 0
+    match = re.fullmatch(r"resnet[-_]?(\d+)", name.lower())
+    depth = int(match[1]) if match else 0
     return f"resnet{depth}" if depth % 6 == 2 and 8 <= depth <= 1202 else None
 
 
@@ -50,10 +50,10 @@ def _make_wide(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
 
 
 def _recognize_wide(name: str) -> str | None:
-    found = re.fullmatch(r"(?:wrn|wideresnet)[-_]?(\d+)[-_](\d+)", name.lower())
-    if found is None:
+    match = re.fullmatch(r"(?:wrn|wideresnet)[-_]?(\d+)[-_](\d+)", name.lower())
+    if match is None:
         return None
-    depth, widen = int(found[1]), int(found[2])
+    depth, widen = int(match[1]), int(match[2])
     if depth < 10 or (depth - 4) % 6 or not 1 <= widen <= 64:
         raise UsageError(f"wrn-D-K needs a depth of 6n+4 (10, 16, 22, 28, 40) and K of 1 to 64, not {name}.")
     return f"wrn-{depth}-{widen}"

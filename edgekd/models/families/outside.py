@@ -57,8 +57,8 @@ def _make_own(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
             accepted = inspect.signature(factory).parameters
             offered = {"input_shape": input_shape, "classes": classes, "num_classes": classes}
             takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
-            wanted = {*accepted, "num_classes"} if takes_any else set(accepted)  # torchvision's take **kwargs
-            net = factory(**{key: value for key, value in offered.items() if key in wanted})
+            parameters = {*accepted, "num_classes"} if takes_any else set(accepted)  # torchvision's take **kwargs
+            net = factory(**{key: value for key, value in offered.items() if key in parameters})
         except (Exception, SystemExit) as error:  # the user's own code may raise anything, or parse arguments
             what = f"{type(error).__name__}: {first_line(error)}.{imports.unapproved(error)}"
             raise UsageError(f"{spec} cannot be built: {what}") from error

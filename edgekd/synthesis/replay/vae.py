@@ -132,40 +132,40 @@ class VaeReplay(Replay):
         """Make one update on novel images and rehearsed ones."""
         self.vae.train()
         self.optimizer.zero_grad()
-        images, known = novel[: self.table.novel], [seen.first(self.table.novel)]
+        images, observed = novel[: self.table.novel], [seen.first(self.table.novel)]
         if self.table.rehearsed and self.updates:
             noise = draws.normal(step, "rehearse", self.table.rehearsed, self.vae.latent)
             rehearsed = self.decode(self._codes(noise, leak=self.table.decoder_leak))
             images = torch.cat([images, rehearsed])
             with torch.no_grad():
-                known.append(self.teacher.observe(rehearsed))
-        logits = torch.cat([part.logits for part in known])
+                observed.append(self.teacher.observe(rehearsed))
+        logits = torch.cat([part.logits for part in observed])
         with self.precision():
             noise = draws.normal(step, "reparametrise", len(images), self.vae.latent)
             code, mean, log_variance = self.vae.encode(images, noise)
             reconstruction = self.vae.decoder(code)
-        found = self.teacher.observe(reconstruction)
+        outputs = self.teacher.observe(reconstruction)
         parts = {
             "pixel": F.l1_loss(reconstruction, images),
-            "response": F.l1_loss(found.logits, logits),
+            "response": F.l1_loss(outputs.logits, logits),
             "kl": losses.kl_to_standard_normal(mean, log_variance),
         }
         if self.table.feature:
-            parts["feature"] = F.l1_loss(found.features, torch.cat([part.features for part in known]))
+            parts["feature"] = F.l1_loss(outputs.features, torch.cat([part.features for part in observed]))
         total = torch.stack([getattr(self.table, name) * value for name, value in parts.items()]).sum()
         total.backward()
         self.optimizer.step()
         self.vae.remember_codes(mean.detach(), log_variance.detach())
         self.updates += 1
-        self._judge(found.logits.detach(), logits)
+        self._judge(outputs.logits.detach(), logits)
         return parts
 
     def _judge(self, reconstructed: Tensor, original: Tensor) -> None:
         """Follow the share of reconstructions that keep the teacher's answer, and open the gate once."""
         if self.open:
             return
-        kept = (reconstructed.argmax(1) == original.argmax(1)).float().mean().item()
-        self.kept_answers = GATE_DECAY * self.kept_answers + (1 - GATE_DECAY) * kept
+        agreement = (reconstructed.argmax(1) == original.argmax(1)).float().mean().item()
+        self.kept_answers = GATE_DECAY * self.kept_answers + (1 - GATE_DECAY) * agreement
         self.open = self.kept_answers >= self.table.gate
 
     def size_bytes(self) -> int:
