@@ -37,7 +37,7 @@ def test_a_message_is_one_line_on_stderr_as_it_was_given(
     assert err == f"{start}{LONG}\n"
 
 
-def test_names_from_files_cannot_write_lines_or_colours(capsys: Streams) -> None:
+def test_names_from_files_cannot_write_lines_or_colors(capsys: Streams) -> None:
     hostile = "no layer x\n\x1b[31merror: fine\u202e"
     for print_it in (console.say, console.warn, console.error):
         print_it(hostile)

@@ -249,13 +249,13 @@ def test_int8_files_are_compared_by_what_they_are_calibrated_on_and_the_rest_is_
     assert (found["test_set"], found["test_images"]) == ("set/test", 10)
     assert 0 <= found["fp32_right"] <= 10
     rows = {(row["calibration"], row["flavour"]): row for row in found["rows"]}
-    flavours = ("cpu-x86", "cpu-arm", "trt", "trt-fp16")
-    assert set(rows) == {(s, f) for s in ("replay", "noise", "batchnorm", "oracle") for f in flavours}
+    flavors = ("cpu-x86", "cpu-arm", "trt", "trt-fp16")
+    assert set(rows) == {(s, f) for s in ("replay", "noise", "batchnorm", "oracle") for f in flavors}
     assert len(found["rows"]) == 16
-    for (source, flavour), row in rows.items():
+    for (source, flavor), row in rows.items():
         assert {"cpu", "int8_instructions", "onnxruntime"} <= set(row)
         assert row["accuracy"] == row["right"] / 10
-        saturates = flavour == "cpu-x86" and this_machine().x86 and not row["int8_instructions"]
+        saturates = flavor == "cpu-x86" and this_machine().x86 and not row["int8_instructions"]
         assert (row["right_default_mode"] is not None) == saturates
         distance = row.get("batchnorm_distance")
         assert (distance is not None) == (source == "batchnorm")

@@ -76,10 +76,10 @@ def _speed(row: Row, reference: Row) -> str:
 
 def _slower_int8(compared: Sequence[Row], best: Row) -> str:
     """Return a clause about the fastest INT8 row where another precision beats it: who quantised wants to know."""
-    quantised = [row for row in compared if row.kind.startswith("int8")]
-    if not quantised or best in quantised:
+    quantized = [row for row in compared if row.kind.startswith("int8")]
+    if not quantized or best in quantized:
         return ""
-    row = min(quantised, key=lambda row: row.p50_ms)
+    row = min(quantized, key=lambda row: row.p50_ms)
     if row.p50_ms < best.p50_ms * (1 + WORTH_NAMING):
         return ""
     return f"; {_label(row)} is slower here: {row.p50_ms:.3g} ms against {best.p50_ms:.3g} ms"

@@ -30,8 +30,20 @@ from edgekd.errors import EdgekdError, MachineError, UsageError
 from edgekd.text import visible
 
 VERBS = (
-    *(distill, ingest, run, select, export, bench, bundle, eval_),
-    *(status, report, prune, doctor, students, recipes),
+    distill,
+    ingest,
+    run,
+    select,
+    export,
+    bench,
+    bundle,
+    eval_,
+    status,
+    report,
+    prune,
+    doctor,
+    students,
+    recipes,
 )
 
 app = typer.Typer(

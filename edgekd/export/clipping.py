@@ -11,7 +11,7 @@ from edgekd import console
 from edgekd.errors import InputFileError
 from edgekd.export.graph import clip_bounds, constants, producers, read_model
 from edgekd.export.int8 import QuantizationPlan
-from edgekd.export.quantize import FLAVOURS, Flavour, activation_limits
+from edgekd.export.quantize import FLAVORS, Flavor, activation_limits
 from edgekd.export.ranges import CLIPPING_OPS, Batches, Ranges, clipped_values
 from edgekd.export.samples import of_images, uint8_input
 from edgekd.recipe import Recipe
@@ -25,22 +25,22 @@ def clipping(plan: QuantizationPlan, batches: Batches) -> ClippingPart:
 
     What is outside by less than half a step moves no more than rounding moves what is inside.
     """
-    return clipping_of(plan.source, plan.build(), plan.flavour, plan.used_ranges, plan.method, batches)
+    return clipping_of(plan.source, plan.build(), plan.flavor, plan.used_ranges, plan.method, batches)
 
 
 def clipping_of(
     source: Path | ModelProto,
-    quantised: Path | ModelProto,
-    flavour: Flavour,
+    quantized: Path | ModelProto,
+    flavor: Flavor,
     ranges: Ranges,
     method: str,
     batches: Batches,
 ) -> ClippingPart:
     """Measure how far ranges clip the activations of `source` that the file `quantised` made of it quantises."""
     model = read_model(source)
-    limits = activation_limits(flavour, ranges, method)
-    names = quantized_activations(model, read_model(quantised), limits)
-    half = {name: (limits[name][1] - limits[name][0]) / flavour.steps / 2 for name in names}
+    limits = activation_limits(flavor, ranges, method)
+    names = quantized_activations(model, read_model(quantized), limits)
+    half = {name: (limits[name][1] - limits[name][0]) / flavor.steps / 2 for name in names}
     reach = {name: (limits[name][0] - half[name], limits[name][1] + half[name]) for name in names}
     counts = clipped_values(model, reach, batches)
     outside, total = sum(clipped for clipped, _ in counts.values()), sum(of for _, of in counts.values())
@@ -48,21 +48,21 @@ def clipping_of(
     return ClippingPart(overall=outside / max(total, 1), tensors=tensors)
 
 
-def quantized_activations(source: ModelProto, quantised: ModelProto, names: Iterable[str]) -> list[str]:
+def quantized_activations(source: ModelProto, quantized: ModelProto, names: Iterable[str]) -> list[str]:
     """Return the activations of `source` with a known range that `quantised` rounds, in graph order.
 
     Where the quantiser dropped a Relu or Clip because the range does its work, the activation is what came out of it.
     """
     tensors = [info.name for info in source.graph.input] + [name for node in source.graph.node for name in node.output]
-    makers, names = producers(quantised), set(names)
+    makers, names = producers(quantized), set(names)
 
     def own_name(tensor: str) -> str:
         while tensor not in tensors and tensor in makers and makers[tensor].op_type == "Cast":
             tensor = makers[tensor].input[0]  # the input of a float16 file
         return tensor
 
-    read = {node.input[0] for node in quantised.graph.node if node.op_type == "QuantizeLinear"}
-    rounded = {own_name(tensor) for tensor in read - set(constants(quantised))}
+    read = {node.input[0] for node in quantized.graph.node if node.op_type == "QuantizeLinear"}
+    rounded = {own_name(tensor) for tensor in read - set(constants(quantized))}
     for node in source.graph.node:
         if node.op_type in CLIPPING_OPS and node.input[0] in rounded and node.output[0] in names:
             rounded.add(node.output[0])
@@ -90,12 +90,12 @@ def measure_clipping(run_dir: RunDir, recipe: Recipe, images: RealImages) -> dic
     by_file: dict[str, ClippedPart] = {}
     for name in names:
         made = decided[name]
-        if made.flavour not in FLAVOURS or made.method is None or made.headroom is None or made.clipping is None:
+        if made.flavor not in FLAVORS or made.method is None or made.headroom is None or made.clipping is None:
             raise InputFileError(f"{folder / AgreementCard.file} does not say how {name} was made; export it again.")
         measured = None
         if name not in calibration.fine_tuned:
             ranges = seen.widened(made.headroom, bounds)
-            measured = clipping_of(source, folder / name, FLAVOURS[made.flavour], ranges, made.method, batches)
+            measured = clipping_of(source, folder / name, FLAVORS[made.flavor], ranges, made.method, batches)
         by_file[name] = ClippedPart(method=made.method, held_out=made.clipping, images=measured)
     return by_file
 

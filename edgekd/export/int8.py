@@ -18,7 +18,7 @@ from onnx import ModelProto
 from edgekd.export.fidelity import TOLERANCE_FP32, Agreement, agreement
 from edgekd.export.graph import clip_bounds, read_model, with_moved_biases
 from edgekd.export.ort_session import all_logits
-from edgekd.export.quantize import Flavour, compute_nodes, float_stem, quantize
+from edgekd.export.quantize import Flavor, compute_nodes, float_stem, quantize
 from edgekd.export.ranges import METHODS, Batches, Ranges
 from edgekd.run.cards.exported import QualityPart, RemedyFactsPart, RemedyPart
 
@@ -55,12 +55,12 @@ class HeldOut:
         """Take the reference from the float32 model itself."""
         return cls(batches, all_logits(source, batches()))
 
-    def measure(self, model: Path | ModelProto, flavour: Flavour, *, default_kernels: bool = False) -> Quality:
+    def measure(self, model: Path | ModelProto, flavor: Flavor, *, default_kernels: bool = False) -> Quality:
         """Run an INT8 model of a flavour in ONNX Runtime on the CPU and compare it with the reference.
 
         Its products are exact on every CPU, unless ONNX Runtime's `default_kernels` are asked for.
         """
-        answers = all_logits(model, self.batches(), kind=flavour.kind, default_kernels=default_kernels)
+        answers = all_logits(model, self.batches(), kind=flavor.kind, default_kernels=default_kernels)
         agreed = agreement(self.reference, answers, self.tolerance)
         if not np.isfinite(answers).all():
             return Quality(math.inf, agreed)
@@ -76,7 +76,7 @@ class QuantizationPlan:
     """How one INT8 file is made of a float32 model, whose activations `ranges` are of."""
 
     source: ModelProto
-    flavour: Flavour
+    flavor: Flavor
     ranges: Ranges
     method: str
     headroom: float = 1.0
@@ -93,7 +93,7 @@ class QuantizationPlan:
     def build(self) -> ModelProto:
         """Return the INT8 model."""
         source = with_moved_biases(self.source, self.bias_shifts) if self.bias_shifts else self.source
-        return quantize(source, self.flavour, self.used_ranges, self.method, float_nodes=self.float_nodes)
+        return quantize(source, self.flavor, self.used_ranges, self.method, float_nodes=self.float_nodes)
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Remedy:
 
 def choose_ranges(
     source: Path | ModelProto,
-    flavour: Flavour,
+    flavor: Flavor,
     ranges: Ranges,
     held_out: HeldOut,
     *,
@@ -138,18 +138,18 @@ def choose_ranges(
     """
     model = read_model(source)
     plain = QuantizationPlan(
-        model, flavour, ranges, "absmax", float_nodes=float_stem(model) if flavour.float_stem else ()
+        model, flavor, ranges, "absmax", float_nodes=float_stem(model) if flavor.float_stem else ()
     )
     for headroom in headrooms:
         qualities = {
-            method: held_out.measure(replace(plain, method=method, headroom=headroom).build(), flavour)
+            method: held_out.measure(replace(plain, method=method, headroom=headroom).build(), flavor)
             for method in METHODS
         }
         good = [method for method in METHODS if qualities[method].agreement.share >= target]
         if good:
             break
     best = min(good or METHODS, key=lambda method: qualities[method].loss)
-    before = qualities["absmax"] if headroom == plain.headroom else held_out.measure(plain.build(), flavour)
+    before = qualities["absmax"] if headroom == plain.headroom else held_out.measure(plain.build(), flavor)
     losses = {method: _option_value(quality.loss) for method, quality in qualities.items()}
     details = RemedyFactsPart(method=best, headroom=headroom, losses=losses)
     return Remedy("ranges", replace(plain, method=best, headroom=headroom), before, qualities[best], True, details)
@@ -161,8 +161,8 @@ def layer_sensitivity(plan: QuantizationPlan, held_out: HeldOut) -> dict[str, fl
     for node in compute_nodes(plan.source):
         if node in plan.float_nodes:
             continue
-        alone = quantize(plan.source, plan.flavour, ranges, plan.method, only_nodes=(node,))
-        losses[node] = held_out.measure(alone, plan.flavour).loss
+        alone = quantize(plan.source, plan.flavor, ranges, plan.method, only_nodes=(node,))
+        losses[node] = held_out.measure(alone, plan.flavor).loss
     return dict(sorted(losses.items(), key=lambda pair: -pair[1]))
 
 
@@ -185,13 +185,13 @@ def leave_worst_in_float(
             tenth makes a file that is not really INT8.
     """
     built = plan.build()
-    before = after = held_out.measure(built, plan.flavour)
+    before = after = held_out.measure(built, plan.flavor)
     best, size = plan, built.ByteSize()
     for count in _growing(max(1, int(len(sensitivity) * max_share))):
         if after.agreement.share >= target:
             break
         candidate = replace(plan, float_nodes=(*plan.float_nodes, *list(sensitivity)[:count]))
-        quality = held_out.measure(candidate.build(), plan.flavour)
+        quality = held_out.measure(candidate.build(), plan.flavor)
         if (quality.agreement.share, -quality.loss) > (after.agreement.share, -after.loss):
             best, after = candidate, quality
     left = {node: _option_value(sensitivity[node]) for node in best.float_nodes if node in sensitivity}

@@ -24,7 +24,7 @@ from edgekd.export.int8 import (
     leave_worst_in_float,
 )
 from edgekd.export.ort_session import open_session
-from edgekd.export.quantize import Flavour
+from edgekd.export.quantize import Flavor
 from edgekd.export.ranges import Batches, Ranges
 from edgekd.run.cards.exported import AgreementPart, ClippingPart, Int8Part, IntegerNodesPart, RemedyFactsPart
 
@@ -69,7 +69,7 @@ class Int8Result:
         return Int8Part(
             passed=reason is None,
             reason=reason,
-            flavour=self.plan.flavour.name,
+            flavor=self.plan.flavor.name,
             method=self.plan.method,
             headroom=self.plan.headroom,
             left_in_float=list(self.plan.float_nodes),
@@ -84,7 +84,7 @@ class Int8Result:
 
 def quantize_keeping_answers(
     source: Path | ModelProto,
-    flavour: Flavour,
+    flavor: Flavor,
     ranges: Ranges,
     held_out: HeldOut,
     calibration: Batches,
@@ -97,7 +97,7 @@ def quantize_keeping_answers(
 
     Args:
         source: the float32 model.
-        flavour: one of `quantize.FLAVOURS`.
+        flavor: one of `quantize.FLAVOURS`.
         ranges: of its activations over `calibration`.
         held_out: samples that decide, disjoint from `calibration`.
         calibration: the samples that `ranges` are of, for bias correction.
@@ -107,7 +107,7 @@ def quantize_keeping_answers(
     """
 
     def untrained(source: Path | ModelProto, ranges: Ranges) -> list[Remedy]:
-        chosen = choose_ranges(source, flavour, ranges, held_out, headrooms=headrooms, target=target)
+        chosen = choose_ranges(source, flavor, ranges, held_out, headrooms=headrooms, target=target)
         return _with_remedies(chosen, held_out, calibration, target)
 
     steps = untrained(source, ranges)
@@ -152,11 +152,11 @@ _ROWS = 32
 
 def correct_bias(plan: QuantizationPlan, held_out: HeldOut, batches: Batches) -> Remedy:
     """Return the plan with corrected biases, measured on `batches` of calibration samples."""
-    quantised = plan.build()
-    errors = mean_output_errors(plan.source, quantised, batches)
+    quantized = plan.build()
+    errors = mean_output_errors(plan.source, quantized, batches)
     corrected = replace(plan, bias_shifts=errors)
-    before = held_out.measure(quantised, plan.flavour)
-    after = held_out.measure(corrected.build(), plan.flavour)
+    before = held_out.measure(quantized, plan.flavor)
+    after = held_out.measure(corrected.build(), plan.flavor)
     largest = {name: float(np.abs(error).max()) for name, error in errors.items()}
     improved = after.loss < before.loss and after.agreement.share >= before.agreement.share
     better = corrected if improved else plan
@@ -164,14 +164,14 @@ def correct_bias(plan: QuantizationPlan, held_out: HeldOut, batches: Batches) ->
 
 
 def mean_output_errors(
-    source: Path | ModelProto, quantised: Path | ModelProto, batches: Batches
+    source: Path | ModelProto, quantized: Path | ModelProto, batches: Batches
 ) -> dict[str, NDArray[np.float64]]:
     """Return, for each quantised Conv and Gemm, float minus INT8 output: its mean per output channel.
 
     Both see the activations of the float32 model `source`; `quantised` has the same node names.
     """
     model = read_model(source)
-    names = _add_quantized_twins(model, read_model(quantised))
+    names = _add_quantized_twins(model, read_model(quantized))
     session = open_session(model, as_written=True)
     outputs = [f"{name}_mean_error" for name in names]
     sums: dict[str, NDArray[np.float64]] = {}
@@ -186,12 +186,12 @@ def mean_output_errors(
     return {name: total / samples for name, total in sums.items()}
 
 
-def _add_quantized_twins(model: ModelProto, quantised: ModelProto) -> list[str]:
+def _add_quantized_twins(model: ModelProto, quantized: ModelProto) -> list[str]:
     """Put a quantised twin beside each quantised node and give out the mean difference; return the names."""
     originals = {node.name: node for node in model.graph.node}
-    makers, values = producers(quantised), constants(quantised)
+    makers, values = producers(quantized), constants(quantized)
     names = []
-    for node in quantised.graph.node:
+    for node in quantized.graph.node:
         if node.op_type not in _CORRECTED_OPS or node.name not in originals:
             continue
         sources = [makers.get(name) for name in node.input[:2]]
@@ -203,9 +203,9 @@ def _add_quantized_twins(model: ModelProto, quantised: ModelProto) -> list[str]:
 
 
 def _dequantized_weight(
-    node: NodeProto, dequantiser: NodeProto, values: dict[str, NDArray[Any]]
+    node: NodeProto, dequantizer: NodeProto, values: dict[str, NDArray[Any]]
 ) -> NDArray[np.float32]:
-    integers, scale = (values[name] for name in dequantiser.input[:2])
+    integers, scale = (values[name] for name in dequantizer.input[:2])
     shape = [1] * integers.ndim
     if scale.size > 1:
         shape[weight_axis(node, integers.ndim)] = scale.size
@@ -215,12 +215,12 @@ def _dequantized_weight(
 def _add_twin(
     model: ModelProto,
     node: NodeProto,
-    dequantiser: NodeProto,
+    dequantizer: NodeProto,
     weight: NDArray[np.float32],
     values: dict[str, NDArray[Any]],
 ) -> None:
     name = node.name
-    scale, zero_point = (values[part] for part in dequantiser.input[1:3])
+    scale, zero_point = (values[part] for part in dequantizer.input[1:3])
     parts = {"scale": scale.astype(np.float32), "zero_point": zero_point, "weight": weight}
     for part, value in parts.items():
         model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), f"{name}_twin_{part}"))

@@ -43,7 +43,7 @@ from edgekd.synthesis.teacher import Teacher
 
 _NEAR_THE_TEACHER = 0.9
 """A student that agrees less often on synthetic samples is said to need a longer training."""
-FLAVOURS_OF = {"cpu": ("cpu-x86", "cpu-arm"), "tensorrt": ("trt", "trt-fp16")}
+FLAVORS_OF = {"cpu": ("cpu-x86", "cpu-arm"), "tensorrt": ("trt", "trt-fp16")}
 
 
 @dataclass(frozen=True)
@@ -171,37 +171,41 @@ def _no_link(samples: int, tolerance: float, error: GateError) -> AgreementPart:
 
 def _write_int8(job: ExportJob, fp32: Path, held_out: Batches, numbers: ExportMetrics) -> None:
     """Write the INT8 files that keep the student's answers, and calibration.json."""
-    flavours = [quantize.FLAVOURS[name] for name in _flavours(job.table.target)]
+    flavors = [quantize.FLAVORS[name] for name in _flavors(job.table.target)]
     try:
         ranges = collect_ranges(fp32, job.calibration, threads=job.threads)
     except GateError as error:  # an activation that is not finite
-        for flavour in flavours:
-            numbers.refuse_int8(flavour.file_name, str(error))
+        for flavor in flavors:
+            numbers.refuse_int8(flavor.file_name, str(error))
         return
     judge = int8.HeldOut.of(fp32, held_out)
     fine_tune = job.fine_tuning() if job.table.qat else None
     own_ranges: dict[str, RangesPart] = {}
-    for flavour in flavours:
+    for flavor in flavors:
         job.stop.raise_if_requested("export")
-        console.say(f"export   {flavour.file_name}")
+        console.say(f"export   {flavor.file_name}")
         try:
             result = quantize_keeping_answers(
-                *(fp32, flavour, ranges, judge, job.calibration),
+                fp32,
+                flavor,
+                ranges,
+                judge,
+                job.calibration,
                 target=job.table.min_int8_agreement,
                 headrooms=int8.HEADROOMS if job.real is None else (1.0,),
                 fine_tune=fine_tune,
             )
         except GateError as error:  # no sample that could judge it, or a weight that float16 cannot hold
-            numbers.refuse_int8(flavour.file_name, str(error))
+            numbers.refuse_int8(flavor.file_name, str(error))
             continue
-        problem = _publish(result, fp32.with_name(flavour.file_name))
-        numbers.chain[f"{fp32.name} -> {flavour.file_name}"] = result.quality.agreement.to_card()
+        problem = _publish(result, fp32.with_name(flavor.file_name))
+        numbers.chain[f"{fp32.name} -> {flavor.file_name}"] = result.quality.agreement.to_card()
         default_mode = _default_mode(result, judge, published=problem is None)
         integers, clipped = _integer_nodes(result.plan), clipping(result.plan, held_out)
-        numbers.int8[flavour.file_name] = result.to_card(problem, integers, clipped, default_mode)
+        numbers.int8[flavor.file_name] = result.to_card(problem, integers, clipped, default_mode)
         numbers.failures += [problem] if problem else []
         if result.plan.ranges is not ranges:
-            own_ranges[flavour.file_name] = result.plan.ranges.to_card()
+            own_ranges[flavor.file_name] = result.plan.ranges.to_card()
     replay = ["generator"] + (["vae decoder"] if job.samples.sampler.decoder is not None else [])
     CalibrationCard(
         data_free=job.data_free,
@@ -216,7 +220,7 @@ def _write_int8(job: ExportJob, fp32: Path, held_out: Batches, numbers: ExportMe
 def _publish(result: Int8Result, path: Path) -> str | None:
     """Write one INT8 file if it passes its gates; return what is wrong otherwise."""
     model = result.plan.build()
-    for version in result.plan.flavour.tensorrt_versions:
+    for version in result.plan.flavor.tensorrt_versions:
         for violation in qdq_check.check(model, version):
             rule = f"breaks TensorRT {version}'s rule {violation.rule} at {violation.node}: {violation.message}"
             return f"{path.name} {rule}"
@@ -232,22 +236,22 @@ def _publish(result: Int8Result, path: Path) -> str | None:
 
 def _default_mode(result: Int8Result, judge: int8.HeldOut, *, published: bool) -> AgreementPart | None:
     """Return how a file for x86 agrees in ONNX Runtime's default mode, where that saturates on this CPU; say so."""
-    flavour, kept_answers = result.plan.flavour, result.quality.agreement.share
-    if flavour.kind != "int8-cpu-x86" or not ort_session.saturates():
+    flavor, kept_answers = result.plan.flavor, result.quality.agreement.share
+    if flavor.kind != "int8-cpu-x86" or not ort_session.saturates():
         return None
-    agreement = judge.measure(result.plan.build(), flavour, default_kernels=True).agreement
+    agreement = judge.measure(result.plan.build(), flavor, default_kernels=True).agreement
     if published:
-        console.say(ort_session.saturation_note(flavour.file_name, "kept answers", kept_answers, agreement.share))
+        console.say(ort_session.saturation_note(flavor.file_name, "kept answers", kept_answers, agreement.share))
     return agreement.to_card()
 
 
 def _integer_nodes(plan: int8.QuantizationPlan) -> IntegerNodesPart | None:
     """Return how much of a file runs as integers, where ONNX Runtime is to run it."""
-    if plan.flavour.for_tensorrt:
+    if plan.flavor.for_tensorrt:
         return None
-    nodes = ort_session.integer_node_share(plan.build(), arm_rules=plan.flavour.name == "cpu-arm")
+    nodes = ort_session.integer_node_share(plan.build(), arm_rules=plan.flavor.name == "cpu-arm")
     return IntegerNodesPart(integer=nodes.integer, total=nodes.total, share=nodes.share)
 
 
-def _flavours(target: str) -> list[str]:
-    return [name for kind, names in FLAVOURS_OF.items() if target in (kind, "all") for name in names]
+def _flavors(target: str) -> list[str]:
+    return [name for kind, names in FLAVORS_OF.items() if target in (kind, "all") for name in names]

@@ -27,8 +27,15 @@ PRECISION = "session.x64quantprecision"
 
 # ONNX Runtime's exceptions have no common base but Exception.
 _LOAD_ERRORS = (
-    *(states.Fail, states.InvalidArgument, states.InvalidGraph, states.InvalidProtobuf, states.NoModel),
-    *(states.NoSuchFile, states.NotImplemented, states.RuntimeException, states.EPFail),
+    states.Fail,
+    states.InvalidArgument,
+    states.InvalidGraph,
+    states.InvalidProtobuf,
+    states.NoModel,
+    states.NoSuchFile,
+    states.NotImplemented,
+    states.RuntimeException,
+    states.EPFail,
 )
 
 
@@ -45,7 +52,7 @@ class IntegerShare:
         return self.integer / self.total if self.total else 0.0
 
     @property
-    def quantised(self) -> bool:
+    def quantized(self) -> bool:
         """Return whether the file may be called INT8 on this runtime."""
         return self.share >= REALLY_INT8
 
@@ -55,7 +62,7 @@ def open_session(
     *,
     provider: str = CPU,
     threads: int = 1,
-    optimised_path: Path | None = None,
+    optimized_path: Path | None = None,
     arm_rules: bool = False,
     as_written: bool = False,
     default_kernels: bool = False,
@@ -66,7 +73,7 @@ def open_session(
         source: the model.
         provider: an execution provider of ONNX Runtime; other than on the CPU no node may fall back to it.
         threads: threads within an operator; operators run one after another.
-        optimised_path: where ONNX Runtime saves the graph it will really run.
+        optimized_path: where ONNX Runtime saves the graph it will really run.
         arm_rules: keep int8 activations int8, as on ARM; x86 otherwise turns them into uint8.
         as_written: run Q/DQ pairs one by one instead of fusing them, for files meant for TensorRT. Fusion is
             slower there, and wrong with float16 scales: ONNX Runtime 1.31 quantises the bias itself and
@@ -87,8 +94,8 @@ def open_session(
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    if optimised_path is not None:
-        options.optimized_model_filepath = str(optimised_path)
+    if optimized_path is not None:
+        options.optimized_model_filepath = str(optimized_path)
     if arm_rules:
         options.add_session_config_entry("session.qdqisint8allowed", "1")
     elif not default_kernels:  # with int8 activations it would make pairs of types that have no kernel
@@ -155,8 +162,8 @@ def all_logits(
 def integer_node_share(source: Path | ModelProto, *, arm_rules: bool = False) -> IntegerShare:
     """Count the integer compute nodes in the graph that ONNX Runtime makes of a model on this CPU."""
     with scratch.folder() as folder:
-        optimised = folder / "optimised.onnx"
-        open_session(source, optimised_path=optimised, arm_rules=arm_rules)
-        ops = [node.op_type for node in onnx.load(str(optimised)).graph.node]
+        optimized = folder / "optimised.onnx"
+        open_session(source, optimized_path=optimized, arm_rules=arm_rules)
+        ops = [node.op_type for node in onnx.load(str(optimized)).graph.node]
     integer = sum(op in INTEGER_OPS for op in ops)
     return IntegerShare(integer, integer + sum(op in FLOAT_OPS for op in ops))

@@ -34,8 +34,21 @@ from edgekd.export.graph import (
 )
 
 _FUSED = {
-    *("BatchNormalization", "Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Selu", "Softplus", "Sigmoid", "HardSigmoid"),
-    *("HardSwish", "Mish", "Tanh", "Gelu", "Erf"),
+    "BatchNormalization",
+    "Relu",
+    "Clip",
+    "LeakyRelu",
+    "PRelu",
+    "Elu",
+    "Selu",
+    "Softplus",
+    "Sigmoid",
+    "HardSigmoid",
+    "HardSwish",
+    "Mish",
+    "Tanh",
+    "Gelu",
+    "Erf",
 }
 """What fuses with the Conv before it: its BatchNorm and activation functions."""
 _ARITHMETIC = {"Add", "Sub", "Mul", "Div"}
@@ -97,16 +110,16 @@ class _View:
             tensor = self.makers[tensor].input[0]
         return tensor in self.constants
 
-    def dequantised(self, tensor: str) -> bool:
+    def dequantized(self, tensor: str) -> bool:
         """Return whether a tensor comes out of a DequantizeLinear."""
         return self.maker(tensor) == "DequantizeLinear"
 
-    def quantised_source(self, tensor: str) -> str:
+    def quantized_source(self, tensor: str) -> str:
         """Return the float tensor in front of the Q/DQ pair that makes `tensor`, or an empty string."""
-        if not self.dequantised(tensor):
+        if not self.dequantized(tensor):
             return ""
-        quantised = self.makers[tensor].input[0]
-        return self.makers[quantised].input[0] if self.maker(quantised) == "QuantizeLinear" else ""
+        quantized = self.makers[tensor].input[0]
+        return self.makers[quantized].input[0] if self.maker(quantized) == "QuantizeLinear" else ""
 
     def activates(self, node: NodeProto, name: str, source: str) -> bool:
         """Return whether a node that reads `source` as its input `name` is part of the activation function of it.
@@ -205,7 +218,7 @@ def _int8(view: _View) -> Violations:
 
 def _bias(view: _View) -> Violations:
     for node in view.nodes:
-        if node.op_type in WEIGHTED_OPS and len(node.input) > 2 and view.dequantised(node.input[2]):
+        if node.op_type in WEIGHTED_OPS and len(node.input) > 2 and view.dequantized(node.input[2]):
             yield node.name, "its bias is quantised; TensorRT wants float biases"
     for node in view.pairs:
         if view.types.get(node.input[0]) == TensorProto.INT32:
@@ -231,15 +244,15 @@ def _per_channel(view: _View) -> Violations:
 
 def _half_quantized(view: _View) -> Violations:
     for node in view.nodes:
-        if node.op_type in WEIGHTED_OPS and view.dequantised(node.input[0]) != view.dequantised(node.input[1]):
-            missing = "weight" if view.dequantised(node.input[0]) else "input"
+        if node.op_type in WEIGHTED_OPS and view.dequantized(node.input[0]) != view.dequantized(node.input[1]):
+            missing = "weight" if view.dequantized(node.input[0]) else "input"
             yield node.name, f"its {missing} is not quantised, so that it runs in float behind a conversion"
 
 
 def _activation_fusion(view: _View) -> Violations:
     for node in view.nodes:
         for name in node.input:
-            source = view.quantised_source(name)
+            source = view.quantized_source(name)
             if view.maker(source) in WEIGHTED_OPS and view.activates(node, name, source):
                 maker = view.makers[source]
                 yield node.name, f"a Q/DQ pair separates it from {maker.op_type} {maker.name}, so that they cannot fuse"
@@ -249,10 +262,10 @@ def _residual_add(view: _View) -> Violations:
     for node in view.nodes:
         if node.op_type != "Add" or any(view.is_constant(name) for name in node.input):
             continue
-        sides = [view.dequantised(name) for name in node.input]
-        sources = [view.quantised_source(name) or name for name in node.input]
+        sides = [view.dequantized(name) for name in node.input]
+        sources = [view.quantized_source(name) or name for name in node.input]
         fusible = [
-            view.maker(source) in WEIGHTED_OPS and view.dequantised(view.makers[source].input[0]) for source in sources
+            view.maker(source) in WEIGHTED_OPS and view.dequantized(view.makers[source].input[0]) for source in sources
         ]
         depths = [view.depth.get(name, 0) for name in sources]
         if all(sides):

@@ -42,7 +42,7 @@ from edgekd.export.ranges import CLIPPING_OPS, Ranges
 
 
 @dataclass(frozen=True)
-class Flavour:
+class Flavor:
     """How one kind of runtime wants its INT8."""
 
     name: str
@@ -73,26 +73,41 @@ class Flavour:
         return f"student.{self.kind}.onnx"
 
 
-FLAVOURS = {
-    flavour.name: flavour
-    for flavour in (
-        Flavour("cpu-x86", unsigned_activations=True, symmetric=False, float_stem=True),
-        Flavour("cpu-arm", unsigned_activations=False, symmetric=False),
-        Flavour("trt", unsigned_activations=False, symmetric=True, tensorrt_versions=("8.6", "10.3")),
-        Flavour("trt-fp16", unsigned_activations=False, symmetric=True, tensorrt_versions=("10.3", "11"), fp16=True),
+FLAVORS = {
+    flavor.name: flavor
+    for flavor in (
+        Flavor("cpu-x86", unsigned_activations=True, symmetric=False, float_stem=True),
+        Flavor("cpu-arm", unsigned_activations=False, symmetric=False),
+        Flavor("trt", unsigned_activations=False, symmetric=True, tensorrt_versions=("8.6", "10.3")),
+        Flavor("trt-fp16", unsigned_activations=False, symmetric=True, tensorrt_versions=("10.3", "11"), fp16=True),
     )
 }
 FP16_SCALE_OPSET = 19
 _CPU_OPS = (
-    *("Conv", "Gemm", "MatMul", "Relu", "Clip", "Sigmoid", "Add", "Mul", "Concat"),
-    *("MaxPool", "AveragePool", "GlobalAveragePool", "Reshape", "Flatten", "Transpose", "Slice", "Pad"),
+    "Conv",
+    "Gemm",
+    "MatMul",
+    "Relu",
+    "Clip",
+    "Sigmoid",
+    "Add",
+    "Mul",
+    "Concat",
+    "MaxPool",
+    "AveragePool",
+    "GlobalAveragePool",
+    "Reshape",
+    "Flatten",
+    "Transpose",
+    "Slice",
+    "Pad",
 )
 _TENSORRT_OPS = ("Conv", "Gemm", "MatMul")
 
 
 def quantize(
     source: Path | ModelProto,
-    flavour: Flavour,
+    flavor: Flavor,
     ranges: Ranges,
     method: str,
     *,
@@ -103,7 +118,7 @@ def quantize(
 
     Args:
         source: the float32 model, opset 17.
-        flavour: one of FLAVOURS.
+        flavor: one of FLAVOURS.
         ranges: of the activations of this very model.
         method: which of the candidates of `ranges` to use.
         float_nodes: names of nodes left in float.
@@ -114,18 +129,18 @@ def quantize(
     """
     model = read_model(source)
     properties = metadata(model)
-    if flavour.fp16:
+    if flavor.fp16:
         model = at_opset(model, FP16_SCALE_OPSET)
     in_float = {*float_nodes, *_outside(model)}
-    limits = activation_limits(flavour, ranges, method)
-    options: dict[str, Any] = {"ActivationSymmetric": flavour.symmetric, "WeightSymmetric": True}
-    if flavour.for_tensorrt:
+    limits = activation_limits(flavor, ranges, method)
+    options: dict[str, Any] = {"ActivationSymmetric": flavor.symmetric, "WeightSymmetric": True}
+    if flavor.for_tensorrt:
         options |= {"QuantizeBias": False, "OpTypesToExcludeOutputQuantization": list(_TENSORRT_OPS)}
         options |= {"QDQDisableWeightAdjustForInt32Bias": True}
     else:
         # The last Gemm gives float logits; 256 levels would make ties of near answers.
         options |= {"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]}
-    if flavour.fp16:
+    if flavor.fp16:
         options |= {"TensorQuantOverrides": _fp16_weight_scales(model)}
     # Tells the quantiser that shapes are inferred; it would otherwise pass the model through a temporary file.
     model = with_shapes(model)
@@ -139,43 +154,43 @@ def quantize(
         True,
         False,
         QuantType.QInt8,
-        QuantType.QUInt8 if flavour.unsigned_activations else QuantType.QInt8,
+        QuantType.QUInt8 if flavor.unsigned_activations else QuantType.QInt8,
         TensorsData(CalibrationMethod.MinMax, pairs),
         list(only_nodes),
         sorted(in_float),
-        list(_TENSORRT_OPS if flavour.for_tensorrt else _CPU_OPS),
+        list(_TENSORRT_OPS if flavor.for_tensorrt else _CPU_OPS),
         options,
     )
     try:
         quantizer.quantize_model()
     except ValueError as error:
-        raise EdgekdError(f"int8-{flavour.name}: ONNX Runtime's quantiser refused the model: {error}") from error
-    quantised: ModelProto = quantizer.model.model
-    if flavour.for_tensorrt:
-        _feed_float_nodes(quantised)
-        _quantize_one_residual_side(quantised, limits)
-    return _finished(quantised, flavour, properties)
+        raise EdgekdError(f"int8-{flavor.name}: ONNX Runtime's quantiser refused the model: {error}") from error
+    quantized: ModelProto = quantizer.model.model
+    if flavor.for_tensorrt:
+        _feed_float_nodes(quantized)
+        _quantize_one_residual_side(quantized, limits)
+    return _finished(quantized, flavor, properties)
 
 
 def quantize_to(
     source: Path | ModelProto,
     path: Path,
-    flavour: Flavour,
+    flavor: Flavor,
     ranges: Ranges,
     method: str,
     *,
     float_nodes: Collection[str] = (),
 ) -> OnnxFile:
     """Write the INT8 form of a float32 model to `path`; see `quantize`."""
-    return write_model(quantize(source, flavour, ranges, method, float_nodes=float_nodes), path)
+    return write_model(quantize(source, flavor, ranges, method, float_nodes=float_nodes), path)
 
 
-def activation_limits(flavour: Flavour, ranges: Ranges, method: str) -> dict[str, tuple[float, float]]:
+def activation_limits(flavor: Flavor, ranges: Ranges, method: str) -> dict[str, tuple[float, float]]:
     """Return (low, high) of every activation as this flavour clips it."""
-    if not flavour.symmetric:
+    if not flavor.symmetric:
         return {name: (by_method[method].low, by_method[method].high) for name, by_method in ranges.tensors.items()}
     limits = {name: by_method[method].magnitude for name, by_method in ranges.tensors.items()}
-    if flavour.fp16:
+    if flavor.fp16:
         limits = {name: 127 * float(_fp16_scale(np.array(limit / 127))) for name, limit in limits.items()}
     return {name: (-limit, limit) for name, limit in limits.items()}
 
@@ -254,15 +269,15 @@ def _quantize_one_residual_side(model: ModelProto, limits: Mapping[str, tuple[fl
     for node in [node for node in model.graph.node if node.op_type == "Add"]:
         if not all(name in depth for name in node.input):
             continue
-        quantised = [_is_dequantized(name, makers) for name in node.input]
+        quantized = [_is_dequantized(name, makers) for name in node.input]
         sources = [_before_pair(name, makers) if _is_dequantized(name, makers) else name for name in node.input]
         fusible = [_is_quantized_conv(name, makers) for name in sources]
         deeper = 0 if depth[node.input[0]] > depth[node.input[1]] else 1
         skip = sources[1 - deeper]
-        misplaced = quantised[deeper] and fusible[deeper] and depth[sources[deeper]] > depth[skip]
-        if all(quantised) or misplaced:
+        misplaced = quantized[deeper] and fusible[deeper] and depth[sources[deeper]] > depth[skip]
+        if all(quantized) or misplaced:
             node.input[deeper] = sources[deeper]
-        if not quantised[1 - deeper] and (misplaced or (any(fusible) and not any(quantised))):
+        if not quantized[1 - deeper] and (misplaced or (any(fusible) and not any(quantized))):
             if skip not in pairs:  # a skip may feed several Adds
                 pairs[skip] = _add_pair(model, skip, limits[skip][1] / 127)
             node.input[1 - deeper] = pairs[skip]
@@ -284,10 +299,10 @@ def _before_pair(tensor: str, makers: Mapping[str, NodeProto]) -> str:
 def _add_pair(model: ModelProto, tensor: str, scale: float) -> str:
     """Add a symmetric int8 Q/DQ pair on `tensor` and return the name of what comes out."""
     names = [f"{tensor}_{part}" for part in ("scale", "zero_point", "QuantizeLinear_Output", "DequantizeLinear_Output")]
-    scale_name, zero_name, quantised, restored = names
+    scale_name, zero_name, quantized, restored = names
     model.graph.initializer.append(numpy_helper.from_array(np.array(scale or 1.0, dtype=np.float32), scale_name))
     model.graph.initializer.append(numpy_helper.from_array(np.array(0, dtype=np.int8), zero_name))
-    pair = (("QuantizeLinear", tensor, quantised), ("DequantizeLinear", quantised, restored))
+    pair = (("QuantizeLinear", tensor, quantized), ("DequantizeLinear", quantized, restored))
     for op, source, target in pair:
         model.graph.node.append(make_node(op, [source, scale_name, zero_name], [target], f"{tensor}_{op}"))
     return restored
@@ -316,12 +331,12 @@ def _fp16_scale(scale: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     return rounded.astype(np.float32)
 
 
-def _finished(model: ModelProto, flavour: Flavour, properties: Mapping[str, str]) -> ModelProto:
+def _finished(model: ModelProto, flavor: Flavor, properties: Mapping[str, str]) -> ModelProto:
     standard = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     del model.opset_import[:]
     model.opset_import.add(domain="", version=standard[0])
     sort_topologically(model)
-    if flavour.fp16:
+    if flavor.fp16:
         model = to_fp16(model)
     model = with_shapes(model)
     strip_traces(model)

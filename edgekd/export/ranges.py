@@ -188,18 +188,18 @@ def _candidates(counts: NDArray[np.int64] | None, low: float, high: float) -> di
     outer = Range(min(low, 0.0), max(high, 0.0), max(-low, high, 0.0))
     if counts is None:
         return dict.fromkeys(METHODS, outer)
-    centres = low + (np.arange(BINS) + 0.5) * (high - low) / BINS
+    centers = low + (np.arange(BINS) + 0.5) * (high - low) / BINS
     candidates = {"absmax": outer}
-    order = np.argsort(np.abs(centres), kind="stable")
-    share, magnitudes = np.cumsum(counts) / counts.sum(), np.abs(centres)[order]
+    order = np.argsort(np.abs(centers), kind="stable")
+    share, magnitudes = np.cumsum(counts) / counts.sum(), np.abs(centers)[order]
     magnitude_share = np.cumsum(counts[order]) / counts.sum()
     for method, percentile in PERCENTILES.items():
         tail = (1 - percentile / 100) / 2
-        bottom = centres[min(int(np.searchsorted(share, tail)), BINS - 1)]
-        top = centres[min(int(np.searchsorted(share, 1 - tail)), BINS - 1)]
+        bottom = centers[min(int(np.searchsorted(share, tail)), BINS - 1)]
+        top = centers[min(int(np.searchsorted(share, 1 - tail)), BINS - 1)]
         size = magnitudes[min(int(np.searchsorted(magnitude_share, percentile / 100)), BINS - 1)]
         candidates[method] = _within(outer, float(bottom), float(top), float(size))
-    candidates["mse"] = _least_error(counts, centres, outer)
+    candidates["mse"] = _least_error(counts, centers, outer)
     return candidates
 
 
@@ -209,10 +209,10 @@ def _within(outer: Range, low: float, high: float, magnitude: float) -> Range:
     )
 
 
-def _least_error(counts: NDArray[np.int64], centres: NDArray[np.float64], outer: Range) -> Range:
+def _least_error(counts: NDArray[np.int64], centers: NDArray[np.float64], outer: Range) -> Range:
     """Return the ranges of least mean squared quantisation error, by coordinate descent over 60 shrinkages."""
     used = counts > 0
-    weights, values = counts[used].astype(np.float64), centres[used]
+    weights, values = counts[used].astype(np.float64), centers[used]
 
     def error(low: float, high: float, levels: int) -> float:
         step = (high - low) / levels

@@ -9,11 +9,11 @@ from edgekd.models import artefacts
 from edgekd.run.cards.teacher import PixelsCard
 from edgekd.run.directory import RunDir
 from edgekd.run.ledger import ImageAccount
-from edgekd.run.realdata import ImageFolder, RealImages, open_folder, open_unlabelled
+from edgekd.run.realdata import ImageFolder, RealImages, open_folder, open_unlabeled
 from edgekd.stopping import Stop
 
 
-def labelled(run: RunDir, data: Path, *, purpose: str, stop: Stop | None = None) -> RealImages:
+def labeled(run: RunDir, data: Path, *, purpose: str, stop: Stop | None = None) -> RealImages:
     """Open a folder with a subfolder of images for each class of the run's teacher.
 
     Raises UsageError where the run does not know its normalisation, InputFileError where the folder does not fit.
@@ -22,14 +22,14 @@ def labelled(run: RunDir, data: Path, *, purpose: str, stop: Stop | None = None)
     return _opened(run, open_folder(data, classes=classes, names=names), purpose, stop, cache=True)
 
 
-def unlabelled(
+def unlabeled(
     run: RunDir, folder: Path, *, purpose: str | None, count: int | None = None, stop: Stop | None = None
 ) -> RealImages:
     """Open images without labels, at most `count` evenly spread over the folder; without `purpose` for no ledger.
 
     Raises UsageError where the run does not know its normalisation, InputFileError where there are no images.
     """
-    return _opened(run, open_unlabelled(folder, count), purpose, stop, cache=False)
+    return _opened(run, open_unlabeled(folder, count), purpose, stop, cache=False)
 
 
 def _opened(run: RunDir, folder: ImageFolder, purpose: str | None, stop: Stop | None, *, cache: bool) -> RealImages:

@@ -61,7 +61,7 @@ class CostPlan:
         return sum(self.flops_by_part.values())
 
     @property
-    def utilisation(self) -> float:
+    def utilization(self) -> float:
         """Achieved FLOP/s over the machine's peak."""
         return self.flops_per_step / self.seconds_per_step / self.machine_peak_flops
 
@@ -85,7 +85,7 @@ class CostPlan:
             "flops_by_part": {**self.flops_by_part},
             "parameters": {**self.parameters},
             "machine_peak_flops": self.machine_peak_flops,
-            "utilisation": self.utilisation,
+            "utilisation": self.utilization,
             "eta_seconds": self.eta_seconds,
             "peak_memory_bytes": self.peak_memory_bytes,
         }

@@ -27,7 +27,15 @@ from edgekd.run.files import discard, remove
 
 LEDGER, LOCK = LedgerCard.file, ".lock"
 CONTENT = (
-    *("recipe.toml", "events.jsonl", "teacher", "init", "select", "export", "bench", "eval", "report"),
+    "recipe.toml",
+    "events.jsonl",
+    "teacher",
+    "init",
+    "select",
+    "export",
+    "bench",
+    "eval",
+    "report",
     "distill",  # last: while it is there, or not yet there, every reader knows how far the run has come
 )
 """What a run holds besides its ledger and its lock, in the order in which `--fresh` moves it."""

@@ -86,7 +86,7 @@ def _images_below(folder: Path) -> list[Path]:
     return files
 
 
-def open_unlabelled(path: Path, count: int | None = None) -> ImageFolder:
+def open_unlabeled(path: Path, count: int | None = None) -> ImageFolder:
     """List a folder's images at any depth, without labels; with `count` at most so many, evenly spread."""
     if not path.is_dir():
         raise InputFileError(f"{path} is not a folder of images.")
@@ -195,7 +195,7 @@ class RealImages:
     def __len__(self) -> int:
         return len(self.folder.files)
 
-    def normalised(self, file: Path) -> Tensor:
+    def normalized(self, file: Path) -> Tensor:
         """Return one image in the teacher's input space; a stop that was asked for is raised before it is opened."""
         self.poll()
         if self._reading is not None and not self._opened:
@@ -206,7 +206,7 @@ class RealImages:
     def load(self) -> None:
         """Decode all images now if they fit into memory, so that a damaged one is known at once."""
         if self._fits and self._cache is None:
-            self._cache = torch.stack([self.normalised(file) for file in self.folder.files])
+            self._cache = torch.stack([self.normalized(file) for file in self.folder.files])
 
     def batches(self, size: int = 250) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images, labels); images are float32 in the teacher's input space."""
@@ -217,7 +217,7 @@ class RealImages:
                 yield self._cache[start : start + size], labels
             else:
                 files = self.folder.files[start : start + size]
-                yield torch.stack([self.normalised(file) for file in files]), labels
+                yield torch.stack([self.normalized(file) for file in files]), labels
 
     def accuracy(self, logits: Callable[[Tensor], Tensor]) -> float:
         """Return the share of images whose largest logit is their label."""

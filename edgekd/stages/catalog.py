@@ -155,7 +155,7 @@ class Export(Stage):
         from edgekd.run import realdata
 
         folder, recorded_hash = Path(recipe.export.calibrate_on_real), recorded.get("calibration_images", "")
-        images = realdata.open_unlabelled(folder, recipe.export.calibration_samples) if folder.is_dir() else None
+        images = realdata.open_unlabeled(folder, recipe.export.calibration_samples) if folder.is_dir() else None
         return {"calibration_images": images.sha256() if images else recorded_hash}
 
     def run(self, execution: Execution) -> None:

@@ -59,7 +59,7 @@ def distill_student(execution: Execution) -> None:
     context = StepContext(recipe, steps, teacher, description, KeyedDraws(recipe.seed, "distill", device))
     state = build_state(context, artefacts.initial_weights(run_dir, recipe))
     book = RunLogger(
-        *(run_dir, recipe), key=execution.key, steps=steps, environment=environment, accuracy=execution.accuracy
+        run_dir, recipe, key=execution.key, steps=steps, environment=environment, accuracy=execution.accuracy
     )
     book.restore(state)
     if state.inherited and state.step == 0:

@@ -12,7 +12,7 @@ from edgekd.agent.kernels import kind_of
 from edgekd.export import ort_session
 from edgekd.export.onnx_export import Normalization
 from edgekd.models import artefacts
-from edgekd.models.images import labelled
+from edgekd.models.images import labeled
 from edgekd.recipe import Recipe
 from edgekd.run import checkpoint
 from edgekd.run.cards.judged import EvaluationCard
@@ -30,7 +30,7 @@ def evaluate(run_dir: RunDir, recipe: Recipe, data: Path, stop: Stop) -> Evaluat
     `accuracy_default_mode` is that of files in which ONNX Runtime saturates on this CPU unless asked not to.
     """
     threads = machine.use_threads(recipe.machine.threads)
-    with labelled(run_dir, data, purpose="eval", stop=stop) as images:
+    with labeled(run_dir, data, purpose="eval", stop=stop) as images:
         return _measured(run_dir, data, images, threads, stop)
 
 

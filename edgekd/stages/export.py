@@ -20,7 +20,7 @@ from edgekd.export.samples import ExportSamples, of_images, uint8_input
 from edgekd.ingestion import foreign, initial, outside_files, weights
 from edgekd.models import artefacts, registry
 from edgekd.models.description import Description
-from edgekd.models.images import unlabelled
+from edgekd.models.images import unlabeled
 from edgekd.recipe import ExportTable, Recipe
 from edgekd.run.cards.exported import AgreementCard
 from edgekd.run.cards.record import RECORD, ExportNotes, Record
@@ -179,7 +179,7 @@ def _calibration_images(
     if not table.calibrates_on_real:
         return nullcontext()
     folder = Path(table.calibrate_on_real)
-    return unlabelled(run_dir, folder, purpose=purpose, count=table.calibration_samples, stop=stop)
+    return unlabeled(run_dir, folder, purpose=purpose, count=table.calibration_samples, stop=stop)
 
 
 def _job(

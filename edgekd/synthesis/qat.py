@@ -144,15 +144,15 @@ def learning_rate_share(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / max(1.0, steps / 10)) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def target_loss(quantised: Tensor, own: Tensor, teacher: Tensor) -> Tensor:
+def target_loss(quantized: Tensor, own: Tensor, teacher: Tensor) -> Tensor:
     """Return the distance to the student's own float answers and, where it gives the same one, to the teacher's.
 
     The file is held to the student's answers: where the teacher differs, it would pull towards missing the gate.
     """
-    loss = logit_distance(quantised, own, "kl", TEMPERATURE)
+    loss = logit_distance(quantized, own, "kl", TEMPERATURE)
     same = own.argmax(1) == teacher.argmax(1)
     if same.any():
-        loss = loss + same.float().mean() * logit_distance(quantised[same], teacher[same], "kl", TEMPERATURE)
+        loss = loss + same.float().mean() * logit_distance(quantized[same], teacher[same], "kl", TEMPERATURE)
     return loss
 
 

@@ -117,7 +117,7 @@ def test_stdout_carries_replies_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["folder", "zip"])
-def test_neighbours_of_the_agent_are_not_imported(form: str, tmp_path: Path) -> None:
+def test_neighbors_of_the_agent_are_not_imported(form: str, tmp_path: Path) -> None:
     if form == "zip":
         entry = tmp_path / "agent.pyz"
         entry.write_bytes(pack.agent_zip())

@@ -161,7 +161,7 @@ def test_images_too_small_for_the_network_are_a_clear_error(here: Path) -> None:
     assert "--input CxHxW" in result.stderr
 
 
-def test_class_names_and_normalisation_are_set_and_changed_later(here: Path) -> None:
+def test_class_names_and_normalization_are_set_and_changed_later(here: Path) -> None:
     names = [f"kind {index}" for index in range(10)]
     (here / "names.txt").write_text("\n".join(names))
     result = Result("ingest", saved(weights("resnet8")), "--classes", "names.txt", "--normalize", "cifar10")

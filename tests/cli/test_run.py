@@ -62,7 +62,7 @@ def test_status_report_and_select_work_on_the_newest_run(finished: tuple[Path, R
     assert "already done" in Result("select", "toy").stderr
 
 
-def test_the_normalisation_can_be_set_later_without_distilling(finished: tuple[Path, Result], monkeypatch: Any) -> None:
+def test_the_normalization_can_be_set_later_without_distilling(finished: tuple[Path, Result], monkeypatch: Any) -> None:
     folder, _ = finished
     monkeypatch.chdir(folder)
     subprocess.run(["cp", "-r", "runs/toy", "runs/pixels"], check=True)

@@ -13,7 +13,7 @@ from edgekd.cli.targets import named_run
 from edgekd.errors import InputFileError, MachineError, UsageError
 from edgekd.run.directory import RunDir
 from edgekd.run.ledger import ImageAccount
-from edgekd.run.realdata import RealImages, open_unlabelled
+from edgekd.run.realdata import RealImages, open_unlabeled
 
 
 def publish(run: RunDir) -> None:
@@ -62,15 +62,15 @@ def test_what_was_published_before_the_refusal_stays(here: Path) -> None:
 def read(run: RunDir, folder: Path, count: int) -> None:
     """Read so many images of a folder for a run."""
     images = RealImages(
-        open_unlabelled(folder),
+        open_unlabeled(folder),
         (1, 8, 8),
         mean=(0.5,),
         std=(0.5,),
-        reading=ImageAccount(run, open_unlabelled(folder), "eval"),
+        reading=ImageAccount(run, open_unlabeled(folder), "eval"),
     )
     with images:
         for file in images.folder.files[:count]:
-            images.normalised(file)
+            images.normalized(file)
 
 
 def test_images_that_were_read_before_the_refusal_stay_in_the_ledger(

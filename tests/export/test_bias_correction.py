@@ -9,7 +9,7 @@ from edgekd.export.graph import read_model, with_moved_biases
 from edgekd.export.int8 import QuantizationPlan
 from edgekd.export.int8_chain import correct_bias, mean_output_errors
 from edgekd.export.ort_session import all_logits
-from edgekd.export.quantize import FLAVOURS, compute_nodes
+from edgekd.export.quantize import FLAVORS, compute_nodes
 from edgekd.export.ranges import Range, Ranges
 
 
@@ -24,27 +24,27 @@ def _coarse(ranges: Ranges) -> Ranges:
     )
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
-def test_correction_lowers_the_loss_of_a_biased_quantisation(flavour: str, student: Student) -> None:
-    plan = QuantizationPlan(read_model(student.path), FLAVOURS[flavour], _coarse(student.ranges), "absmax")
+@pytest.mark.parametrize("flavor", FLAVORS)
+def test_correction_lowers_the_loss_of_a_biased_quantization(flavor: str, student: Student) -> None:
+    plan = QuantizationPlan(read_model(student.path), FLAVORS[flavor], _coarse(student.ranges), "absmax")
     remedy = correct_bias(plan, student.held_out, student.calibration)
     assert remedy.after.loss < 0.7 * remedy.before.loss
     assert set(remedy.plan.bias_shifts) == set(compute_nodes(student.path))
-    assert student.held_out.measure(remedy.plan.build(), plan.flavour) == remedy.after
+    assert student.held_out.measure(remedy.plan.build(), plan.flavor) == remedy.after
     assert set(remedy.details.largest_shift) == set(compute_nodes(student.path))
 
 
 def test_a_correction_that_does_not_help_is_not_applied(student: Student) -> None:
-    plan = QuantizationPlan(read_model(student.path), FLAVOURS["trt"], student.ranges, "absmax")
+    plan = QuantizationPlan(read_model(student.path), FLAVORS["trt"], student.ranges, "absmax")
     opposite = [-batch for batch in student.calibration()]
-    for coarse in (plan, QuantizationPlan(plan.source, plan.flavour, _coarse(student.ranges), "absmax")):
+    for coarse in (plan, QuantizationPlan(plan.source, plan.flavor, _coarse(student.ranges), "absmax")):
         remedy = correct_bias(coarse, student.held_out, lambda: opposite)
         assert remedy.applied == (remedy.after.loss < remedy.before.loss)
         assert (remedy.plan is coarse) == (not remedy.applied)
 
 
 def test_the_error_of_a_layer_is_that_of_its_own_weights_and_input(student: Student) -> None:
-    plan = QuantizationPlan(read_model(student.path), FLAVOURS["trt"], student.ranges, "absmax")
+    plan = QuantizationPlan(read_model(student.path), FLAVORS["trt"], student.ranges, "absmax")
     errors = mean_output_errors(plan.source, plan.build(), student.calibration)
     # The first layer, by hand: float minus fake-quantised convolution, averaged over samples and pixels.
     first = compute_nodes(student.path)[0]
@@ -53,8 +53,8 @@ def test_the_error_of_a_layer_is_that_of_its_own_weights_and_input(student: Stud
     weight, bias = _stem(student)
     weight_scale = np.abs(weight).max((1, 2, 3), keepdims=True) / 127
     float_out = _conv(data, weight)
-    quantised_out = _conv(np.rint(data / scale) * scale, np.rint(weight / weight_scale) * weight_scale)
-    np.testing.assert_allclose(errors[first], (float_out - quantised_out).mean((0, 2, 3)), atol=1e-6)
+    quantized_out = _conv(np.rint(data / scale) * scale, np.rint(weight / weight_scale) * weight_scale)
+    np.testing.assert_allclose(errors[first], (float_out - quantized_out).mean((0, 2, 3)), atol=1e-6)
     assert bias.shape == errors[first].shape
 
 

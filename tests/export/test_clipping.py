@@ -10,13 +10,13 @@ from edgekd.export.clipping import clipping
 from edgekd.export.graph import read_model
 from edgekd.export.int8 import QuantizationPlan
 from edgekd.export.int8_chain import correct_bias
-from edgekd.export.quantize import FLAVOURS
+from edgekd.export.quantize import FLAVORS
 from edgekd.export.ranges import Range, Ranges
 
 
-@pytest.mark.parametrize("name", FLAVOURS)
+@pytest.mark.parametrize("name", FLAVORS)
 def test_every_activation_that_a_file_rounds_is_counted(name: str, student: Student) -> None:
-    plan = QuantizationPlan(read_model(student.path), FLAVOURS[name], student.ranges, "p99.9")
+    plan = QuantizationPlan(read_model(student.path), FLAVORS[name], student.ranges, "p99.9")
     found = clipping(plan, student.calibration)
     rounded = [node for node in plan.build().graph.node if node.op_type == "QuantizeLinear"]
     assert len(found.tensors) == len(rounded)
@@ -29,19 +29,19 @@ def test_moved_biases_do_not_move_what_is_counted(student: Student) -> None:
         name: {method: Range(r.low, r.high * 0.4, r.magnitude * 0.4) for method, r in methods.items()}
         for name, methods in student.ranges.tensors.items()
     }
-    plan = QuantizationPlan(read_model(student.path), FLAVOURS["trt"], Ranges(student.ranges.samples, tight), "absmax")
+    plan = QuantizationPlan(read_model(student.path), FLAVORS["trt"], Ranges(student.ranges.samples, tight), "absmax")
     remedy = correct_bias(plan, student.held_out, student.calibration)
     assert remedy.applied
     assert clipping(remedy.plan, student.calibration) == clipping(plan, student.calibration)
 
 
-@pytest.mark.parametrize("name", FLAVOURS)
+@pytest.mark.parametrize("name", FLAVORS)
 def test_what_is_less_than_half_a_step_outside_is_not_clipped(name: str, student: Student) -> None:
     """A background that is one value lies a bin outside a percentile's range, which changes nothing."""
-    step = 2 / FLAVOURS[name].steps
+    step = 2 / FLAVORS[name].steps
     methods = {"absmax": Range(-1.0, 1.0, 1.0)}
     ranges = Ranges(1, dict.fromkeys(student.ranges.tensors, methods))
-    plan = QuantizationPlan(read_model(student.path), FLAVOURS[name], ranges, "absmax")
+    plan = QuantizationPlan(read_model(student.path), FLAVORS[name], ranges, "absmax")
     shape = (1, *next(iter(student.calibration())).shape[1:])
     for steps_outside, share in ((0.4, 0.0), (0.6, 1.0)):
         batch = np.full(shape, -1 - steps_outside * step, np.float32)

@@ -17,7 +17,7 @@ from edgekd.export.fine_tuning import FineTuning
 from edgekd.export.int8 import HeldOut
 from edgekd.export.int8_chain import FINE_TUNING, quantize_keeping_answers
 from edgekd.export.onnx_export import export_fp32
-from edgekd.export.quantize import FLAVOURS
+from edgekd.export.quantize import FLAVORS
 from edgekd.export.ranges import collect_ranges
 from edgekd.export.samples import ExportSamples
 from edgekd.recipe import ExportTable
@@ -86,9 +86,9 @@ def test_fine_tuning_reaches_what_the_other_remedies_miss(tmp_path: Path) -> Non
     ranges, judge = collect_ranges(path, calibration), HeldOut.of(path, held_out)
     table = ExportTable(qat_steps=256, qat_lr=1e-4)
     tune = FineTuning(student, teacher, SHAPE, table, samples, calibration, {"edgekd.run": "toy"}, Stop())
-    flavour = FLAVOURS["cpu-x86"]
-    plain = quantize_keeping_answers(path, flavour, ranges, judge, calibration, target=TARGET)
-    tuned = quantize_keeping_answers(path, flavour, ranges, judge, calibration, target=TARGET, fine_tune=tune)
+    flavor = FLAVORS["cpu-x86"]
+    plain = quantize_keeping_answers(path, flavor, ranges, judge, calibration, target=TARGET)
+    tuned = quantize_keeping_answers(path, flavor, ranges, judge, calibration, target=TARGET, fine_tune=tune)
 
     assert [step.name for step in plain.steps] == ["ranges", "worst layers in float", "bias correction"]
     assert not plain.passed
@@ -97,7 +97,7 @@ def test_fine_tuning_reaches_what_the_other_remedies_miss(tmp_path: Path) -> Non
     last = tuned.steps[-1]
     assert (last.name, last.applied) == (FINE_TUNING, True)
     assert last.before == plain.quality
-    assert judge.measure(tuned.plan.build(), flavour) == tuned.quality, "judged against the same float32 student"
+    assert judge.measure(tuned.plan.build(), flavor) == tuned.quality, "judged against the same float32 student"
     kept = json.loads(json.dumps(last.to_card().to_json()))
     assert kept["last_loss"] < kept["first_loss"]
     assert kept["steps"][0]["remedy"] == "ranges"
@@ -116,7 +116,7 @@ def test_a_fine_tuning_that_diverges_fails_nothing_else(tmp_path: Path, monkeypa
     calibration, held_out = samples.stream("calibration", 64), samples.stream("held-out", 64)
     tune = FineTuning(student, teacher, SHAPE, ExportTable(qat_lr=1e30), samples, calibration, {}, Stop())
     ranges, judge = collect_ranges(path, calibration), HeldOut.of(path, held_out)
-    found = quantize_keeping_answers(path, FLAVOURS["trt"], ranges, judge, calibration, target=1.0, fine_tune=tune)
+    found = quantize_keeping_answers(path, FLAVORS["trt"], ranges, judge, calibration, target=1.0, fine_tune=tune)
     assert not found.passed
     assert "export.qat_lr" in found.steps[-1].to_card().to_json()["failed"]
     assert found.quality == found.steps[-2].kept

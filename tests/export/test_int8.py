@@ -22,10 +22,10 @@ from edgekd.export.int8 import (
 )
 from edgekd.export.onnx_export import export_fp32
 from edgekd.export.ort_session import all_logits
-from edgekd.export.quantize import FLAVOURS, compute_nodes
+from edgekd.export.quantize import FLAVORS, compute_nodes
 from edgekd.export.ranges import METHODS, Range, Ranges, collect_ranges
 
-X86 = FLAVOURS["cpu-x86"]
+X86 = FLAVORS["cpu-x86"]
 
 
 def _with_range(ranges: Ranges, tensor: str, factor: float) -> Ranges:
@@ -43,8 +43,8 @@ def test_loss_is_the_noise_to_signal_ratio_without_each_samples_shift(student: S
     assert np.array_equal(reference, all_logits(student.path, student.held_out.batches()))
     noise = np.random.default_rng(0).standard_normal(reference.shape).astype(np.float32) * 0.1
     shifted = HeldOut(student.held_out.batches, reference + 3 + noise)
-    centred, signal = noise - noise.mean(1, keepdims=True), reference + noise
-    expected = np.mean(centred**2) / np.mean((signal - signal.mean(1, keepdims=True)) ** 2)
+    centerd, signal = noise - noise.mean(1, keepdims=True), reference + noise
+    expected = np.mean(centerd**2) / np.mean((signal - signal.mean(1, keepdims=True)) ** 2)
     assert shifted.measure(student.path, X86).loss == pytest.approx(float(expected), rel=1e-3)
 
 
@@ -83,13 +83,13 @@ def test_the_widest_ranges_that_keep_the_target_are_taken(student: Student) -> N
 def test_only_the_x86_file_keeps_a_depthwise_stem_in_float(tmp_path: Path) -> None:
     path = export_fp32(live(small_mobilenet), SHAPE, tmp_path / "fp32.onnx").path
     ranges, held_out = collect_ranges(path, batches(samples(32))), HeldOut.of(path, batches(samples(32, key="held")))
-    for flavour in FLAVOURS.values():
-        plan = choose_ranges(path, flavour, ranges, held_out).plan
-        stem = compute_nodes(path)[: 2 if flavour is X86 else 0]
+    for flavor in FLAVORS.values():
+        plan = choose_ranges(path, flavor, ranges, held_out).plan
+        stem = compute_nodes(path)[: 2 if flavor is X86 else 0]
         assert list(plan.float_nodes) == stem
         model = plan.build()
         floats = {node.name for node in model.graph.node if node.name in compute_nodes(model)}
-        assert floats == set(stem), flavour.name
+        assert floats == set(stem), flavor.name
         assert not set(stem) & set(layer_sensitivity(plan, held_out))
 
 
@@ -114,23 +114,23 @@ def test_among_methods_that_keep_the_target_the_least_loss_wins(
     assert (found.plan.method, found.plan.headroom) == ("p99.999", 1.3)
 
 
-@pytest.mark.parametrize("flavour", ["trt", "cpu-x86"])
-def test_the_harmful_layer_is_found_and_left_in_float(flavour: str, student: Student) -> None:
+@pytest.mark.parametrize("flavor", ["trt", "cpu-x86"])
+def test_the_harmful_layer_is_found_and_left_in_float(flavor: str, student: Student) -> None:
     harmful = compute_nodes(student.path)[2]
     model = read_model(student.path)
     (tensor,) = [node.input[0] for node in model.graph.node if node.name == harmful]
-    plan = QuantizationPlan(model, FLAVOURS[flavour], _with_range(student.ranges, tensor, 150), "absmax")
+    plan = QuantizationPlan(model, FLAVORS[flavor], _with_range(student.ranges, tensor, 150), "absmax")
     sensitivity = layer_sensitivity(plan, student.held_out)
     assert set(sensitivity) == set(compute_nodes(model))
     assert list(sensitivity.values()) == sorted(sensitivity.values(), reverse=True)
     # On a CPU the layer in front shares the blame: its output is the tensor that has too few levels.
-    assert harmful in list(sensitivity)[: 1 if flavour == "trt" else 2]
+    assert harmful in list(sensitivity)[: 1 if flavor == "trt" else 2]
 
     remedy = leave_worst_in_float(plan, student.held_out, sensitivity, target=0.97, max_share=0.4)
     assert remedy.before.agreement.share < 0.97 <= remedy.after.agreement.share
     assert remedy.plan.float_nodes == tuple(list(sensitivity)[: len(remedy.plan.float_nodes)])
     assert set(remedy.to_card().to_json()["left_in_float"]) == set(remedy.plan.float_nodes)
-    assert student.held_out.measure(remedy.plan.build(), plan.flavour) == remedy.after
+    assert student.held_out.measure(remedy.plan.build(), plan.flavor) == remedy.after
 
 
 def test_nothing_is_left_in_float_when_the_target_is_met(student: Student) -> None:
@@ -142,7 +142,7 @@ def test_nothing_is_left_in_float_when_the_target_is_met(student: Student) -> No
 
 def test_no_more_than_the_allowed_share_becomes_float(student: Student) -> None:
     ruined = _with_range(student.ranges, "input", 3000)
-    plan = QuantizationPlan(read_model(student.path), FLAVOURS["trt"], ruined, "absmax")
+    plan = QuantizationPlan(read_model(student.path), FLAVORS["trt"], ruined, "absmax")
     sensitivity = dict.fromkeys(compute_nodes(student.path)[1:], 1.0)
     remedy = leave_worst_in_float(plan, student.held_out, sensitivity, target=1.0, max_share=0.5)
     assert len(remedy.plan.float_nodes) <= 2

@@ -102,7 +102,7 @@ def test_export_is_quiet_and_leaves_module_and_random_state_alone(
     assert not list(recwarn)
 
 
-def test_uint8_input_normalises_inside_the_graph(tmp_path: Path) -> None:
+def test_uint8_input_normalizes_inside_the_graph(tmp_path: Path) -> None:
     net, norm = live(Tiny), Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     file = export_fp32(net, SHAPE, tmp_path / "student.onnx", uint8_input=norm)
     (given,) = read_model(file.path).graph.input
@@ -115,7 +115,7 @@ def test_uint8_input_normalises_inside_the_graph(tmp_path: Path) -> None:
     np.testing.assert_allclose(wrapped(torch.from_numpy(pixels)).detach().numpy(), reference, atol=1e-4)
 
 
-def test_pixels_survive_normalisation_and_back() -> None:
+def test_pixels_survive_normalization_and_back() -> None:
     norm = Normalization((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     pixels = np.arange(3 * 256, dtype=np.int64).reshape(1, 3, 16, 16).astype(np.uint8)
     mean, std = (np.array(part, dtype=np.float32).reshape(1, 3, 1, 1) for part in (norm.mean, norm.std))
@@ -146,14 +146,14 @@ def _write_all(folder: Path) -> dict[str, str]:
     from small_nets import batches
 
     from edgekd.export.fp16 import convert_to_fp16
-    from edgekd.export.quantize import FLAVOURS, quantize_to
+    from edgekd.export.quantize import FLAVORS, quantize_to
     from edgekd.export.ranges import collect_ranges
 
     fp32 = export_fp32(live(Tiny), SHAPE, folder / "fp32.onnx", metadata={"b": "2", "a": "1"})
     files = [fp32, convert_to_fp16(fp32.path, folder / "fp16.onnx")]
     ranges = collect_ranges(fp32.path, batches(samples(32)))
-    for flavour in FLAVOURS.values():
-        files.append(quantize_to(fp32.path, folder / flavour.file_name, flavour, ranges, "p99.99"))
+    for flavor in FLAVORS.values():
+        files.append(quantize_to(fp32.path, folder / flavor.file_name, flavor, ranges, "p99.99"))
     return {file.path.name: file.sha256 for file in files}
 
 

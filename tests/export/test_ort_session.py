@@ -23,7 +23,7 @@ from edgekd.export.ort_session import (
     open_session,
     saturates,
 )
-from edgekd.export.quantize import FLAVOURS, compute_nodes, quantize
+from edgekd.export.quantize import FLAVORS, compute_nodes, quantize
 
 
 def test_session_runs_on_the_cpu_with_the_threads_asked_for(student: Student) -> None:
@@ -59,10 +59,10 @@ def test_a_file_that_is_no_model_is_named(tmp_path: Path) -> None:
 
 def test_integer_share_counts_what_really_runs_as_integers(student: Student) -> None:
     def share(name: str, **options: object) -> float:
-        model = quantize(student.path, FLAVOURS[name], student.ranges, "absmax", **options)  # type: ignore[arg-type]
+        model = quantize(student.path, FLAVORS[name], student.ranges, "absmax", **options)  # type: ignore[arg-type]
         found = integer_node_share(model, arm_rules=name == "cpu-arm")
         assert found.total == 5
-        assert found.quantised == (found.share >= 0.9)
+        assert found.quantized == (found.share >= 0.9)
         return found.share
 
     assert integer_node_share(student.path).share == 0
@@ -74,8 +74,8 @@ def test_integer_share_counts_what_really_runs_as_integers(student: Student) -> 
 
 @pytest.mark.parametrize("name", ["cpu-x86", "cpu-arm"])
 def test_integers_are_added_without_saturating_whatever_the_cpu(name: str, student: Student) -> None:
-    model, held_out = quantize(student.path, FLAVOURS[name], student.ranges, "absmax"), student.held_out.batches
-    kind = FLAVOURS[name].kind
+    model, held_out = quantize(student.path, FLAVORS[name], student.ranges, "absmax"), student.held_out.batches
+    kind = FLAVORS[name].kind
     exact = np.concatenate([logits(open_session(model, as_written=True), batch) for batch in held_out()])
     extent = np.ptp(exact)
     found = all_logits(model, held_out(), kind=kind)
@@ -104,11 +104,11 @@ def test_only_an_x86_without_vnni_saturates(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_as_written_runs_the_pairs_of_the_file_instead_of_fusing_them(student: Student, tmp_path: Path) -> None:
-    model = quantize(student.path, FLAVOURS["cpu-x86"], student.ranges, "absmax")
+    model = quantize(student.path, FLAVORS["cpu-x86"], student.ranges, "absmax")
     ops = {}
     for as_written in (False, True):
         path = tmp_path / f"{as_written}.onnx"
-        open_session(model, optimised_path=path, as_written=as_written)
+        open_session(model, optimized_path=path, as_written=as_written)
         ops[as_written] = {node.op_type for node in onnx.load(str(path)).graph.node}
     assert "QLinearConv" in ops[False]
     assert not {op for op in ops[True] if op.startswith(("QLinear", "QGemm"))}

@@ -12,17 +12,17 @@ from small_nets import Student
 from edgekd.export.graph import producers, read_model, sort_topologically
 from edgekd.export.passes import at_opset
 from edgekd.export.qdq_check import RULES, VERSIONS, check
-from edgekd.export.quantize import FLAVOURS, quantize
+from edgekd.export.quantize import FLAVORS, quantize
 
 
 @pytest.fixture(scope="module")
 def good(student: Student) -> ModelProto:
-    return quantize(student.path, FLAVOURS["trt"], student.ranges, "absmax")
+    return quantize(student.path, FLAVORS["trt"], student.ranges, "absmax")
 
 
 @pytest.fixture(scope="module")
 def good_fp16(student: Student) -> ModelProto:
-    return quantize(student.path, FLAVOURS["trt-fp16"], student.ranges, "absmax")
+    return quantize(student.path, FLAVORS["trt-fp16"], student.ranges, "absmax")
 
 
 def _first(model: ModelProto, op: str, needle: str = "") -> NodeProto:
@@ -98,7 +98,7 @@ def _wrong_count(model: ModelProto) -> None:
     _first(model, "DequantizeLinear", "head.weight").attribute[0].i = 1
 
 
-def _quantised_bias(model: ModelProto) -> None:
+def _quantized_bias(model: ModelProto) -> None:
     node = _first(model, "Gemm")
     model.graph.initializer.append(from_array(np.zeros(5, dtype=np.int32), "bias_q"))
     model.graph.node.insert(0, make_node("DequantizeLinear", ["bias_q", "input_scale"], ["bias_dq"], "bias_DQ"))
@@ -221,7 +221,7 @@ BROKEN = [
     (_per_channel_activation, "10.3", "per-channel", "activation"),
     (_wrong_axis, "8.6", "per-channel", "axis 1 instead of 0"),
     (_wrong_count, "8.6", "per-channel", "another size"),
-    (_quantised_bias, "10.3", "bias", "bias is quantised"),
+    (_quantized_bias, "10.3", "bias", "bias is quantised"),
     (_int32_that_is_no_bias, "8.6", "bias", "dequantises int32"),
     (_pair_before_activation, "10.3", "activation-fusion", "cannot fuse"),
     *((_pair_before(op), "10.3", "activation-fusion", "cannot fuse") for op in ("Elu", "PRelu", "Erf", "Sigmoid")),
@@ -313,7 +313,7 @@ def test_version_11_wants_float16_around_int8(good: ModelProto, student: Student
 
 
 def test_files_for_cpus_are_refused(student: Student) -> None:
-    model = quantize(student.path, FLAVOURS["cpu-x86"], student.ranges, "absmax")
+    model = quantize(student.path, FLAVORS["cpu-x86"], student.ranges, "absmax")
     assert {"zero-point", "int8", "bias"} <= {v.rule for v in check(model, "10.3")}
 
 

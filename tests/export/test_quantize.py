@@ -18,23 +18,23 @@ from edgekd.export.int8 import HeldOut
 from edgekd.export.onnx_export import Normalization, export_fp32
 from edgekd.export.ort_session import integer_node_share
 from edgekd.export.qdq_check import check
-from edgekd.export.quantize import FLAVOURS, activation_limits, compute_nodes, float_stem, quantize, quantize_to
+from edgekd.export.quantize import FLAVORS, activation_limits, compute_nodes, float_stem, quantize, quantize_to
 from edgekd.export.ranges import Ranges, collect_ranges
 
 
-@pytest.mark.parametrize("name", FLAVOURS)
-def test_each_flavour_keeps_answers_metadata_and_standard(name: str, student: Student, tmp_path: Path) -> None:
-    flavour = FLAVOURS[name]
-    file = quantize_to(student.path, tmp_path / flavour.file_name, flavour, student.ranges, "absmax")
+@pytest.mark.parametrize("name", FLAVORS)
+def test_each_flavor_keeps_answers_metadata_and_standard(name: str, student: Student, tmp_path: Path) -> None:
+    flavor = FLAVORS[name]
+    file = quantize_to(student.path, tmp_path / flavor.file_name, flavor, student.ranges, "absmax")
     model = read_model(file.path)
     onnx.checker.check_model(model, full_check=True)
     assert metadata(file.path) == {"run": "test"}
     assert [entry.domain for entry in model.opset_import] == [""]
-    assert file.opset == (19 if flavour.fp16 else 17)
-    quality = student.held_out.measure(file.path, flavour)
+    assert file.opset == (19 if flavor.fp16 else 17)
+    quality = student.held_out.measure(file.path, flavor)
     assert 0 < quality.loss < 0.01
     assert quality.agreement.share > 0.95
-    assert [check(file.path, version) for version in flavour.tensorrt_versions] == [[]] * len(flavour.tensorrt_versions)
+    assert [check(file.path, version) for version in flavor.tensorrt_versions] == [[]] * len(flavor.tensorrt_versions)
 
 
 def _activation_zero_points(model: onnx.ModelProto) -> dict[str, np.ndarray]:
@@ -42,15 +42,15 @@ def _activation_zero_points(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     return {n.input[0]: values[n.input[2]] for n in model.graph.node if n.op_type == "QuantizeLinear"}
 
 
-def test_types_and_biases_of_the_flavours(student: Student) -> None:
+def test_types_and_biases_of_the_flavors(student: Student) -> None:
     kinds = {"cpu-x86": np.uint8, "cpu-arm": np.int8, "trt": np.int8, "trt-fp16": np.int8}
     for name, kind in kinds.items():
-        model = quantize(student.path, FLAVOURS[name], student.ranges, "absmax")
+        model = quantize(student.path, FLAVORS[name], student.ranges, "absmax")
         points, values = _activation_zero_points(model), constants(model)
         assert {point.dtype for point in points.values()} == {np.dtype(kind)}
         assert any(point.any() for point in points.values()) == (name in ("cpu-x86", "cpu-arm"))
         biases = [node.input[2] for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
-        assert all((bias in values) == FLAVOURS[name].for_tensorrt for bias in biases)
+        assert all((bias in values) == FLAVORS[name].for_tensorrt for bias in biases)
         weights = [value for key, value in values.items() if key.endswith("weight_quantized")]
         assert len(weights) == 5
         assert {weight.dtype for weight in weights} == {np.dtype(np.int8)}
@@ -58,10 +58,10 @@ def test_types_and_biases_of_the_flavours(student: Student) -> None:
 
 def test_scales_are_those_of_our_ranges(student: Student) -> None:
     for method in ("absmax", "mse"):
-        found = constants(quantize(student.path, FLAVOURS["trt"], student.ranges, method))["input_scale"]
+        found = constants(quantize(student.path, FLAVORS["trt"], student.ranges, method))["input_scale"]
         assert found == pytest.approx(student.ranges.tensors["input"][method].magnitude / 127, rel=1e-6)
-        limits = activation_limits(FLAVOURS["cpu-x86"], student.ranges, method)["input"]
-        found = constants(quantize(student.path, FLAVOURS["cpu-x86"], student.ranges, method))["input_scale"]
+        limits = activation_limits(FLAVORS["cpu-x86"], student.ranges, method)["input"]
+        found = constants(quantize(student.path, FLAVORS["cpu-x86"], student.ranges, method))["input_scale"]
         assert found == pytest.approx((limits[1] - limits[0]) / 255, rel=1e-6)
 
 
@@ -74,7 +74,7 @@ def test_fp16_scales_are_normal_and_the_weights_fit_them(student: Student, tmp_p
             values[1] = 0
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     ranges = collect_ranges(model, student.calibration)
-    half = quantize(model, FLAVOURS["trt-fp16"], ranges, "absmax")
+    half = quantize(model, FLAVORS["trt-fp16"], ranges, "absmax")
     found = constants(half)
     scale, integers = found["head.weight_scale"], found["head.weight_quantized"]
     assert scale.dtype == np.float16
@@ -83,12 +83,12 @@ def test_fp16_scales_are_normal_and_the_weights_fit_them(student: Student, tmp_p
     assert np.abs(integers[0] * np.float32(scale[0]) - values[0]).max() <= 0.51 * SMALLEST_NORMAL
     types = {tensor.data_type for tensor in half.graph.initializer}
     assert types == {TensorProto.INT8, TensorProto.FLOAT16}
-    flavour = FLAVOURS["trt-fp16"]
-    assert HeldOut.of(model, student.held_out.batches).measure(half, flavour).loss < 0.01
+    flavor = FLAVORS["trt-fp16"]
+    assert HeldOut.of(model, student.held_out.batches).measure(half, flavor).loss < 0.01
 
 
-def test_tensorrt_gets_one_quantised_side_of_each_residual(student: Student) -> None:
-    model = quantize(student.path, FLAVOURS["trt"], student.ranges, "absmax")
+def test_tensorrt_gets_one_quantized_side_of_each_residual(student: Student) -> None:
+    model = quantize(student.path, FLAVORS["trt"], student.ranges, "absmax")
     makers = producers(model)
     (add,) = [node for node in model.graph.node if node.op_type == "Add"]
     sides = {makers[name].op_type: makers[name] for name in add.input}
@@ -118,7 +118,7 @@ class SharedSkip(nn.Module):
 def test_two_residuals_may_share_a_skip(tmp_path: Path) -> None:
     path = export_fp32(live(SharedSkip), SHAPE, tmp_path / "fp32.onnx").path
     ranges = collect_ranges(path, batches(samples(32)))
-    model = quantize(path, FLAVOURS["trt"], ranges, "absmax")
+    model = quantize(path, FLAVORS["trt"], ranges, "absmax")
     onnx.checker.check_model(model, full_check=True)
     makers = producers(model)
     adds = [node for node in model.graph.node if node.op_type == "Add"]
@@ -157,29 +157,29 @@ class AddsItsInput(nn.Module):
 
 @pytest.mark.parametrize("make", [ReadTwice, AddsItsInput])
 @pytest.mark.parametrize("name", ["trt", "trt-fp16"])
-def test_the_skip_is_quantised_wherever_it_comes_from(name: str, make: type, tmp_path: Path) -> None:
+def test_the_skip_is_quantized_wherever_it_comes_from(name: str, make: type, tmp_path: Path) -> None:
     path = export_fp32(live(make), SHAPE, tmp_path / "fp32.onnx").path
     held_out = HeldOut.of(path, batches(samples(32)))
-    model = quantize(path, FLAVOURS[name], collect_ranges(path, held_out.batches), "absmax")
+    model = quantize(path, FLAVORS[name], collect_ranges(path, held_out.batches), "absmax")
     onnx.checker.check_model(model, full_check=True)
     makers, depth = producers(model), weighted_depth(model)
     add = next(node for node in model.graph.node if node.op_type == "Add")
     deep, skip = sorted(add.input, key=lambda side: -depth[side])
     assert (makers[deep].op_type, makers[skip].op_type) == ("Conv", "DequantizeLinear")
-    assert [check(model, version) for version in FLAVOURS[name].tensorrt_versions] == [[], []]
-    assert held_out.measure(model, FLAVOURS[name]).loss < 0.01
+    assert [check(model, version) for version in FLAVORS[name].tensorrt_versions] == [[], []]
+    assert held_out.measure(model, FLAVORS[name]).loss < 0.01
 
 
 def test_nodes_can_be_left_in_float_or_chosen_alone(student: Student) -> None:
     nodes = compute_nodes(student.path)
     assert len(nodes) == 5
 
-    model = quantize(student.path, FLAVOURS["trt"], student.ranges, "absmax", float_nodes=nodes[1:2])
+    model = quantize(student.path, FLAVORS["trt"], student.ranges, "absmax", float_nodes=nodes[1:2])
     weights = {node.name: node.input[1] for node in model.graph.node if node.name in nodes}
     assert [name for name, weight in weights.items() if weight in constants(model)] == nodes[1:2]
     # It reads a tensor that a quantised neighbour reads as well, and must get it in float.
     assert not check(model, "10.3")
-    model = quantize(student.path, FLAVOURS["cpu-x86"], student.ranges, "absmax", only_nodes=nodes[2:3])
+    model = quantize(student.path, FLAVORS["cpu-x86"], student.ranges, "absmax", only_nodes=nodes[2:3])
     weights = {node.name: node.input[1] for node in model.graph.node if node.name in nodes}
     assert [name for name, weight in weights.items() if weight not in constants(model)] == nodes[2:3]
 
@@ -213,7 +213,7 @@ def test_the_float_stem_is_a_convolution_and_a_depthwise_one_behind_it(
 
 
 def test_logits_stay_float(student: Student) -> None:
-    model = quantize(student.path, FLAVOURS["cpu-x86"], student.ranges, "absmax")
+    model = quantize(student.path, FLAVORS["cpu-x86"], student.ranges, "absmax")
     assert producers(model)["logits"].op_type == "Gemm"
 
 
@@ -222,30 +222,30 @@ def test_other_architectures_run_as_integers_and_pass_the_check(make: type, tmp_
     path = export_fp32(live(make), SHAPE, tmp_path / "fp32.onnx").path
     ranges = collect_ranges(path, batches(samples(64)))
     held_out = HeldOut.of(path, batches(samples(64, key="held-out")))
-    for flavour in FLAVOURS.values():
-        model = quantize(path, flavour, ranges, "absmax")
-        assert held_out.measure(model, flavour).loss < 0.03, flavour.name
-        for version in flavour.tensorrt_versions:
+    for flavor in FLAVORS.values():
+        model = quantize(path, flavor, ranges, "absmax")
+        assert held_out.measure(model, flavor).loss < 0.03, flavor.name
+        for version in flavor.tensorrt_versions:
             assert not check(model, version)
-        if not flavour.for_tensorrt:
-            share = integer_node_share(model, arm_rules=flavour.name == "cpu-arm")
+        if not flavor.for_tensorrt:
+            share = integer_node_share(model, arm_rules=flavor.name == "cpu-arm")
             assert (share.share, share.total) == (1, len(compute_ops(path)))
 
 
-def test_normalisation_in_the_graph_stays_float(tmp_path: Path) -> None:
+def test_normalization_in_the_graph_stays_float(tmp_path: Path) -> None:
     norm = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     path = export_fp32(live(Tiny), SHAPE, tmp_path / "fp32.onnx", uint8_input=norm).path
     pixels = norm.to_uint8(samples(64))
     ranges = collect_ranges(path, lambda: [pixels])
-    for flavour in FLAVOURS.values():
-        model = quantize(path, flavour, ranges, "absmax")
+    for flavor in FLAVORS.values():
+        model = quantize(path, flavor, ranges, "absmax")
         makers = producers(model)
         first = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
         assert makers[first.input[0]].op_type == "Add"
-        assert HeldOut.of(path, lambda: [pixels]).measure(model, flavour).loss < 0.01
+        assert HeldOut.of(path, lambda: [pixels]).measure(model, flavor).loss < 0.01
 
 
 def test_a_missing_range_is_named(student: Student) -> None:
     some = dict(list(student.ranges.tensors.items())[1:])
     with pytest.raises(EdgekdError, match="input"):
-        quantize(student.path, FLAVOURS["trt"], Ranges(1, some), "absmax")
+        quantize(student.path, FLAVORS["trt"], Ranges(1, some), "absmax")

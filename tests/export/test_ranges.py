@@ -13,7 +13,7 @@ from small_nets import SHAPE, Student, samples
 from edgekd.errors import GateError
 from edgekd.export.graph import clip_bounds, read_model
 from edgekd.export.int8_chain import mean_output_errors
-from edgekd.export.quantize import FLAVOURS, quantize
+from edgekd.export.quantize import FLAVORS, quantize
 from edgekd.export.ranges import (
     METHODS,
     PERCENTILES,
@@ -123,7 +123,7 @@ def test_ranges_survive_json(student: Student) -> None:
 
 
 def _bias_errors(student: Student, batches: Batches) -> None:
-    mean_output_errors(student.path, quantize(student.path, FLAVOURS["trt"], student.ranges, "absmax"), batches)
+    mean_output_errors(student.path, quantize(student.path, FLAVORS["trt"], student.ranges, "absmax"), batches)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_wrappers_of_some_names_only_are_read() -> None:
     assert {name: t.shape for name, t in found.tensors.items()} == {name: t.shape for name, t in weights().items()}
 
 
-def test_quantised_weights_are_refused() -> None:
+def test_quantized_weights_are_refused() -> None:
     given = {**weights(), "linear.weight": torch.ones(5, 32, dtype=torch.int8)}
     with pytest.raises(InputFileError, match=r"linear\.weight are int8, not floating point"):
         initial.fit_to_student(student(), given, SHAPE)

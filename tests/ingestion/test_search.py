@@ -76,7 +76,7 @@ def test_copies_that_nothing_tells_apart_are_refused(plain):
         infer({**under("first.", plain), **under("second.", plain)})
 
 
-def test_losses_and_normalisations_beside_the_network_are_left_out_and_named(net, plain):
+def test_losses_and_normalizations_beside_the_network_are_left_out_and_named(net, plain):
     moments = {"normalize.mean": torch.tensor([0.5, 0.25, 0.125]), "normalize.std": torch.tensor([0.1, 0.2, 0.3])}
     found = infer({**under("model.", plain), "criterion.weight": torch.ones(10), **moments})
     assert_is(found, net)

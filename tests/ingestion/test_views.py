@@ -103,7 +103,7 @@ def test_what_stands_beside_the_network_is_told_apart():
     assert beside.unknown == ("queue",)
 
 
-def test_a_mean_without_a_standard_deviation_normalises_nothing():
+def test_a_mean_without_a_standard_deviation_normalizes_nothing():
     view = reading(["memory.mean", *prefixed("model.")])
     assert view is not None
     assert views.left_out_tensors(view).unknown == ("memory.mean",)

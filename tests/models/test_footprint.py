@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from edgekd.errors import UsageError
 from edgekd.export.onnx_export import export_fp32
-from edgekd.export.quantize import FLAVOURS, quantize_to
+from edgekd.export.quantize import FLAVORS, quantize_to
 from edgekd.export.ranges import collect_ranges
 from edgekd.models import footprint, probe, registry
 
@@ -44,7 +44,7 @@ def test_the_estimates_are_within_a_tenth_of_exported_files(
     assert found.fp32_bytes == pytest.approx(fp32.size_bytes, rel=0.1)
     data = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0)).numpy()
     ranges = collect_ranges(fp32.path, lambda: iter([data]))
-    int8 = quantize_to(fp32.path, tmp_path / "int8.onnx", FLAVOURS["cpu-x86"], ranges, "absmax")
+    int8 = quantize_to(fp32.path, tmp_path / "int8.onnx", FLAVORS["cpu-x86"], ranges, "absmax")
     assert found.int8_bytes == pytest.approx(int8.size_bytes, rel=0.1)
 
 

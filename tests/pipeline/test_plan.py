@@ -60,7 +60,7 @@ def test_measuring_leaves_the_run_and_the_global_generators_alone(teacher_file: 
     assert 1e-4 < cost.seconds_per_step < 5
     assert cost.peak_memory_bytes > 50 << 20
     assert all(flops > 0 for flops in cost.flops_by_part.values())
-    assert 0 < cost.utilisation < 1
+    assert 0 < cost.utilization < 1
 
 
 @pytest.mark.parametrize("least", [1, 8])

@@ -12,7 +12,7 @@ from edgekd.errors import InputFileError, Interrupted, UsageError
 from edgekd.run.directory import RunDir
 from edgekd.run.ledger import ImageAccount
 from edgekd.run.ownership import is_run, refuse_foreign
-from edgekd.run.realdata import RealImages, open_folder, open_unlabelled
+from edgekd.run.realdata import RealImages, open_folder, open_unlabeled
 
 COUNT = 5 * toy.CLASSES
 
@@ -49,7 +49,7 @@ def test_images_that_are_read_again_count_once_in_a_reading(cache: bool, photos:
     assert counts(run) == [COUNT, COUNT]
     entry = run.ledger().real_images[0]
     assert (entry.folder, entry.purpose, entry.stages_done) == (str(photos), "eval", ["teacher"])
-    assert run.ledger().files_read == {str(photos): open_unlabelled(photos).sha256()}
+    assert run.ledger().files_read == {str(photos): open_unlabeled(photos).sha256()}
 
 
 def test_all_stand_there_while_the_first_is_read_and_those_read_afterwards(photos: Path, tmp_path: Path) -> None:

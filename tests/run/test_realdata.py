@@ -98,12 +98,12 @@ def test_the_hash_knows_names_and_bytes(tmp_path: Path) -> None:
 
 def test_pixels_come_as_fractions_with_the_channels_of_the_teacher(tmp_path: Path) -> None:
     pixels = picture(tmp_path / "x.png")
-    colour = read_image(tmp_path / "x.png", (3, 8, 8))
-    assert torch.equal(colour, torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)
-    grey = read_image(tmp_path / "x.png", (1, 8, 8))
-    assert grey.shape == (1, 8, 8)
+    color = read_image(tmp_path / "x.png", (3, 8, 8))
+    assert torch.equal(color, torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)
+    gray = read_image(tmp_path / "x.png", (1, 8, 8))
+    assert gray.shape == (1, 8, 8)
     luma = (pixels @ np.array([0.299, 0.587, 0.114])) / 255
-    assert np.abs(grey[0].numpy() - luma).max() < 1.5 / 255
+    assert np.abs(gray[0].numpy() - luma).max() < 1.5 / 255
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "CMYK"])
@@ -114,7 +114,7 @@ def test_other_modes_are_converted(mode: str, tmp_path: Path) -> None:
     assert read_image(path, (1, 8, 8)).shape == (1, 8, 8)
 
 
-def test_a_grey_picture_has_three_equal_channels(tmp_path: Path) -> None:
+def test_a_gray_picture_has_three_equal_channels(tmp_path: Path) -> None:
     picture(tmp_path / "x.png", mode="L")
     x = read_image(tmp_path / "x.png", (3, 8, 8))
     assert torch.equal(x[0], x[1])
@@ -123,7 +123,7 @@ def test_a_grey_picture_has_three_equal_channels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_grey_of_16_bits_is_scaled_not_clipped(suffix: str, channels: int, tmp_path: Path) -> None:
+def test_gray_of_16_bits_is_scaled_not_clipped(suffix: str, channels: int, tmp_path: Path) -> None:
     values = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     Image.fromarray(values).save(tmp_path / f"deep.{suffix}")
     found = read_image(tmp_path / f"deep.{suffix}", (channels, 8, 8))
@@ -193,7 +193,7 @@ def images(root: Path, *, count: int = 5) -> RealImages:
     return RealImages(open_folder(root, classes=2, names=None), (3, 8, 8), mean=(0.5, 0.25, 0.0), std=(0.5, 1.0, 2.0))
 
 
-def test_an_unknown_normalisation_is_refused_with_the_way_to_set_it(tmp_path: Path) -> None:
+def test_an_unknown_normalization_is_refused_with_the_way_to_set_it(tmp_path: Path) -> None:
     folder = open_folder(folders(tmp_path, "a"), classes=1, names=None)
     for mean, std in ((None, None), ((0.0,), None), (None, (1.0,))):
         with pytest.raises(UsageError, match="--normalize"):
@@ -201,7 +201,7 @@ def test_an_unknown_normalisation_is_refused_with_the_way_to_set_it(tmp_path: Pa
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_batches_are_normalised_and_in_order(cached: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_normalized_and_in_order(cached: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not cached:
         monkeypatch.setattr(realdata, "CACHE_BYTES", 0)
     found = images(tmp_path)
@@ -253,7 +253,7 @@ def test_a_png_that_is_damaged_further_on_is_named(tmp_path: Path) -> None:
 def test_a_pipe_called_an_image_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.png")
     with pytest.raises(InputFileError, match="not a regular file"):
-        realdata.open_unlabelled(tmp_path)
+        realdata.open_unlabeled(tmp_path)
 
 
 def test_a_picture_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -486,7 +486,7 @@ def test_the_record_says_what_replay_cost(teacher_file: Path, tmp_path: Path) ->
     assert set(record.outputs) == {f"checkpoints/step-00000012/state.{kind}" for kind in ("json", "safetensors")}
 
 
-def test_re_initialisations_on_schedule_end_in_time(teacher_file: Path, tmp_path: Path) -> None:
+def test_re_initializations_on_schedule_end_in_time(teacher_file: Path, tmp_path: Path) -> None:
     method = {"generator": {"period": 1, "reinit_period": 3, "reinit_until": 0.6, "warmup": 0}, "vae": {"updates": 1}}
     run = toy.advance(tmp_path / "toy", toy.toy_recipe(teacher_file, method=method), ENDED)
     assert [(e["step"], e["generation"], e["reason"]) for e in run.events("reinit")] == [
@@ -509,7 +509,7 @@ COLLAPSE = {
 }
 
 
-def test_a_collapse_re_initialises_and_stops_when_that_does_not_help(teacher_file: Path, tmp_path: Path) -> None:
+def test_a_collapse_re_initializes_and_stops_when_that_does_not_help(teacher_file: Path, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "toy")
     last = "checkpoints/step-00000004"
     with pytest.raises(
@@ -594,7 +594,7 @@ def test_a_collapse_too_late_for_another_generator_stops_the_run(teacher_file: P
     assert [event["step"] for event in run.events("reinit")] == [2], "then three updates were left"
 
 
-def test_no_scheduled_re_initialisation_comes_right_before_consolidation(teacher_file: Path, tmp_path: Path) -> None:
+def test_no_scheduled_re_initialization_comes_right_before_consolidation(teacher_file: Path, tmp_path: Path) -> None:
     method = {
         "generator": {"period": 1, "reinit_period": 2, "reinit_until": 0.8, "warmup": 0},
         "vae": {"updates": 1},

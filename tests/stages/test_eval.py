@@ -46,7 +46,7 @@ def test_every_artefact_is_measured(finished: Any, photos: Path, teacher_file: P
     exported = sorted(p.name for p in run.stage("export").glob("*.onnx"))
     assert set(found.accuracy) == {"teacher", "student", *exported}
     assert list(found.accuracy)[:4] == ["teacher", "student", "student.fp32.onnx", "student.fp16.onnx"]
-    images = images_of.labelled(run, photos, purpose="eval")
+    images = images_of.labeled(run, photos, purpose="eval")
     assert found.accuracy["teacher"] == accuracy(artefacts.teacher_network(run, artefacts.description_of(run)), images)
     student = accuracy(artefacts.student_network(run), images)
     assert found.accuracy["student"] == found.accuracy["student.fp32.onnx"] == student
@@ -100,7 +100,7 @@ def test_after_ingest_alone_the_teacher_is_measured(
     assert set(evaluation.evaluate(run, pipeline.open_recipe(run), photos, Stop()).accuracy) == {"teacher"}
 
 
-def test_an_unknown_normalisation_is_refused_and_reads_nothing(finished: Any, photos: Path) -> None:
+def test_an_unknown_normalization_is_refused_and_reads_nothing(finished: Any, photos: Path) -> None:
     with pytest.raises(UsageError, match="--normalize"):
         evaluation.evaluate(finished.run, finished.recipe, photos, Stop())
     assert finished.run.ledger().real_images_read == 0
@@ -110,7 +110,7 @@ def test_an_unknown_normalisation_is_refused_and_reads_nothing(finished: Any, ph
 def test_a_folder_of_other_classes_is_refused(finished: Any, photos: Path, teacher_file: Path, tmp_path: Path) -> None:
     run = copied(finished, teacher_file, tmp_path / "toy")
     with pytest.raises(InputFileError, match="class folders, but the teacher has 4"):
-        images_of.labelled(run, photos / "class0", purpose="eval")
+        images_of.labeled(run, photos / "class0", purpose="eval")
 
 
 def test_folders_of_one_name_keep_their_own_records(
@@ -152,7 +152,7 @@ def test_a_network_can_be_measured_while_distilling(photos: Path, teacher_file: 
     stages = ("ingest", "distill", "select")
     plain = toy.advance(tmp_path / "plain" / "toy", wanted, stages)
     run = toy.advance(tmp_path / "toy", wanted, ("ingest",))
-    images = images_of.labelled(run, photos, purpose="eval")
+    images = images_of.labeled(run, photos, purpose="eval")
     toy.advance(tmp_path / "toy", wanted, stages, accuracy=images.network_accuracy)
     points = run.events("accuracy")
     assert [point["step"] for point in points] == list(range(13))

@@ -28,11 +28,11 @@ from edgekd.export import clipping, onnx_files, ort_session, qdq_check
 from edgekd.export.int8 import HEADROOMS
 from edgekd.export.int8_chain import FINE_TUNING
 from edgekd.export.onnx_export import Normalization
-from edgekd.export.quantize import FLAVOURS
+from edgekd.export.quantize import FLAVORS
 from edgekd.export.ranges import Range, Ranges
 from edgekd.export.samples import ExportSamples, cached_batches
 from edgekd.models import artefacts, registry
-from edgekd.models.images import unlabelled
+from edgekd.models.images import unlabeled
 from edgekd.recipe import ExportTable, with_changes
 from edgekd.run.cards.record import Record
 from edgekd.run.directory import RunDir
@@ -178,7 +178,7 @@ def test_a_file_that_breaks_a_rule_of_tensorrt_is_refused_and_the_others_are_mea
     exported: RunDir, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunDir(Path(shutil.copytree(exported.path, tmp_path / "runs" / "toy")))
-    monkeypatch.setitem(FLAVOURS, "trt", replace(FLAVOURS["trt"], symmetric=False))
+    monkeypatch.setitem(FLAVORS, "trt", replace(FLAVORS["trt"], symmetric=False))
     monkeypatch.chdir(tmp_path)
     result = Result("export", "toy", "--target", "tensorrt", "--calib-data", photos)
     assert result.exit_code == 5
@@ -247,7 +247,7 @@ def test_fine_tuning_saves_the_files_that_nothing_else_does(
         assert found["quantisation_aware"]["steps"] == 8
     assert "edgekd.fine_tuned" not in properties_of(run.stage("export") / "student.fp32.onnx")
     assert set(numbers(run, "calibration")["fine_tuned"]) == tuned
-    clipped = clipping.measure_clipping(run, pipeline.open_recipe(run), unlabelled(run, photos, purpose="clipping"))
+    clipped = clipping.measure_clipping(run, pipeline.open_recipe(run), unlabeled(run, photos, purpose="clipping"))
     assert {name: rates.images for name, rates in clipped.items()} == dict.fromkeys(tuned)
 
 
@@ -382,11 +382,11 @@ def test_uint8_input_takes_pixels(teacher_file: Path, tmp_path: Path) -> None:
         assert (entry.name, entry.type) == ("image", "tensor(uint8)")
         tolerance = {"fp32": 1e-4, "fp16": 5e-3}.get(name.split(".")[1], 0.2)
         assert np.ptp(ort_session.logits(session, pixels) - expected) <= tolerance * np.ptp(expected), name
-        for version in FLAVOURS[name[13:-5]].tensorrt_versions if "int8" in name else ():
+        for version in FLAVORS[name[13:-5]].tensorrt_versions if "int8" in name else ():
             assert qdq_check.check(path, version) == []
 
 
-def test_uint8_input_needs_the_normalisation(teacher_file: Path, tmp_path: Path) -> None:
+def test_uint8_input_needs_the_normalization(teacher_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--normalize"):
         toy.advance(tmp_path / "toy", toy.toy_recipe(teacher_file, export={"uint8_input": True}))
     assert Record.read(tmp_path / "toy" / "export") is None
@@ -496,7 +496,7 @@ def test_clipping_of_real_images_is_of_the_ranges_that_the_file_was_made_with(
         for found in decided["int8"].values():
             found["headroom"] = headroom
         (run.stage("export") / "agreement.json").write_text(json.dumps(decided))
-        found = clipping.measure_clipping(run, pipeline.open_recipe(run), unlabelled(run, photos, purpose="clipping"))
+        found = clipping.measure_clipping(run, pipeline.open_recipe(run), unlabeled(run, photos, purpose="clipping"))
         return float(found["student.int8-cpu-x86.onnx"].images.overall)
 
     assert rate(0.1) > rate(1.0) >= rate(10.0)
@@ -505,7 +505,7 @@ def test_clipping_of_real_images_is_of_the_ranges_that_the_file_was_made_with(
 def test_clipping_of_real_images_changes_no_file(exported: RunDir, photos: Path, tmp_path: Path) -> None:
     run = RunDir(Path(shutil.copytree(exported.path, tmp_path / "toy")))
     before = toy.fingerprint(run)
-    found = clipping.measure_clipping(run, pipeline.open_recipe(run), unlabelled(run, photos, purpose="clipping"))
+    found = clipping.measure_clipping(run, pipeline.open_recipe(run), unlabeled(run, photos, purpose="clipping"))
     assert toy.fingerprint(run) == before
     assert set(found) == {name for name in files(run) if "int8" in name}
     for rates in found.values():

@@ -106,7 +106,7 @@ def test_moments_that_do_not_fit_the_channels_are_refused(table: dict[str, Any])
         ingest.pixel_moments(PixelsTable(**table), channels=3, classes=10)
 
 
-def test_every_known_normalisation_of_the_recipe_has_moments() -> None:
+def test_every_known_normalization_of_the_recipe_has_moments() -> None:
     for name in ("imagenet", "cifar10", "cifar100", "mnist"):
         mean, std = ingest.NORMALIZATIONS[name]
         assert PixelsTable(normalize=name).normalize == name

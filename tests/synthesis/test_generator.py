@@ -30,7 +30,7 @@ def test_the_released_generator_has_as_many_parameters(size: dict[str, Any]) -> 
     assert parameters(novel) == size["decoder"]
 
 
-def test_spectral_normalisation_adds_no_parameters() -> None:
+def test_spectral_normalization_adds_no_parameters() -> None:
     size = SIZES[1]
     novel = Generator(
         size["latent"], shape_of(size), width=128, upsamplings=2, spectral=True, affine_output=False, norm_eps=0.8
@@ -93,7 +93,7 @@ def test_weights_are_drawn_as_in_the_released_code() -> None:
     assert torch.equal(network[2].weight, torch.ones(3))
 
 
-def test_spectral_normalisation_bounds_each_convolution() -> None:
+def test_spectral_normalization_bounds_each_convolution() -> None:
     generator = Generator(6, (1, 16, 16), width=8, spectral=True).train()
     z = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
     for _ in range(60):

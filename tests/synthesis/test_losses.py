@@ -77,7 +77,7 @@ def test_a_gap_is_zero_for_equal_logits_and_grows_with_disagreement(name: str) -
 
 
 @pytest.mark.parametrize("name", losses.GAPS)
-def test_maximising_a_gap_moves_the_teachers_answers_away_from_the_students(name: str) -> None:
+def test_maximizing_a_gap_moves_the_teachers_answers_away_from_the_students(name: str) -> None:
     student, teacher = draw(16, 6), draw(16, 6, seed=1).requires_grad_()
     before = losses.GAPS[name](student, teacher)
     (gradient,) = torch.autograd.grad(before, teacher)

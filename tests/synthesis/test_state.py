@@ -152,7 +152,7 @@ def test_a_sick_tensor_anywhere_is_noticed(where: str, value: float) -> None:
     assert not state.all_finite()
 
 
-def test_optimisers_take_their_values_from_the_tables() -> None:
+def test_optimizers_take_their_values_from_the_tables() -> None:
     network = nn.Linear(2, 2)
     sgd = student_optimizer(
         network, StudentUpdateTable(optimizer="sgd", lr=0.3, momentum=0.5, weight_decay=0.1), fused=True

@@ -12,7 +12,7 @@ from edgekd.run.directory import RunDir
 from edgekd.run.realdata import ImageFolder, RealImages, open_folder
 
 
-def labelled(run: RunDir, folder: Path, limit: int = 0, *, cache: bool = True) -> RealImages:
+def labeled(run: RunDir, folder: Path, limit: int = 0, *, cache: bool = True) -> RealImages:
     """Return the images of a folder, or the first `limit` of them, as the run's student takes them."""
     description, pixels = artefacts.description_of(run), run.read(PixelsCard)
     found = limited(open_folder(folder.resolve(), classes=description.classes, names=pixels.class_names), limit)

@@ -42,7 +42,7 @@ from edgekd.export import int8, onnx_export, ort_session
 from edgekd.export.clipping import clipping
 from edgekd.export.fidelity import TOLERANCE_FP32, agreement
 from edgekd.export.int8_chain import Int8Result, quantize_keeping_answers
-from edgekd.export.quantize import FLAVOURS, Flavour
+from edgekd.export.quantize import FLAVORS, Flavor
 from edgekd.export.ranges import Batches, Ranges, collect_ranges
 from edgekd.export.samples import ExportSamples, cached_batches, of_images
 from edgekd.models import artefacts
@@ -141,7 +141,7 @@ def split(real: RealImages, sizes: tuple[int, int]) -> Source:
     order = torch.randperm(len(real), generator=torch.Generator().manual_seed(0)).tolist()
 
     def part(chosen: list[int]) -> Batches:
-        stack: Tensor = torch.stack([real.normalised(real.folder.files[index]) for index in chosen])
+        stack: Tensor = torch.stack([real.normalized(real.folder.files[index]) for index in chosen])
         return of_tensors(list(stack.split(BATCH)))
 
     return Source(part(order[: sizes[0]]), part(order[sizes[0] : sum(sizes)]), headrooms=(1.0,))
@@ -201,8 +201,8 @@ class Study:
     def run(self) -> None:
         """Make what is missing, source by source."""
         for name, make in sources(self.subject).items():
-            flavours = [flavour for flavour in FLAVOURS.values() if not self._has(self._key(name, flavour))]
-            if not flavours:
+            flavors = [flavor for flavor in FLAVORS.values() if not self._has(self._key(name, flavor))]
+            if not flavors:
                 continue
             source = make()
             held_out = cached_batches(source.held_out)
@@ -212,49 +212,49 @@ class Study:
                 ranges = collect_ranges(self.subject.fp32, source.calibration, threads=self.subject.threads)
             except GateError as error:
                 ranges = error
-            for flavour in flavours:
-                row = {**self._key(name, flavour), **host(self.subject.threads), **source.facts}
-                row |= self._row(flavour, source, ranges, judge)
+            for flavor in flavors:
+                row = {**self._key(name, flavor), **host(self.subject.threads), **source.facts}
+                row |= self._row(flavor, source, ranges, judge)
                 self.found["rows"].append(row)
                 self.save(self.found)
                 shown = row.get("failed") or f"{row['right']} of {len(self.labels)} right"
-                sys.stderr.write(f"{self.subject.label} {name} {flavour.name}: {shown}\n")
+                sys.stderr.write(f"{self.subject.label} {name} {flavor.name}: {shown}\n")
 
-    def _key(self, name: str, flavour: Flavour) -> dict[str, Any]:
+    def _key(self, name: str, flavor: Flavor) -> dict[str, Any]:
         calibration, held_out = self.subject.sizes(name)
         sizes = {"calibration_samples": calibration, "holdout_samples": held_out}
-        return {"calibration": name, "flavour": flavour.name, **sizes}
+        return {"calibration": name, "flavour": flavor.name, **sizes}
 
     def _has(self, key: dict[str, Any]) -> bool:
         return any(key.items() <= row.items() for row in self.found["rows"])
 
-    def _row(self, flavour: Flavour, source: Source, ranges: Ranges | GateError, judge: int8.HeldOut) -> dict[str, Any]:
+    def _row(self, flavor: Flavor, source: Source, ranges: Ranges | GateError, judge: int8.HeldOut) -> dict[str, Any]:
         """Return the numbers of one file, or why it could not be made."""
         target = self.subject.recipe.export.min_int8_agreement
         try:
             if isinstance(ranges, GateError):
                 raise ranges
             result = quantize_keeping_answers(
-                *(self.subject.fp32, flavour, ranges, judge, source.calibration),
+                *(self.subject.fp32, flavor, ranges, judge, source.calibration),
                 target=target,
                 headrooms=source.headrooms,
             )
-            return self._measured(result, flavour)
+            return self._measured(result, flavor)
         except GateError as error:
             return {"failed": str(error)}
 
-    def _measured(self, result: Int8Result, flavour: Flavour) -> dict[str, Any]:
+    def _measured(self, result: Int8Result, flavor: Flavor) -> dict[str, Any]:
         """Return what a file makes of the test images, beside what was known of it before."""
         model = result.plan.build()
 
         def logits(*, default_kernels: bool = False) -> NDArray[np.float32]:
             threads = self.subject.threads
             return ort_session.all_logits(
-                model, self.images(), kind=flavour.kind, threads=threads, default_kernels=default_kernels
+                model, self.images(), kind=flavor.kind, threads=threads, default_kernels=default_kernels
             )
 
         found = logits()
-        saturates = flavour.kind == "int8-cpu-x86" and ort_session.saturates()
+        saturates = flavor.kind == "int8-cpu-x86" and ort_session.saturates()
         return {
             "right": self.right(found),
             "accuracy": self.right(found) / len(self.labels),
@@ -281,8 +281,8 @@ def opened(label: str, run: RunDir, data: Path, options: argparse.Namespace) -> 
     """Return a run with its images."""
     recipe = pipeline.open_recipe(run)
     threads = machine.use_threads(options.threads or recipe.machine.threads)
-    test = images.labelled(run, data / "test", options.test_limit)
-    train = images.labelled(run, data / "train", cache=False) if (data / "train").is_dir() else None
+    test = images.labeled(run, data / "test", options.test_limit)
+    train = images.labeled(run, data / "train", cache=False) if (data / "train").is_dir() else None
     return Subject(
         label, run, recipe, artefacts.description_of(run), artefacts.student_network(run), test, train, threads
     )

@@ -21,7 +21,7 @@ from edgekd import machine, pipeline
 from edgekd.export import int8
 from edgekd.export.clipping import clipping
 from edgekd.export.int8_chain import correct_bias
-from edgekd.export.quantize import FLAVOURS
+from edgekd.export.quantize import FLAVORS
 from edgekd.export.ranges import collect_ranges
 from edgekd.export.samples import ExportSamples, cached_batches, of_images
 from edgekd.recipe import Recipe
@@ -41,15 +41,15 @@ def rows(run: RunDir, recipe: Recipe, development: RealImages) -> list[dict[str,
     synthetic = int8.HeldOut.of(fp32, cached_batches(samples.stream("export/held-out", recipe.export.holdout_samples)))
     real = int8.HeldOut.of(fp32, cached_batches(of_images(development, None)))
     found = []
-    for flavour in FLAVOURS.values():
+    for flavor in FLAVORS.values():
         for factor in FACTORS:
-            chosen = int8.choose_ranges(fp32, flavour, ranges, synthetic, headrooms=(factor,))
+            chosen = int8.choose_ranges(fp32, flavor, ranges, synthetic, headrooms=(factor,))
             corrected = correct_bias(chosen.plan, synthetic, calibration)
-            seen = real.measure(chosen.plan.build(), flavour)
-            better = real.measure(corrected.plan.build(), flavour) if corrected.applied else seen
+            seen = real.measure(chosen.plan.build(), flavor)
+            better = real.measure(corrected.plan.build(), flavor) if corrected.applied else seen
             found.append(
                 {
-                    "flavour": flavour.name,
+                    "flavour": flavor.name,
                     "headroom": factor,
                     "method": chosen.plan.method,
                     "synthetic": chosen.after.to_card().to_json(),
@@ -76,7 +76,7 @@ def main() -> None:
         run = RunDir(Path(folder))
         recipe = pipeline.open_recipe(run)
         machine.use_threads(recipe.machine.threads)
-        development = images.labelled(run, Path(data), options.limit)
+        development = images.labeled(run, Path(data), options.limit)
         results[label] = {
             **provenance({label: recipe.method}),
             "images": len(development),
@@ -88,7 +88,7 @@ def main() -> None:
             shares = [row[kind]["agreement"]["share"] for kind in ("synthetic", "images")]
             kept_answers = " and ".join(f"{share:.1%}" for share in shares)
             sys.stderr.write(
-                f"{label} {row['flavour']} {row['headroom']}: {row['method']}, kept answers {kept_answers}\n"
+                f"{label} {row['flavor']} {row['headroom']}: {row['method']}, kept answers {kept_answers}\n"
             )
 
 

@@ -31,7 +31,7 @@ def judged(run: RunDir, data: Path) -> dict[str, Any]:
     description = artefacts.description_of(run)
     state = select.final_state(run)
     sampler = Sampler.from_state(Sampler.state_of(state, recipe.method), recipe, description)
-    real = images.labelled(run, data)
+    real = images.labeled(run, data)
     students = select.selection_candidates(recipe, description, state, sampler, Stop())
     accuracy = {name: real.network_accuracy(student) for name, student in students.items()}
     selection = run.read(SelectionCard)

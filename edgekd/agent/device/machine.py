@@ -21,8 +21,20 @@ if TYPE_CHECKING:
     from typing import Self
 
 CPU_FLAGS = (
-    *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "hypervisor"),
-    *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve"),
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_bf16",
+    "amx_int8",
+    "hypervisor",
+    "asimd",
+    "asimdhp",
+    "asimddp",
+    "i8mm",
+    "bf16",
+    "sve",
 )
 CPUFREQ = "/sys/devices/system/cpu/cpu0/cpufreq/"
 RUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")

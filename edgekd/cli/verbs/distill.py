@@ -183,7 +183,7 @@ def _dry_run(cost: CostPlan | None, *, json: bool) -> None:
         rows.append(("all", f"{cost.flops_per_step / 1e9:.3f}"))
         console.print_table(("update", "GFLOP a step"), rows)
         peak = f"{cost.machine_peak_flops / 1e9:.0f} GFLOP/s of matrix products here"
-        console.say(f"utilisation {cost.utilisation:.0%}: of {peak}, in the precisions of the step")
+        console.say(f"utilisation {cost.utilization:.0%}: of {peak}, in the precisions of the step")
     console.closing("nothing but the teacher", cost.sentence(), "the same command without --dry-run")
 
 
@@ -194,10 +194,10 @@ def _accuracy(run: RunDir, recipe: Recipe, data: Path | None, stop: Stop) -> Ite
         yield None
         return
     from edgekd import machine
-    from edgekd.models.images import labelled
+    from edgekd.models.images import labeled
 
     machine.use_threads(recipe.machine.threads)
-    with labelled(run, data, purpose="accuracy curve", stop=stop) as images:
+    with labeled(run, data, purpose="accuracy curve", stop=stop) as images:
         images.load()  # before hours are spent
         images.poll = lambda: None  # from here on the loop looks itself, between steps that it can save
         yield images.network_accuracy

@@ -87,10 +87,10 @@ def _own(name: str, changed: Changes, clipping_of: Path | None, *, json: bool) -
         _refuse_idle_images(recipe, changed, clipping_of)
         session.require_calibration_images(run, recipe)
         from edgekd.export import clipping
-        from edgekd.models.images import unlabelled
+        from edgekd.models.images import unlabeled
         from edgekd.stages.export import refuse_failures
 
-        images = None if clipping_of is None else unlabelled(run, clipping_of, purpose="clipping", stop=stop)
+        images = None if clipping_of is None else unlabeled(run, clipping_of, purpose="clipping", stop=stop)
         pipeline.RunStatus(run, recipe).require(SELECT)
         approval.approve(run, recipe)
         pipeline.advance(run, recipe, EXPORT, stop=stop)

@@ -80,8 +80,11 @@ def _beside(recipe: Recipe, folder: Path) -> Recipe:
 
     changed: changes.Changes = {}
     paths = (
-        *(("teacher", "file"), ("student", "weights"), ("pixels", "classes")),
-        *(("export", "calibrate_on_real"), ("eval", "data")),
+        ("teacher", "file"),
+        ("student", "weights"),
+        ("pixels", "classes"),
+        ("export", "calibrate_on_real"),
+        ("eval", "data"),
     )
     for table, key in paths:
         value = getattr(getattr(recipe, table), key)
