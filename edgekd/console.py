@@ -59,7 +59,7 @@ PLAIN_PERIOD_S = 15.0
 
 
 def _plain(message: str) -> str:
-    """Return a message without markup, its control characters written out."""
+    """A message without markup, its control characters written out."""
     return escape(visible(message))
 
 

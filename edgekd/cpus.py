@@ -69,7 +69,7 @@ def quota(root: Path = Path("/")) -> float | None:
 
 
 def _own_groups(text: str) -> dict[str, str]:
-    """Return the path of this process's group in version 2 and in version 1's hierarchy of CPU time."""
+    """The path of this process's group in version 2 and in version 1's hierarchy of CPU time."""
     groups = {}
     for line in text.splitlines():
         number, _, rest = line.partition(":")
@@ -82,7 +82,7 @@ def _own_groups(text: str) -> dict[str, str]:
 
 
 def _mounts(text: str) -> list[tuple[str, str, str]]:
-    """Return file system, root and mount point of each mounted hierarchy that may hold quotas (see proc(5))."""
+    """File system, root and mount point of each mounted hierarchy that may hold quotas (see proc(5))."""
     mounts = []
     for line in text.splitlines():
         left, _, right = line.partition(" - ")
@@ -95,12 +95,12 @@ def _mounts(text: str) -> list[tuple[str, str, str]]:
 
 
 def _plain(escaped: str) -> str:
-    """Return a path whose blanks the kernel wrote as octal numbers."""
+    """A path whose blanks the kernel wrote as octal numbers."""
     return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal.group(1), 8)), escaped)
 
 
 def _below(path: str, above: str) -> Optional[str]:  # noqa: UP045 - a device may have Python 3.8
-    """Return a group's path seen from the mount; None where the group lies elsewhere."""
+    """A group's path seen from the mount; None where the group lies elsewhere."""
     above = above.rstrip("/")
     if ".." in path.split("/") or not (path + "/").startswith(above + "/"):
         return None
@@ -117,14 +117,14 @@ def _quota_v1(folder: Path) -> float | None:
 
 
 def _cpus(quota_us: str, period_us: str) -> float | None:
-    """Return the CPUs of a quota; None for no limit (`max`, -1) and for what is no number."""
+    """The CPUs of a quota; None for no limit (`max`, -1) and for what is no number."""
     if not (re.fullmatch("[0-9]{1,18}", quota_us) and re.fullmatch("[0-9]{1,18}", period_us)):
         return None
     return int(quota_us) / int(period_us) if int(quota_us) and int(period_us) else None
 
 
 def _text(path: Path) -> str:
-    """Return the stripped text of a small file; empty where it cannot be read."""
+    """The stripped text of a small file; empty where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="surrogateescape").strip("\0\n ")
     except (OSError, ValueError):  # ValueError: a path with a NUL in it

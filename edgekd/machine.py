@@ -90,7 +90,7 @@ class Precision:
     bf16: bool
 
     def __call__(self) -> AbstractContextManager[Any]:
-        """Return the context to run the network in."""
+        """The context to run the network in."""
         if not self.bf16:
             return nullcontext()
         # The weight cache would keep stale casts alive across optimiser steps of a long context.
@@ -100,7 +100,7 @@ class Precision:
 def precision_for(network: nn.Module, device: torch.device, precision: str) -> Precision:
     """Decide a network's precision from flags and structure alone, so that it is the same on every run.
 
-    On CPUs with avx512_bf16 oneDNN's dense convolutions run several times faster in bfloat16, depthwise ones slower, so
+    On CPUs with avx512_bf16 oneDNN's dense convolutions run faster in bfloat16 and depthwise ones slower, so
     a network with grouped convolutions stays in float32 there; `edgekd doctor` times it on this machine.
     """
     if precision != "auto":

@@ -200,7 +200,7 @@ class _Bundle:
             )
 
     def _ready(self, jobs: list[BenchJob], tools: Tools, comparisons: Sequence[DeviceComparison]) -> list[BenchJob]:
-        """Return the jobs that run here: those that were timed, if any were."""
+        """The jobs that run here: those that were timed, if any were."""
         if not comparisons:
             return session.plan_on_device(jobs, self.settings, tools)
         compared = comparisons[0].comparison

@@ -243,5 +243,5 @@ class _Subject:
 
 
 def _facts(cls: type[Any], answer: object) -> dict[str, Any]:
-    """Return what an answer says of the fields of a class that it extends."""
+    """What an answer says of the fields of a class that it extends."""
     return {member.name: getattr(answer, member.name) for member in fields(cls)}

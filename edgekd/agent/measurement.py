@@ -42,7 +42,7 @@ class BenchJob:
 
     @property
     def label(self) -> str:
-        """Return what tells this job from all others of a comparison."""
+        """What tells this job from all others of a comparison."""
         return self.artefact if self.runtime == "ort-cpu" else f"{self.artefact} [{self.runtime}]"
 
 
@@ -162,7 +162,7 @@ class Comparison:
 
     @property
     def measurements(self) -> tuple[Measurement, ...]:
-        """Return what was really measured, in the order of the jobs."""
+        """What was really measured, in the order of the jobs."""
         return tuple(result for result in self.results if isinstance(result, Measurement))
 
     def require_consistent(self, place: str) -> None:

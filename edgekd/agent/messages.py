@@ -149,7 +149,7 @@ class Request(Generic[A]):
 
 
 def _samples_bytes(runs: int, seconds: float, artefacts: int = 1) -> int:
-    """Return how long an answer may be with samples as long as the fastest of models could make it."""
+    """How long an answer may be with samples as long as the fastest of models could make it."""
     return 8 * _WORDS_BYTES + int(_SAMPLE_BYTES * max(runs, seconds / _SHORTEST_S) * artefacts)
 
 

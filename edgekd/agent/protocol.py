@@ -45,7 +45,7 @@ class Transport(Protocol):
 
     @property
     def target(self) -> str:
-        """Return the name of the machine in messages and results."""
+        """The name of the machine in messages and results."""
 
     def argv(self) -> list[str]:
         """Return the command, as an argument list, that starts an agent on the machine."""
@@ -141,7 +141,7 @@ class AgentProcess:
 
     @property
     def pid(self) -> int:
-        """Return the process id of the child (of ssh, when the agent is elsewhere)."""
+        """The process id of the child (of ssh, when the agent is elsewhere)."""
         return self._process.pid
 
     def hello(self) -> Environment:
@@ -202,7 +202,7 @@ class AgentProcess:
         return self._stopped(f'its answer to "{op}" is not what an agent of this edgekd answers ({why})')
 
     def _understood(self, line: bytes, number: int) -> Any:
-        """Return the object on a line, None for what a login script prints before the agent starts."""
+        """The object on a line, None for what a login script prints before the agent starts."""
         try:
             reply = loads(line)
         except ValueError as error:

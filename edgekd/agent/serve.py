@@ -49,7 +49,7 @@ class Server:
 
     @property
     def folder(self) -> Path:
-        """Return the work folder that was opened."""
+        """The work folder that was opened."""
         if self._folder is None:
             raise RefusedError("protocol", "nothing is open; send open first")
         return self._folder
@@ -118,7 +118,7 @@ class Server:
         self._replies.send(reporting(self._number, progress))
 
     def _part(self, request: ResumableRequest, work: Callable[[Sequence[BenchJob], Tools], object]) -> Sealed:
-        """Return what `work` finds, or what it found before the connection was cut: for equal files, equally set up."""
+        """What `work` finds, or what it found before the connection was cut: for equal files, equally set up."""
         jobs = [replace(job, model=self.folder / job.model) for job in request.jobs]
         tools = Tools(request.trtexec, str(self._place.engines), self._begin_s)
         about = [request.op, to_json(request), [sha256_of(job.model) for job in jobs], state(jobs, tools)]
@@ -163,7 +163,7 @@ def state(jobs: Sequence[BenchJob], tools: Tools) -> list[object]:
 
 
 def _kept(part: Path) -> str | None:
-    """Return the text of a part, if it is whole and of today; its first line is its hash."""
+    """The text of a part, if it is whole and of today; its first line is its hash."""
     if not part.is_file() or not 0 <= time.time() - part.stat().st_mtime < KEPT_S:
         return None
     sha256, _, text = part.read_text(encoding="utf-8", errors="replace").partition("\n")
@@ -171,7 +171,7 @@ def _kept(part: Path) -> str | None:
 
 
 def _sealed(text: str, *, kept: bool) -> Sealed:
-    """Return a result with the hash that the near end checks."""
+    """A result with the hash that the near end checks."""
     return Sealed(text, hashlib.sha256(text.encode()).hexdigest(), kept)
 
 

@@ -64,7 +64,7 @@ class Worker:
 
     @property
     def runner(self) -> Runner:
-        """Return the loaded model."""
+        """The loaded model."""
         if self._loaded is None:
             raise RefusedError("protocol", "no model is loaded; send load first")
         return self._loaded

@@ -133,7 +133,7 @@ def accuracies(run: RunDir) -> dict[str, float]:
 
 
 def _hashes(run: RunDir) -> dict[str, str]:
-    """Return the recorded hash of every artefact that eval measures, under eval's names."""
+    """The recorded hash of every artefact that eval measures, under eval's names."""
     hashes = {}
     for stage in ("teacher", "select", "export"):
         record = Record.read(run.stage(stage))

@@ -147,7 +147,7 @@ def published(run: RunDir | None, target: str, folder: Path, device_results: Dev
 
 
 def _measured_files(device_results: DeviceResults) -> set[str]:
-    """Return the names of the files that were timed or checked; the name of an engine's row begins with its file's."""
+    """The names of the files that were timed or checked; the name of an engine's row begins with its file's."""
     timed = {
         measurement.job.model.name
         for made in device_results.comparisons

@@ -177,7 +177,7 @@ def _require_asked(comparison: Comparison, jobs: Sequence[BenchJob], settings: B
 
 
 def _engine_of(asked: BenchJob, measured: BenchJob) -> BenchJob:
-    """Return what a job is called once TensorRT has made an engine of it."""
+    """What a job is called once TensorRT has made an engine of it."""
     if measured.runtime != "tensorrt":
         return asked
     return replace(asked, artefact=measured.artefact, kind=measured.kind, flags=measured.flags)

@@ -39,7 +39,7 @@ class Signature:
 
     @property
     def batch(self) -> int | None:
-        """Return the batch of the file, None for any."""
+        """The batch of the file, None for any."""
         return self.declared[0]
 
 
@@ -77,7 +77,7 @@ def signature(file: Path, image_shape: tuple[int, ...] | None = None) -> Signatu
 
 
 def _arithmetic(graph: onnx.GraphProto) -> Arithmetic:
-    """Return the coarsest numbers a file computes with: quantised, half precision weights or casts, else float."""
+    """The coarsest numbers a file computes with: quantised, half precision weights or casts, else float."""
     if any("quantize" in node.op_type.lower() or node.op_type in INTEGER_OPS for node in graph.node):
         return "int8"
     casts = (attribute.i for node in graph.node if node.op_type == "Cast" for attribute in node.attribute)

@@ -95,7 +95,7 @@ def _draws(rounds: int, seed: int) -> NDArray[np.int64]:
 
 
 def _resampled_medians(rounds: Rounds, draws: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the pooled median of the rounds named by each row of `draws`."""
+    """The pooled median of the rounds named by each row of `draws`."""
     # Every k-th of the sorted samples stands for its neighbours, with one k for all rounds to keep their weights.
     step = max(1, sum(map(len, rounds)) // _THINNED)
     thinned = [np.sort(np.asarray(samples_ms, dtype=np.float64))[(step // 2) :: step] for samples_ms in rounds]

@@ -52,7 +52,7 @@ class Row(LatencySummary, _RowContext):
 
     @property
     def not_really_int8(self) -> bool:
-        """Return whether the row is called INT8 but mostly ran in float."""
+        """Whether the row is called INT8 but mostly ran in float."""
         return self.kind.startswith("int8") and self.integer_share is not None and self.integer_share < REALLY_INT8
 
 
@@ -127,7 +127,7 @@ def _row(measurement: Measurement, reference: Measurement, settings: BenchSettin
 
 
 def _note(row: Row) -> str | None:
-    """Return what is to be said where a name promises too much."""
+    """What is to be said where a name promises too much."""
     if row.kind.startswith("int8") and row.integer_share is None:
         return f"integer share n/a: {row.provider} does not say what ran"
     return f"not really INT8: {row.integer_share:.0%} of the compute nodes" if row.not_really_int8 else None

@@ -203,7 +203,7 @@ def build_settled(name: str, shape: Shape, classes: int) -> nn.Module:
     """Build a student whose BatchNorm statistics are those of noise.
 
     With the initial ones the activations of a deep network shrink from layer to layer, down to denormal numbers,
-    which a CPU multiplies many times slower than those of a trained network.
+    which a CPU multiplies slowly.
     """
     network = registry.build(name, input_shape=shape, classes=classes, seed=0)
     for module in network.modules():

@@ -47,7 +47,7 @@ def _alone(row: Row) -> str:
 
 
 def _interval(row: Row) -> tuple[float, float, float]:
-    """Return speedup, low and high of a row that has been compared."""
+    """Speedup, low and high of a row that has been compared."""
     assert row.speedup is not None
     assert row.speedup_low is not None
     assert row.speedup_high is not None
@@ -75,7 +75,7 @@ def _speed(row: Row, reference: Row) -> str:
 
 
 def _slower_int8(compared: Sequence[Row], best: Row) -> str:
-    """Return a clause about the fastest INT8 row where another precision beats it: who quantised wants to know."""
+    """A clause about the fastest INT8 row where another precision beats it: who quantised wants to know."""
     quantized = [row for row in compared if row.kind.startswith("int8")]
     if not quantized or best in quantized:
         return ""
@@ -90,7 +90,7 @@ def _times(speedup: float) -> str:
 
 
 def _label(row: Row) -> str:
-    """Return FP32, FP16 or INT8, with what is wrong about the name, or the artefact's own name."""
+    """FP32, FP16 or INT8, with what is wrong about the name, or the artefact's own name."""
     if row.kind == "any":
         return row.artefact
     label = row.kind.partition("-")[0].upper()
@@ -98,7 +98,7 @@ def _label(row: Row) -> str:
 
 
 def _cost(row: Row, reference: Row, accuracies: Mapping[str, float], agreements: Mapping[str, float]) -> str:
-    """Return what the speed costs: points of accuracy, or other answers on synthetic samples, or nothing known."""
+    """What the speed costs: points of accuracy, or other answers on synthetic samples, or nothing known."""
     name, other = _file(row), _file(reference)
     if name in accuracies and other in accuracies:
         points = round(100 * (accuracies[name] - accuracies[other]), 1)
@@ -113,6 +113,6 @@ def _cost(row: Row, reference: Row, accuracies: Mapping[str, float], agreements:
 
 
 def _file(row: Row) -> str:
-    """Return the exported file of a row's precision: for an engine that --fp16 makes of the FP32 file, the FP16 one."""
+    """The exported file of a row's precision: for an engine that --fp16 makes of the FP32 file, the FP16 one."""
     file, flag, _ = row.artefact.partition(" --")
     return file.replace(".fp32.", f".{row.kind}.") if flag else file

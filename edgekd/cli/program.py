@@ -113,7 +113,7 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
 
 
 def _working_directory() -> str:
-    """Return where this process works, nothing where that folder was removed."""
+    """Where this process works, nothing where that folder was removed."""
     try:
         return os.getcwd()  # noqa: PTH109 - Path.cwd() is the same call
     except FileNotFoundError:

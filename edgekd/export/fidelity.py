@@ -32,12 +32,12 @@ class Parity:
 
     @property
     def passed(self) -> bool:
-        """Return whether all logits are within the tolerance and every clear answer is the same."""
+        """Whether all logits are within the tolerance and every clear answer is the same."""
         return self.max_difference <= self.tolerance and self.wrong_answers == 0
 
     @property
     def problem(self) -> str | None:
-        """Return what keeps the file from passing, if anything does."""
+        """What keeps the file from passing, if anything does."""
         if self.passed:
             return None
         if not math.isfinite(self.max_difference):
@@ -107,7 +107,7 @@ class Agreement:
 
     @property
     def share(self) -> float:
-        """Return the share of clear samples with the same answer."""
+        """The share of clear samples with the same answer."""
         return self.same / self.clear
 
     def to_card(self) -> AgreementPart:

@@ -43,7 +43,7 @@ class FineTuning:
     _done: dict[tuple[str, float, bool], FineTunedModel] = field(default_factory=dict)
 
     def __call__(self, plan: QuantizationPlan) -> FineTunedModel:
-        """Return the network fine-tuned for the plan's ranges; see `qat.fine_tune` for errors."""
+        """The network fine-tuned for the plan's ranges; see `qat.fine_tune` for errors."""
         key = (plan.method, plan.headroom, plan.flavor.symmetric)
         if key not in self._done:
             self._done[key] = self._tuned(plan)

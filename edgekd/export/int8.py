@@ -87,7 +87,7 @@ class QuantizationPlan:
 
     @property
     def used_ranges(self) -> Ranges:
-        """Return the ranges with their headroom."""
+        """The ranges with their headroom."""
         return self.ranges.widened(self.headroom, clip_bounds(self.source))
 
     def build(self) -> ModelProto:
@@ -109,7 +109,7 @@ class Remedy:
 
     @property
     def kept(self) -> Quality:
-        """Return the quality of `plan`."""
+        """The quality of `plan`."""
         return self.after if self.applied else self.before
 
     def to_card(self) -> RemedyPart:
@@ -205,11 +205,11 @@ def leave_worst_in_float(
 
 
 def _option_value(loss: float) -> float | None:
-    """Return a loss as JSON can hold it: infinity is None."""
+    """A loss as JSON can hold it: infinity is None."""
     return loss if math.isfinite(loss) else None
 
 
 def _growing(limit: int) -> list[int]:
-    """Return 1, 2, 3, 4, 6, 8, 12, 16, … up to the limit, and the limit."""
+    """1, 2, 3, 4, 6, 8, 12, 16, … up to the limit, and the limit."""
     steps = [1, *(step for power in range(1, 12) for step in (2**power, 3 * 2 ** (power - 1)))]
     return sorted({step for step in steps if step < limit} | {limit})

@@ -55,7 +55,7 @@ class Int8Result:
 
     @property
     def passed(self) -> bool:
-        """Return whether the file keeps enough of the answers."""
+        """Whether the file keeps enough of the answers."""
         return self.quality.agreement.share >= self.target
 
     def to_card(
@@ -121,7 +121,7 @@ def _missed(steps: list[Remedy], target: float) -> bool:
 
 
 def _with_remedies(ranges: Remedy, held_out: HeldOut, calibration: Batches, target: float) -> list[Remedy]:
-    """Return the choice of ranges, layers left in float as far as they are needed, and the correction of biases."""
+    """The choice of ranges, layers left in float as far as they are needed, and the correction of biases."""
     steps = [ranges]
     if _missed(steps, target):
         plan = steps[-1].plan

@@ -66,7 +66,7 @@ class ExportJob:
 
     @property
     def calibration(self) -> Batches:
-        """Return the samples that set INT8 ranges and that remedies learn from."""
+        """The samples that set INT8 ranges and that remedies learn from."""
         synthetic = self.samples.stream("export/calibration", self.table.calibration_samples)
         return synthetic if self.real is None else self.real
 
@@ -158,7 +158,7 @@ def _write_floats(
 
 
 def _link(reference: NDArray[np.float32], answers: NDArray[np.float32], tolerance: float) -> AgreementPart:
-    """Return a link of the chain; where the reference is near a tie on every sample it has no share, but a reason."""
+    """A link of the chain; where the reference is near a tie on every sample it has no share, but a reason."""
     try:
         return agreement(reference, answers, tolerance).to_card()
     except GateError as error:
@@ -235,7 +235,7 @@ def _publish(result: Int8Result, path: Path) -> str | None:
 
 
 def _default_mode(result: Int8Result, judge: int8.HeldOut, *, published: bool) -> AgreementPart | None:
-    """Return how a file for x86 agrees in ONNX Runtime's default mode, where that saturates on this CPU; say so."""
+    """How a file for x86 agrees in ONNX Runtime's default mode, where that saturates on this CPU; say so."""
     flavor, kept_answers = result.plan.flavor, result.quality.agreement.share
     if flavor.kind != "int8-cpu-x86" or not ort_session.saturates():
         return None
@@ -246,7 +246,7 @@ def _default_mode(result: Int8Result, judge: int8.HeldOut, *, published: bool) -
 
 
 def _integer_nodes(plan: int8.QuantizationPlan) -> IntegerNodesPart | None:
-    """Return how much of a file runs as integers, where ONNX Runtime is to run it."""
+    """How much of a file runs as integers, where ONNX Runtime is to run it."""
     if plan.flavor.for_tensorrt:
         return None
     nodes = ort_session.integer_node_share(plan.build(), arm_rules=plan.flavor.name == "cpu-arm")

@@ -48,12 +48,12 @@ class IntegerShare:
 
     @property
     def share(self) -> float:
-        """Return integer nodes over all; 0 for a graph without compute nodes."""
+        """Integer nodes over all; 0 for a graph without compute nodes."""
         return self.integer / self.total if self.total else 0.0
 
     @property
     def quantized(self) -> bool:
-        """Return whether the file may be called INT8 on this runtime."""
+        """Whether the file may be called INT8 on this runtime."""
         return self.share >= REALLY_INT8
 
 

@@ -68,7 +68,7 @@ def fix_reshapes(model: ModelProto) -> ModelProto:
 
 
 def _keeps_batch(source: tuple[int | None, ...], target: tuple[int | None, ...]) -> bool:
-    """Return whether only the first dimension is dynamic, before and after, and stays what it is."""
+    """Whether only the first dimension is dynamic, before and after, and stays what it is."""
     if source[:1] != (None,) or target[:1] != (None,):
         return False
     sizes = [[size for size in shape[1:] if size is not None] for shape in (source, target)]
@@ -77,7 +77,7 @@ def _keeps_batch(source: tuple[int | None, ...], target: tuple[int | None, ...])
 
 
 def _living(model: ModelProto, nodes: list[NodeProto]) -> list[NodeProto]:
-    """Return the nodes that the model's outputs depend on, in their order."""
+    """The nodes that the model's outputs depend on, in their order."""
     needed = {info.name for info in model.graph.output}
     living = []
     for node in reversed(nodes):

@@ -132,7 +132,7 @@ class _View:
         return node.op_type in _ARITHMETIC and all(self._computed_from(source, other) for other in others)
 
     def _computed_from(self, source: str, tensor: str) -> bool:
-        """Return whether a tensor depends on nothing but `source`, value by value, and constants."""
+        """Whether a tensor depends on nothing but `source`, value by value, and constants."""
         if tensor == source or self.is_constant(tensor):
             return True
         inputs = list(self.makers[tensor].input) if self.maker(tensor) in _VALUE_BY_VALUE else []

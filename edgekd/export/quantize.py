@@ -54,22 +54,22 @@ class Flavor:
 
     @property
     def for_tensorrt(self) -> bool:
-        """Return whether TensorRT runs the file; ONNX Runtime must then take it as written."""
+        """Whether TensorRT runs the file; ONNX Runtime must then take it as written."""
         return bool(self.tensorrt_versions)
 
     @property
     def steps(self) -> int:
-        """Return the number of steps between the ends of an activation's range."""
+        """The number of steps between the ends of an activation's range."""
         return 254 if self.symmetric else 255
 
     @property
     def kind(self) -> str:
-        """Return the kind of the file, as in its name."""
+        """The kind of the file, as in its name."""
         return f"int8-{self.name}"
 
     @property
     def file_name(self) -> str:
-        """Return the name of the published file."""
+        """The name of the published file."""
         return f"student.{self.kind}.onnx"
 
 
@@ -309,7 +309,7 @@ def _add_pair(model: ModelProto, tensor: str, scale: float) -> str:
 
 
 def _fp16_weight_scales(model: ModelProto) -> dict[str, list[dict[str, Any]]]:
-    """Return weight scales that float16 holds exactly, in the quantiser's form."""
+    """Weight scales that float16 holds exactly, in the quantiser's form."""
     weights = initializers(model)
     overrides: dict[str, list[dict[str, Any]]] = {}
     for node in model.graph.node:

@@ -179,12 +179,12 @@ class _Probe:
 
 
 def _flat(low: float, high: float) -> bool:
-    """Return whether float32 cannot divide [low, high] into bins: a tensor that is constant, or nearly."""
+    """Whether float32 cannot divide [low, high] into bins: a tensor that is constant, or nearly."""
     return high - low <= 2 * BINS * float(np.spacing(np.float32(max(abs(low), abs(high)))))
 
 
 def _candidates(counts: NDArray[np.int64] | None, low: float, high: float) -> dict[str, Range]:
-    """Return the range of every method; each contains 0, which quantisation must represent exactly."""
+    """The range of every method; each contains 0, which quantisation must represent exactly."""
     outer = Range(min(low, 0.0), max(high, 0.0), max(-low, high, 0.0))
     if counts is None:
         return dict.fromkeys(METHODS, outer)
@@ -210,7 +210,7 @@ def _within(outer: Range, low: float, high: float, magnitude: float) -> Range:
 
 
 def _least_error(counts: NDArray[np.int64], centers: NDArray[np.float64], outer: Range) -> Range:
-    """Return the ranges of least mean squared quantisation error, by coordinate descent over 60 shrinkages."""
+    """The ranges of least mean squared quantisation error, by coordinate descent over 60 shrinkages."""
     used = counts > 0
     weights, values = counts[used].astype(np.float64), centers[used]
 

@@ -112,7 +112,7 @@ def other_entries(weights: Weights) -> tuple[Assumption, ...]:
 
 
 def _only_one(reading: NamedReading, hint: str) -> tuple[Match, list[Assumption]]:
-    """Return the only structure, the one that the file names itself, or any of several that answer alike."""
+    """The only structure, the one that the file names itself, or any of several that answer alike."""
     first, *others = reading.structures
     if TWINS.fullmatch(hint) and not registry.is_custom(first.spec.name):
         raise InputFileError(
@@ -136,7 +136,7 @@ def _only_one(reading: NamedReading, hint: str) -> tuple[Match, list[Assumption]
 
 
 def _answer_alike(reading: NamedReading) -> bool:
-    """Return whether timm's models of different names compute the same function."""
+    """Whether timm's models of different names compute the same function."""
     first, *others = reading.structures
     if len(others) > 4 or any(s.mapping or not registry.is_custom(s.spec.name) for s in reading.structures):
         return False
@@ -152,7 +152,7 @@ def _inferred(match: Match, weights: Mapping[str, Tensor], assumptions: tuple[As
 
 
 def _left_out(reading: NamedReading, tensors: Mapping[str, Tensor]) -> Iterator[Assumption]:
-    """Return what stood beside the network in the file and was left out."""
+    """What stood beside the network in the file and was left out."""
     rest = views.left_out_tensors(reading.view)
     if rest.copies:
         value = f"{reading.view.part}, not {', '.join(rest.copies)}"
@@ -172,7 +172,7 @@ def _values(tensor: Tensor) -> str:
 
 
 def _assumed_size(match: Match) -> Iterator[Assumption]:
-    """Return the assumed image size where the weights leave it open, also between an image and one that is padded."""
+    """The assumed image size where the weights leave it open, also between an image and one that is padded."""
     channels, height, width = match.input_shape
     family = registry.family_of(match.spec.name)
     if not match.side_is_fixed:
@@ -183,7 +183,7 @@ def _assumed_size(match: Match) -> Iterator[Assumption]:
 
 
 def _unseen(match: Match, dropped: bool) -> Iterable[Assumption]:
-    """Return what these weights cannot show about their architecture."""
+    """What these weights cannot show about their architecture."""
     for name, option in registry.family_of(match.spec.name).options.items():
         unseen = option.unseen(match.spec, match.input_shape)
         if unseen is not None and name not in match.requested:

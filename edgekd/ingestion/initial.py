@@ -63,7 +63,7 @@ def _fit(student: nn.Module, weights: Mapping[str, Tensor], input_shape: Shape) 
 def _excused(
     student: nn.Module, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], input_shape: Shape
 ) -> dict[str, str]:
-    """Return the tensors that may stay random, each with the phrase that says so."""
+    """The tensors that may stay random, each with the phrase that says so."""
     head = probe.head_name(student, input_shape)
     stem = next((path for path, module in student.named_modules() if isinstance(module, nn.Conv2d)), None)
     excused: dict[str, str] = {}
@@ -77,7 +77,7 @@ def _excused(
 
 
 def _size_along(axis: int, given: Tensor, target: Tensor) -> int | None:
-    """Return the size of `given` along an axis, or None where it is empty or differs in anything else."""
+    """The size of `given` along an axis, or None where it is empty or differs in anything else."""
     sides, expected = list(given.shape), list(target.shape)
     if len(sides) != len(expected):
         return None

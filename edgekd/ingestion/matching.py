@@ -65,7 +65,7 @@ class WeightsOnMeta(TorchFunctionMode):
 
 @lru_cache(maxsize=512)
 def _shapes(text: str, input_shape: Shape, classes: int) -> Shapes:
-    """Return the shape of each tensor of an architecture, in the order of its state dict."""
+    """The shape of each tensor of an architecture, in the order of its state dict."""
     with WeightsOnMeta():
         return shapes_in(registry.build(text, input_shape=input_shape, classes=classes, seed=0))
 
@@ -233,7 +233,7 @@ def mismatch(spec: ArchSpec, theirs: Shapes, expected: Shapes) -> Mismatch:
 
 
 def _as_far_as_shown(spec: ArchSpec, theirs: Shapes, expected: Shapes) -> Shapes:
-    """Return a reference with the classes, channels and stem of the weights, which are no differences."""
+    """A reference with the classes, channels and stem of the weights, which are no differences."""
     head, first = classifier_weight(expected), stem_of(expected)
     if head is None:
         return expected
@@ -251,5 +251,5 @@ def _as_far_as_shown(spec: ArchSpec, theirs: Shapes, expected: Shapes) -> Shapes
 
 
 def _open(shape: tuple[int, ...]) -> str:
-    """Return a shape that was expected; a number of classes that only marks the head is N."""
+    """A shape that was expected; a number of classes that only marks the head is N."""
     return "x".join("N" if side == MARKER_CLASSES else str(side) for side in shape) or "a single number"

@@ -195,7 +195,7 @@ def _ends(name: str) -> _Ends:
 def _timm_shapes(
     spec: ArchSpec, shape: Shape, classes: int, allowed: frozenset[tuple[int, ...]], forgiven: int
 ) -> Shapes | None:
-    """Return the shapes of a timm model, or None as soon as too many are not allowed or it cannot be built."""
+    """The shapes of a timm model, or None as soon as too many are not allowed or it cannot be built."""
     for meta in (True, False):  # a few models run while they are built, which needs real weights
         try:
             with warnings.catch_warnings(), _OnlyShapes(allowed, meta=meta, forgiven=forgiven):
@@ -208,7 +208,7 @@ def _timm_shapes(
 
 
 def _image_side(spec: ArchSpec, theirs: Shapes) -> tuple[int, bool]:
-    """Return the image side to assume, and whether the network takes no other."""
+    """The image side to assume, and whether the network takes no other."""
     if registry.family_of(spec.name) is TIMM and timm_is_installed():
         ends = _ends(spec.name.removeprefix(PREFIX))
         return ends.side, ends.side_is_fixed
@@ -224,7 +224,7 @@ def _build(spec: ArchSpec, shape: Shape, classes: int) -> nn.Module:
 
 
 def _outputs(spec: ArchSpec, shape: Shape) -> int:
-    """Return the number of outputs of code that takes no number of classes; what is no classifier the probe tells."""
+    """The number of outputs of code that takes no number of classes; what is no classifier the probe tells."""
     output = probe.call_network(
         registry.build(spec, input_shape=shape, classes=1000, seed=0).eval(), torch.zeros(2, *shape)
     )

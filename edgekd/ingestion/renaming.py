@@ -29,7 +29,7 @@ def rename(theirs: Shapes, reference: Shapes) -> dict[str, str] | None:
 
 
 def _by_module(shapes: Shapes) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Return module name -> role (weight, bias, running_mean ...) -> shape, in order."""
+    """Module name -> role (weight, bias, running_mean ...) -> shape, in order."""
     modules: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, shape in shapes.items():
         module, _, role = name.rpartition(".")

@@ -65,7 +65,7 @@ def plain(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def _comparison(requested: ArchSpec | None, input_shape: Shape | None, classes: int | None) -> _Comparison:
-    """Return what compares a reading of the weights: with the whole zoo, one architecture of it, or the user's code."""
+    """What compares a reading of the weights: with the whole zoo, one architecture of it, or the user's code."""
     if requested is not None and registry.is_custom(requested.name):
         code = outside.CustomArchitecture(requested)
         return lambda read: [code.fit(read, input_shape, classes)]
@@ -139,7 +139,7 @@ def _without_auxiliary_heads(weights: dict[str, Tensor]) -> tuple[dict[str, Tens
 
 
 def _entangled(view: StateDictView, match: Match, weights: Mapping[str, Tensor]) -> InputFileError | None:
-    """Return the error for a part of a file that fits beside others of unknown meaning."""
+    """The error for a part of a file that fits beside others of unknown meaning."""
     beside = views.left_out_tensors(view)
     root = view.part.removesuffix(".*")
     rivals = [part for part in beside.copies if not views.AVERAGED.fullmatch(part.removesuffix(".*"))]
@@ -164,7 +164,7 @@ def _entangled(view: StateDictView, match: Match, weights: Mapping[str, Tensor])
 
 
 def _save_part(part: str) -> str:
-    """Return the line that saves `model.*`, or `all but ema.*`, of a state dict alone."""
+    """The line that saves `model.*`, or `all but ema.*`, of a state dict alone."""
     prefix = part.removeprefix("all but ").removesuffix("*")
     if part.startswith("all but "):
         chosen = f"k: v for k, v in state_dict.items() if not k.startswith({prefix!r})"

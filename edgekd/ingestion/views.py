@@ -134,7 +134,7 @@ def _without_root(view: StateDictView, root: str) -> StateDictView:
 
 
 def _without_module(name: str) -> str:
-    """Return a name without the component that DataParallel inserts where a part of a network was wrapped."""
+    """A name without the component that DataParallel inserts where a part of a network was wrapped."""
     return ".".join(part for part in name.split(".") if part != "module")
 
 
@@ -154,19 +154,19 @@ def _without_parts(name: str) -> str:
 
 
 def _roots(names: Iterable[str]) -> list[str]:
-    """Return the first components shared by several names: the usual wrappers first, then in order."""
+    """The first components shared by several names: the usual wrappers first, then in order."""
     counts = Counter(name.partition(".")[0] for name in names if "." in name)
     roots = [root for root, count in counts.items() if count > 1]
     return sorted(roots, key=lambda root: WRAPPERS.index(root) if root in WRAPPERS else len(WRAPPERS))
 
 
 def _part(view: StateDictView, root: str) -> StateDictView:
-    """Return the tensors under `root` alone."""
+    """The tensors under `root` alone."""
     return _taken(view, {t for t, ours in view.names.items() if ours.startswith(f"{root}.")}, f"{root}.*")
 
 
 def _rest(view: StateDictView, root: str) -> StateDictView:
-    """Return the tensors outside of `root`."""
+    """The tensors outside of `root`."""
     return _taken(view, {t for t, ours in view.names.items() if not ours.startswith(f"{root}.")}, f"all but {root}.*")
 
 
@@ -184,7 +184,7 @@ def _left_out_parts(view: StateDictView) -> dict[str, list[str]]:
 
 
 def _is_copy(names: list[str], view: StateDictView) -> bool:
-    """Return whether a part left out has the network's names, buffers aside, under a prefix of its own."""
+    """Whether a part left out has the network's names, buffers aside, under a prefix of its own."""
     own = common_prefix(names)
     if len(names) < 2 or own == "":
         return False

@@ -89,7 +89,7 @@ def state_dict_of(obj: object) -> dict[str, Tensor]:
 
 
 def _entries(obj: object, path: str, seen: set[int]) -> list[_Entry]:
-    """Return each set of weights, the preferred one first."""
+    """Each set of weights, the preferred one first."""
     while isinstance(obj, nn.DataParallel):  # which runs on GPUs alone; what it wraps runs anywhere
         obj = obj.module
     if isinstance(obj, nn.Module):
@@ -128,7 +128,7 @@ def _holds_weights(named: dict[str, object]) -> bool:
 
 
 def _named_arch(obj: object) -> str:
-    """Return the name that training scripts leave: `arch` (timm, the ImageNet example), `args.model` or `args.arch`."""
+    """The name that training scripts leave: `arch` (timm, the ImageNet example), `args.model` or `args.arch`."""
     if not isinstance(obj, dict):
         return ""
     arguments = obj.get("args")
@@ -138,7 +138,7 @@ def _named_arch(obj: object) -> str:
 
 
 def _wrapper_prefix(names: list[str]) -> str:
-    """Return the longest stack of usual wrapper prefixes that every name carries."""
+    """The longest stack of usual wrapper prefixes that every name carries."""
     stripped = ""
     while True:
         rest = [name.removeprefix(stripped) for name in names]

@@ -196,7 +196,7 @@ def imported_from(root: Path, names: Iterable[str]) -> Files:
 
 
 def _find(name: str, folders: Iterable[str]) -> ModuleSpec | None:
-    """Return where Python would find a module in these folders, though its parents are not imported."""
+    """Where Python would find a module in these folders, though its parents are not imported."""
     portions: list[str] = []
     for folder in folders:
         spec = FileFinder(folder or ".", *_LOADERS).find_spec(name)
@@ -211,7 +211,7 @@ def _find(name: str, folders: Iterable[str]) -> ModuleSpec | None:
 
 
 def _below(spec: ModuleSpec | None, rest: list[str]) -> ModuleSpec | None:
-    """Return the first module or package with code on the way from a folder without `__init__.py` to `rest`."""
+    """The first module or package with code on the way from a folder without `__init__.py` to `rest`."""
     for part in rest:
         if spec is None or spec.origin is not None:
             break
@@ -220,7 +220,7 @@ def _below(spec: ModuleSpec | None, rest: list[str]) -> ModuleSpec | None:
 
 
 def _files(spec: ModuleSpec | None) -> Files:
-    """Return the files of a module or package, compiled ones and extensions too."""
+    """The files of a module or package, compiled ones and extensions too."""
     if spec is None or spec.origin is None:
         return {}
     origin, above = Path(spec.origin), spec.name.split(".")[:-1]
@@ -246,12 +246,12 @@ def _files(spec: ModuleSpec | None) -> Files:
 
 
 def _installed(root: Path) -> bool:
-    """Return whether a folder holds Python's own library or installed packages, whose imports lead everywhere."""
+    """Whether a folder holds Python's own library or installed packages, whose imports lead everywhere."""
     return bool({"site-packages", "dist-packages"} & set(root.parts)) or root == Path(sysconfig.get_path("stdlib"))
 
 
 def _imports(key: str, file: Path) -> set[str]:
-    """Return the dotted names that a source file imports; empty for what is no source."""
+    """The dotted names that a source file imports; empty for what is no source."""
     if file.suffix != ".py":
         return set()
     try:
@@ -285,7 +285,7 @@ def _imports(key: str, file: Path) -> set[str]:
 
 
 def _absolute(name: str, package: list[str]) -> str:
-    """Return a name as `import_module` takes it, resolved where it begins with dots."""
+    """A name as `import_module` takes it, resolved where it begins with dots."""
     bare = name.lstrip(".")
     level = len(name) - len(bare)
     return ".".join([*(package[: len(package) + 1 - level] if level else ()), bare])

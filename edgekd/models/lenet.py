@@ -19,7 +19,7 @@ _PADDED_SIDE = 32
 
 
 def _after_convolutions(side: int) -> int:
-    """Return the side of the last feature map: 5x5 convolution and pool twice, then a 5x5 convolution."""
+    """The side of the last feature map: 5x5 convolution and pool twice, then a 5x5 convolution."""
     return ((max(side, _PADDED_SIDE) - 4) // 2 - 4) // 2 - 4
 
 

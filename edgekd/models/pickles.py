@@ -71,7 +71,7 @@ class _ForgottenArray:
 
 
 def _numpy_scalar(kind: _NumpyType, data: object = b"") -> object:
-    """Return the number that a pickle holds as bytes; None for text and anything else."""
+    """The number that a pickle holds as bytes; None for text and anything else."""
     if not _NUMBER.fullmatch(kind.code):
         return None
     raw = data if isinstance(data, bytes) else str(data).encode("latin1")
@@ -106,7 +106,7 @@ def _suspicious_first(name: str) -> tuple[bool, str]:
 
 
 def _names(path: Path, *, zipped: bool) -> set[str]:
-    """Return each `module.name` that the pickle in a checkpoint names before it breaks off, by disassembly."""
+    """Each `module.name` that the pickle in a checkpoint names before it breaks off, by disassembly."""
     names: set[str] = set()
     try:
         if zipped:
@@ -164,6 +164,6 @@ def _take(stack: list[object], opcode: pickletools.OpcodeInfo) -> list[object]:
 
 
 def _modern(name: str) -> str:
-    """Return a name of Python 2, as old protocols spell it, as it is called now."""
+    """A name of Python 2, as old protocols spell it, as it is called now."""
     module, _, rest = name.partition(".")
     return f"{ {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}.get(module, module) }.{rest}"

@@ -115,7 +115,7 @@ def stage_sizes(model: nn.Module, input_shape: Shape) -> dict[str, tuple[int, ..
 
 
 def _answers_of(modules: Mapping[str, nn.Module], model: nn.Module, input_shape: Shape) -> list[tuple[str, Any]]:
-    """Return what some of a model's modules answer when it sees one black image, in the order in which they ran."""
+    """What some of a model's modules answer when it sees one black image, in the order in which they ran."""
     answers: list[tuple[str, Any]] = []
 
     def see(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:

@@ -105,13 +105,13 @@ def family_of(name: str) -> Family:
 
 @cache
 def _owners(among: tuple[Family, ...]) -> dict[str, Family]:
-    """Return the family of every name that is written out."""
+    """The family of every name that is written out."""
     return {name: family for family in among for name in (*family.students, *family.tensors)}
 
 
 @cache
 def _spellings(among: tuple[Family, ...]) -> dict[str, str]:
-    """Return every accepted spelling of the names, in lower case: with underscores, and without any separator."""
+    """Every accepted spelling of the names, in lower case: with underscores, and without any separator."""
     loose = {_squeezed(name): name for name in _owners(among)}
     exact = {name.replace("-", "_"): name for name in _owners(among)}  # regnet_x_1_6gf is not regnet_x_16gf
     return {**loose, **exact, **{other: name for family in among for other, name in family.spellings.items()}}
@@ -122,7 +122,7 @@ def _squeezed(name: str) -> str:
 
 
 def _lookup(name: str) -> tuple[str, Family]:
-    """Return the canonical spelling of `name` and its family."""
+    """The canonical spelling of `name` and its family."""
     among = families.FAMILIES
     for family in among:
         canonical = family.recognize(name)

@@ -98,7 +98,7 @@ def _set_input_channels(net: nn.Module, channels: int) -> None:
 
 
 def _convolution(like: nn.Conv2d, channels: int, *, kernel: int | None = None, stride: int | None = None) -> nn.Conv2d:
-    """Return a fresh convolution like `like` for other input channels, kernel or stride."""
+    """A fresh convolution like `like` for other input channels, kernel or stride."""
     size = like.kernel_size if kernel is None else (kernel, kernel)
     padding = like.padding if kernel is None else (kernel // 2, kernel // 2)
     conv = nn.Conv2d(

@@ -145,7 +145,7 @@ def _approved(code: UntrustedCode) -> bool:
 
 
 def _bare(arch: str) -> str:
-    """Return an architecture without width and options."""
+    """An architecture without width and options."""
     return arch.strip().partition(",")[0].partition("@")[0].strip()
 
 
@@ -173,7 +173,7 @@ def _place(code: UntrustedCode) -> Path | None:
 
 
 def _remembered(code: UntrustedCode) -> bool:
-    """Return whether the approval is there; one that somebody else put there is none."""
+    """Whether the approval is there; one that somebody else put there is none."""
     place = _place(code)
     try:
         status = place.lstat() if place is not None else None

@@ -61,7 +61,7 @@ def adopt(run: RunDir, asked: Recipe, *, reads_teacher: bool = True) -> Recipe:
 
 
 def _other_files(run: RunDir, old: Recipe, asked: Recipe) -> list[str]:
-    """Return one line for each file from outside whose content is not what the run began with.
+    """One line for each file from outside whose content is not what the run began with.
 
     The student's initial weights may still be exchanged as long as nothing was trained from them.
     """
@@ -78,7 +78,7 @@ def _other_files(run: RunDir, old: Recipe, asked: Recipe) -> list[str]:
 
 
 def _published(folder: Path) -> int:
-    """Return when a stage was published, 0 where the disk does not tell."""
+    """When a stage was published, 0 where the disk does not tell."""
     try:
         return (folder / RECORD).stat().st_mtime_ns
     except OSError:

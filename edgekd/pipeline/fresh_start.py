@@ -194,7 +194,7 @@ def recover(run: RunDir) -> None:
 
 
 def _with_images(ledger: LedgerCard, refused: LedgerCard) -> LedgerCard:
-    """Return the ledger with the real images that a refused beginning read: they were read all the same."""
+    """The ledger with the real images that a refused beginning read: they were read all the same."""
     if not refused.real_images_read:
         return ledger
     return ledger.changed(
@@ -221,7 +221,7 @@ def _strangers(run: RunDir) -> Iterator[Path]:
 
 
 def _is_evaluation(path: Path) -> bool:
-    """Return whether a file of eval/ is edgekd's; a damaged one is not known to be."""
+    """Whether a file of eval/ is edgekd's; a damaged one is not known to be."""
     try:
         EvaluationCard.load_file(path)
     except NewerSchemaError:

@@ -133,7 +133,7 @@ def measure_cost(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: in
 
 
 def _exploring(context: StepContext) -> StepContext:
-    """Return the context of a run of `_PERIODS` generator periods without consolidation."""
+    """The context of a run of `_PERIODS` generator periods without consolidation."""
     return _consolidating_from(1.0, replace(context, steps=_PERIODS * context.recipe.method.generator.period))
 
 
@@ -144,7 +144,7 @@ def _consolidating_from(start: float, context: StepContext) -> StepContext:
 
 
 def _late(context: StepContext, offset: int = 0) -> int:
-    """Return a step with the given place in the last period, when adversary and replay take part."""
+    """A step with the given place in the last period, when adversary and replay take part."""
     return context.steps - context.recipe.method.generator.period + offset
 
 
@@ -175,7 +175,7 @@ def _seconds_per_step(
     stop: Stop,
     least_steps: int,
 ) -> float:
-    """Return the median over three rounds of `work`, or more if they are short, fewer if they take minutes.
+    """The median over three rounds of `work`, or more if they are short, fewer if they take minutes.
 
     A median, since other work only ever slows. `work` or what it consists of has run before.
     """
@@ -217,7 +217,7 @@ def _flops(state: State, context: StepContext) -> dict[str, Counter[torch.dtype]
 
 
 def _parameters(state: State) -> dict[str, int]:
-    """Return the number of parameters of each network that the state holds."""
+    """The number of parameters of each network that the state holds."""
     networks = {"student": state.student, "generator": state.generator, **state.replay.networks()}
     return {name: sum(weight.numel() for weight in network.parameters()) for name, network in networks.items()}
 
@@ -255,7 +255,7 @@ def _fits(context: StepContext, size: int, stop: Stop) -> bool:
 
 
 def _peak_memory_bytes(device: torch.device) -> int:
-    """Return the peak memory: of the device for CUDA, of this process otherwise."""
+    """The peak memory: of the device for CUDA, of this process otherwise."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024

@@ -101,12 +101,12 @@ def _docstring(table: type[Table], path: str) -> str:
 
 
 def _kind(field: FieldInfo) -> str:
-    """Return a field's type in words, with its bounds."""
+    """A field's type in words, with its bounds."""
     return f"{_type(field.annotation)} {_bounds(field.metadata)}".strip()
 
 
 def _bounds(rules: list[Any]) -> str:
-    """Return the bounds of a number among a field's rules: `≥ 0, < 1`."""
+    """The bounds of a number among a field's rules: `≥ 0, < 1`."""
     bounds = [(sign, getattr(rule, name)) for rule in rules for name, sign in _BOUNDS.items() if hasattr(rule, name)]
     return ", ".join(f"{sign} {bound:g}" for sign, bound in bounds)
 
@@ -125,12 +125,12 @@ def _type(kind: Any) -> str:
 
 
 def _toml(value: object) -> str:
-    """Return a default as TOML, which for text, numbers, truth values and lists is written like JSON."""
+    """A default as TOML, which for text, numbers, truth values and lists is written like JSON."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def _presets() -> str:
-    """Return the table of presets: every key of [method] that one of them sets to something else than the default."""
+    """The table of presets: every key of [method] that one of them sets to something else than the default."""
     values = {name: dict(_flat("", read_toml(path))) for name, path in presets().items()}
     lines = [
         "## What the presets set",

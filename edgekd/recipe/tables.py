@@ -103,7 +103,7 @@ class ExportTable(Table):
 
     @property
     def calibrates_on_real(self) -> bool:
-        """Return whether real images set INT8 ranges."""
+        """Whether real images set INT8 ranges."""
         return self.int8 and bool(self.calibrate_on_real)
 
 

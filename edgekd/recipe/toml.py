@@ -145,7 +145,7 @@ def assignment(text: str) -> dict[str, Any]:
 
 
 def _names_table(path: Sequence[str]) -> dict[str, FieldInfo] | None:
-    """Return the keys of the table that a path leads to; None where it leads to a value or nowhere."""
+    """The keys of the table that a path leads to; None where it leads to a value or nowhere."""
     table: type[Table] = Recipe
     for part in path:
         field = table.model_fields.get(part)

@@ -45,7 +45,7 @@ def summary(run: RunDir) -> DistillationCard:
 
 
 def _health(generator: list[GeneratorEvent], train: list[TrainEvent], notes: DistillNotes | None) -> Health:
-    """Return what is known of it: Health has the names that these have."""
+    """What is known of it: Health has the names that these have."""
     cards = [*generator, *train, *([] if notes is None else [notes])]
     facts = {name: value for card in cards for name, value in card.to_json().items() if name in Health.model_fields}
     return Health.model_validate(facts)

@@ -184,7 +184,7 @@ def remove_all_but(folder: Path, mine: Collection[Path]) -> None:
 
 
 def _leftovers(run: Path) -> list[Path]:
-    """Return the temporary names of edgekd in a run: of what is replaced as a whole, or written in place."""
+    """The temporary names of edgekd in a run: of what is replaced as a whole, or written in place."""
     ours: dict[Path, Callable[[Path], bool]] = {
         run: lambda left: left.name[5:] in (*CONTENT, LEDGER),
         run / "bench": _is_of_a_bench,
@@ -199,7 +199,7 @@ def _leftovers(run: Path) -> list[Path]:
 
 
 def _is_of_a_bench(left: Path) -> bool:
-    """Return whether a folder below bench/, where any target may stand, was published or begun by edgekd."""
+    """Whether a folder below bench/, where any target may stand, was published or begun by edgekd."""
     if left.is_symlink() or not left.is_dir():
         return False
     names = {path.name.removeprefix(".tmp-") for path in left.iterdir()}

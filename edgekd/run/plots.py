@@ -84,13 +84,13 @@ def _losses(axes: Axes, points: Sequence[TrainEvent]) -> None:
 
 
 def _known(pairs: Sequence[tuple[int, float | None]]) -> tuple[list[int], list[float]]:
-    """Return steps and values where there is a value."""
+    """Steps and values where there is a value."""
     points = [(step, value) for step, value in pairs if value is not None]
     return [step for step, _ in points], [value for _, value in points]
 
 
 def _label(name: str) -> str:
-    """Return a name as matplotlib shows it: one that begins with an underscore would have no place in the legend."""
+    """A name as matplotlib shows it: one that begins with an underscore would have no place in the legend."""
     return visible(name if name[:1] != "_" else f" {name}")
 
 

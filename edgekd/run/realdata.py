@@ -78,7 +78,7 @@ def open_folder(path: Path, *, classes: int, names: tuple[str, ...] | None) -> I
 
 
 def _images_below(folder: Path) -> list[Path]:
-    """Return the files below a folder that are called images; a pipe would be waited for, so it is refused."""
+    """The files below a folder that are called images; a pipe would be waited for, so it is refused."""
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     for path in files:
         if not path.is_file():
@@ -121,7 +121,7 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Return a grey image of 16 bits with 8, scaled; Pillow's own conversion would clip it to white.
+    """A grey image of 16 bits with 8, scaled; Pillow's own conversion would clip it to white.
 
     Pillow opens such files as integers of 16 or 32 bits, whatever the file's depth.
     """

@@ -82,7 +82,7 @@ def _measured(run_dir: RunDir, data: Path, images: RealImages, threads: int, sto
 
 
 def _free_name(eval_folder: Path, name: str, folder_id: str, images_sha256: str) -> str:
-    """Return the name of the record of a data folder: the folder's own, unless another one of that name has it."""
+    """The name of the record of a data folder: the folder's own, unless another one of that name has it."""
     longer = f"{name}-{folder_id}"
     if (eval_folder / f"{longer}.json").is_file():
         return longer

@@ -161,7 +161,7 @@ def _network(run_dir: RunDir, student: ExternalStudent) -> nn.Module:
 
 
 def _hashes(run_dir: RunDir) -> dict[str, str]:
-    """Return the recorded hashes of what the run lends."""
+    """The recorded hashes of what the run lends."""
     hashes: dict[str, str] = {}
     for stage, names in (
         (INGEST, (TEACHER_WEIGHTS, TeacherCard.file, PixelsCard.file)),
@@ -223,7 +223,7 @@ def _metadata(
     own: bool,
     data_free: bool | None,
 ) -> dict[str, str]:
-    """Return the ONNX metadata: what a user of the file needs and where it comes from, no path of this machine."""
+    """The ONNX metadata: what a user of the file needs and where it comes from, no path of this machine."""
     pixels = run_dir.read(PixelsCard)
     facts: dict[str, object] = {
         "student": None if own else "elsewhere",

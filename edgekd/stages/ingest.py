@@ -61,7 +61,7 @@ def ingest_teacher(execution: Execution) -> None:
 
 
 def _still_holds(execution: Execution) -> Record | None:
-    """Return the record of teacher/ where it was read from this file with these settings."""
+    """The record of teacher/ where it was read from this file with these settings."""
     folder = execution.run.stage("teacher")
     record = Record.read(folder)
     if record is None or record.inputs != execution.inputs or record.damaged_output(folder) is not None:

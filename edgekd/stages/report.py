@@ -103,7 +103,7 @@ def _verdict(rows: Sequence[Row | SkippedRow], run_dir: RunDir, left_out: Unread
 
 
 def _devices(run_dir: RunDir, left_out: UnreadableFiles) -> dict[str, DevicePart]:
-    """Return what was measured elsewhere, by target, where it was of the files that are exported now."""
+    """What was measured elsewhere, by target, where it was of the files that are exported now."""
     parts = {folder.name: left_out.unless(_device, run_dir, folder, left_out) for folder in comparing.targets(run_dir)}
     return {name: results for name, results in parts.items() if results is not None}
 
@@ -123,7 +123,7 @@ def _device(run_dir: RunDir, folder: Path, left_out: UnreadableFiles) -> DeviceP
 
 
 def _measured_these(run_dir: RunDir, folder: Path | None = None) -> bool:
-    """Return whether the latencies are of the files that are exported now: here of all, on a device of what it ran."""
+    """Whether the latencies are of the files that are exported now: here of all, on a device of what it ran."""
     bench, export = Record.read(folder or run_dir.stage("bench") / "local"), Record.read(run_dir.stage("export"))
     if bench is None or export is None:
         return False
@@ -137,7 +137,7 @@ def _measured_these(run_dir: RunDir, folder: Path | None = None) -> bool:
 def _artefacts(
     run_dir: RunDir, sizes: dict[str, int], latency: Sequence[Row | SkippedRow], left_out: UnreadableFiles
 ) -> list[ArtefactPart]:
-    """Return one row per artefact: accuracy, size, latency, and how often it leaves the file before it in the chain."""
+    """One row per artefact: accuracy, size, latency, and how often it leaves the file before it in the chain."""
     accuracy = left_out.unless(comparing.accuracies, run_dir) or {}
     shares = left_out.unless(comparing.shares, run_dir) or {}
     names = ["teacher", "student", *sizes] if accuracy or sizes else []
@@ -275,7 +275,7 @@ def _latency_pictures(folder: Path) -> list[tuple[str, str, str]]:
 
 
 def _html(words: str) -> str:
-    """Return text for a page: neither markup nor a terminal's control characters, should one print the page."""
+    """Text for a page: neither markup nor a terminal's control characters, should one print the page."""
     return html.escape(visible(words))
 
 

@@ -159,7 +159,7 @@ def target_loss(quantized: Tensor, own: Tensor, teacher: Tensor) -> Tensor:
 def _rounding(
     low: float, high: float, overflow: list[Tensor]
 ) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-    """Return a hook that rounds a layer's input, and adds what lies outside its range, squared, to `overflow`.
+    """A hook that rounds a layer's input, and adds what lies outside its range, squared, to `overflow`.
 
     Ranges are collected anew after training: without a price the network would hide behind the clipping.
     """

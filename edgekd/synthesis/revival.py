@@ -34,7 +34,7 @@ def highest_inputs(x: Tensor) -> Tensor:
 
     Places of one image that share it do not share its gradient on a CPU: the first one takes it.
     """
-    if x.ndim == 4 and not x.is_cuda:  # amax of channels-last maps and its gradient take thirty times as long
+    if x.ndim == 4 and not x.is_cuda:  # amax of channels-last maps and its gradient are slow
         x = F.adaptive_max_pool2d(x, 1)
     return x.amax(dim=[0, *range(2, x.ndim)])
 

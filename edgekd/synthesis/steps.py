@@ -38,7 +38,7 @@ class StepContext:
 
     @property
     def exploration_steps(self) -> int:
-        """Return the number of steps before consolidation."""
+        """The number of steps before consolidation."""
         return schedules.exploration_steps(self.recipe.method, self.steps)
 
 

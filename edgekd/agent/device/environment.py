@@ -51,17 +51,17 @@ class Environment:
 
     @property
     def x86(self) -> bool:
-        """Return whether the CPU is a 64-bit x86."""
+        """Whether the CPU is a 64-bit x86."""
         return self.architecture.lower() in ("x86_64", "amd64")
 
     @property
     def arm(self) -> bool:
-        """Return whether the CPU is a 64-bit ARM."""
+        """Whether the CPU is a 64-bit ARM."""
         return self.architecture.lower() in ("aarch64", "arm64")
 
     @property
     def int8_instructions(self) -> bool:
-        """Return whether the CPU multiplies int8 into int32 in one instruction (VNNI, AMX, dot product)."""
+        """Whether the CPU multiplies int8 into int32 in one instruction (VNNI, AMX, dot product)."""
         return not {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}.isdisjoint(self.cpu_flags)
 
 

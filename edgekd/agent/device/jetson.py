@@ -61,7 +61,7 @@ class Jetson:
 
     @property
     def locked(self) -> str:
-        """Return whether the clocks are locked: yes, or what else is to be said of them."""
+        """Whether the clocks are locked: yes, or what else is to be said of them."""
         return str(self.clocks.get("locked", "unknown"))
 
 

@@ -85,7 +85,7 @@ def find_power_reader(root: Path = Path("/")) -> PowerReader | str:
 
 
 def _channels(root: Path) -> list[tuple[str, Path, Path]]:
-    """Return label, millivolts and milliamperes of each connected channel; channel 7 is a sum of others."""
+    """Label, millivolts and milliamperes of each connected channel; channel 7 is a sum of others."""
     channels = []
     for device in sorted((root / "sys/bus/i2c/devices").glob("*")):
         if not read_small_file(device / "name").startswith("ina3221"):

@@ -44,7 +44,7 @@ def sweep() -> None:
 
 
 def _made() -> tuple[Path, int]:
-    """Return a new folder and the descriptor whose lock says that it is in use."""
+    """A new folder and the descriptor whose lock says that it is in use."""
     while True:
         path = Path(tempfile.mkdtemp(prefix=PREFIX))
         with suppress(FileNotFoundError):  # a sweep came in between, here and below

@@ -160,7 +160,7 @@ class OrtRunner(Runner):
         return Executed(integer, compute, tuple(sorted({provider for _, provider in ran})))
 
     def _executed_nodes(self) -> list[tuple[str, str]]:
-        """Return operator and provider of every node that one profiled run executed."""
+        """Operator and provider of every node that one profiled run executed."""
         with scratch.folder() as folder:
             prefix = str(folder / "profile")
             session = create_session(self.ort, self.path, self.provider, self.threads, prefix)

@@ -82,7 +82,7 @@ class TensorRTRunner(Runner):
         place.write_bytes(bytes(memoryview(plan)))
 
     def _network_flags(self) -> int:
-        """Return the explicit batch where it still must be asked for, and strong typing where it is asked for."""
+        """The explicit batch where it still must be asked for, and strong typing where it is asked for."""
         flags, available = 0, self.trt.NetworkDefinitionCreationFlag
         if parser_family(self.runtime_version) in ("8.5", "8.6"):
             flags |= 1 << int(available.EXPLICIT_BATCH)

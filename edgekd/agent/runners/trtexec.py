@@ -121,7 +121,7 @@ class TrtexecRunner(Runner):
         self.commands.append(shlex.join([*self._base, *timing_flags(self.runtime_version)]))
 
     def _times(self, runs: int, seconds: float, *, spin_wait: bool) -> tuple[list[dict[str, float]], float]:
-        """Return trtexec's own times of one process, without its warm-up, and the Unix time at which they ended."""
+        """Trtexec's own times of one process, without its warm-up, and the Unix time at which they ended."""
         with scratch.folder() as folder:
             times = folder / "times.json"
             duration = math.ceil(seconds)

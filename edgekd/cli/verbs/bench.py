@@ -185,7 +185,7 @@ def _file(file: Path, asked: _BenchRequest) -> None:
 
 
 def _origin(file: Path) -> dict[str, Any]:
-    """Return what a file says of its own making, if edgekd made it: `data_free`, None where nobody vouches for it."""
+    """What a file says of its own making, if edgekd made it: `data_free`, None where nobody vouches for it."""
     from edgekd.export.graph import properties_of_file
 
     properties = properties_of_file(file)

@@ -132,7 +132,7 @@ def _student_changes(name: str, budget_ms: float | None, weights: str, on: str) 
 
 
 def _run_suffix(changed: Changes) -> str:
-    """Return what the student's flags add to the name of a run; a misspelt student leaves no folder behind."""
+    """What the student's flags add to the name of a run; a misspelt student leaves no folder behind."""
     from edgekd.models import registry
     from edgekd.recipe import AUTO, StudentNetworkTable
 

@@ -73,7 +73,7 @@ def examine() -> dict[str, Any]:
 
 
 def _runtime() -> tuple[str, list[str]]:
-    """Return what is known of ONNX Runtime, and why it cannot be used: a mixture of two builds may lack files."""
+    """What is known of ONNX Runtime, and why it cannot be used: a mixture of two builds may lack files."""
     try:
         import onnxruntime
 

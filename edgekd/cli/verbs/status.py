@@ -53,7 +53,7 @@ def status(run: flags.RunArgument = "", json: flags.Json = False) -> None:
 
 
 def _last_step(run: RunDir) -> int | None:
-    """Return the last step that was logged."""
+    """The last step that was logged."""
     from edgekd.run.cards.events import TrainEvent
 
     last = run.logged(TrainEvent)[-1:]
@@ -61,7 +61,7 @@ def _last_step(run: RunDir) -> int | None:
 
 
 def _making(run: RunDir, recipe: Recipe, stage: Stage) -> str:
-    """Return the command that makes a stage of this run."""
+    """The command that makes a stage of this run."""
     from edgekd.cli.targets import path_argument, run_argument
 
     command, teacher = stage.command, path_argument(recipe.teacher.file or "TEACHER")

@@ -33,7 +33,7 @@ def _net(spec: ArchSpec, input_shape: Shape, classes: int, width: float) -> nn.M
 
 
 def _read_side(shapes: Shapes) -> tuple[int, bool]:
-    """Return the (smallest) image side whose last feature map has as many positions as the first linear layer reads."""
+    """The (smallest) image side whose last feature map has as many positions as the first linear layer reads."""
     positions = shapes["fc1.weight"][1] // max(1, shapes["conv3.weight"][0])
     side = round(positions**0.5)
     return (4 * side + 28 if side * side == positions else 0) or _SIDE, True

@@ -90,7 +90,7 @@ class Card(CardPart):
 
 
 def _first(error: ValidationError) -> str:
-    """Return the first problem and its place, whatever characters stand in the file."""
+    """The first problem and its place, whatever characters stand in the file."""
     problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
     place = ".".join(str(part) for part in problem["loc"])
     text = visible(f"{place}: {problem['msg']}" if place else problem["msg"])
