@@ -69,7 +69,7 @@ class Int8Result:
         return Int8Part(
             passed=reason is None,
             reason=reason,
-            flavor=self.plan.flavor.name,
+            flavour=self.plan.flavor.name,
             method=self.plan.method,
             headroom=self.plan.headroom,
             left_in_float=list(self.plan.float_nodes),

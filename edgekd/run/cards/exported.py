@@ -118,7 +118,7 @@ class Int8Part(CardPart):
 
     passed: bool
     reason: str | None
-    flavor: str | None = None
+    flavour: str | None = None
     method: str | None = None
     headroom: float | None = None
     left_in_float: list[str] | None = None
