@@ -95,7 +95,7 @@ def measure_clipping(run_dir: RunDir, recipe: Recipe, images: RealImages) -> dic
         measured = None
         if name not in calibration.fine_tuned:
             ranges = seen.widened(made.headroom, bounds)
-            measured = clipping_of(source, folder / name, FLAVORS[made.flavor], ranges, made.method, batches)
+            measured = clipping_of(source, folder / name, FLAVORS[made.flavour], ranges, made.method, batches)
         by_file[name] = ClippedPart(method=made.method, held_out=made.clipping, images=measured)
     return by_file
 
