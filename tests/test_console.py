@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Callable
 from contextlib import suppress
@@ -128,7 +129,7 @@ def test_durations_are_read_by_people(seconds: float, text: str) -> None:
 
 def test_progress_without_a_terminal_is_a_line_now_and_then(capsys: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     with console.progress("distil", 100, done=20) as bar:
         for done in range(21, 101):
             clock[0] += 1.0

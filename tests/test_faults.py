@@ -22,7 +22,7 @@ from edgekd.run.directory import RunDir
 from edgekd.stages import distill
 from edgekd.stages.catalog import DISTILL, EXPORT
 from edgekd.synthesis.state import State
-from edgekd.synthesis.steps import StepContext
+from edgekd.synthesis.steps import StepContext, student_step
 
 TRAINING = ("ingest", "distill", "select")
 
@@ -41,7 +41,7 @@ def file_size_limit(size_bytes: int) -> Iterator[None]:
 def test_a_nan_stops_with_the_last_good_checkpoint_named(
     teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = distill.student_step
+    real = student_step
 
     def poisoned(state: State, context: StepContext) -> dict[str, torch.Tensor]:
         if state.step == 9:
@@ -225,7 +225,7 @@ def test_data_at_distillation_changes_no_artefact(teacher_file: Path, tmp_path: 
         was = network.training
         network.eval()
         with torch.no_grad():
-            hits = (network(images).argmax(1) == labels).float().mean().item()
+            hits: float = (network(images).argmax(1) == labels).float().mean().item()
         network.train(was)
         return hits
 

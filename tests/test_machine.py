@@ -130,7 +130,7 @@ def test_the_context_of_a_precision_decides_the_arithmetic() -> None:
 
 
 @pytest.mark.parametrize("head", [nn.Linear(144, 5), nn.Conv2d(4, 5, 6)], ids=["linear", "conv"])
-def test_a_float32_head_gives_float32_logits_under_autocast(head: nn.Module) -> None:
+def test_a_float32_head_gives_float32_logits_under_autocast(head: nn.Linear | nn.Conv2d) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten() if isinstance(head, nn.Linear) else nn.ReLU(), head)
     names = list(network.state_dict())
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -153,14 +153,14 @@ def test_a_copy_of_a_float32_head_uses_its_own_weights() -> None:
     machine.float32_head(network, "2")
     twin = copy.deepcopy(network)
     with torch.no_grad():
-        network[2].weight.zero_()
-        network[2].bias.fill_(7.0)
+        network.get_parameter("2.weight").zero_()
+        network.get_parameter("2.bias").fill_(7.0)
     x = torch.ones(1, 3, 8, 8)
     with Precision(CPU, True)():
         assert torch.equal(network(x), torch.full((1, 2), 7.0))
         assert not torch.equal(twin(x), network(x))
         assert twin(x).dtype == torch.float32
-    assert twin[2].weight.data_ptr() != network[2].weight.data_ptr()
+    assert twin.get_parameter("2.weight").data_ptr() != network.get_parameter("2.weight").data_ptr()
 
 
 def test_a_head_of_another_kind_is_left_alone() -> None:

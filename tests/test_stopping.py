@@ -18,10 +18,10 @@ from edgekd.stopping import SIGNALS, Stop, at_once, graceful
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_is_a_request_with_its_exit_code(number: signal.Signals, code: int) -> None:
     with graceful() as stop:
-        assert not stop.requested
+        before = stop.requested
         stop.raise_if_requested()
         os.kill(os.getpid(), number)
-        assert stop.requested
+        assert (before, stop.requested) == (False, True)
         with pytest.raises(
             Interrupted, match=rf"distillation was stopped by {number.name}; the same command"
         ) as caught:
@@ -44,9 +44,9 @@ def test_the_handlers_are_restored_even_after_an_error() -> None:
 
 def test_a_deadline_is_a_request_with_exit_code_8() -> None:
     stop = Stop(max_seconds=0.05)
-    assert not stop.requested
+    before = stop.requested
     time.sleep(0.06)
-    assert stop.requested
+    assert (before, stop.requested) == (False, True)
     with pytest.raises(StoppedEarly, match="reached --max-seconds") as caught:
         stop.raise_if_requested()
     assert caught.value.exit_code == 8

@@ -98,7 +98,7 @@ def distilled(student: str, shape: Shape, ingested: Any, folder: Path, stages: t
     shutil.copytree(run.path, folder / "run")
     run = toy.advance(folder / "run", one_step(teacher, shape, student), stages)
     states = [
-        state_dict.unflatten(checkpoint.load_tensors(path), {})["student"]
+        state_dict.tensors_of(state_dict.unflatten(checkpoint.load_tensors(path), {}), "student")
         for path in sorted(run.stage("distill").glob("checkpoints/step-*/state.safetensors"))
     ]
     before, after = states

@@ -90,7 +90,7 @@ def measure_clipping(run_dir: RunDir, recipe: Recipe, images: RealImages) -> dic
     by_file: dict[str, ClippedPart] = {}
     for name in names:
         made = decided[name]
-        if made.flavor not in FLAVORS or made.method is None or made.headroom is None or made.clipping is None:
+        if made.flavour not in FLAVORS or made.method is None or made.headroom is None or made.clipping is None:
             raise InputFileError(f"{folder / AgreementCard.file} does not say how {name} was made; export it again.")
         measured = None
         if name not in calibration.fine_tuned:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from edgekd.agent.device.environment import this_machine
+from edgekd.agent.device.environment import Environment, this_machine
 from edgekd.agent.kernels import Kind, Runtime, kind_of, skip_reason
 
 X86 = replace(this_machine(), architecture="x86_64", cpu_flags=("avx2",))
@@ -40,6 +40,8 @@ def test_other_names_have_no_kind(name: str) -> None:
         ("any", "ort-cpu", X86, None),
     ],
 )
-def test_only_what_the_runtime_executes_is_timed(kind: Kind, runtime: Runtime, machine, reason: str | None) -> None:
-    found = skip_reason(kind, runtime, machine)
-    assert found is None if reason is None else str(found).startswith(reason)
+def test_only_what_the_runtime_executes_is_timed(
+    kind: Kind, runtime: Runtime, machine: Environment, reason: str | None
+) -> None:
+    told = skip_reason(kind, runtime, machine)
+    assert told is None if reason is None else str(told).startswith(reason)

@@ -166,8 +166,11 @@ def test_settings_that_measure_nothing_are_refused(wrong: dict[str, int]) -> Non
 
 
 def test_every_measurement_is_one(comparison: Comparison) -> None:
-    assert all(isinstance(one, Measurement) for one in comparison.measurements)
-    assert all(one.peak_memory_bytes > one.baseline_memory_bytes > 0 for one in comparison.measurements)
+    assert all(isinstance(measurement, Measurement) for measurement in comparison.measurements)
+    for measurement in comparison.measurements:
+        assert measurement.peak_memory_bytes is not None
+        assert measurement.baseline_memory_bytes is not None
+        assert measurement.peak_memory_bytes > measurement.baseline_memory_bytes > 0
     assert comparison.target == "local"
 
 

@@ -264,11 +264,12 @@ def test_logits_are_those_of_the_runtime(child: AgentProcess, tmp_path: Path) ->
 
 def test_images_of_another_type_or_shape_are_refused(child: AgentProcess, tmp_path: Path) -> None:
     child.ask(load(conv_net(tmp_path / "net.onnx")))
-    for name, images in {
+    wrong: dict[str, np.ndarray[Any, Any]] = {
         "double": np.zeros((1, 3, 8, 8)),
         "small": np.zeros((1, 3, 4, 4), np.float32),
         "flat": np.zeros((1, 3), np.float32),
-    }.items():
+    }
+    for name, images in wrong.items():
         np.save(tmp_path / f"{name}.npy", images)
         with pytest.raises(InputFileError, match=r"takes float32 \['N', 3, 8, 8\]"):
             child.ask(Logits(str(tmp_path / f"{name}.npy")))

@@ -175,8 +175,9 @@ def test_another_student_of_the_same_name_is_measured_anew(device: Device, tmp_p
         file = conv_net(tmp_path / "student.onnx", width=width)
         (found,) = measurer([BenchJob("net", file, "fp32", runtime)], QUICK).measurements
         assert [one.name for one in device.work[0].glob("*.onnx")] == ["student.onnx"], "one at a time"
-        assert found.sha256 == sha256_of(file)
-        return found.sha256
+        digest = sha256_of(file)
+        assert found.sha256 == digest
+        return digest
 
     with suppress(StoppedEarly), devices.measurer_on(Host("device"), Stop()) as there:
         first = measured(there, 4)

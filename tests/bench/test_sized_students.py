@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from standins import write_trtexec, write_unknown_trtexec
+from torch import nn
 
 from edgekd.agent.device.machine import sha256_of
 from edgekd.agent.measure import Tools, measure_jobs
@@ -221,9 +222,9 @@ def test_untrained_activations_are_of_ordinary_size_and_random_state_is_kept() -
     fresh = registry.build("mobilenetv2@0.1", input_shape=SHAPE, classes=CLASSES, seed=0).eval()
     seen: dict[str, float] = {}
     for name, net in (("settled", network), ("fresh", fresh)):
-        net.features[-1].register_forward_hook(
-            lambda _m, _i, out, name=name: seen.update({name: float(out.abs().max())})
-        )
+        features = net.features
+        assert isinstance(features, nn.Sequential)
+        features[-1].register_forward_hook(lambda _m, _i, out, name=name: seen.update({name: float(out.abs().max())}))
         with torch.no_grad():
             net(images)
     assert seen["settled"] > 0.1

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -29,9 +30,11 @@ from tiny_onnx import conv_net
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     patient = comparing.settings_of
-    short = {"rounds": 2, "min_runs": 10, "min_seconds": 0.02, "warm_up_seconds": 0.2}
-    monkeypatch.setattr(comparing, "settings_of", lambda table: [replace(one, **short) for one in patient(table)])
-    monkeypatch.setattr(sized_students, "SETTINGS", BenchSettings(**short))  # type: ignore[arg-type]
+    short: dict[str, Any] = {"rounds": 2, "min_runs": 10, "min_seconds": 0.02, "warm_up_seconds": 0.2}
+    monkeypatch.setattr(
+        comparing, "settings_of", lambda table: [replace(settings, **short) for settings in patient(table)]
+    )
+    monkeypatch.setattr(sized_students, "SETTINGS", BenchSettings(**short))
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +229,7 @@ def test_students_there(device: Device) -> None:  # noqa: F811
 
 @pytest.mark.slow
 def test_a_student_is_chosen_there_once(device: Device, teacher_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    small = ("--threads", "1", "--steps", "2", "--input", "1x8x8", "--set=method.student.batch_size=8")
+    small: tuple[str, ...] = ("--threads", "1", "--steps", "2", "--input", "1x8x8", "--set=method.student.batch_size=8")
     small += ("--set=method.vae.novel=4", "--set=select.samples=64", "--dry-run")
     asked = ("distill", teacher_file, *small, "--student", "auto", "--budget-ms", "5000", "--on", "device")
     first = Result(*asked)

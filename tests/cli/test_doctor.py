@@ -28,7 +28,8 @@ def examine(monkeypatch: pytest.MonkeyPatch, *, speedup: float, bf16: bool) -> l
     monkeypatch.setattr(doctor, "bf16_speedup", lambda device: speedup)
     monkeypatch.setattr(machine, "precision_for", lambda network, device, wanted: Precision(device, bf16))
     monkeypatch.setattr(doctor, "runtime_conflict", lambda environment: None)
-    return doctor.examine()["problems"]
+    problems: list[str] = doctor.examine()["problems"]
+    return problems
 
 
 def test_the_facts_are_there() -> None:

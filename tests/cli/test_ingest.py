@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import sys
 import warnings
@@ -58,7 +59,7 @@ def nets(here: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (here / "users_nets.py").write_text(NETS)
     monkeypatch.syspath_prepend(here)
     monkeypatch.delitem(sys.modules, "users_nets", raising=False)
-    import users_nets
+    users_nets = importlib.import_module("users_nets")
 
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(here)])
     return users_nets
@@ -91,6 +92,7 @@ def test_ingest_says_what_the_teacher_is_and_what_was_assumed(here: Path) -> Non
     assert result.line("next") == "next     edgekd distill teacher.pt --run teacher"
     assert "unknown" in result.line("pixels")
     timing = RunDir(Path("runs/teacher")).ledger().teacher_probe
+    assert timing is not None
     assert timing.seconds > 0
     assert timing.images == 32
 

@@ -31,6 +31,7 @@ def test_correction_lowers_the_loss_of_a_biased_quantization(flavor: str, studen
     assert remedy.after.loss < 0.7 * remedy.before.loss
     assert set(remedy.plan.bias_shifts) == set(compute_nodes(student.path))
     assert student.held_out.measure(remedy.plan.build(), plan.flavor) == remedy.after
+    assert remedy.details.largest_shift is not None
     assert set(remedy.details.largest_shift) == set(compute_nodes(student.path))
 
 
@@ -70,8 +71,8 @@ def _conv(data: np.ndarray, weight: np.ndarray) -> np.ndarray:
     import torch
 
     with torch.no_grad():
-        pair = (torch.from_numpy(np.asarray(part, dtype=np.float64)) for part in (data, weight))
-        return torch.nn.functional.conv2d(*pair, stride=2, padding=1).numpy()
+        images, kernel = (torch.from_numpy(np.asarray(part, dtype=np.float64)) for part in (data, weight))
+        return torch.nn.functional.conv2d(images, kernel, stride=2, padding=1).numpy()
 
 
 def test_moved_biases_move_the_logits_also_where_there_was_no_bias(student: Student) -> None:

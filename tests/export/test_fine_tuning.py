@@ -56,6 +56,7 @@ def unbalanced() -> nn.Module:
     net.requires_grad_(False)
     (x,) = Source().batches(KeyedDraws(1, "synthetic", torch.device("cpu")), "centre", 512, 512)
     logits, head = net(x), net[-1]
+    assert isinstance(head, nn.Linear)
     head.weight /= logits.std(0)[:, None]
     head.bias.copy_((head.bias - logits.mean(0)) / logits.std(0))
     norms = [layer for layer in net if isinstance(layer, nn.BatchNorm2d)]
@@ -118,5 +119,5 @@ def test_a_fine_tuning_that_diverges_fails_nothing_else(tmp_path: Path, monkeypa
     ranges, judge = collect_ranges(path, calibration), HeldOut.of(path, held_out)
     found = quantize_keeping_answers(path, FLAVORS["trt"], ranges, judge, calibration, target=1.0, fine_tune=tune)
     assert not found.passed
-    assert "export.qat_lr" in found.steps[-1].to_card().to_json()["failed"]
+    assert "export.qat_lr" in str(found.steps[-1].to_card().to_json()["failed"])
     assert found.quality == found.steps[-2].kept

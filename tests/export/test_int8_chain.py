@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from small_nets import Student
 
@@ -34,7 +36,7 @@ def test_every_remedy_is_tried_and_recorded_before_giving_up(student: Student) -
         assert after.kept == (after.after if after.applied else after.before)
     assert result.quality.agreement.share >= result.steps[0].before.agreement.share
     assert student.held_out.measure(result.plan.build(), flavor) == result.quality
-    recorded = result.to_card("too low", None, CLIPPED, None).to_json()
+    recorded: dict[str, Any] = result.to_card("too low", None, CLIPPED, None).to_json()
     assert recorded["passed"] is False
     assert recorded["left_in_float"] == list(result.plan.float_nodes)
     assert [step["remedy"] for step in recorded["steps"]] == [step.name for step in result.steps]

@@ -109,7 +109,7 @@ def test_uint8_input_normalizes_inside_the_graph(tmp_path: Path) -> None:
     assert (given.name, given.type.tensor_type.elem_type) == ("image", onnx.TensorProto.UINT8)
     pixels = np.random.default_rng(0).integers(0, 256, (8, *SHAPE), dtype=np.uint8)
     mean, std = (np.array(part, dtype=np.float32).reshape(1, 3, 1, 1) for part in (norm.mean, norm.std))
-    reference = torch_logits(net, (pixels.astype(np.float32) / 255 - mean) / std)
+    reference = torch_logits(net, ((pixels.astype(np.float32) / 255 - mean) / std).astype(np.float32))
     assert check_parity(file.path, pixels, reference, TOLERANCE_FP32).passed
     wrapped = Uint8Input(net, norm)
     np.testing.assert_allclose(wrapped(torch.from_numpy(pixels)).detach().numpy(), reference, atol=1e-4)
@@ -119,7 +119,7 @@ def test_pixels_survive_normalization_and_back() -> None:
     norm = Normalization((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     pixels = np.arange(3 * 256, dtype=np.int64).reshape(1, 3, 16, 16).astype(np.uint8)
     mean, std = (np.array(part, dtype=np.float32).reshape(1, 3, 1, 1) for part in (norm.mean, norm.std))
-    np.testing.assert_array_equal(norm.to_uint8((pixels / np.float32(255) - mean) / std), pixels)
+    np.testing.assert_array_equal(norm.to_uint8(((pixels / np.float32(255) - mean) / std).astype(np.float32)), pixels)
     assert norm.to_uint8(np.full((1, 3, 1, 1), 99, dtype=np.float32)).max() == 255
 
 

@@ -31,7 +31,8 @@ def test_session_runs_on_the_cpu_with_the_threads_asked_for(student: Student) ->
     assert session.get_providers() == [CPU]
     assert session.get_session_options().intra_op_num_threads == 2
     found = logits(session, samples(3))
-    assert (found.shape, found.dtype) == ((3, 5), np.float32)
+    assert found.shape == (3, 5)
+    assert found.dtype == np.float32
     np.testing.assert_allclose(all_logits(student.path, batches(samples(3), 2)()), found, rtol=1e-5)
 
 

@@ -27,7 +27,8 @@ def _model(
 
 
 def _run(model: ModelProto) -> list[np.ndarray]:
-    return open_session(model).run(None, {"x": X})
+    outputs: list[np.ndarray] = open_session(model).run(None, {"x": X})
+    return outputs
 
 
 def _ops(model: ModelProto) -> list[str]:

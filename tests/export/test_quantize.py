@@ -79,7 +79,9 @@ def test_fp16_scales_are_normal_and_the_weights_fit_them(student: Student, tmp_p
     scale, integers = found["head.weight_scale"], found["head.weight_quantized"]
     assert scale.dtype == np.float16
     assert scale.min() == np.float16(SMALLEST_NORMAL)
-    np.testing.assert_allclose(integers * scale[:, None].astype(np.float32), values, atol=0.51 * scale.max())
+    np.testing.assert_allclose(
+        integers.astype(np.float32) * scale[:, None].astype(np.float32), values, atol=0.51 * scale.max()
+    )
     assert np.abs(integers[0] * np.float32(scale[0]) - values[0]).max() <= 0.51 * SMALLEST_NORMAL
     types = {tensor.data_type for tensor in half.graph.initializer}
     assert types == {TensorProto.INT8, TensorProto.FLOAT16}
@@ -112,7 +114,8 @@ class SharedSkip(nn.Module):
         skip = self.project(x)
         x = torch.relu(self.first(x) + skip)
         x = torch.relu(self.second(x) + skip)
-        return self.head(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
+        logits: Tensor = self.head(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
+        return logits
 
 
 def test_two_residuals_may_share_a_skip(tmp_path: Path) -> None:
@@ -140,7 +143,8 @@ class ReadTwice(nn.Module):
         x = torch.relu(self.stem(x))
         deep = self.deep(torch.relu(self.first(x)))
         x = torch.relu(deep + self.project(x)) + torch.relu(self.side(deep))
-        return self.head(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
+        logits: Tensor = self.head(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
+        return logits
 
 
 class AddsItsInput(nn.Module):
@@ -152,7 +156,8 @@ class AddsItsInput(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.deep(torch.relu(x)) + x)
-        return self.head(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
+        logits: Tensor = self.head(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
+        return logits
 
 
 @pytest.mark.parametrize("make", [ReadTwice, AddsItsInput])

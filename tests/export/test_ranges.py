@@ -169,7 +169,7 @@ def test_no_batch_and_broken_activations_are_errors(student: Student) -> None:
     data[2] = np.nan
     for first in ([], [samples(4)]):
         with pytest.raises(GateError, match="not finite"):
-            collect_ranges(student.path, lambda first=first: [*first, data])
+            collect_ranges(student.path, [*first, data].copy)
 
 
 def test_clipped_values_are_those_outside(student: Student) -> None:

@@ -42,7 +42,7 @@ def changed(reply: dict[str, Any], lie: dict[str, Any]) -> dict[str, Any]:
 
 def main(known: dict[str, dict[str, Any]], lie: dict[str, Any]) -> None:
     for line in sys.stdin.buffer:
-        request = json.loads(line) if line.strip() else {"op": "pulse"}
+        request: dict[str, Any] = json.loads(line) if line.strip() else {"op": "pulse"}
         if "lie" in request:
             lie = request["lie"]
             continue

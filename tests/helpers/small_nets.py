@@ -37,15 +37,18 @@ class Tiny(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         x = torch.relu(self.main(x) + self.project(x))
-        return self.head(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
+        logits: Tensor = self.head(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
+        return logits
 
 
 def small_mobilenet() -> nn.Module:
-    return MobileNetV2(num_classes=5, inverted_residual_setting=[[1, 16, 1, 1], [6, 24, 2, 2]], dropout=0)
+    net: nn.Module = MobileNetV2(num_classes=5, inverted_residual_setting=[[1, 16, 1, 1], [6, 24, 2, 2]], dropout=0)
+    return net
 
 
 def small_shufflenet() -> nn.Module:
-    return ShuffleNetV2([2, 1, 1], [8, 16, 32, 64, 64], num_classes=5)
+    net: nn.Module = ShuffleNetV2([2, 1, 1], [8, 16, 32, 64, 64], num_classes=5)
+    return net
 
 
 def live(make: Callable[[], nn.Module], shape: tuple[int, int, int] = SHAPE) -> nn.Module:
@@ -80,7 +83,8 @@ def batches(data: NDArray[np.float32], size: int = 16) -> Batches:
 
 def torch_logits(net: nn.Module, data: NDArray[np.float32]) -> NDArray[np.float32]:
     with torch.no_grad():
-        return net(torch.from_numpy(data)).numpy()
+        logits: Tensor = net(torch.from_numpy(data))
+    return logits.numpy()
 
 
 def op_types(path: Path) -> list[str]:

@@ -10,6 +10,7 @@ import ctypes
 import enum
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -207,8 +208,8 @@ class Network(Strict):
 
 def tensorrt(release: str) -> SimpleNamespace:
     """Return a tensorrt module of this release; `asked` holds the flags that were set."""
-    enums = {
-        name: enum.IntEnum(name, {member: number for number, member in enumerate(members)})  # type: ignore[misc]
+    enums: dict[str, Any] = {
+        name: enum.IntEnum(name, {member: number for number, member in enumerate(members)})
         for name, members in API["releases"][release]["enums"].items()
     }
     asked: list[str] = []
@@ -228,18 +229,22 @@ def tensorrt(release: str) -> SimpleNamespace:
         assert given is not None
 
         def create_network(flags: int = 0) -> Strict:
-            known = enums["NetworkDefinitionCreationFlag"]
-            asked.extend(f"network {one.name}" for one in known if flags >> int(one) & 1)
+            members = enums["NetworkDefinitionCreationFlag"]
+            asked.extend(f"network {member.name}" for member in members if flags >> int(member) & 1)
             if release.startswith("8"):
-                assert flags & 1 << int(known.EXPLICIT_BATCH), "TensorRT 8 reads ONNX with an explicit batch only"
+                assert flags & 1 << int(members.EXPLICIT_BATCH), "TensorRT 8 reads ONNX with an explicit batch only"
             return Network("INetworkDefinition", release)
 
         def create_builder_config() -> Strict:
+            def add_optimization_profile(profile: Strict) -> int:
+                asked.append("profile")
+                return 0
+
             return strict(
                 "IBuilderConfig",
                 set_flag=lambda flag: asked.append(flag.name),
                 clear_flag=lambda flag: asked.append(f"not {flag.name}"),
-                add_optimization_profile=lambda profile: asked.append("profile") or 0,
+                add_optimization_profile=add_optimization_profile,
             )
 
         def create_optimization_profile() -> Strict:
@@ -273,7 +278,7 @@ def tensorrt(release: str) -> SimpleNamespace:
     return module
 
 
-def _engine(strict: Any, enums: dict[str, Any], plan: bytes) -> Strict:
+def _engine(strict: Callable[..., Strict], enums: dict[str, Any], plan: bytes) -> Strict:
     import numpy as np
     import onnxruntime
 

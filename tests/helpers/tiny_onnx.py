@@ -83,7 +83,13 @@ def two_input_net(path: Path) -> Path:
     return save(path, [helper.make_node("Add", ["a", "b"], ["logits"])], values[:2], values[2:], [])
 
 
-def save(path: Path, nodes: list, inputs: list, outputs: list, weights: list) -> Path:
+def save(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    inputs: list[onnx.ValueInfoProto],
+    outputs: list[onnx.ValueInfoProto],
+    weights: list[TensorProto],
+) -> Path:
     graph = helper.make_graph(nodes, "tiny", inputs, outputs, weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)

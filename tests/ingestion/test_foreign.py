@@ -8,7 +8,9 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,15 +32,19 @@ class Bomb:
     def __init__(self, sentinel: Path) -> None:
         self.sentinel = sentinel
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
         return os.mkdir, (str(self.sentinel),)
+
+
+def read(path: Path, *, trust_pickle: bool | None = None) -> Any:
+    return read_checkpoint(path, trust_pickle=trust_pickle)
 
 
 def refused(path: Path) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(InputFileError) as caught:
-            read_checkpoint(path)
+            read(path)
     message = str(caught.value)
     assert "\n" not in message
     assert str(path) in message
@@ -47,25 +53,25 @@ def refused(path: Path) -> str:
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".th", ".ckpt", ".bin", ""])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_what_torch_saves_is_read_whatever_its_suffix(tmp_path, suffix, zipped):
+def test_what_torch_saves_is_read_whatever_its_suffix(tmp_path: Path, suffix: str, zipped: bool) -> None:
     path = tmp_path / f"weights{suffix}"
     torch.save({"state_dict": WEIGHTS, "epoch": 3, "names": ["a", "b"]}, path, _use_new_zipfile_serialization=zipped)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        loaded = read_checkpoint(path)
+        loaded = read(path)
     assert loaded["epoch"] == 3
     assert loaded["names"] == ["a", "b"]
     assert all(torch.equal(loaded["state_dict"][name], WEIGHTS[name]) for name in WEIGHTS)
 
 
-def test_safetensors_are_read_whatever_their_suffix(tmp_path):
+def test_safetensors_are_read_whatever_their_suffix(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     safetensors.torch.save_file(WEIGHTS, path)
-    loaded = read_checkpoint(path)
+    loaded = read(path)
     assert all(torch.equal(loaded[name], WEIGHTS[name]) for name in WEIGHTS)
 
 
-def test_plain_values_of_training_scripts_are_read(tmp_path):
+def test_plain_values_of_training_scripts_are_read(tmp_path: Path) -> None:
     path = tmp_path / "c.pt"
     values = {
         "best": np.float64(0.5),
@@ -78,22 +84,22 @@ def test_plain_values_of_training_scripts_are_read(tmp_path):
         "python": random.Random(0).getstate(),
     }
     torch.save({"state_dict": WEIGHTS, **values}, path)
-    assert {key: value for key, value in read_checkpoint(path).items() if key != "state_dict"} == values
+    assert {key: value for key, value in read(path).items() if key != "state_dict"} == values
 
 
 @pytest.mark.parametrize(
     "array", [np.arange(4.0), np.ones((2, 3), np.int32), np.array(["cat", "dog"]), np.array([True])]
 )
-def test_arrays_stand_in_nobodys_way(tmp_path, array):
+def test_arrays_stand_in_nobodys_way(tmp_path: Path, array: np.ndarray[Any, Any]) -> None:
     path = tmp_path / "c.pt"
     torch.save({"state_dict": WEIGHTS, "array": array, "folder": Path("data")}, path)
-    loaded = read_checkpoint(path)
+    loaded = read(path)
     assert all(torch.equal(loaded["state_dict"][name], WEIGHTS[name]) for name in WEIGHTS)
     assert not isinstance(loaded["array"], np.ndarray), "no weights: not kept"
     assert str(loaded["folder"]) == "data"
 
 
-def test_numpy_is_not_to_be_called_by_a_file(tmp_path):
+def test_numpy_is_not_to_be_called_by_a_file(tmp_path: Path) -> None:
     """np.ndarray with a buffer would take the file's bytes for pointers; hashing one of them ends the process."""
     codes = ("O", "O8", "V8", "M8", "f4")
     paths = [pointers(tmp_path / f"{code}.pt", code) for code in codes]
@@ -113,7 +119,7 @@ def test_numpy_is_not_to_be_called_by_a_file(tmp_path):
     assert ran.stdout.split() == ["refused"] * len(codes)
 
 
-def pointers(path, code):
+def pointers(path: Path, code: str) -> Path:
     """Write a file that has NumPy make a set of an array of this type from its bytes."""
     made = b"cnumpy\nndarray\n(K\x01\x85cnumpy\ndtype\n(X%b%b\x89\x88tR" % (
         len(code).to_bytes(4, "little"),
@@ -126,13 +132,13 @@ def pointers(path, code):
     return path
 
 
-def test_a_file_called_safetensors_may_be_of_torch(tmp_path):
+def test_a_file_called_safetensors_may_be_of_torch(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     torch.save(WEIGHTS, path)
-    assert torch.equal(read_checkpoint(path)["conv.bias"], WEIGHTS["conv.bias"])
+    assert torch.equal(read(path)["conv.bias"], WEIGHTS["conv.bias"])
 
 
-def test_only_the_pickle_that_torch_reads_counts(tmp_path):
+def test_only_the_pickle_that_torch_reads_counts(tmp_path: Path) -> None:
     path, sentinel = tmp_path / "c.pt", tmp_path / "sentinel"
     torch.save({"payload": Bomb(sentinel)}, path)
     other = tmp_path / "other.pt"
@@ -143,7 +149,7 @@ def test_only_the_pickle_that_torch_reads_counts(tmp_path):
     assert "mkdir" in refused(other)
 
 
-def test_a_history_of_lists_is_named_in_todays_words(tmp_path):
+def test_a_history_of_lists_is_named_in_todays_words(tmp_path: Path) -> None:
     path = tmp_path / "c.pt"
     torch.save({"state_dict": WEIGHTS, "history": collections.defaultdict(list)}, path)
     message = refused(path)
@@ -151,14 +157,16 @@ def test_a_history_of_lists_is_named_in_todays_words(tmp_path):
     assert "collections.defaultdict" in message
 
 
-def test_arrays_of_objects_are_code(tmp_path):
+def test_arrays_of_objects_are_code(tmp_path: Path) -> None:
     path, sentinel = tmp_path / "c.pt", tmp_path / "sentinel"
     torch.save({"state_dict": WEIGHTS, "array": np.array([Bomb(sentinel)], dtype=object)}, path)
     assert "mkdir" in refused(path)
     assert not sentinel.exists()
 
 
-def test_a_trusted_pickle_finds_code_in_the_working_directory(tmp_path, monkeypatch, approve):
+def test_a_trusted_pickle_finds_code_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, approve: Callable[..., None]
+) -> None:
     approve(pickles=True)
     (tmp_path / "nets_of_mine.py").write_text("from torch import nn\nclass Net(nn.Linear):\n    pass\n")
     monkeypatch.chdir(tmp_path)
@@ -166,35 +174,35 @@ def test_a_trusted_pickle_finds_code_in_the_working_directory(tmp_path, monkeypa
     torch.save({"a": 1}, "plain.pt")
     (tmp_path / "mine.pkl").write_bytes(b"\x80\x02cnets_of_mine\nNet\n.")
     with pytest.raises(InputFileError, match=r"nets_of_mine\.Net"):
-        read_checkpoint(Path("mine.pkl"))
+        read(Path("mine.pkl"))
     assert "nets_of_mine" not in sys.modules
     with pytest.raises(InputFileError, match="cannot be unpickled"):  # no torch file, but the code was found
-        read_checkpoint(Path("mine.pkl"), trust_pickle=True)
+        read(Path("mine.pkl"), trust_pickle=True)
     assert "nets_of_mine" in sys.modules
     monkeypatch.delitem(sys.modules, "nets_of_mine")
     assert sys.path == before
 
 
-def test_other_pickle_protocols_are_refused_with_the_way_on(tmp_path):
+def test_other_pickle_protocols_are_refused_with_the_way_on(tmp_path: Path) -> None:
     path = tmp_path / "c.pt"
     torch.save(WEIGHTS, path, pickle_protocol=4)
     assert "torch.save(model.state_dict(), 'weights.pt')" in refused(path)
 
 
-def save_zip(obj, path):
+def save_zip(obj: object, path: Path) -> None:
     torch.save(obj, path)
 
 
-def save_legacy(obj, path):
+def save_legacy(obj: object, path: Path) -> None:
     torch.save(obj, path, _use_new_zipfile_serialization=False)
 
 
-def save_plain(protocol):
+def save_plain(protocol: int) -> Callable[[object, Path], object]:
     return lambda obj, path: path.write_bytes(pickle.dumps(obj, protocol=protocol))
 
 
 @pytest.mark.parametrize("save", [save_zip, save_legacy, save_plain(2), save_plain(3), save_plain(4), save_plain(5)])
-def test_code_is_named_and_not_run(tmp_path, save):
+def test_code_is_named_and_not_run(tmp_path: Path, save: Callable[[object, Path], object]) -> None:
     path, sentinel = tmp_path / "evil.pt", tmp_path / "sentinel"
     save({"state_dict": {}, "payload": Bomb(sentinel)}, path)
     message = refused(path)
@@ -204,15 +212,15 @@ def test_code_is_named_and_not_run(tmp_path, save):
     assert not sentinel.exists()
 
 
-def test_trusted_code_runs(tmp_path, approve):
+def test_trusted_code_runs(tmp_path: Path, approve: Callable[..., None]) -> None:
     approve(pickles=True)
     path, sentinel = tmp_path / "trusted.pt", tmp_path / "sentinel"
     torch.save({"state_dict": WEIGHTS, "payload": Bomb(sentinel)}, path)
-    assert torch.equal(read_checkpoint(path, trust_pickle=True)["state_dict"]["conv.bias"], WEIGHTS["conv.bias"])
+    assert torch.equal(read(path, trust_pickle=True)["state_dict"]["conv.bias"], WEIGHTS["conv.bias"])
     assert sentinel.exists()
 
 
-def test_payload_named_through_the_memo_is_listed(tmp_path):
+def test_payload_named_through_the_memo_is_listed(tmp_path: Path) -> None:
     path = tmp_path / "memo.pkl"
     module = os.mkdir.__module__.encode()
     short = bytes([len(module)]) + module
@@ -223,7 +231,9 @@ def test_payload_named_through_the_memo_is_listed(tmp_path):
 
 
 @pytest.mark.parametrize("save", [save_zip, save_legacy])
-def test_whole_modules_need_trust(tmp_path, save, approve):
+def test_whole_modules_need_trust(
+    tmp_path: Path, save: Callable[[object, Path], object], approve: Callable[..., None]
+) -> None:
     approve(pickles=True)
     path = tmp_path / "module.pt"
     net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
@@ -232,19 +242,19 @@ def test_whole_modules_need_trust(tmp_path, save, approve):
     assert "torch.nn.modules.linear.Linear" in message
     assert "torch.nn.modules.container.Sequential" in message
     assert "OrderedDict" not in message
-    loaded = read_checkpoint(path, trust_pickle=True)
-    assert torch.equal(loaded[0].weight, net[0].weight)
+    loaded = read(path, trust_pickle=True)
+    assert torch.equal(loaded[0].weight, net.get_parameter("0.weight"))
 
 
-def test_trusted_pickle_whose_code_is_missing_is_an_input_error(tmp_path, approve):
+def test_trusted_pickle_whose_code_is_missing_is_an_input_error(tmp_path: Path, approve: Callable[..., None]) -> None:
     approve(pickles=True)
     path = tmp_path / "lost.pt"
     path.write_bytes(b"\x80\x02cno_such_module\nNet\n)\x81.")
     with pytest.raises(InputFileError, match="importable"):
-        read_checkpoint(path, trust_pickle=True)
+        read(path, trust_pickle=True)
 
 
-def test_torchscript_and_exported_programs_name_the_way_on(tmp_path):
+def test_torchscript_and_exported_programs_name_the_way_on(tmp_path: Path) -> None:
     script, program = tmp_path / "script.pt", tmp_path / "program.pt2"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -255,7 +265,7 @@ def test_torchscript_and_exported_programs_name_the_way_on(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "nowhere.pt", "a\0b", "x" * 5000])
-def test_what_is_no_file_is_told_before_anything_is_read(tmp_path, name):
+def test_what_is_no_file_is_told_before_anything_is_read(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputFileError):
         outside_files.require_file(tmp_path / name)
     (tmp_path / "empty").touch()
@@ -265,14 +275,14 @@ def test_what_is_no_file_is_told_before_anything_is_read(tmp_path, name):
     outside_files.require_file(tmp_path / "full")
 
 
-def test_zip_bombs_are_refused_before_unpacking(tmp_path):
+def test_zip_bombs_are_refused_before_unpacking(tmp_path: Path) -> None:
     path = tmp_path / "bomb.pt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb/data.pkl", b"\0" * (foreign.EXPANSION_SLACK_BYTES + 2**20))
     assert "zip bomb" in refused(path)
 
 
-def test_tensors_larger_than_their_file_are_refused(tmp_path):
+def test_tensors_larger_than_their_file_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "large.pt"
     with zipfile.ZipFile(path, "w") as archive:
         # torch.Tensor(10**8) has no storage in the file that torch could miss.
@@ -282,7 +292,7 @@ def test_tensors_larger_than_their_file_are_refused(tmp_path):
     assert "declares tensors of 400000000 bytes" in refused(path)
 
 
-def test_a_zip_at_the_end_of_a_pickle_hides_no_code(tmp_path):
+def test_a_zip_at_the_end_of_a_pickle_hides_no_code(tmp_path: Path) -> None:
     path, sentinel = tmp_path / "both.pt", tmp_path / "sentinel"
     torch.save({"state_dict": WEIGHTS}, tmp_path / "good.pt")
     save_legacy({"state_dict": WEIGHTS, "payload": Bomb(sentinel)}, path)
@@ -292,7 +302,7 @@ def test_a_zip_at_the_end_of_a_pickle_hides_no_code(tmp_path):
     assert not sentinel.exists()
 
 
-def test_safetensors_header_is_bounded(tmp_path):
+def test_safetensors_header_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "long.safetensors"
     path.write_bytes(struct.pack("<Q", foreign.HEADER_LIMIT_BYTES + 1) + b"{" + b" " * 600)
     assert "header" in refused(path)
@@ -300,7 +310,7 @@ def test_safetensors_header_is_bounded(tmp_path):
     assert "truncated" in refused(path)
 
 
-def test_tensors_within_sees_shared_and_cyclic_parts_once():
+def test_tensors_within_sees_shared_and_cyclic_parts_once() -> None:
     tensor = torch.ones(2)
     nested: list[object] = [tensor, {"again": tensor}, (tensor,)]
     nested.append(nested)
@@ -311,7 +321,7 @@ def test_tensors_within_sees_shared_and_cyclic_parts_once():
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
-def test_mutated_checkpoints_load_or_are_refused(tmp_path, kind):
+def test_mutated_checkpoints_load_or_are_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "seed"
     if kind == "safetensors":
         safetensors.torch.save_file(WEIGHTS, path)
@@ -326,7 +336,7 @@ def test_mutated_checkpoints_load_or_are_refused(tmp_path, kind):
             damage(data, chance.randrange(len(data)), chance)
         path.write_bytes(data)
         try:
-            read_checkpoint(path)
+            read(path)
         except InputFileError as error:
             messages.append(str(error))
     assert len(messages) > 20
@@ -334,7 +344,7 @@ def test_mutated_checkpoints_load_or_are_refused(tmp_path, kind):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def whole_members(path):
+def whole_members(path: Path) -> list[tuple[zipfile.ZipInfo, int]]:
     """Return the members of a zip that hold bytes, and where in the file these begin."""
     data = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
@@ -344,7 +354,7 @@ def whole_members(path):
 
 
 @pytest.mark.parametrize("trust", [False, True, None])
-def test_a_bit_that_fell_over_in_any_member_of_a_zip_is_found(tmp_path, trust):
+def test_a_bit_that_fell_over_in_any_member_of_a_zip_is_found(tmp_path: Path, trust: bool | None) -> None:
     path = tmp_path / "weights.pt"
     torch.save({"state_dict": {**WEIGHTS, "fc.weight": torch.ones(300, 300)}, "epoch": 3}, path)
     original, members = path.read_bytes(), whole_members(path)
@@ -355,11 +365,11 @@ def test_a_bit_that_fell_over_in_any_member_of_a_zip_is_found(tmp_path, trust):
             data[place] ^= 0x10
             path.write_bytes(data)
             with pytest.raises(InputFileError, match="does not match its checksum") as caught:
-                read_checkpoint(path, trust_pickle=trust)
+                read(path, trust_pickle=trust)
             assert member.filename in str(caught.value)
 
 
-def test_a_packed_zip_is_held_against_its_checksums_too(tmp_path, monkeypatch):
+def test_a_packed_zip_is_held_against_its_checksums_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(foreign, "PIECE_BYTES", 7)
     stored, packed = tmp_path / "stored.pt", tmp_path / "packed.pt"
     torch.save(WEIGHTS, stored)
@@ -367,13 +377,13 @@ def test_a_packed_zip_is_held_against_its_checksums_too(tmp_path, monkeypatch):
         for name in source.namelist():
             archive.writestr(name, source.read(name))
     original = packed.read_bytes()
-    assert torch.equal(read_checkpoint(packed)["conv.weight"], WEIGHTS["conv.weight"])
+    assert torch.equal(read(packed)["conv.weight"], WEIGHTS["conv.weight"])
     for member, start in whole_members(packed):
         packed.write_bytes(original[:start] + bytes([original[start] ^ 0x20]) + original[start + 1 :])
         assert member.filename in refused(packed)
 
 
-def test_a_zip_that_torch_wrote_without_checksums_is_read(tmp_path):
+def test_a_zip_that_torch_wrote_without_checksums_is_read(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.serialization.set_crc32_options(False)
     try:
@@ -381,18 +391,18 @@ def test_a_zip_that_torch_wrote_without_checksums_is_read(tmp_path):
     finally:
         torch.serialization.set_crc32_options(True)
     assert {member.CRC for member, _ in whole_members(path)} == {0}
-    assert torch.equal(read_checkpoint(path)["conv.weight"], WEIGHTS["conv.weight"])
+    assert torch.equal(read(path)["conv.weight"], WEIGHTS["conv.weight"])
 
 
-def test_two_archives_in_one_file_are_refused(tmp_path):
+def test_two_archives_in_one_file_are_refused(tmp_path: Path) -> None:
     torch.save(WEIGHTS, tmp_path / "good.pt")
     data = (tmp_path / "good.pt").read_bytes()
     (tmp_path / "both.pt").write_bytes(bytes(data) + data)
     with pytest.raises(InputFileError, match="in front of its zip archive"):
-        read_checkpoint(tmp_path / "both.pt")
+        read(tmp_path / "both.pt")
 
 
-def test_a_member_that_torch_would_take_for_a_folder_is_refused(tmp_path):
+def test_a_member_that_torch_would_take_for_a_folder_is_refused(tmp_path: Path) -> None:
     """One bit of its attributes: the data match their checksum, and torch reads none of them."""
     path = tmp_path / "weights.pt"
     torch.save(WEIGHTS, path)

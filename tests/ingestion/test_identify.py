@@ -1,4 +1,5 @@
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,15 @@ def stir(net: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.copy_(torch.randn(module.num_features, generator=generator) * 0.1)
             module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
     return net.eval()
 
 
 @pytest.mark.parametrize("name", STUDENTS)
-def test_every_student_is_inferred_back_from_its_weights(name):
+def test_every_student_is_inferred_back_from_its_weights(name: str) -> None:
     shape = (1, 16, 16)
     net = stir(registry.build(name, input_shape=shape, classes=7, seed=0))
     arch = "squeezenet,logit_relu=false" if name == "squeezenet" else None
@@ -56,12 +59,12 @@ def test_every_student_is_inferred_back_from_its_weights(name):
         assert torch.equal(loaded(images), net(images))
 
 
-def expanded(shapes):
+def expanded(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
     """Return weights of these shapes that take no memory."""
     return {name: torch.empty(1).expand(shape) for name, shape in shapes.items()}
 
 
-def assert_told_apart(name):
+def assert_told_apart(name: str) -> None:
     shapes = matching._shapes(name, (3, 224, 224), 17)
     assert len(shapes) == registry.tensor_counts()[name]
     found = infer(expanded(shapes))
@@ -75,13 +78,13 @@ def assert_told_apart(name):
     ["alexnet", "vgg11", "vgg19_bn", "squeezenet1_0", "resnet50", "resnext50_32x4d", "wide_resnet50_2",
      "regnet_x_400mf", "regnet_x_1_6gf", "convnext_tiny", "inception_v3", "vit_b_16", "swin_t"],
 )  # fmt: skip
-def test_torchvision_classifiers_are_told_apart(name):
+def test_torchvision_classifiers_are_told_apart(name: str) -> None:
     assert_told_apart(name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(registry.tensor_counts()))
-def test_every_torchvision_classifier_is_told_apart(name):
+def test_every_torchvision_classifier_is_told_apart(name: str) -> None:
     assert name in registry.student_names() or name in torchvision.models.list_models(module=torchvision.models)
     assert_told_apart(name)
 
@@ -99,7 +102,7 @@ def slow(*arguments: str) -> Any:
         *(slow("shufflenetv2@0.5", tensor) for tensor in ("conv1.0.weight", "fc.weight", "fc.bias")),
     ],
 )
-def test_tensors_of_any_shape_are_only_another_network(name, tensor):
+def test_tensors_of_any_shape_are_only_another_network(name: str, tensor: str) -> None:
     weights = expanded(matching._shapes(name, (3, 64, 64), 10))
     usual = tuple(weights[tensor].shape)
     for shape in ((), (5,), (2**62, 0), (*usual, 1), (*usual[:-1], usual[-1] + 1), (0, *usual[1:])):
@@ -107,7 +110,7 @@ def test_tensors_of_any_shape_are_only_another_network(name, tensor):
             infer({**weights, tensor: torch.empty(()).expand(shape) if 0 not in shape else torch.empty(shape)})
 
 
-def test_a_transformer_of_other_patches_is_another_network():
+def test_a_transformer_of_other_patches_is_another_network() -> None:
     with torch.device("meta"):
         net = torchvision.models.VisionTransformer(36, 4, num_layers=12, num_heads=12, hidden_dim=768, mlp_dim=3072)
     with pytest.raises(InputFileError, match=r"conv_proj\.weight is 768x3x4x4, expected 768x3x16x16"):
@@ -115,7 +118,7 @@ def test_a_transformer_of_other_patches_is_another_network():
 
 
 @pytest.mark.parametrize("tensors", [7 + 30 * 201, 9 + 30 * 201])
-def test_more_tensors_than_any_network_has_are_no_network(tensors):
+def test_more_tensors_than_any_network_has_are_no_network(tensors: int) -> None:
     with pytest.raises(InputFileError, match=f"Nothing fits the weights \\({tensors} tensors\\)"):
         infer({f"layer{i}.weight": torch.ones(1) for i in range(tensors)})
 
@@ -134,7 +137,9 @@ def test_more_tensors_than_any_network_has_are_no_network(tensors):
         ),
     ],
 )
-def test_only_true_differences_are_told(name, shape, changes, differences):
+def test_only_true_differences_are_told(
+    name: str, shape: tuple[int, int, int], changes: dict[str, torch.Tensor | None], differences: str
+) -> None:
     weights = saved(registry.build(name, input_shape=shape, classes=10, seed=0))
     given = {key: tensor for key, tensor in {**weights, **changes}.items() if tensor is not None}
     with pytest.raises(InputFileError) as caught:
@@ -142,7 +147,7 @@ def test_only_true_differences_are_told(name, shape, changes, differences):
     assert f"the nearest is {name}: {differences}. Give" in str(caught.value)
 
 
-def test_vision_transformers_fix_their_image_size():
+def test_vision_transformers_fix_their_image_size() -> None:
     net = registry.build("vit_b_32", input_shape=(1, 64, 64), classes=3, seed=0)
     found = infer(saved(net))
     assert (str(found.arch), found.input_shape) == ("vit_b_32", (1, 64, 64))
@@ -150,8 +155,10 @@ def test_vision_transformers_fix_their_image_size():
 
 
 @pytest.mark.parametrize(("name", "positions", "side"), [("lenet5", 1, 32), ("lenet5-half", 4, 36), ("lenet5", 81, 64)])
-def test_lenet_fixes_its_image_size(name, positions, side):
+def test_lenet_fixes_its_image_size(name: str, positions: int, side: int) -> None:
     net = registry.build(name, input_shape=(1, side, side), classes=10, seed=0)
+    assert isinstance(net.fc1, nn.Linear)
+    assert isinstance(net.conv3, nn.Conv2d)
     assert net.fc1.in_features == net.conv3.out_channels * positions
     found = infer(saved(net))
     assert found.input_shape == (1, side, side)
@@ -160,7 +167,7 @@ def test_lenet_fixes_its_image_size(name, positions, side):
     assert {a.flag for a in found.assumptions} == flags | padded
 
 
-def test_unseen_choices_are_assumed_with_the_flag_that_changes_them():
+def test_unseen_choices_are_assumed_with_the_flag_that_changes_them() -> None:
     net = registry.build("resnet50", input_shape=(3, 32, 32), classes=10, seed=0)
     found = infer(saved(net))
     flags = {a.what: (a.value, a.flag) for a in found.assumptions}
@@ -175,7 +182,7 @@ def test_unseen_choices_are_assumed_with_the_flag_that_changes_them():
     assert "max-pool after the stem" not in {a.what for a in changed.assumptions}
 
 
-def test_every_flag_of_an_assumption_is_accepted():
+def test_every_flag_of_an_assumption_is_accepted() -> None:
     for name in ("resnet18", "mobilenetv2@0.35", "squeezenet", "wrn-10-1", "resnet8", "lenet5"):
         weights = saved(registry.build(name, input_shape=(3, 32, 32), classes=10, seed=0))
         base = infer(weights, input_shape=(3, 32, 32))
@@ -185,7 +192,7 @@ def test_every_flag_of_an_assumption_is_accepted():
             build_teacher(changed)
 
 
-def test_a_published_stem_at_a_small_size_is_kept():
+def test_a_published_stem_at_a_small_size_is_kept() -> None:
     net = registry.build("resnet18", input_shape=(3, 224, 224), classes=10, seed=0)
     found = infer(saved(net), input_shape=(3, 32, 32))
     assert str(found.arch) == "resnet18,stem=7x7"
@@ -193,7 +200,7 @@ def test_a_published_stem_at_a_small_size_is_kept():
     assert infer(saved(net)).input_shape == (3, 224, 224)
 
 
-def test_auxiliary_classifiers_are_left_out_and_said_so():
+def test_auxiliary_classifiers_are_left_out_and_said_so() -> None:
     weights = {
         key: torch.empty(1).expand(shape) for key, shape in matching._shapes("googlenet", (3, 224, 224), 9).items()
     }
@@ -210,7 +217,7 @@ def renamed(net: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def test_other_names_need_consent_and_then_load_alike():
+def test_other_names_need_consent_and_then_load_alike() -> None:
     net = stir(registry.build("resnet18", input_shape=(3, 32, 32), classes=10, seed=0))
     with pytest.raises(InputFileError) as caught:
         infer(renamed(net))
@@ -225,7 +232,7 @@ def test_other_names_need_consent_and_then_load_alike():
         assert torch.equal(build_teacher(found)(images), net(images))
 
 
-def test_mapping_keeps_to_the_order_of_modules():
+def test_mapping_keeps_to_the_order_of_modules() -> None:
     net = registry.build("resnet8", input_shape=(3, 32, 32), classes=10, seed=0)
     weights = {name.replace("bn1", "norm1"): tensor for name, tensor in saved(net).items()}
     shuffled = dict(sorted(weights.items(), reverse=True))
@@ -233,7 +240,7 @@ def test_mapping_keeps_to_the_order_of_modules():
         infer(shuffled, accept_mapping=True)
 
 
-def test_ambiguous_weights_list_the_candidates(monkeypatch):
+def test_ambiguous_weights_list_the_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     net = registry.build("resnet8", input_shape=(3, 32, 32), classes=10, seed=0)
     twins = [ArchSpec("resnet8"), ArchSpec("resnet8", None, {"activation": "silu"})]
     monkeypatch.setattr(matching, "candidate_archs", lambda weights: twins)
@@ -252,7 +259,9 @@ def test_ambiguous_weights_list_the_candidates(monkeypatch):
         (lambda w: w.update({"conv1.weight": torch.ones(16)}), "resnet8", "conv1.weight is 16"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_compared_with_the_nearest(change, nearest, difference):
+def test_what_does_not_fit_is_compared_with_the_nearest(
+    change: Callable[[dict[str, torch.Tensor]], object], nearest: str, difference: str
+) -> None:
     weights = saved(registry.build("resnet8", input_shape=(3, 32, 32), classes=10, seed=0))
     change(weights)
     with pytest.raises(InputFileError) as caught:
@@ -265,7 +274,7 @@ def test_what_does_not_fit_is_compared_with_the_nearest(change, nearest, differe
         infer(weights, arch="resnet8")
 
 
-def test_contradictions_of_the_user_are_named():
+def test_contradictions_of_the_user_are_named() -> None:
     weights = saved(registry.build("resnet8", input_shape=(3, 32, 32), classes=10, seed=0))
     with pytest.raises(InputFileError, match="--input 3x32x32"):
         infer(weights, input_shape=(1, 32, 32))
@@ -280,7 +289,9 @@ def test_contradictions_of_the_user_are_named():
         infer(lenet, input_shape=(1, 64, 64))
 
 
-def test_custom_code_is_matched_exactly(tmp_path, monkeypatch, approve):
+def test_custom_code_is_matched_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, approve: Callable[..., None]
+) -> None:
     approve(["our_nets:tiny"])
     (tmp_path / "our_nets.py").write_text(
         "from torch import nn\n"
@@ -300,7 +311,7 @@ def test_custom_code_is_matched_exactly(tmp_path, monkeypatch, approve):
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_from_file_to_network(tmp_path, suffix):
+def test_from_file_to_network(tmp_path: Path, suffix: str) -> None:
     net = stir(registry.build("mobilenetv2@0.35", input_shape=(1, 16, 16), classes=10, seed=0))
     path = tmp_path / f"teacher{suffix}"
     tensors = {f"module.{name}": tensor for name, tensor in net.state_dict().items()}
@@ -317,7 +328,7 @@ def test_from_file_to_network(tmp_path, suffix):
 
 @pytest.mark.skipif(not TEACHERS.is_dir(), reason="the public teachers are not on this machine")
 @pytest.mark.parametrize("name", ["resnet20", "resnet32"])
-def test_public_checkpoints_load_with_nothing_but_their_name(name):
+def test_public_checkpoints_load_with_nothing_but_their_name(name: str) -> None:
     found = infer(state_dict_of(read_checkpoint(TEACHERS / f"cifar10-{name}.th")))
     assert (str(found.arch), found.classes, found.input_shape) == (name, 10, (3, 32, 32))
     result = probe.probe(build_teacher(found), input_shape=found.input_shape, classes=10, seed=0)
@@ -333,7 +344,7 @@ def test_public_checkpoints_load_with_nothing_but_their_name(name):
      ("mobilenet_v3_small", "mobilenetv3-small"), ("shufflenet_v2_x0_5", "shufflenetv2@0.5"),
      ("mnasnet0_5", "mnasnet@0.5")],
 )  # fmt: skip
-def test_what_torchvision_saved_answers_as_it_did(tmp_path, name, arch):
+def test_what_torchvision_saved_answers_as_it_did(tmp_path: Path, name: str, arch: str) -> None:
     with rng.forked_global(0, "test", name):
         quick = {"init_weights": False} if name == "googlenet" else {}
         net = torchvision.models.get_model(name, weights=None, num_classes=10, **quick)

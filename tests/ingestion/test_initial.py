@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ def student(
     return registry.build(name, input_shape=shape, classes=classes, seed=seed)
 
 
-def weights(**other: object) -> dict[str, Tensor]:
+def weights(**other: Any) -> dict[str, Tensor]:
     return state_dict_of(student(seed=1, **other).state_dict())
 
 

@@ -3,6 +3,9 @@
 import importlib.util
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +13,7 @@ from torch import nn
 
 from edgekd.errors import InputFileError, UsageError
 from edgekd.ingestion import outside, search
-from edgekd.ingestion.identify import build_teacher, infer, state_dict_of
+from edgekd.ingestion.identify import Inferred, build_teacher, infer, state_dict_of
 from edgekd.ingestion.matching import Match, Mismatch
 from edgekd.models import probe, registry
 from edgekd.models.registry import ArchSpec
@@ -59,7 +62,7 @@ def no_classifier():
 
 
 @pytest.fixture
-def code(tmp_path, monkeypatch, approve):
+def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, approve: Callable[..., None]) -> str:
     factories = ("split", "Wrapped", "of_any_channels", "convolutional", "no_classifier", "no_such_factory")
     approve(f"outside_nets:{factory}" for factory in factories)
     (tmp_path / "outside_nets.py").write_text(CODE)
@@ -68,11 +71,11 @@ def code(tmp_path, monkeypatch, approve):
     return "outside_nets"
 
 
-def built(arch, shape=(3, 32, 32), classes=10):
+def built(arch: str, shape: tuple[int, int, int] = (3, 32, 32), classes: int = 10) -> nn.Module:
     return registry.build(arch, input_shape=shape, classes=classes, seed=0).eval()
 
 
-def same(net, found):
+def same(net: nn.Module, found: Inferred) -> bool:
     images = torch.randn(2, *found.input_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         return torch.equal(build_teacher(found)(images), net(images))
@@ -88,7 +91,9 @@ def same(net, found):
     ],
 )
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.net."])
-def test_own_code_shows_its_channels_and_classes(code, factory, shape, classes, prefix):
+def test_own_code_shows_its_channels_and_classes(
+    code: str, factory: str, shape: tuple[int, int, int], classes: int, prefix: str
+) -> None:
     net = built(f"{code}:{factory}", shape, classes)
     weights = {f"{prefix}{name}": tensor for name, tensor in net.state_dict().items()}
     found = infer(state_dict_of(weights), arch=f"{code}:{factory}")
@@ -96,23 +101,28 @@ def test_own_code_shows_its_channels_and_classes(code, factory, shape, classes, 
     assert same(net, found)
 
 
-def test_the_order_of_names_does_not_matter(code):
+def test_the_order_of_names_does_not_matter(code: str) -> None:
     net = built(f"{code}:Wrapped", classes=9)
     weights = dict(sorted(net.state_dict().items(), reverse=True))
     assert infer(weights, arch=f"{code}:Wrapped").classes == 9
 
 
-def test_own_code_is_built_once_for_each_shape(code, monkeypatch):
+def test_own_code_is_built_once_for_each_shape(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = {f"part{i}.{j}.weight": torch.ones(2) for i in range(9) for j in range(9)}
-    builds = []
+    builds: list[str] = []
     build = registry.build
-    monkeypatch.setattr(registry, "build", lambda *args, **kwargs: builds.append(1) or build(*args, **kwargs))
+
+    def counted(arch: str, **options: Any) -> nn.Module:
+        builds.append(arch)
+        return build(arch, **options)
+
+    monkeypatch.setattr(registry, "build", counted)
     with pytest.raises(InputFileError, match="does not fit"):
         infer(weights, arch=f"{code}:split")
     assert len(builds) == 1
 
 
-def test_wrong_channels_and_other_names_are_told(code):
+def test_wrong_channels_and_other_names_are_told(code: str) -> None:
     net = built(f"{code}:Wrapped", classes=9)
     with pytest.raises(InputFileError, match="take 3 channels, not 1"):
         infer(net.state_dict(), arch=f"{code}:Wrapped", input_shape=(1, 32, 32))
@@ -122,7 +132,7 @@ def test_wrong_channels_and_other_names_are_told(code):
     assert same(net, infer(renamed, arch=f"{code}:Wrapped", accept_mapping=True))
 
 
-def test_code_that_is_no_classifier_is_left_to_the_probe(code):
+def test_code_that_is_no_classifier_is_left_to_the_probe(code: str) -> None:
     net = built(f"{code}:no_classifier")
     found = infer(net.state_dict(), arch=f"{code}:no_classifier")
     with pytest.raises(InputFileError, match="no classifier"):
@@ -132,26 +142,26 @@ def test_code_that_is_no_classifier_is_left_to_the_probe(code):
 @pytest.mark.parametrize("factory", ["split", "Wrapped"])
 @pytest.mark.parametrize("name", ["backbone.0.weight", "fc.weight", "fc.bias"])
 @pytest.mark.parametrize("shape", [(), (3,), (0,), (2**62, 0)])
-def test_tensors_of_any_shape_do_not_fit_own_code(code, factory, name, shape):
+def test_tensors_of_any_shape_do_not_fit_own_code(code: str, factory: str, name: str, shape: tuple[int, ...]) -> None:
     prefix = "model." if factory == "Wrapped" else ""
     weights = dict(built(f"{code}:{factory}", classes=9).state_dict())
     with pytest.raises(InputFileError, match="does not fit the weights"):
         infer({**weights, f"{prefix}{name}": torch.empty(shape)}, arch=f"{code}:{factory}")
 
 
-def test_code_that_cannot_be_built_is_wrong_usage(code):
+def test_code_that_cannot_be_built_is_wrong_usage(code: str) -> None:
     with pytest.raises(UsageError, match="no_such_factory"):
         infer({"a.weight": torch.ones(2)}, arch=f"{code}:no_such_factory")
 
 
-def test_without_timm_nothing_is_searched(monkeypatch):
+def test_without_timm_nothing_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outside, "timm_is_installed", lambda: False)
     monkeypatch.setattr(outside, "search_timm", lambda *_, **__: pytest.fail("searched"))
     with pytest.raises(InputFileError, match="pip install"):
         infer({"conv_stem.weight": torch.ones(4, 3, 3, 3), "classifier.weight": torch.ones(5, 4)})
 
 
-def test_building_stops_at_foreign_shapes():
+def test_building_stops_at_foreign_shapes() -> None:
     allowed = frozenset({(4, 3, 3, 3), (4,)})
     with outside._OnlyShapes(allowed, meta=True, forgiven=0):
         assert nn.Conv2d(3, 4, 3).weight.is_meta
@@ -163,11 +173,11 @@ def test_building_stops_at_foreign_shapes():
         nn.Linear(2**14, 2**14)
 
 
-def timm_net(name, **arguments):
+def timm_net(name: str, **arguments: int) -> nn.Module:
     import timm
 
     generator = torch.Generator().manual_seed(0)
-    net = timm.create_model(name, pretrained=False, **arguments).eval()
+    net: nn.Module = timm.create_model(name, pretrained=False, **arguments).eval()
     with torch.no_grad():
         for tensor in net.state_dict().values():
             if tensor.is_floating_point():
@@ -186,7 +196,7 @@ def timm_net(name, **arguments):
     ],
 )
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_timms_models_are_found(name, arguments, prefix):
+def test_timms_models_are_found(name: str, arguments: dict[str, int], prefix: str) -> None:
     net = timm_net(name, **arguments)
     weights = {f"{prefix}{key}": tensor for key, tensor in net.state_dict().items()}
     started = time.monotonic()
@@ -199,14 +209,14 @@ def test_timms_models_are_found(name, arguments, prefix):
 
 
 @needs_timm
-def test_models_that_answer_alike_are_one():
+def test_models_that_answer_alike_are_one() -> None:
     found = infer(timm_net("vit_tiny_patch16_224", num_classes=3).state_dict())
     assert found.arch.name in ("timm:deit_tiny_patch16_224", "timm:vit_tiny_patch16_224")
     assert any(a.what == "architecture" and "answer alike" in a.value for a in found.assumptions)
 
 
 @needs_timm
-def test_models_that_answer_otherwise_are_ambiguous_unless_the_file_names_one():
+def test_models_that_answer_otherwise_are_ambiguous_unless_the_file_names_one() -> None:
     weights = timm_net("tf_mobilenetv3_large_100", num_classes=3).state_dict()
     with pytest.raises(InputFileError, match=r"timm:mobilenetv3_large_100, timm:tf_mobilenetv3_large_100\. Choose"):
         infer(weights)
@@ -216,7 +226,7 @@ def test_models_that_answer_otherwise_are_ambiguous_unless_the_file_names_one():
 
 
 @needs_timm
-def test_the_search_is_bounded(monkeypatch):
+def test_the_search_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = timm_net("ghostnet_100", num_classes=4).state_dict()
     alike = outside.timm_alike(weights)
     assert "ghostnet_100" in alike
@@ -229,7 +239,7 @@ def test_the_search_is_bounded(monkeypatch):
 
 
 @needs_timm
-def test_a_model_of_fixed_size_takes_no_other():
+def test_a_model_of_fixed_size_takes_no_other() -> None:
     weights = timm_net("deit_tiny_distilled_patch16_224", num_classes=7).state_dict()
     found = search.compare_with_zoo(weights, None, None, None, "")
     assert found.exact is not None

@@ -5,11 +5,11 @@ from edgekd.ingestion import views
 PLAIN = ["conv1.weight", "layer1.0.conv1.weight", "layer1.0.bn1.bias", "fc.weight", "fc.bias"]
 
 
-def prefixed(prefix, names=PLAIN):
+def prefixed(prefix: str, names: list[str] = PLAIN) -> list[str]:
     return [f"{prefix}{name}" for name in names]
 
 
-def reading(names, *, alone=False):
+def reading(names: list[str], *, alone: bool = False) -> views.StateDictView | None:
     """Return the first reading that yields exactly the plain names, or the first with no unknown tensors beside it."""
     found = [view for view in views.views(names) if list(view.names.values()) == PLAIN]
     return next((view for view in found if not alone or not views.left_out_tensors(view).unknown), None)
@@ -28,20 +28,20 @@ def reading(names, *, alone=False):
         [f"student.{name}" if name.startswith("fc") else f"student.net.{name}" for name in PLAIN],
     ],
 )
-def test_wrappers_of_all_or_of_some_names_are_undone(names):
+def test_wrappers_of_all_or_of_some_names_are_undone(names: list[str]) -> None:
     view = reading(names)
     assert view is not None
     assert list(view.names) == names
     assert (view.part, view.left_out) == ("", ())
 
 
-def test_the_plain_reading_comes_first_and_none_comes_twice():
+def test_the_plain_reading_comes_first_and_none_comes_twice() -> None:
     found = list(views.views(prefixed("module.")))
     assert list(found[0].names.values()) == PLAIN
     assert len({tuple(view.names.items()) for view in found}) == len(found)
 
 
-def test_two_names_never_become_one():
+def test_two_names_never_become_one() -> None:
     for view in views.views(["a.x.weight", "b.x.weight", "x.weight"]):
         assert len(set(view.names.values())) == len(view.names)
 
@@ -56,7 +56,7 @@ def test_two_names_never_become_one():
         ([*prefixed("teacher."), *prefixed("student.")], "student.*"),
     ],
 )
-def test_one_of_two_copies_is_taken_the_raw_one_first(names, part):
+def test_one_of_two_copies_is_taken_the_raw_one_first(names: list[str], part: str) -> None:
     view = reading(names, alone=True)
     assert view is not None
     assert view.part == part
@@ -65,7 +65,7 @@ def test_one_of_two_copies_is_taken_the_raw_one_first(names, part):
     assert (beside.training, beside.unknown, dict(beside.moments)) == ((), (), {})
 
 
-def test_a_copy_may_lack_buffers_but_no_layer():
+def test_a_copy_may_lack_buffers_but_no_layer() -> None:
     trained = [*PLAIN, "bn1.running_mean"]
     for names, copies in (
         ([*prefixed("model.", trained), *prefixed("ema.")], ("ema.*",)),
@@ -79,20 +79,20 @@ def test_a_copy_may_lack_buffers_but_no_layer():
 @pytest.mark.parametrize(
     "name", ["metric_fc.weight", "test_head.fc.weight", "val_fc.weight", "lossy.weight", "metrical"]
 )
-def test_what_only_begins_like_a_loss_or_a_metric_is_none(name):
+def test_what_only_begins_like_a_loss_or_a_metric_is_none(name: str) -> None:
     view = reading([*prefixed("model."), name])
     assert view is not None
     assert views.left_out_tensors(view).unknown == (name,)
 
 
 @pytest.mark.parametrize("name", ["criterion.weight", "loss_fn.pos_weight", "train_acc.total", "val_loss_mean.value"])
-def test_a_loss_or_a_metric_is_no_part_of_the_network(name):
+def test_a_loss_or_a_metric_is_no_part_of_the_network(name: str) -> None:
     view = reading([*prefixed("model."), name])
     assert view is not None
     assert views.left_out_tensors(view).training == (name,)
 
 
-def test_what_stands_beside_the_network_is_told_apart():
+def test_what_stands_beside_the_network_is_told_apart() -> None:
     names = ["criterion.weight", "normalize.mean", "normalize.std", "queue", *prefixed("model."), *prefixed("ema.")]
     view = reading(names)
     assert view is not None
@@ -103,13 +103,13 @@ def test_what_stands_beside_the_network_is_told_apart():
     assert beside.unknown == ("queue",)
 
 
-def test_a_mean_without_a_standard_deviation_normalizes_nothing():
+def test_a_mean_without_a_standard_deviation_normalizes_nothing() -> None:
     view = reading(["memory.mean", *prefixed("model.")])
     assert view is not None
     assert views.left_out_tensors(view).unknown == ("memory.mean",)
 
 
-def test_a_decoder_is_no_copy():
+def test_a_decoder_is_no_copy() -> None:
     view = reading([*prefixed("encoder."), "decoder.fc.weight", "decoder.up.weight"])
     assert view is not None
     assert views.left_out_tensors(view).unknown == ("decoder.fc.weight", "decoder.up.weight")
@@ -119,16 +119,16 @@ def test_a_decoder_is_no_copy():
     ("names", "prefix"),
     [(["a.b.c", "a.b.d"], "a.b."), (["a.b", "a"], ""), (["weight"], ""), (["a.weight"], "a."), ([], "")],
 )
-def test_common_prefix_leaves_a_name(names, prefix):
+def test_common_prefix_leaves_a_name(names: list[str], prefix: str) -> None:
     assert views.common_prefix(names) == prefix
 
 
-def test_components_of_compilers_are_dropped_anywhere():
+def test_components_of_compilers_are_dropped_anywhere() -> None:
     name = "_orig_mod.layer1._fsdp_wrapped_module.0._checkpoint_wrapped_module.conv1.weight"
     assert views.without_transparent(name) == "layer1.0.conv1.weight"
     assert views.without_transparent("module.conv1.weight") == "module.conv1.weight"
 
 
-def test_many_names_give_a_bounded_number_of_readings():
+def test_many_names_give_a_bounded_number_of_readings() -> None:
     names = [f"part{i}.{j}.weight" for i in range(200) for j in range(3)]
     assert len(list(views.views(names))) <= 60

@@ -36,7 +36,7 @@ def test_the_teacher_is_rebuilt_frozen_with_a_float32_head(ingested: RunDir) -> 
     assert isinstance(teacher.network.get_submodule(description.head), Float32Linear)
     assert not teacher.network.training
     assert teacher.precision.bf16
-    weight = teacher.network.conv1.weight
+    weight = teacher.network.get_parameter("conv1.weight")
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -63,10 +63,12 @@ def test_the_selected_student_is_rebuilt(finished: Any) -> None:
 
 def test_a_fresh_student_depends_on_the_seed_alone(finished: Any, ingested: RunDir) -> None:
     description = artefacts.description_of(ingested)
-    first, again = (artefacts.build_student(finished.recipe, description).conv1.weight for _ in range(2))
+    first, again = (
+        artefacts.build_student(finished.recipe, description).get_parameter("conv1.weight") for _ in range(2)
+    )
     assert torch.equal(first, again)
     other = finished.recipe.model_copy(update={"seed": 9})
-    assert not torch.equal(first, artefacts.build_student(other, description).conv1.weight)
+    assert not torch.equal(first, artefacts.build_student(other, description).get_parameter("conv1.weight"))
 
 
 def test_the_students_footprint_counts_weights_and_products(finished: Any, ingested: RunDir) -> None:

@@ -17,6 +17,7 @@ from edgekd import rng
 from edgekd.ingestion.identify import infer, state_dict_of
 from edgekd.models import cifar, families, lenet, registry
 from edgekd.models.families.base import Family, Option, always
+from edgekd.models.families.lenet import LENET5
 from edgekd.models.registry import ArchSpec
 from edgekd.models.stems import Shape
 
@@ -92,8 +93,8 @@ def test_weights_are_what_the_network_draws_under_the_key_of_its_spec(text: str,
 
 
 def test_every_option_of_lenet_can_be_built() -> None:
-    for option, known in families.LENET5.options.items():
-        for value in known.values:
+    for option, described in LENET5.options.items():
+        for value in described.values:
             registry.build(f"lenet5,{option}={value}", input_shape=(1, 28, 28), classes=4, seed=0)
 
 

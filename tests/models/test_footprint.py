@@ -26,7 +26,8 @@ class Extra(nn.Module):
         self.linear = nn.Linear(10, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(torch.flatten(x, 1) + self.offsets[:10])
+        logits: Tensor = self.linear(torch.flatten(x, 1) + self.offsets[:10])
+        return logits
 
 
 def test_parameters_and_macs_are_the_probes() -> None:

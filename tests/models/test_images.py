@@ -101,8 +101,18 @@ def test_a_fresh_beginning_that_was_killed_keeps_the_images_it_read(here: Path) 
     run = RunDir(here / "runs" / "toy")
     before = run.ledger()
     small = ("generator.width=8", "student.batch_size=16", "replay.batch_size=8", "vae.width=8", "vae.novel=8")
-    flags = ("--normalize", "none", "--student", toy.STUDENT, "--steps", "4", "--threads", "1", "--fresh")
-    flags += tuple(f"--set=method.{one}" for one in (*small, "vae.rehearsed=4"))
+    flags: tuple[str, ...] = (
+        "--normalize",
+        "none",
+        "--student",
+        toy.STUDENT,
+        "--steps",
+        "4",
+        "--threads",
+        "1",
+        "--fresh",
+    )
+    flags += tuple(f"--set=method.{setting}" for setting in (*small, "vae.rehearsed=4"))
     assert toy.killed_at_image(here, (*READERS["the curve"], *flags), 1)
     assert run.ledger().real_images_read == COUNT
     assert Result("eval", "toy", "--data", "photos").exit_code == 0

@@ -14,6 +14,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def good() -> dict[str, torch.Tensor]:
 class Greedy:
     """Pickled as a call that would take ten terabytes."""
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[int]]:
         return bytearray, (10**13,)
 
 
@@ -67,7 +68,8 @@ def legacy_bytes(obj: object) -> bytes:
 
 
 def safe_bytes(tensors: dict[str, torch.Tensor]) -> bytes:
-    return safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    data: bytes = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    return data
 
 
 def image_bytes(kind: str) -> bytes:
@@ -125,12 +127,12 @@ def filled(value: float) -> torch.Tensor:
 
 
 class Evil:
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
         return os.mkdir, ("sentinel",)
 
 
 class EvilState:
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
         return eval, ("__import__('os').mkdir('sentinel')",)
 
 
@@ -283,7 +285,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("kind", list(BYTES))
-def test_files_that_are_no_teachers(here, capsys, kind):
+def test_files_that_are_no_teachers(here: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
     path = here / "teacher.pt"
     path.write_bytes(BYTES[kind]())
     message = refuse(path, capsys)
@@ -291,32 +293,32 @@ def test_files_that_are_no_teachers(here, capsys, kind):
     assert not (here / "sentinel").exists()
 
 
-def test_there_are_enough_of_them():
+def test_there_are_enough_of_them() -> None:
     assert len(BYTES) >= 60
 
 
-def test_directory(here, capsys):
+def test_directory(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "model.pt").mkdir()
     for path in (here, here / "model.pt", Path(), Path(".."), Path("/")):
         assert "directory" in refuse(path, capsys)
 
 
-def test_missing_file(here, capsys):
+def test_missing_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "does not exist" in refuse(here / "teacher.pt", capsys)
     assert "does not exist" in refuse(Path("no/such/folder/teacher.pt"), capsys)
 
 
-def test_name_too_long(here, capsys):
+def test_name_too_long(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "too long" in refuse(here / ("x" * 5000), capsys)
     refuse(here / ("x" * 254), capsys)
 
 
-def test_path_through_a_file(here, capsys):
+def test_path_through_a_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "file").write_bytes(b"x")
     refuse(here / "file" / "teacher.pt", capsys)
 
 
-def test_dangling_and_circular_links(here, capsys):
+def test_dangling_and_circular_links(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dangling, circle = here / "dangling.pt", here / "circle.pt"
     dangling.symlink_to(here / "nothing")
     circle.symlink_to(circle)
@@ -324,12 +326,12 @@ def test_dangling_and_circular_links(here, capsys):
     refuse(circle, capsys)
 
 
-def test_pipe(here, capsys):
+def test_pipe(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     os.mkfifo(here / "pipe")
     assert "not a regular file" in refuse(here / "pipe", capsys)
 
 
-def test_a_terabyte_of_holes_is_not_hashed(here, capsys):
+def test_a_terabyte_of_holes_is_not_hashed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for head in (b"", b"\x80\x02", b"PK\x03\x04", struct.pack("<Q", 2) + b"{}"):
         with (here / "teacher.pt").open("wb") as stream:
             stream.write(head)
@@ -338,7 +340,7 @@ def test_a_terabyte_of_holes_is_not_hashed(here, capsys):
 
 
 @pytest.mark.slow
-def test_more_tensors_than_any_classifier_has(here, capsys):
+def test_more_tensors_than_any_classifier_has(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = here / "teacher.pt"
     path.write_bytes(zip_bytes({"state_dict": {f"a.{i}.weight": torch.ones(1) for i in range(20_001)}}))
     assert "20,001 tensors" in refuse(path, capsys)
@@ -346,7 +348,7 @@ def test_more_tensors_than_any_classifier_has(here, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("locked", ["file", "folder"])
-def test_no_permission(here, locked):
+def test_no_permission(here: Path, locked: str) -> None:
     """Root may read everything, unless it gives that up."""
     path = here / "locked" / "teacher.pt"
     path.parent.mkdir()
@@ -370,25 +372,27 @@ def test_no_permission(here, locked):
     assert not (here / "runs").exists()
 
 
-def test_a_name_that_is_no_text(here, capsys):
+def test_a_name_that_is_no_text(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = Path(os.fsdecode(os.fsencode(here) + b"/bad\xff.pt"))
     path.write_bytes(zip_bytes(good()))
     assert "not in UTF-8" in refuse(path, capsys)
 
 
 @pytest.mark.parametrize("pack", [zip_bytes, legacy_bytes])
-def test_a_few_bytes_that_ask_for_memory(here, capsys, pack):
+def test_a_few_bytes_that_ask_for_memory(
+    here: Path, capsys: pytest.CaptureFixture[str], pack: Callable[[object], bytes]
+) -> None:
     path = here / "teacher.pt"
     path.write_bytes(pack({"state_dict": good(), "rest": Greedy()}))
     assert "bytearray" in refuse(path, capsys)
 
 
-def test_unreadable_file(here, capsys, monkeypatch):
+def test_unreadable_file(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     path = here / "teacher.pt"
     path.write_bytes(zip_bytes(good()))
-    opened = Path.open
+    opened: Callable[..., IO[Any]] = Path.open
 
-    def denied(self, *args, **kwargs):
+    def denied(self: Path, *args: Any, **kwargs: Any) -> IO[Any]:
         if self == path:
             raise PermissionError(13, "Permission denied")
         return opened(self, *args, **kwargs)
@@ -398,8 +402,8 @@ def test_unreadable_file(here, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors", "nested"])
-def test_the_good_checkpoint_is_accepted(here, capsys, kind):
-    makers = {"zip": zip_bytes, "legacy": legacy_bytes, "safetensors": safe_bytes}
+def test_the_good_checkpoint_is_accepted(here: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    makers: dict[str, Callable[[Any], bytes]] = {"zip": zip_bytes, "legacy": legacy_bytes, "safetensors": safe_bytes}
     path = here / "teacher.pt"
     path.write_bytes(with_tensor() if kind == "nested" else makers[kind](good()))
     code, err = ingest(path, capsys)
@@ -418,7 +422,7 @@ def mutated_bytes(data: bytes, chance: random.Random) -> bytes:
 
 def mutated_tensors(chance: random.Random) -> bytes:
     """Rename, drop, reshape, retype, spoil and swap tensors of a checkpoint."""
-    tensors: dict[object, object] = dict(good())
+    tensors: dict[str, object] = dict(good())
     for _ in range(chance.choice((1, 2, 5))):
         name = chance.choice(sorted(map(str, tensors)))
         value = tensors.get(name)
@@ -452,7 +456,8 @@ def fuzz(here: Path, capsys: pytest.CaptureFixture[str], *, seconds: float, seed
     """Ingest mutations of real checkpoints for a bounded time; return the exit codes."""
     chance = random.Random(seed)
     originals = [zip_bytes(good()), legacy_bytes({"state_dict": good()}), safe_bytes(good())]
-    path, codes = here / "teacher.pt", []
+    path = here / "teacher.pt"
+    codes: list[int] = []
     until = time.monotonic() + seconds
     while time.monotonic() < until or len(codes) < 6:
         broken = chance.random() < 0.5
@@ -470,11 +475,11 @@ def fuzz(here: Path, capsys: pytest.CaptureFixture[str], *, seconds: float, seed
     return codes
 
 
-def test_mutated_checkpoints_are_taken_or_refused(here, capsys):
+def test_mutated_checkpoints_are_taken_or_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert 4 in fuzz(here, capsys, seconds=4, seed=0)
 
 
 @pytest.mark.slow
-def test_many_mutated_checkpoints_are_taken_or_refused(here, capsys):
+def test_many_mutated_checkpoints_are_taken_or_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     codes = fuzz(here, capsys, seconds=60, seed=1)
     assert {0, 4} <= set(codes)

@@ -12,7 +12,7 @@ def small() -> nn.Module:
     return registry.build("resnet8", input_shape=SHAPE, classes=5, seed=0)
 
 
-def test_probe_describes_a_classifier():
+def test_probe_describes_a_classifier() -> None:
     net = small().train()
     found = probe.probe(net, input_shape=SHAPE, classes=5, seed=1)
     assert (found.emits, found.undo) == ("logits", "none")
@@ -26,26 +26,26 @@ def test_probe_describes_a_classifier():
     assert found.noise_confidence != probe.probe(net, input_shape=SHAPE, classes=5, seed=2).noise_confidence
 
 
-def test_probe_changes_nothing():
+def test_probe_changes_nothing() -> None:
     net = small().train()
-    net.layer1.eval()
+    net.get_submodule("layer1").eval()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     state = torch.get_rng_state()
     probe.probe(net, input_shape=SHAPE, classes=5, seed=1)
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
-    assert not net.layer1.training
-    assert net.layer2.training
+    assert not net.get_submodule("layer1").training
+    assert net.get_submodule("layer2").training
 
 
-def test_macs_are_counted_by_hand():
+def test_macs_are_counted_by_hand() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, groups=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
     assert probe.complexity(net, (3, 10, 10)).macs == 10 * 10 * 8 * 3 * 9 + 8 * 5
     depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False)
     assert probe.complexity(depthwise, (4, 6, 6)) == probe.Complexity(parameters=36, macs=6 * 6 * 4 * 9)
 
 
-def test_softmax_at_the_end_is_found():
+def test_softmax_at_the_end_is_found() -> None:
     net = small().eval()
     found = probe.probe(nn.Sequential(net, nn.Softmax(dim=1)), input_shape=SHAPE, classes=5, seed=0)
     assert (found.emits, found.undo) == ("probabilities", "log")
@@ -54,7 +54,7 @@ def test_softmax_at_the_end_is_found():
     assert logs.noise_confidence == pytest.approx(found.noise_confidence)
 
 
-def test_equal_functions_answer_alike_whatever_ends_them():
+def test_equal_functions_answer_alike_whatever_ends_them() -> None:
     net, other = small(), registry.build("resnet8", input_shape=SHAPE, classes=5, seed=1)
     for end in (nn.Identity(), nn.Softmax(dim=1), nn.LogSoftmax(dim=1)):
         assert probe.same_answers(nn.Sequential(net, end), net, SHAPE, seed=0)
@@ -63,24 +63,24 @@ def test_equal_functions_answer_alike_whatever_ends_them():
     assert not probe.same_answers(_Pair(), net, SHAPE, seed=0)
 
 
-def test_dead_head_is_seen():
+def test_dead_head_is_seen() -> None:
     net = small()
-    nn.init.zeros_(net.linear.weight)
+    nn.init.zeros_(net.get_parameter("linear.weight"))
     assert not probe.probe(net, input_shape=SHAPE, classes=5, seed=0).head_alive
 
 
 class _Pair(nn.Module):
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return images, images
 
 
 class _Squeezing(nn.Linear):
     """A network whose author never gave it a single image."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(256, 5)
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         return super().forward(torch.atleast_1d(images.flatten(2).squeeze())).reshape(32, 5)
 
 
@@ -97,7 +97,7 @@ class _Squeezing(nn.Linear):
         (nn.Sequential(nn.Flatten(), nn.Linear(256, 5), nn.Threshold(1e9, float("nan"))), SHAPE, "NaN"),
     ],
 )
-def test_unusable_networks_are_named(net, shape, message):
+def test_unusable_networks_are_named(net: nn.Module, shape: tuple[int, int, int], message: str) -> None:
     with pytest.raises(InputFileError, match=message):
         probe.probe(net, input_shape=shape, classes=5, seed=0)
 
@@ -107,18 +107,18 @@ def test_unusable_networks_are_named(net, shape, message):
     [("resnet8", "linear"), ("wrn-16-1", "fc"), ("lenet5", "fc2"), ("mobilenetv2@0.25", "classifier.1"),
      ("mobilenetv3-small@0.5", "classifier.3"), ("squeezenet", "classifier.1"), ("shufflenetv2@0.5", "fc")],
 )  # fmt: skip
-def test_head_is_the_layer_that_makes_the_logits(name, head):
+def test_head_is_the_layer_that_makes_the_logits(name: str, head: str) -> None:
     net = registry.build(name, input_shape=SHAPE, classes=5, seed=0)
     assert probe.head_name(net, SHAPE) == head
     assert not any(module._forward_hooks for module in net.modules())
 
 
-def test_network_without_layers_has_no_head():
+def test_network_without_layers_has_no_head() -> None:
     with pytest.raises(InputFileError, match="no classification head"):
         probe.head_name(nn.Flatten(), SHAPE)
 
 
-def test_batchnorm_names_leave_out_layers_without_statistics():
+def test_batchnorm_names_leave_out_layers_without_statistics() -> None:
     net = nn.Sequential(
         nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False), nn.Sequential(nn.BatchNorm2d(3))
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import pty
 import re
@@ -235,7 +236,7 @@ def test_a_strangers_pickle_runs_when_the_user_says_so(here: Path, teacher_file:
     first = Result(*verb, "--run", "theirs")
     assert (first.exit_code, "pickle theirs.pt (it names builtins.getattr" in first.stderr) == (2, True), first.stderr
     assert not (here / "ran").exists()
-    assert hashes(first.stderr) == [toy.hashlib.sha256(Path("theirs.pt").read_bytes()).hexdigest()]
+    assert hashes(first.stderr) == [hashlib.sha256(Path("theirs.pt").read_bytes()).hexdigest()]
     done = Result(*verb, "--run", "theirs", flags, *(hashes(first.stderr) if flags == "--trust-code" else ()))
     assert done.exit_code == 0, done.stderr
     assert (here / "ran").exists()
@@ -315,7 +316,7 @@ def test_a_pickle_is_known_by_its_file_and_by_the_code_beside_it(here: Path) -> 
     Path("plain.pkl").write_bytes(b"\x80\x02cos\nsystem\n.")
     Path("mine.pkl").write_bytes(b"\x80\x02cown_nets\nNet\n.")
     plain, mine = trust.pickle(Path("plain.pkl")), trust.pickle(Path("mine.pkl"))
-    assert plain.sha256 == toy.hashlib.sha256(Path("plain.pkl").read_bytes()).hexdigest()
+    assert plain.sha256 == hashlib.sha256(Path("plain.pkl").read_bytes()).hexdigest()
     Path("own_nets.py").write_text("# other code\n")
     assert trust.pickle(Path("plain.pkl")) == plain
     assert trust.pickle(Path("mine.pkl")).sha256 != mine.sha256

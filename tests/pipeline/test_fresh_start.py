@@ -9,7 +9,6 @@ import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,12 +16,12 @@ from edgekd.errors import InputFileError, MachineError, RunBusyError, UsageError
 from edgekd.pipeline import fresh_start
 from edgekd.pipeline.fresh_start import ASIDE, FreshStart
 from edgekd.run.cards.ledger import ImagesReadPart
-from edgekd.run.directory import RunDir
+from edgekd.run.directory import RecordFields, RunDir
 from edgekd.run.files import write_json
 from edgekd.run.ownership import CONTENT
 from edgekd.stages.catalog import STAGES
 
-FIELDS: dict[str, Any] = {"stage": "x", "version": 1, "key": "", "recipe_slice": {}, "inputs": {}}
+FIELDS: RecordFields = {"stage": "x", "version": 1, "key": "", "recipe_slice": {}, "inputs": {}}
 STAGE_FOLDERS = ("teacher", "select", "export", "bench/local", "report")
 
 

@@ -16,7 +16,7 @@ from edgekd.pipeline.plan import CostPlan
 from edgekd.run.directory import RunDir
 from edgekd.stopping import Stop
 from edgekd.synthesis.state import State
-from edgekd.synthesis.steps import StepContext
+from edgekd.synthesis.steps import StepContext, student_step
 from edgekd.synthesis.vae import VAE
 
 PARTS = {"generator": 1e9, "student": 2e9, "replay": 1e9}
@@ -68,7 +68,7 @@ def test_whole_periods_are_timed_with_replay_at_work(
     least: int, teacher_file: Path, ingested: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, bool]] = []
-    real = plan.student_step
+    real = student_step
 
     def watched(state: State, context: StepContext) -> dict[str, torch.Tensor]:
         logged = real(state, context)
@@ -132,7 +132,7 @@ def test_consolidation_counts_with_its_share_of_the_steps(teacher_file: Path, in
 def test_too_little_memory_names_the_largest_batch_that_fits(
     teacher_file: Path, ingested: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = plan.student_step
+    real = student_step
 
     def hungry(state: State, context: StepContext) -> dict[str, torch.Tensor]:
         if context.recipe.method.student.batch_size > 20:

@@ -161,7 +161,12 @@ def test_the_recipe_of_a_data_set_runs_at_toy_length(
         network.load_state_dict(torch.load(teacher))
     else:
         torch.save(network.state_dict(), teacher)
-    sizes = ("method.steps=2", "method.student.batch_size=8", "method.replay.batch_size=4", "method.vae.novel=4")
+    sizes: tuple[str, ...] = (
+        "method.steps=2",
+        "method.student.batch_size=8",
+        "method.replay.batch_size=4",
+        "method.vae.novel=4",
+    )
     sizes = (*sizes, "method.vae.rehearsed=2", "select.samples=64", "select.reestimate_batches=1", "export.int8=false")
     command = [sys.executable, "-m", "edgekd", "run", path.name, *(f"--set={size}" for size in sizes)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

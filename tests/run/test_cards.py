@@ -30,7 +30,11 @@ def test_what_was_written_before_schemas_is_read_and_written_again_as_it_was(kin
 
 
 def test_records_from_before_schemas_have_their_notes() -> None:
-    folders = {"teacher": IngestNotes, "distill": DistillNotes, "export": ExportNotes}
+    folders: dict[str, type[IngestNotes | DistillNotes | ExportNotes]] = {
+        "teacher": IngestNotes,
+        "distill": DistillNotes,
+        "export": ExportNotes,
+    }
     for folder, kind in folders.items():
         record = Record.read(OLDER / folder)
         assert record is not None

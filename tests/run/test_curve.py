@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,7 +65,14 @@ def test_without_images_the_curve_is_null_and_health_stands_in(teacher_file: Pat
     expected = {"agreement_novel": 0.25, "agreement_replay": 0.5, "coverage": 0.9, "confidence": 0.8, "diversity": 0.7}
     assert found.health.to_json() == expected
     assert found.headline() == "25.0% synthetic agreement (not accuracy) on novel samples"
-    notes = {"steps": 12, "reinits": 2, "rescues": 1, "replay": "vae", "replay_bytes": 640, "final": "x"}
+    notes: dict[str, Any] = {
+        "steps": 12,
+        "reinits": 2,
+        "rescues": 1,
+        "replay": "vae",
+        "replay_bytes": 640,
+        "final": "x",
+    }
     run.stage("distill").mkdir()
     Record(stage="distill", version=1, key="k", recipe_slice={}, inputs={}, outputs={}, notes=notes).write(
         run.stage("distill")

@@ -11,7 +11,7 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ from edgekd.errors import InputFileError, MachineError, RunBusyError, UsageError
 from edgekd.run import files
 from edgekd.run.cards.ledger import EnvironmentDifference, LedgerCard
 from edgekd.run.cards.record import Record
-from edgekd.run.directory import RunDir
+from edgekd.run.directory import RecordFields, RunDir
 from edgekd.run.files import read_json
 from edgekd.run.ownership import is_run, refuse_foreign
 
-FIELDS: dict[str, Any] = {"stage": "select", "version": 1, "key": "k", "recipe_slice": {"a": 1}, "inputs": {"x": "y"}}
+FIELDS: RecordFields = {"stage": "select", "version": 1, "key": "k", "recipe_slice": {"a": 1}, "inputs": {"x": "y"}}
 
 
 @pytest.fixture
@@ -179,7 +179,13 @@ def test_a_record_that_does_not_parse_is_no_record(text: str | None, tmp_path: P
 
 
 def test_a_record_survives_writing_and_reading(tmp_path: Path) -> None:
-    made = {"stage": "export", "version": 3, "key": "k", "recipe_slice": {"a": [1]}, "inputs": {"i": "h"}}
+    made: dict[str, Any] = {
+        "stage": "export",
+        "version": 3,
+        "key": "k",
+        "recipe_slice": {"a": [1]},
+        "inputs": {"i": "h"},
+    }
     record = Record(**made, outputs={"o": "h"}, pruned=["o"], notes={"note": "ü"})
     record.write(tmp_path)
     assert Record.read(tmp_path) == record
@@ -199,7 +205,8 @@ def test_damage_is_found_unless_the_output_was_pruned(damage: Any, reason: str, 
     record = Record.read(folder)
     assert record is not None
     assert record.damaged_output(folder) == reason
-    pruned = Record(**{**FIELDS, "outputs": record.outputs, "pruned": ["a"]})
+    facts: dict[str, Any] = {**FIELDS, "outputs": record.outputs, "pruned": ["a"]}
+    pruned = Record(**facts)
     assert pruned.damaged_output(folder) is None
     (folder / "b").unlink()
     assert pruned.damaged_output(folder) == "b is missing"
@@ -282,7 +289,11 @@ def test_a_link_never_leads_a_write_out_of_the_run(run: RunDir, tmp_path: Path) 
     (run.path / ".tmp-run.json").symlink_to(mine)
     files.write_json(run.ledger_file, {})
     run.events_file.symlink_to(mine)
-    for change in (lambda: run.append_event({"kind": "train"}), lambda: run.truncate_events(0)):
+    changes: tuple[Callable[[], None], ...] = (
+        lambda: run.append_event({"kind": "train"}),
+        lambda: run.truncate_events(0),
+    )
+    for change in changes:
         with pytest.raises(InputFileError, match=r"events\.jsonl is a link"):
             change()
     folder = tmp_path / "folder"
@@ -364,6 +375,7 @@ def test_a_second_process_learns_who_holds_the_run_and_a_sigkill_frees_it(run: R
     finally:
         holder.kill()
         holder.wait()
+        assert holder.stdout is not None
         holder.stdout.close()
     with run.lock():
         assert (run.path / ".lock").read_text() == str(os.getpid())
@@ -413,7 +425,11 @@ def test_the_lock_makes_the_folder(tmp_path: Path) -> None:
 
 def test_events_come_back_in_order_and_by_kind(run: RunDir) -> None:
     assert run.events() == []
-    events = [{"kind": "train", "step": 1}, {"kind": "reinit", "step": 1, "reason": "ü"}, {"kind": "train", "step": 2}]
+    events: list[dict[str, Any]] = [
+        {"kind": "train", "step": 1},
+        {"kind": "reinit", "step": 1, "reason": "ü"},
+        {"kind": "train", "step": 2},
+    ]
     for event in events:
         run.append_event(event)
     assert run.events() == events
@@ -608,7 +624,8 @@ def test_a_run_that_goes_away_is_not_begun_again(fate: str, when: str, run: RunD
             go()
         with run.publish("select") as (folder, record):
             (folder / "a").write_text("new")
-            record |= {**FIELDS, "notes": {}}
+            record |= FIELDS
+            record["notes"] = {}
             if when == "within":
                 go()
 

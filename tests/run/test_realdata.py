@@ -231,13 +231,14 @@ def test_a_network_is_measured_in_eval_mode_and_left_as_it_was(training: bool, t
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             assert not self.training
             assert not torch.is_grad_enabled()
-            return self.norm(x).mean((2, 3))[:, :2]
+            logits: torch.Tensor = self.norm(x).mean((2, 3))[:, :2]
+            return logits
 
     network = Network().train(training)
     found = images(tmp_path).network_accuracy(network)
     assert 0 <= found <= 1
     assert network.training is training
-    assert int(network.norm.num_batches_tracked) == 0
+    assert int(network.get_buffer("norm.num_batches_tracked")) == 0
 
 
 def test_a_png_that_is_damaged_further_on_is_named(tmp_path: Path) -> None:

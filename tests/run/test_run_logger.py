@@ -40,7 +40,8 @@ def book(
 
 
 def kinds(run: RunDir) -> list[tuple[str, int]]:
-    return [(event["kind"], event["step"]) for event in run.events()]
+    events: list[dict[str, Any]] = run.events()
+    return [(event["kind"], event["step"]) for event in events]
 
 
 @pytest.mark.parametrize(("steps", "logged"), [(100, 100), (400, 200), (1000, 200), (1010, 202)])

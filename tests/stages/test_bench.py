@@ -115,7 +115,7 @@ def test_an_arm_file_is_judged_by_the_rules_of_arm(finished: Any) -> None:
 
 def test_accuracy_stands_in_the_verdict_once_it_is_known(finished: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     name, fp32 = "student.int8-cpu-x86.onnx", latencies.row()
-    clear = {"reference": fp32.artefact, "speedup": 2.0, "speedup_low": 1.9, "speedup_high": 2.1}
+    clear: dict[str, Any] = {"reference": fp32.artefact, "speedup": 2.0, "speedup_low": 1.9, "speedup_high": 2.1}
     int8 = latencies.row(name, kind="int8-cpu-x86", integer_share=1.0, **clear)
     rows = [fp32, int8]
     (before,) = comparing.verdicts(rows, finished.run).values()

@@ -154,7 +154,7 @@ def test_a_network_can_be_measured_while_distilling(photos: Path, teacher_file: 
     run = toy.advance(tmp_path / "toy", wanted, ("ingest",))
     images = images_of.labeled(run, photos, purpose="eval")
     toy.advance(tmp_path / "toy", wanted, stages, accuracy=images.network_accuracy)
-    points = run.events("accuracy")
+    points: list[dict[str, Any]] = run.events("accuracy")
     assert [point["step"] for point in points] == list(range(13))
     assert all(0 <= point["raw"] <= 1 and 0 <= point["ema"] <= 1 for point in points)
     with_images, without = toy.fingerprint(run), toy.fingerprint(plain)

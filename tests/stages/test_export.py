@@ -25,11 +25,12 @@ from edgekd.bench import comparing
 from edgekd.cli.lines import data_free_warning
 from edgekd.errors import GateError, InputFileError, StoppedEarly, UsageError
 from edgekd.export import clipping, onnx_files, ort_session, qdq_check
+from edgekd.export.fp16 import convert_to_fp16
 from edgekd.export.int8 import HEADROOMS
 from edgekd.export.int8_chain import FINE_TUNING
 from edgekd.export.onnx_export import Normalization
 from edgekd.export.quantize import FLAVORS
-from edgekd.export.ranges import Range, Ranges
+from edgekd.export.ranges import Range, Ranges, collect_ranges
 from edgekd.export.samples import ExportSamples, cached_batches
 from edgekd.models import artefacts, registry
 from edgekd.models.images import unlabeled
@@ -203,7 +204,7 @@ def trained(teacher_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Run
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the student's calibration ranges that clip everything."""
-    real = onnx_files.collect_ranges
+    real = collect_ranges
 
     def tiny_ranges(*arguments: Any, **options: Any) -> Ranges:
         found = real(*arguments, **options)
@@ -254,7 +255,7 @@ def test_fine_tuning_saves_the_files_that_nothing_else_does(
 def test_a_file_that_differs_from_the_student_is_not_published(
     teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = onnx_files.convert_to_fp16
+    real = convert_to_fp16
 
     def wrong(source: Path, path: Path) -> Any:
         written = real(source, path)
@@ -417,7 +418,7 @@ def test_memory_does_not_grow_with_the_number_of_calibration_samples(
     peaks = []
     for count in (128, 1280):
         most = 0
-        assert onnx_files.collect_ranges(fp32, samples.stream("export/calibration", count)).samples == count
+        assert collect_ranges(fp32, samples.stream("export/calibration", count)).samples == count
         peaks.append(most)
     assert peaks[1] == peaks[0] <= 2 * 64 * 4 * 64
 
@@ -497,7 +498,9 @@ def test_clipping_of_real_images_is_of_the_ranges_that_the_file_was_made_with(
             found["headroom"] = headroom
         (run.stage("export") / "agreement.json").write_text(json.dumps(decided))
         found = clipping.measure_clipping(run, pipeline.open_recipe(run), unlabeled(run, photos, purpose="clipping"))
-        return float(found["student.int8-cpu-x86.onnx"].images.overall)
+        rates = found["student.int8-cpu-x86.onnx"].images
+        assert rates is not None
+        return rates.overall
 
     assert rate(0.1) > rate(1.0) >= rate(10.0)
 
@@ -509,6 +512,7 @@ def test_clipping_of_real_images_changes_no_file(exported: RunDir, photos: Path,
     assert toy.fingerprint(run) == before
     assert set(found) == {name for name in files(run) if "int8" in name}
     for rates in found.values():
+        assert rates.images is not None
         assert "input" in rates.images.tensors
         assert set(rates.images.tensors) == set(rates.held_out.tensors)
         assert 0 < rates.images.overall < 1

@@ -159,13 +159,20 @@ def test_the_probe_takes_the_threads_of_the_recipe(teacher_file: Path, tmp_path:
         run = toy.advance(tmp_path / "toy", toy.toy_recipe(teacher_file, machine={"threads": 1}), ("ingest",))
     finally:
         torch.set_num_threads(before)
-    assert run.ledger().teacher_probe.threads == 1
+    timing = run.ledger().teacher_probe
+    assert timing is not None
+    assert timing.threads == 1
 
 
 def test_a_teacher_of_many_gigabytes_is_hashed_once(
     teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: list[Path] = []
-    monkeypatch.setattr(machine, "sha256_of", lambda path: hashed.append(path) or sha256_of(path))
+
+    def noted(path: Path) -> str:
+        hashed.append(path)
+        return sha256_of(path)
+
+    monkeypatch.setattr(machine, "sha256_of", noted)
     toy.advance(tmp_path / "toy", toy.toy_recipe(teacher_file), ("ingest",))
     assert hashed == [teacher_file]

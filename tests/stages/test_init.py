@@ -46,8 +46,7 @@ def starting_from(path: Path, teacher: Path, **changes: Any) -> Recipe:
 
 def student_at(run: RunDir, step: int, network: str = "student") -> dict[str, Tensor]:
     file = run.stage("distill") / f"checkpoints/step-{step:08d}/state.safetensors"
-    state: dict[str, Tensor] = state_dict.unflatten(checkpoint.load_tensors(file), {})[network]
-    return state
+    return state_dict.tensors_of(state_dict.unflatten(checkpoint.load_tensors(file), {}), network)
 
 
 @pytest.fixture(scope="module")

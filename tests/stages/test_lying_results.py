@@ -7,13 +7,15 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command import Result
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from edgekd.agent.bundle import FORMAT, BundleResults
 from edgekd.agent.device.power import NoEnergy
@@ -24,6 +26,7 @@ from edgekd.agent.session import DeviceComparison
 from edgekd.bench import comparing, golden, latency, results
 from edgekd.bench import device as devices
 from edgekd.errors import InputFileError, MachineError
+from edgekd.run import plots
 from edgekd.run.cards.record import Record
 from edgekd.run.directory import RunDir
 from edgekd.run.files import write_json
@@ -191,13 +194,15 @@ def test_no_damaged_file_takes_the_report_with_it(
     files += [f"{stage}/record.json" for stage in ("distill", "export", "bench/local")]
     files += ["bench/local/results.json", "bench/local/samples.json", "run.json", "events.jsonl", "eval/photos.json"]
     (run.path / "eval").mkdir(exist_ok=True)
-    monkeypatch.setattr(report.plots, "_svg", lambda draw: draw(report.plots.Figure().add_subplot()) or "<svg></svg>")
+
+    def drawn(draw: Callable[[Axes], None]) -> str:
+        draw(Figure().add_subplot())
+        return "<svg></svg>"
+
+    monkeypatch.setattr(plots, "_svg", drawn)
     for name in files:
         kept = (run.path / name).read_bytes() if (run.path / name).exists() else None
         (run.path / name).write_bytes(damage + b"\n")
-        monkeypatch.setattr(
-            report.plots, "_svg", lambda draw: draw(report.plots.Figure().add_subplot()) or "<svg></svg>"
-        )
         result = Result("report", run.path)
         assert result.exit_code == 0, (name, result.stderr)
         assert (run.stage("report") / "report.html").is_file()
@@ -235,7 +240,7 @@ def test_no_name_reaches_the_terminal_or_the_page_as_a_command(run: RunDir, carr
 def test_nor_does_a_file_that_the_disk_does_not_give(
     call: str, run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(report.plots, "_svg", lambda _draw: "<svg></svg>")
+    monkeypatch.setattr(plots, "_svg", lambda _draw: "<svg></svg>")
     for name in (
         "export/student.fp32.onnx",
         "export/agreement.json",

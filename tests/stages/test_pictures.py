@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
@@ -76,7 +77,7 @@ def test_the_latency_curve_has_every_run_and_ends_at_p99_5() -> None:
     axes = Figure().add_subplot()
     quick, slow = [[1.0] * 150, [0.5] * 49 + [400.0]], [[3.0, 2.0]]
     plots._latencies(axes, {"quick": quick, "slow": slow})
-    first, second = (line.get_xydata() for line in axes.get_lines())
+    first, second = (np.asarray(line.get_xydata()) for line in axes.get_lines())
     assert (len(first), first[0].tolist(), first[-1].tolist()) == (200, [0.5, 0.5], [400.0, 100.0])
     assert first[48].tolist() == [0.5, 24.5]
     assert second.tolist() == [[2.0, 50.0], [3.0, 100.0]]

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 import toy
+from edgekd import state_dict
 from edgekd.errors import InputFileError
 from edgekd.models import artefacts
 from edgekd.rng import KeyedDraws
 from edgekd.run import checkpoint
+from edgekd.run.cards.judged import SelectionCandidate
 from edgekd.run.directory import RunDir
 from edgekd.stages import select
-from edgekd.stages.select import SelectionCandidate
 from edgekd.synthesis.sampler import Sampler
 
 CPU = torch.device("cpu")
@@ -75,7 +76,8 @@ class Answers(nn.Module):
         return torch.stack([-mean, mean], 1)
 
     def logits(self, x: Tensor) -> Tensor:
-        return self(x)
+        logits: Tensor = self(x)
+        return logits
 
 
 def test_a_judgement_is_the_share_of_equal_answers_with_its_standard_error() -> None:
@@ -113,17 +115,21 @@ def test_the_pool_is_balanced_over_the_teachers_answers(finished: Any) -> None:
 def test_re_estimated_statistics_are_the_plain_average_over_batches() -> None:
     student = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3, momentum=0.3))
     with torch.no_grad():
-        student[1].running_mean.fill_(7.0)
+        student.get_buffer("1.running_mean").fill_(7.0)
     batches = [torch.randn(16, 1, 6, 6, generator=torch.Generator().manual_seed(i)) + i for i in range(4)]
     found = select.reestimate_batchnorm(student.eval(), iter(batches))
     with torch.no_grad():
         seen = [student[0](x) for x in batches]
-    assert torch.allclose(found[1].running_mean, torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0), atol=1e-5)
-    assert torch.allclose(found[1].running_var, torch.stack([x.var((0, 2, 3)) for x in seen]).mean(0), rtol=1e-4)
+    assert torch.allclose(
+        found.get_buffer("1.running_mean"), torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0), atol=1e-5
+    )
+    assert torch.allclose(
+        found.get_buffer("1.running_var"), torch.stack([x.var((0, 2, 3)) for x in seen]).mean(0), rtol=1e-4
+    )
     assert not found.training
-    assert found[1].momentum == 0.3
-    assert torch.equal(student[1].running_mean, torch.full((3,), 7.0)), "the original is left alone"
-    assert torch.equal(found[0].weight, student[0].weight)
+    assert found.get_submodule("1").momentum == 0.3
+    assert torch.equal(student.get_buffer("1.running_mean"), torch.full((3,), 7.0)), "the original is left alone"
+    assert torch.equal(found.get_parameter("0.weight"), student.get_parameter("0.weight"))
 
 
 def test_the_selection_is_published_with_its_reasons(finished: Any) -> None:
@@ -136,8 +142,8 @@ def test_the_selection_is_published_with_its_reasons(finished: Any) -> None:
     state = select.final_state(finished.run)
     if "batchnorm" not in chosen.name:
         saved = checkpoint.load_tensors(folder / "student.safetensors")
-        wanted = state["student" if chosen.name == "raw" else "student_ema"]
-        assert all(torch.equal(saved[name], value) for name, value in wanted.items())
+        weights = state_dict.tensors_of(state, "student" if chosen.name == "raw" else "student_ema")
+        assert all(torch.equal(saved[name], value) for name, value in weights.items())
 
 
 def test_re_estimation_can_be_left_out(teacher_file: Path, finished: Any, tmp_path: Path) -> None:

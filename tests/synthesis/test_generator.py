@@ -85,12 +85,12 @@ def test_the_released_epsilon_is_that_of_the_inner_norms_only() -> None:
 def test_weights_are_drawn_as_in_the_released_code() -> None:
     network = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Linear(50, 50), nn.BatchNorm2d(3), nn.Linear(4, 4, bias=False))
     initialize(network)
-    weights = torch.cat([network[0].weight.flatten(), network[1].weight.flatten()]).detach()
+    weights = torch.cat([network.get_parameter(f"{layer}.weight").flatten() for layer in (0, 1)]).detach()
     assert weights.abs().max() <= 0.08
     assert weights.abs().max() > 0.079
     assert abs(float(weights.std()) - 0.08 / 3**0.5) < 2e-3
-    assert not network[0].bias.any()
-    assert torch.equal(network[2].weight, torch.ones(3))
+    assert not network.get_parameter("0.bias").any()
+    assert torch.equal(network.get_parameter("2.weight"), torch.ones(3))
 
 
 def test_spectral_normalization_bounds_each_convolution() -> None:

@@ -11,13 +11,13 @@ from edgekd.synthesis import qat
 from edgekd.synthesis.losses import logit_distance
 
 
-def network() -> nn.Module:
+def network() -> nn.Sequential:
     with rng.forked_global(0, "tests", "qat"):
         net = nn.Sequential(
             *(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU()),
             *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)),
         )
-        nn.init.normal_(net[1].weight)
+        nn.init.normal_(net.get_parameter("1.weight"))
         net.train()(torch.randn(64, 3, 8, 8))
     return net.eval().requires_grad_(False)
 
@@ -29,10 +29,14 @@ def images(count: int, key: int = 0) -> Tensor:
 def test_rounding_weights_commutes_with_folding_batchnorm() -> None:
     net = network()
     round_weight = qat._Weight()
-    folded = fuse_conv_bn_eval(net[0], net[1]).weight
-    factor = net[1].weight / (net[1].running_var + net[1].eps).sqrt()
+    convolution, norm = net[0], net[1]
+    assert isinstance(convolution, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_var is not None
+    folded = fuse_conv_bn_eval(convolution, norm).weight
+    factor = norm.weight / (norm.running_var + norm.eps).sqrt()
     assert (factor < 0).any()
-    torch.testing.assert_close(round_weight(folded), round_weight(net[0].weight) * factor[:, None, None, None])
+    torch.testing.assert_close(round_weight(folded), round_weight(convolution.weight) * factor[:, None, None, None])
     levels = round_weight(folded).flatten(1) / (folded.abs().flatten(1).amax(1, keepdim=True) / 127)
     torch.testing.assert_close(levels, levels.round(), atol=1e-3, rtol=0)
     assert levels.abs().max() <= 127.001
@@ -90,7 +94,7 @@ def test_fine_tuning_gives_a_plain_network_and_leaves_the_student_alone() -> Non
     assert not torch.equal(state["0.weight"], before["0.weight"])
     assert torch.equal(state["1.running_mean"], before["1.running_mean"]), "BatchNorm stays in eval mode"
     assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
-    assert len(one.network[0].weight.unique()) > 100, "the weights are float again"
+    assert len(one.network.get_parameter("0.weight").unique()) > 100, "the weights are float again"
 
 
 def test_the_teacher_counts_where_it_gives_the_students_answer() -> None:

@@ -49,7 +49,8 @@ def test_nothing_is_seen_outside_or_without_a_watch() -> None:
     inputs = ReluInputs(net)
     net(images())
     assert inputs.seen is None
-    with recording(None) as highest:
+    nobody: ReluInputs | None = None
+    with recording(nobody) as highest:
         net(images())
     assert highest == []
 

@@ -60,8 +60,8 @@ def test_half_of_a_batch_is_novel_and_half_decoded_from_the_codes_of_the_posteri
     codes = codes * memory["latent_variance"].sqrt() + memory["latent_mean"]
     novel = drawn.generator(DRAWS.normal(3, "x/novel", 5, 8))
     assert torch.equal(drawn.batch(DRAWS, "x", 3, 9), torch.cat([novel, drawn.decoder(codes)]))
-    assert torch.equal(drawn.generator.project.weight, state["generator_ema"]["project.weight"])
-    assert torch.equal(drawn.decoder.project.weight, memory["decoder.project.weight"])
+    assert torch.equal(drawn.generator.get_parameter("project.weight"), state["generator_ema"]["project.weight"])
+    assert torch.equal(drawn.decoder.get_parameter("project.weight"), memory["decoder.project.weight"])
 
 
 @pytest.mark.parametrize("sampling", ["posterior", "prior"])

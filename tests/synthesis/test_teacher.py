@@ -34,7 +34,7 @@ def teacher_of(net: nn.Module, head: str = "linear", undo: str = "none", bf16: b
 
 def reference_distance(net: nn.Module, x: Tensor) -> Tensor:
     """Sum the distances from module inputs that this test collects itself."""
-    inputs: dict[nn.Module, Tensor] = {}
+    inputs: dict[nn.BatchNorm2d, Tensor] = {}
     handles = [
         module.register_forward_hook(lambda module, arguments, _: inputs.update({module: arguments[0]}))
         for module in net.modules()
@@ -48,6 +48,8 @@ def reference_distance(net: nn.Module, x: Tensor) -> Tensor:
         flat = seen.transpose(0, 1).flatten(1)
         mean = flat.mean(1)
         variance = ((flat - mean[:, None]) ** 2).mean(1)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         total = total + (mean - norm.running_mean).square().sum().sqrt()
         total = total + (variance - norm.running_var).square().sum().sqrt()
     return total
@@ -67,8 +69,7 @@ def test_the_batchnorm_distance_and_its_gradient_equal_a_reference() -> None:
 
 
 def test_the_distance_is_small_for_a_batch_with_the_recorded_statistics_and_large_for_another() -> None:
-    net = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 4))
-    net[0].momentum = 1.0
+    net = nn.Sequential(nn.BatchNorm2d(1, momentum=1.0), nn.Flatten(), nn.Linear(64, 4))
     x = draw(64)
     net.train()(x)
     teacher = teacher_of(net, head="2")
@@ -105,7 +106,7 @@ def test_logits_and_features_are_the_networks_own() -> None:
     seen = teacher.observe(x)
     assert torch.equal(seen.logits, net(x))
     assert torch.equal(seen.logits, teacher.logits(x))
-    assert torch.equal(net.linear(seen.features), seen.logits)
+    assert torch.equal(net.get_submodule("linear")(seen.features), seen.logits)
 
 
 def test_a_softmax_at_the_end_is_undone_up_to_a_constant_per_image() -> None:
@@ -122,7 +123,7 @@ def test_a_softmax_at_the_end_is_undone_up_to_a_constant_per_image() -> None:
 def test_a_probability_of_zero_gives_finite_logits_and_gradients() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Softmax(1))
     with torch.no_grad():
-        net[1].weight.mul_(1e4)
+        net.get_parameter("1.weight").mul_(1e4)
     x = draw(4).requires_grad_()
     logits = teacher_of(net, head="1", undo="log").observe(x).logits
     assert torch.isfinite(logits).all()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from latencies import QUIET, measured
@@ -53,7 +54,7 @@ def test_quiet_machine_gives_no_warning() -> None:
         ({"threads": 8}, "8 threads share 4 usable CPUs"),
     ],
 )
-def test_each_disturbance_has_its_sentence(disturbed: dict, sentence: str) -> None:
+def test_each_disturbance_has_its_sentence(disturbed: dict[str, Any], sentence: str) -> None:
     (only,) = found(**disturbed)
     assert sentence in only
     assert only.endswith(".")

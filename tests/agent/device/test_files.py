@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from edgekd.agent.device import files
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
-def test_what_is_no_regular_file_is_an_error_at_once(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_what_is_no_regular_file_is_an_error_at_once(make: Callable[[Path], None], tmp_path: Path) -> None:
     make(tmp_path / "x")
     with pytest.raises(OSError, match="not a regular file") as caught:
         files.read_bytes(tmp_path / "x")

@@ -95,7 +95,8 @@ def test_no_sweep_takes_a_folder_that_is_just_being_made(
     step: str, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, name = {"tempfile": tempfile, "os": os}[step.partition(".")[0]], step.partition(".")[2]
-    real, swept = getattr(module, name), []
+    real = getattr(module, name)
+    swept: list[Any] = []
 
     def followed_by_a_sweep(*arguments: Any, **options: Any) -> Any:
         made = real(*arguments, **options)

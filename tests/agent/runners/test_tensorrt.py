@@ -36,7 +36,7 @@ from edgekd.errors import MachineError
 from tiny_onnx import conv_net
 
 KINDS: tuple[Kind, ...] = ("fp32", "fp16", "int8-trt", "int8-trt-fp16", "int8-cpu-x86", "any")
-EXPECTED = {
+EXPECTED: dict[str, dict[str, Any]] = {
     "8.5.2": {
         "fp32": [("--noTF32",), ("--fp16",)],
         "int8-trt": [("--fp16", "--int8")],
@@ -149,6 +149,7 @@ def test_trtexec_builds_once_times_and_answers(release: str, model: Path, tmp_pa
         assert isinstance(use, rules.EngineOptions)
         asked = request(model, tmp_path, trtexec=str(tool), flags=use.flags)
         first, again = loaded(asked), loaded(asked)
+        assert first.build_s is not None
         assert first.build_s > 0
         assert again.build_s is None, "from the cache"
         assert len(first.commands) == len(again.commands) + 1
@@ -157,7 +158,8 @@ def test_trtexec_builds_once_times_and_answers(release: str, model: Path, tmp_pa
         assert len(samples) == 20
         assert set(np.round(samples, 3)) == {1.5, 1.51, 1.52, 1.53, 1.54}, "computeMs, as trtexec wrote it"
     done = first.sustain(2.0)
-    assert (done.runs, done.seconds) == (20, pytest.approx(1.9015, abs=0.01))
+    assert done.runs == 20
+    assert done.seconds == pytest.approx(1.9015, abs=0.01)
     assert time.time() - 60 < done.end_unix_s <= time.time()
     known = images(signature(model))
     (tmp_path / "golden.npy").write_bytes(to_npy(known[:7]))  # 7 is no multiple of the batch
@@ -379,8 +381,13 @@ def test_without_trtexec_the_python_module_is_used(
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("import standins\nglobals().update(vars(standins.tensorrt('10.3.0')))\n")
     monkeypatch.syspath_prepend(str(package.parent))
-    spins = []
-    monkeypatch.setattr(cuda, "Cuda", lambda *, spin_wait: spins.append(spin_wait) or standins.Memory())
+    spins: list[bool] = []
+
+    def memory(*, spin_wait: bool) -> standins.Memory:
+        spins.append(spin_wait)
+        return standins.Memory()
+
+    monkeypatch.setattr(cuda, "Cuda", memory)
     assert tensorrt.find_tensorrt() == TensorRT("python", "10.3.0")
     known = images(signature(model))
     (tmp_path / "golden.npy").write_bytes(to_npy(known))
@@ -416,7 +423,8 @@ def test_the_cuda_runtime_is_looked_for_by_name_and_its_absence_told(monkeypatch
 
     monkeypatch.setattr(ctypes.util, "find_library", lambda name: f"lib{name}.so.12")
     monkeypatch.setattr(ctypes, "CDLL", only("libcudart.so"))
-    assert cuda._library() == "libcudart.so"
+    library: Any = cuda._library()
+    assert library == "libcudart.so"
     assert tried == ["libcudart.so.12", "libcudart.so"]
     monkeypatch.setattr(ctypes, "CDLL", only("nothing"))
     with pytest.raises(RefusedError, match=r"libcudart\.so is not on this device"):
@@ -454,9 +462,12 @@ def test_the_engines_of_one_comparison_stay_together(tmp_path: Path, monkeypatch
 
 
 def test_an_empty_engine_is_built_again(tmp_path: Path) -> None:
-    place, _ = engines.cached(tmp_path, "key", lambda path: path.write_bytes(b"engine") and None)
+    def build(path: Path) -> None:
+        path.write_bytes(b"engine")
+
+    place, _ = engines.cached(tmp_path, "key", build)
     place.write_bytes(b"")
-    again, seconds = engines.cached(tmp_path, "key", lambda path: path.write_bytes(b"engine") and None)
+    again, seconds = engines.cached(tmp_path, "key", build)
     assert (again.read_bytes(), seconds is None) == (b"engine", False)
 
 
