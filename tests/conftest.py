@@ -39,7 +39,7 @@ def _state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def approve() -> Iterator[Callable[..., None]]:
     """Approve of code as a command that names it does."""
     with trust.session():
-        yield trust.approve
+        yield trust.approve_code
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ def approve_typed(flags: Changes) -> None:
         table if isinstance(table := flags.get(name), Mapping) else {} for name in ("teacher", "student")
     )
     typed = (teacher.get("arch"), student.get("name"))
-    trust.approve([name for name in typed if isinstance(name, str)], pickles=teacher.get("trust_pickle") is True)
+    trust.approve_code([name for name in typed if isinstance(name, str)], pickles=teacher.get("trust_pickle") is True)
 
 
 def approve(run: RunDir, recipe: Recipe, *, teacher: bool = True, student: bool = True) -> None:

@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto
-from onnxruntime.capi import onnxruntime_pybind11_state as states
+from onnxruntime.capi import onnxruntime_pybind11_state
 
 from edgekd.agent.device import scratch
 from edgekd.agent.device.environment import this_machine
@@ -27,15 +27,15 @@ PRECISION = "session.x64quantprecision"
 
 # ONNX Runtime's exceptions have no common base but Exception.
 _LOAD_ERRORS = (
-    states.Fail,
-    states.InvalidArgument,
-    states.InvalidGraph,
-    states.InvalidProtobuf,
-    states.NoModel,
-    states.NoSuchFile,
-    states.NotImplemented,
-    states.RuntimeException,
-    states.EPFail,
+    onnxruntime_pybind11_state.Fail,
+    onnxruntime_pybind11_state.InvalidArgument,
+    onnxruntime_pybind11_state.InvalidGraph,
+    onnxruntime_pybind11_state.InvalidProtobuf,
+    onnxruntime_pybind11_state.NoModel,
+    onnxruntime_pybind11_state.NoSuchFile,
+    onnxruntime_pybind11_state.NotImplemented,
+    onnxruntime_pybind11_state.RuntimeException,
+    onnxruntime_pybind11_state.EPFail,
 )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from edgekd.errors import InputFileError
 from edgekd.ingestion import matching, outside, search, views
 from edgekd.ingestion.matching import Match
-from edgekd.ingestion.search import Comparison, NamedReading
+from edgekd.ingestion.search import NamedReading, ZooComparison
 from edgekd.ingestion.weights import ITSELF, Weights, require_floats, state_dict_of, weights_of
 from edgekd.models import probe, registry
 from edgekd.models.families.outside import PREFIX, TWINS
@@ -218,7 +218,7 @@ def _difference(theirs: list[str], ours: list[str]) -> str:
     return f"{'.'.join(theirs)} -> {'.'.join(ours)}"
 
 
-def _nothing_fits(weights: Mapping[str, Tensor], findings: Comparison, requested: ArchSpec | None) -> InputFileError:
+def _nothing_fits(weights: Mapping[str, Tensor], findings: ZooComparison, requested: ArchSpec | None) -> InputFileError:
     nearest = matching.nearest(weights, findings.misses, requested)
     size = f"the weights ({len(weights)} tensors)"
     what = f"{requested} does not fit {size}" if requested else f"Nothing fits {size}; the nearest is {nearest.spec}"

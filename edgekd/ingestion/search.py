@@ -30,7 +30,7 @@ class NamedReading:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ZooComparison:
     """What comparing every reading with the known architectures gave."""
 
     exact: NamedReading | None
@@ -51,7 +51,7 @@ def compare_with_zoo(
     input_shape: Shape | None,
     classes: int | None,
     hint: str,
-) -> Comparison:
+) -> ZooComparison:
     """Compare every reading with the architecture requested, or with the zoo and then with timm's models."""
     findings = _search(weights, _comparison(requested, input_shape, classes))
     if findings.exact is None and requested is None and outside.timm_is_installed():
@@ -77,7 +77,7 @@ def _comparison(requested: ArchSpec | None, input_shape: Shape | None, classes: 
     return with_zoo
 
 
-def _search(weights: Mapping[str, Tensor], compare: _Comparison) -> Comparison:
+def _search(weights: Mapping[str, Tensor], compare: _Comparison) -> ZooComparison:
     """Read the names in every way until one fits exactly."""
     mapped: NamedReading | None = None
     misses: list[Mismatch] = []
@@ -89,7 +89,7 @@ def _search(weights: Mapping[str, Tensor], compare: _Comparison) -> Comparison:
         if exact:
             problem = _entangled(reading.view, exact[0], weights)
             if problem is None:
-                return Comparison(replace(reading, structures=exact))
+                return ZooComparison(replace(reading, structures=exact))
             entangled = entangled or problem
         elif structures and not reading.view.left_out:
             needed = min(len(structure.mapping) for structure in structures)
@@ -97,12 +97,12 @@ def _search(weights: Mapping[str, Tensor], compare: _Comparison) -> Comparison:
                 mapped = replace(reading, structures=structures)
         if not reading.view.left_out:
             misses += [outcome for outcome in outcomes if isinstance(outcome, Mismatch)]
-    return Comparison(None, mapped, tuple(misses), entangled)
+    return ZooComparison(None, mapped, tuple(misses), entangled)
 
 
 def _search_timm(
-    weights: Mapping[str, Tensor], input_shape: Shape | None, hint: str, findings: Comparison
-) -> Comparison:
+    weights: Mapping[str, Tensor], input_shape: Shape | None, hint: str, findings: ZooComparison
+) -> ZooComparison:
     """Return `findings` with what timm's models add to them."""
     deadline = time.monotonic() + outside.SEARCH_SECONDS
     searched: set[tuple[str, ...]] = set()

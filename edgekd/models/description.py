@@ -16,7 +16,7 @@ class Description:
     input_shape: Shape
     classes: int
     head: str
-    undo: str
+    output_transform: str
     batchnorm: bool
 
     @property

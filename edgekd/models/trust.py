@@ -68,7 +68,7 @@ def session(hashes: Sequence[str] = ()) -> Iterator[None]:
         _session = before
 
 
-def approve(names: Iterable[str] = (), *, pickles: bool = False) -> None:
+def approve_code(names: Iterable[str] = (), *, pickles: bool = False) -> None:
     """Take what was typed on the command line as the user's approval of the code that it names."""
     if _session is not None:
         _session.names |= {_bare(name) for name in names if runs_own_code(name)}

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as transforms
+from torchvision.transforms.v2 import functional
 
 from edgekd.errors import InputFileError, UsageError
 from edgekd.text import sizes
@@ -113,10 +113,10 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
     if x.shape[1:] == (height, width):
         return x
     if min(height, width) < CROP_FROM_PX:
-        resized: Tensor = transforms.resize(x, [height, width], antialias=True)
+        resized: Tensor = functional.resize(x, [height, width], antialias=True)
         return resized
     shorter = round(max(height, width) / 0.875)
-    cropped: Tensor = transforms.center_crop(transforms.resize(x, [shorter], antialias=True), [height, width])
+    cropped: Tensor = functional.center_crop(functional.resize(x, [shorter], antialias=True), [height, width])
     return cropped
 
 

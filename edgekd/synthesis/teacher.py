@@ -38,12 +38,12 @@ class Teacher:
         network = network.to(device).to(memory_format=torch.channels_last)
         float32_head(network, description.head)
         arithmetic = precision_for(network, device, precision)
-        return cls(network, head=description.head, undo=description.undo, precision=arithmetic)
+        return cls(network, head=description.head, output_transform=description.output_transform, precision=arithmetic)
 
-    def __init__(self, network: nn.Module, *, head: str, undo: str, precision: Precision) -> None:
+    def __init__(self, network: nn.Module, *, head: str, output_transform: str, precision: Precision) -> None:
         self.network = network.eval().requires_grad_(False)
         self.precision = precision
-        self._undo = undo
+        self._output_transform = output_transform
         self._distances: list[Tensor] | None = None
         self._features: Tensor | None = None
         self._watch_batchnorm = False
@@ -69,7 +69,7 @@ class Teacher:
         with self.precision():
             output: Tensor = self.network(x).float()
         # A softmax at the end is undone: log p equals the logits up to a constant per sample.
-        return output.clamp_min(1e-7).log() if self._undo == "log" else output
+        return output.clamp_min(1e-7).log() if self._output_transform == "log" else output
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:

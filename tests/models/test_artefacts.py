@@ -22,7 +22,12 @@ CPU = torch.device("cpu")
 
 def test_the_description_and_the_pixels_are_what_ingest_wrote(ingested: RunDir) -> None:
     found = artefacts.description_of(ingested)
-    assert (found.input_shape, found.classes, found.head, found.undo) == (toy.SHAPE, toy.CLASSES, "linear", "none")
+    assert (found.input_shape, found.classes, found.head, found.output_transform) == (
+        toy.SHAPE,
+        toy.CLASSES,
+        "linear",
+        "none",
+    )
     assert found.pixels == 64
     assert ingested.read(PixelsCard) == PixelsCard(mean=None, std=None, class_names=None)
 

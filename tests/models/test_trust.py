@@ -94,7 +94,7 @@ def refused(arch: str = "own_nets:teacher") -> str:
 
 def approve(arch: str = "own_nets:teacher") -> None:
     with trust.session():
-        trust.approve([arch])
+        trust.approve_code([arch])
         trust.require_approval([trust.factory(arch)])
 
 
@@ -394,7 +394,7 @@ def test_nothing_beside_a_trusted_pickle_shadows_what_a_library_imports(here: Pa
     Path("its_hub.py").write_text(EVIL)
     Path("theirs.pt").write_bytes(b"\x80\x02clibrary\nNet\n.")
     with trust.session():
-        trust.approve(pickles=True)
+        trust.approve_code(pickles=True)
         with pytest.raises(InputFileError):  # it is no checkpoint, but what it names was imported
             foreign.read_checkpoint(Path("theirs.pt"), trust_pickle=True)
     assert sys.modules["its_hub"].genuine

@@ -51,7 +51,7 @@ def teacher() -> Teacher:
         for seed in range(5):
             net(draw(16, *SHAPE, seed=seed))
         net.get_parameter("linear.weight").mul_(4.0)
-    return Teacher(net, head="linear", undo="none", precision=FP32)
+    return Teacher(net, head="linear", output_transform="none", precision=FP32)
 
 
 # Nothing, bank, slow generator

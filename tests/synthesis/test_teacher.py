@@ -28,8 +28,8 @@ def draw(count: int, seed: int = 7) -> Tensor:
     return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
-def teacher_of(net: nn.Module, head: str = "linear", undo: str = "none", bf16: bool = False) -> Teacher:
-    return Teacher(net, head=head, undo=undo, precision=Precision(CPU, bf16))
+def teacher_of(net: nn.Module, head: str = "linear", output_transform: str = "none", bf16: bool = False) -> Teacher:
+    return Teacher(net, head=head, output_transform=output_transform, precision=Precision(CPU, bf16))
 
 
 def reference_distance(net: nn.Module, x: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def test_a_softmax_at_the_end_is_undone_up_to_a_constant_per_image() -> None:
     net = network()
     x = draw(6)
     logits = net.eval()(x).detach()
-    teacher = teacher_of(nn.Sequential(net, nn.Softmax(1)), head="0.linear", undo="log")
+    teacher = teacher_of(nn.Sequential(net, nn.Softmax(1)), head="0.linear", output_transform="log")
     difference = teacher.logits(x) - logits
     assert torch.allclose(difference, difference[:, :1].expand(-1, 4), atol=1e-4)
     assert torch.allclose(teacher.observe(x).logits, teacher.logits(x))
@@ -125,7 +125,7 @@ def test_a_probability_of_zero_gives_finite_logits_and_gradients() -> None:
     with torch.no_grad():
         net.get_parameter("1.weight").mul_(1e4)
     x = draw(4).requires_grad_()
-    logits = teacher_of(net, head="1", undo="log").observe(x).logits
+    logits = teacher_of(net, head="1", output_transform="log").observe(x).logits
     assert torch.isfinite(logits).all()
     assert torch.isfinite(torch.autograd.grad(logits.sum(), x)[0]).all()
 

@@ -108,7 +108,7 @@ def fitted(subject: Subject, starts: tuple[Batches, Batches]) -> Source:
     observer = Teacher(
         subject.student,
         head=artefacts.student_head(subject.student, subject.description.input_shape),
-        undo="",
+        output_transform="",
         precision=machine.Precision(torch.device("cpu"), bf16=False),
     )
     distances: list[tuple[float, float]] = []

@@ -45,7 +45,7 @@ def students(
     from edgekd.stopping import graceful
 
     host = targets.device(on, python, trtexec)
-    trust.approve(names or [])
+    trust.approve_code(names or [])
     for name in names or []:
         registry.ArchSpec.parse(name)
     shape, measure = parse_shape(input_shape), measure or budget_ms is not None
