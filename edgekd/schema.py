@@ -2,7 +2,7 @@
 
 A reader is a function of a value and of its place: it returns what the value means, or raises `SchemaError` with the
 place. Numbers are finite, all sizes bounded. An object of JSON is a dataclass: each field says what its key `holds`, so
-that every key is written once, for `record`, which reads it, and for `written`. Travels to devices.
+that every key is written once, for `record`, which reads it, and for `to_json`. Travels to devices.
 """
 
 from __future__ import annotations

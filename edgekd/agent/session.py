@@ -60,7 +60,7 @@ def compare_on_device(
 
 
 def plan_on_device(jobs: Sequence[BenchJob], settings: BenchSettings, tools: Tools) -> list[BenchJob]:
-    """Return the jobs that this device runs: those of `compare`, without timing them.
+    """Return the jobs that this device runs: those of `compare_on_device`, without timing them.
 
     Raises:
         MachineError: there are none; with the reasons.

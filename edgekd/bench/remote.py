@@ -114,8 +114,8 @@ class Host:
         """Hold the device for the work of `key`, which any text may be; with `tensorrt` look which one is there.
 
         `while_waiting` is called twice a second while the device works, and may raise: an engine may take minutes.
-        On leaving without an error nothing is removed yet: see `Session.complete`. What a cut connection or a stop
-        leaves behind is taken up by the next session of the same key; an answer, such as that nothing runs, a flag
+        On leaving without an error nothing is removed yet: see `DeviceSession.complete`. What a cut connection or a
+        stop leaves behind is taken up by the next session of the same key; an answer, such as that nothing runs, a flag
         does not fit or no student is fast enough, leaves nothing.
 
         Raises:

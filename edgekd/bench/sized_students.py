@@ -26,7 +26,7 @@ from edgekd.stopping import Stop
 from edgekd.text import first_line, listed
 
 Measurer = Callable[[Sequence[BenchJob], BenchSettings, Callable[[MeasurementProgress], None] | None], Comparison]
-"""A way to measure jobs: `measure` here, or a device that is held."""
+"""A way to measure jobs: `measure_jobs` here, or a device that is held."""
 SETTINGS = BenchSettings(rounds=3, min_runs=30, min_seconds=0.6, warm_up_seconds=3.0)
 """At least two seconds of timing a student: enough to tell 2 ms from 3 ms, not 2.0 ms from 2.1 ms."""
 

@@ -1,4 +1,4 @@
-"""Looking into a network's forward passes: hooks hand in what they see, and it is kept only within `watched`."""
+"""Looking into a network's forward passes: hooks hand in what they see, and it is kept only within `recording`."""
 
 from __future__ import annotations
 

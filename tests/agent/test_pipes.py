@@ -113,7 +113,7 @@ def test_a_program_is_run_as_carefully(what: str, monkeypatch: pytest.MonkeyPatc
     words = "answers without end" if what in ENDLESS else r"did not answer within 0\.4 s"
     with pytest.raises(MachineError, match=f"^device {words}"):
         ssh.run_program(python(code), 0.4 if what in QUIET else 30, "device")
-    monkeypatch.setattr(ssh, "_SAID_BYTES", 2**40)
+    monkeypatch.setattr(ssh, "_STDOUT_BYTES", 2**40)
     monkeypatch.setattr(pipes, "STRAY_BYTES", 2**40)
     with pytest.raises(Interrupted):
         ssh.run_program(
