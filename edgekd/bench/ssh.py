@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from edgekd.agent.pipes import FloodError, Pipes, SilentError
 from edgekd.errors import MachineError
 
-_SAID_BYTES = 2**20
+_STDOUT_BYTES = 2**20
 """A login shell's greeting, and a few lines."""
 
 
@@ -45,7 +45,7 @@ def run_program(
     pipes = Pipes(process, while_waiting)
     try:
         pipes.hang_up()
-        out = pipes.rest(_SAID_BYTES, time.monotonic() + timeout_s)
+        out = pipes.rest(_STDOUT_BYTES, time.monotonic() + timeout_s)
         return CompletedProgram(process.wait(), out.decode(errors="replace"), "\n".join(pipes.messages()))
     except SilentError as error:
         raise MachineError(f"{name} did not answer within {timeout_s:g} s ({command[0]}).") from error
