@@ -36,7 +36,7 @@ class Bomb:
         return os.mkdir, (str(self.sentinel),)
 
 
-def read(path: Path, *, trust_pickle: bool | None = None) -> Any:
+def read(path: Path, *, trust_pickle: bool | None = False) -> Any:
     return read_checkpoint(path, trust_pickle=trust_pickle)
 
 
