@@ -17,7 +17,7 @@ from edgekd.pipeline.fresh_start import FreshStart
 from edgekd.recipe import AUTO, Recipe
 from edgekd.run.cards.record import Record
 from edgekd.run.directory import RunDir, command_line
-from edgekd.run.files import remove, write_text
+from edgekd.run.files import remove, require_image_folder, write_text
 from edgekd.run.ownership import CONTENT, LEDGER, LOCK, refuse_foreign
 from edgekd.stages.catalog import EXPORT, INGEST, INIT
 from edgekd.stopping import Stop, graceful
@@ -100,16 +100,16 @@ class _RunBefore:
                 write_text(path, content.decode("utf-8"))
 
 
-def read_teacher(run: RunDir, recipe: Recipe, stop: Stop, *images: Path | str | None) -> None:
+def read_teacher(run: RunDir, recipe: Recipe, stop: Stop, *, data: Path | str | None = None) -> None:
     """Make teacher/ of the file that the recipe names; refuse first, and before torch is there, what cannot go well.
 
-    `images` are the folders of pictures that the command is going to read.
+    `data` is the folder of labelled images that the command is going to read, if any.
     """
     require_architecture(recipe.student.name)
     _require_inputs(run, recipe)
-    for folder in images:
-        require_images(folder)
-    require_calibration_images(run, recipe)
+    if data:
+        require_image_folder(Path(data), by_class=True)
+    require_calibration_images(recipe, run.stage(EXPORT.folder))
     pipeline.advance(run, recipe, INGEST, stop=stop)
 
 
@@ -121,16 +121,10 @@ def require_architecture(name: str) -> None:
         registry.ArchSpec.parse(name)
 
 
-def require_images(folder: Path | str | None) -> None:
-    """Raise InputFileError where a folder of pictures is named that is no folder."""
-    if folder and not Path(folder).is_dir():
-        raise InputFileError(f"{folder} is not a folder of images.")
-
-
-def require_calibration_images(run: RunDir, recipe: Recipe) -> None:
-    """Raise InputFileError where the images that INT8 ranges are to be set from are in no folder."""
-    if recipe.export.calibrates_on_real and Record.read(run.stage(EXPORT.folder)) is None:
-        require_images(recipe.export.calibrate_on_real)
+def require_calibration_images(recipe: Recipe, place: Path) -> None:
+    """Raise InputFileError where INT8 files that are not in `place` yet need images from a folder that is none."""
+    if recipe.export.calibrates_on_real and Record.read(place) is None:
+        require_image_folder(Path(recipe.export.calibrate_on_real), by_class=False)
 
 
 def _require_inputs(run: RunDir, recipe: Recipe) -> None:

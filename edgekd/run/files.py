@@ -31,6 +31,12 @@ def digest(value: object) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
+def require_image_folder(path: Path, *, by_class: bool) -> None:
+    """Raise InputFileError unless a folder of images is a folder: one subfolder per class, or no labels."""
+    if not path.is_dir():
+        raise InputFileError(f"{path} is not a folder of images{' with one subfolder per class' if by_class else ''}.")
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn a full disk or a missing permission into one clear `MachineError`."""

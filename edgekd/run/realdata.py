@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
 from edgekd.errors import InputFileError, UsageError
+from edgekd.run.files import require_image_folder
 from edgekd.text import sizes
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
@@ -52,8 +53,7 @@ class ImageFolder:
 
 def open_folder(path: Path, *, classes: int, names: tuple[str, ...] | None) -> ImageFolder:
     """List a folder's images; the order of classes is that of `names`, else by number, else by name."""
-    if not path.is_dir():
-        raise InputFileError(f"{path} is not a folder of images with one subfolder per class.")
+    require_image_folder(path, by_class=True)
     folders = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(folders) != classes:
         raise InputFileError(f"{path} has {len(folders)} class folders, but the teacher has {classes} classes.")
@@ -88,8 +88,7 @@ def _images_below(folder: Path) -> list[Path]:
 
 def open_unlabeled(path: Path, count: int | None = None) -> ImageFolder:
     """List a folder's images at any depth, without labels; with `count` at most so many, evenly spread."""
-    if not path.is_dir():
-        raise InputFileError(f"{path} is not a folder of images.")
+    require_image_folder(path, by_class=False)
     files = _images_below(path)
     if not files:
         raise InputFileError(f"{path} holds no images (looked for {', '.join(sorted(SUFFIXES))}).")

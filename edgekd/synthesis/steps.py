@@ -98,8 +98,8 @@ def student_step(state: State, context: StepContext) -> dict[str, Tensor]:
     state.student.train()
     with state.student_precision(), recording(state.relu_inputs) as highest, recording(state.student_stages) as given:
         answers = state.student(x).float()
-    lesson = schedules.objective_at(method, step, context.steps)
-    parts = {"student": losses.logit_distance(answers, seen.logits, lesson.loss, lesson.temperature)}
+    objective = schedules.objective_at(method, step, context.steps)
+    parts = {"student": losses.logit_distance(answers, seen.logits, objective.loss, objective.temperature)}
     if given:
         parts["hint"] = table.hint * hints.hint_distance(given, teacher_maps)
     if highest:
@@ -108,7 +108,7 @@ def student_step(state: State, context: StepContext) -> dict[str, Tensor]:
     torch.stack(list(parts.values())).sum().backward()
     del given, teacher_maps  # feature maps, which the VAE's step has no memory for
     for group in state.student_optimizer.param_groups:
-        group["lr"] = lesson.lr
+        group["lr"] = objective.lr
     state.student_optimizer.step()
     average_into(state.student_ema, state.student, schedules.ema_decay(table.ema_decay, step))
 

@@ -96,7 +96,7 @@ def distill(
     with session.locked_run(made, max_seconds=max_seconds, fresh=fresh, teacher=teacher, needed=needed) as stop:
         recipe = pipeline.adopt(made, settle.wanted_recipe(made, changed))
         approval.approve(made, recipe)
-        session.read_teacher(made, recipe, stop, data)
+        session.read_teacher(made, recipe, stop, data=data)
         recipe, size = settle.student(made, recipe, stop, host)
         recipe, cost = settle.steps(made, recipe, stop)
         lines.print_opening(made, recipe, size, cost)

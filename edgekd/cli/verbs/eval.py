@@ -20,6 +20,7 @@ def eval_(
     """Measure the accuracy of everything a run holds on real images; nothing else changes."""
     from edgekd import pipeline
     from edgekd.cli import approval, lines, session, targets
+    from edgekd.run.files import require_image_folder
     from edgekd.stages.catalog import INGEST, SELECT
 
     run_dir = targets.find_run(run, INGEST)
@@ -28,7 +29,7 @@ def eval_(
         folder = data or (Path(recipe.eval.data) if recipe.eval.data else None)
         if folder is None:
             raise UsageError("eval needs --data DIR, a folder with one subfolder of images per class.")
-        session.require_images(folder)
+        require_image_folder(folder, by_class=True)
         pipeline.RunStatus(run_dir, recipe).require(INGEST)
         approval.approve(run_dir, recipe, student=pipeline.RunStatus(run_dir, recipe).intact(SELECT))
         from edgekd.stages.eval import evaluate

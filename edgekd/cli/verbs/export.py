@@ -77,15 +77,17 @@ def _own(name: str, changed: Changes, clipping_of: Path | None, *, json: bool) -
     from edgekd import pipeline
     from edgekd.cli import approval, session, targets
     from edgekd.recipe import with_changes
+    from edgekd.run.files import require_image_folder
     from edgekd.stages.catalog import EXPORT, SELECT
 
     approval.approve_typed(changed)
     run = targets.find_run(name, SELECT)
-    session.require_images(clipping_of)
+    if clipping_of is not None:
+        require_image_folder(clipping_of, by_class=False)
     with session.locked_run(run) as stop:
         recipe = pipeline.adopt(run, with_changes(pipeline.open_recipe(run), changed), reads_teacher=False)
         _refuse_idle_images(recipe, changed, clipping_of)
-        session.require_calibration_images(run, recipe)
+        session.require_calibration_images(recipe, run.stage(EXPORT.folder))
         from edgekd.export import clipping
         from edgekd.models.images import unlabeled
         from edgekd.stages.export import refuse_failures
@@ -124,8 +126,7 @@ def _elsewhere(name: str, changed: Changes, weights: Path, arch: str, out: Path,
         recipe = with_changes(resolved, changed)
         _refuse_idle_keys(resolved, recipe)
         _refuse_idle_images(recipe, changed, None)
-        if recipe.export.calibrates_on_real:
-            session.require_images(recipe.export.calibrate_on_real)
+        session.require_calibration_images(recipe, out)
         pipeline.RunStatus(run, recipe).require(SELECT)
         approval.approve(run, recipe, student=False)
         pipeline.RunStatus(run, resolved).refuse_pruned(EXPORT)

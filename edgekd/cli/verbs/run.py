@@ -50,7 +50,7 @@ def run(
     with session.locked_run(made, max_seconds=max_seconds, fresh=fresh, teacher=source, needed=needed) as stop:
         adopted = pipeline.adopt(made, settle.with_kept_answers(made, resolved))
         approval.approve(made, adopted)
-        session.read_teacher(made, adopted, stop, data or adopted.eval.data)
+        session.read_teacher(made, adopted, stop, data=data or adopted.eval.data)
         adopted, size = settle.student(made, adopted, stop)
         adopted, cost = settle.steps(made, adopted, stop)
         lines.print_opening(made, adopted, size, cost)
