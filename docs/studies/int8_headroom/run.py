@@ -88,7 +88,7 @@ def main() -> None:
             shares = [row[kind]["agreement"]["share"] for kind in ("synthetic", "images")]
             kept_answers = " and ".join(f"{share:.1%}" for share in shares)
             sys.stderr.write(
-                f"{label} {row['flavor']} {row['headroom']}: {row['method']}, kept answers {kept_answers}\n"
+                f"{label} {row['flavour']} {row['headroom']}: {row['method']}, kept answers {kept_answers}\n"
             )
 
 
