@@ -40,12 +40,18 @@ class KeyedDraws:
     def __init__(self, seed: int, stage: str, device: torch.device) -> None:
         self.seed, self.stage, self.device = seed, stage, device
 
+    def source(self, step: int, purpose: str) -> torch.Generator:
+        """Return a fresh torch generator for draws that take one."""
+        return generator(self.seed, self.stage, step, purpose, device=self.device)
+
     def normal(self, step: int, purpose: str, *shape: int) -> torch.Tensor:
         """Return a standard normal tensor of `shape`."""
-        source = generator(self.seed, self.stage, step, purpose, device=self.device)
-        return torch.randn(*shape, generator=source, device=self.device)
+        return torch.randn(*shape, generator=self.source(step, purpose), device=self.device)
+
+    def uniform(self, step: int, purpose: str, *shape: int) -> torch.Tensor:
+        """Return a tensor of `shape`, uniform over [0, 1)."""
+        return torch.rand(*shape, generator=self.source(step, purpose), device=self.device)
 
     def integers(self, step: int, purpose: str, high: int, count: int) -> torch.Tensor:
         """Return `count` integers of [0, high)."""
-        source = generator(self.seed, self.stage, step, purpose, device=self.device)
-        return torch.randint(high, (count,), generator=source, device=self.device)
+        return torch.randint(high, (count,), generator=self.source(step, purpose), device=self.device)

@@ -1,10 +1,12 @@
-"""What a student of its teacher's family has in common with it: tensors to start from, stages whose maps compare.
+"""What a student has in common with its teacher: tensors to start from, feature maps that can be compared.
 
 A ResNet-8 is a ResNet-20 without two of three blocks; what is left of the teacher is a better start than random weights
 (DistilBERT begins with every other layer of its teacher, arXiv 1910.01108, section 3).
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -26,7 +28,33 @@ def shared_tensors(student: nn.Module, teacher: nn.Module) -> dict[str, Tensor]:
     return {name: tensors[name] for name in smaller}
 
 
-def shared_stages(student: nn.Module, teacher: nn.Module, input_shape: Shape) -> list[str]:
-    """Return the names of the stages that send on feature maps of the same size in both, in the student's order."""
-    theirs = probe.stage_sizes(teacher, input_shape)
-    return [name for name, size in probe.stage_sizes(student, input_shape).items() if theirs.get(name) == size]
+@dataclass(frozen=True)
+class MapPair:
+    """Two feature maps of the same resolution, each by the module that sends it on, with its number of channels."""
+
+    student: str
+    teacher: str
+    student_channels: int
+    teacher_channels: int
+    same: bool
+    """Whether both mean the same, channel by channel, because both networks are of one family."""
+
+
+def shared_maps(student: nn.Module, teacher: nn.Module, input_shape: Shape) -> list[MapPair]:
+    """Return the feature maps at the end of the stages that both networks have, in the student's order."""
+    teacher_sizes = probe.stage_sizes(teacher, input_shape)
+    return [
+        MapPair(name, name, size[0], size[0], same=True)
+        for name, size in probe.stage_sizes(student, input_shape).items()
+        if teacher_sizes.get(name) == size
+    ]
+
+
+def matched_maps(student: nn.Module, teacher: nn.Module, input_shape: Shape) -> list[MapPair]:
+    """Return the last feature map of each resolution that any two networks share, in the student's order."""
+    of_teacher = probe.last_maps(teacher, input_shape)
+    return [
+        MapPair(name, of_teacher[resolution][0], channels, of_teacher[resolution][1], same=False)
+        for resolution, (name, channels) in probe.last_maps(student, input_shape).items()
+        if resolution in of_teacher
+    ]

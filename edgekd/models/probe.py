@@ -109,7 +109,21 @@ def head_name(model: nn.Module, input_shape: Shape) -> str:
 def stage_sizes(model: nn.Module, input_shape: Shape) -> dict[str, tuple[int, ...]]:
     """Return the size (C, H, W) of the feature map each stage sends on; a stage is a child with modules of its own."""
     stages = {name: child for name, child in model.named_children() if next(child.children(), None) is not None}
-    answers = _answers_of(stages, model, input_shape)
+    return _map_sizes(stages, model, input_shape)
+
+
+def last_maps(model: nn.Module, input_shape: Shape) -> dict[tuple[int, ...], tuple[str, int]]:
+    """Return the last feature map of each resolution (H, W) above one pixel: the module that sends it on, and C.
+
+    Looks at stages and their blocks, not at the layers within a block.
+    """
+    modules = {name: module for name, module in model.named_modules() if name and name.count(".") < 2}
+    return {size[1:]: (name, size[0]) for name, size in _map_sizes(modules, model, input_shape).items()}
+
+
+def _map_sizes(modules: Mapping[str, nn.Module], model: nn.Module, input_shape: Shape) -> dict[str, tuple[int, ...]]:
+    """Return the size (C, H, W) of the maps that some of a model's modules send on, in the order in which they end."""
+    answers = _answers_of(modules, model, input_shape)
     maps = {name: tuple(map_.shape[1:]) for name, map_ in answers if isinstance(map_, Tensor) and map_.ndim == 4}
     return {name: size for name, size in maps.items() if size[1:] != (1, 1)}
 

@@ -73,7 +73,7 @@ class StudentUpdateTable(Table):
 
     batch_size: int = Field(128, ge=2)
     """Novel images a step."""
-    optimizer: Literal["sgd", "adam"] = "adam"
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
     """Optimiser of the student."""
     lr: float = Field(2e-3, gt=0)
     """Peak learning rate."""
@@ -93,17 +93,37 @@ class StudentUpdateTable(Table):
     """Mirror half of the images, novel and replayed, left to right before teacher and student see them."""
     shift: int = Field(0, ge=0)
     """Move these images by up to so many pixels in both directions, likewise."""
+    mixup: float = Field(0.0, ge=0, le=1)
+    """Share of these images that become a weighted mean with another one of the batch, the weight uniform."""
+    cutmix: float = Field(0.0, ge=0, le=1)
+    """Share of these images in which a rectangle is replaced by that of another one, its area uniform."""
     inherit: bool = False
     """Begin as the teacher, if one of both has every tensor of the other by name and shape (a ResNet of fewer blocks);
     `student.weights` comes before."""
     hint: float = Field(0.0, ge=0)
     """Weight of the relative squared error of feature maps at the end of each stage, for a student of that family."""
+    hint_maps: bool = False
+    """Give these hints to every other student, too: at the last map of each resolution that both networks have, through
+    a 1x1 convolution that is learned beside the student and dropped afterwards."""
     revive: float = Field(0.0, ge=0)
     """Weight of the pull on ReLU channels that answer 0 to the whole batch; 0 leaves them dead."""
     ema_decay: float = Field(0.998, ge=0, lt=1)
     """Decay a step of the averaged student, which every method logs beside the raw one."""
     ship_average: bool = True
     """Whether the averaged student is a candidate for the final one; comparison presets ship the raw one."""
+
+
+class ImagesTable(Table):
+    """What the novel images of a step are made by besides the generator."""
+
+    procedural: tuple[float, float] = (0.0, 0.0)
+    """Share of procedural images (shapes, noise, formulas) at the first and at the last step, linear in between; with
+    [1, 1] there is no generator."""
+
+    @property
+    def generated(self) -> bool:
+        """Whether any step has images of a generator."""
+        return self.procedural != (1.0, 1.0)
 
 
 class ReplayTable(Table):
@@ -208,6 +228,7 @@ class MethodTable(Table):
     steps_by_area: tuple[tuple[int, int], ...] = ((256, 2000), (1024, 20000), (9216, 60000), (50176, 400000))
     """(largest number of pixels, steps) for at most 10 classes; twice as many up to 100, four times beyond."""
     generator: GeneratorTable = GeneratorTable()
+    images: ImagesTable = ImagesTable()
     student: StudentUpdateTable = StudentUpdateTable()
     replay: ReplayTable = ReplayTable()
     vae: VaeTable = VaeTable()
@@ -219,6 +240,8 @@ class MethodTable(Table):
         low, high = self.generator.adversary_ramp
         if not 0 <= low <= high <= 1:
             raise ValueError("generator.adversary_ramp must be two fractions in order, such as [0.25, 0.75]")
+        if not all(0 <= share <= 1 for share in self.images.procedural):
+            raise ValueError("images.procedural must be two shares from 0 to 1, such as [0.5, 0.0]")
         if self.vae.updates > self.generator.period:
             raise ValueError("vae.updates cannot exceed generator.period: at most one VAE update a step")
         if self.vae.novel > self.student.batch_size:

@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgekd import console, machine
 from edgekd.errors import MachineError
@@ -30,8 +30,8 @@ from edgekd.stages.base import Execution
 from edgekd.stopping import Stop
 from edgekd.synthesis import health, replay
 from edgekd.synthesis.generator import Generator
-from edgekd.synthesis.hints import StageOutputs
-from edgekd.synthesis.revival import ReluInputs
+from edgekd.synthesis.hints import Hints
+from edgekd.synthesis.revival import ReluMaxima
 from edgekd.synthesis.state import State, generator_optimizer, student_optimizer
 from edgekd.synthesis.steps import StepContext, generator_step, student_step
 from edgekd.synthesis.teacher import Teacher
@@ -82,9 +82,9 @@ def learn(state: State, context: StepContext, book: RunLogger, stop: Stop) -> No
     method, steps = context.recipe.method, context.steps
     if state.step == 0:
         book.accuracy(state)
-        for update in range(method.generator.warmup):
+        for update in range(method.generator.warmup if context.generates else 0):
             stop.raise_if_requested("distillation in its warm-up")
-            generator_step(state, context, purpose=f"warm-up-{update}", adversary=0.0)
+            generator_step(state, context, purpose=f"warm-up-{update}", adversarial_weight=0.0)
 
     with console.progress("distil", steps, done=state.step) as progress:
         while state.step < steps:
@@ -92,7 +92,7 @@ def learn(state: State, context: StepContext, book: RunLogger, stop: Stop) -> No
                 if state.step:  # the checkpoint of step 0 is from before the warm-up, which is repeated
                     book.save(state)
                 stop.raise_if_requested(f"distillation at step {state.step} of {steps}")
-            if context.explores(state.step) and state.step % method.generator.period == 0:
+            if context.generates and context.explores(state.step) and state.step % method.generator.period == 0:
                 book.generator(state, generator_step(state, context))
                 maybe_reinit_generator(state, context, book)
             learned = student_step(state, context)
@@ -111,30 +111,44 @@ def build_state(context: StepContext, initial: Mapping[str, Tensor] | None = Non
     method = recipe.method
     student = artefacts.build_student(recipe, context.description, initial)
     machine.float32_head(student, artefacts.student_head(student, shape))
-    family = inheritance.shared_tensors(student, teacher.network)
-    inherited = family if method.student.inherit and not initial else {}
+    shared_tensors = inheritance.shared_tensors(student, teacher.network)
+    inherited = shared_tensors if method.student.inherit and not initial else {}
     if inherited:
         student.load_state_dict(inherited, strict=False)
     student = student.to(device).to(memory_format=torch.channels_last)
+    hints = build_hints(context, student, one_family=bool(shared_tensors))
     generator = build_generator(context, generation=0).to(device)
     state = State(
         student=student,
         generator=generator,
         replay=replay.Replay(),
-        student_optimizer=student_optimizer(student, method.student, fused=True),
+        student_optimizer=student_optimizer(
+            student, method.student, fused=True, hint_maps=hints.maps.parameters() if hints else ()
+        ),
         generator_optimizer=generator_optimizer(generator, method.generator, fused=True),
         student_precision=machine.precision_for(student, device, recipe.precision),
         generator_precision=machine.precision_for(generator, device, recipe.precision),
         inherited=tuple(inherited),
+        hints=hints,
     )
     if method.student.revive > 0:  # after the averages were copied, which must not be watched
-        state.relu_inputs = ReluInputs(student)
-    if family and method.student.hint > 0:
-        stages = inheritance.shared_stages(student, teacher.network, shape)
-        state.student_stages = StageOutputs(student, stages)
-        state.teacher_stages = StageOutputs(teacher.network, stages)
+        state.relu_maxima = ReluMaxima(student)
     state.replay = replay.SOURCES[method.replay.source].build(context, state)
     return state
+
+
+def build_hints(context: StepContext, student: nn.Module, *, one_family: bool) -> Hints | None:
+    """Pair the feature maps of student and teacher: by name in one family, else through learned maps if any are."""
+    table, teacher, shape = context.recipe.method.student, context.teacher.network, context.description.input_shape
+    pairs = inheritance.shared_maps(student, teacher, shape) if one_family else []
+    if not pairs and table.hint_maps:
+        pairs = inheritance.matched_maps(student, teacher, shape)
+    if not pairs or table.hint == 0:
+        return None
+    with forked_global(context.recipe.seed, "build", "hint-maps"):
+        hints = Hints(student, teacher, pairs)
+    hints.maps.to(context.device).to(memory_format=torch.channels_last)
+    return hints
 
 
 def build_generator(context: StepContext, generation: int) -> Generator:
@@ -177,7 +191,7 @@ def notes(state: State, recipe: Recipe, final: str, environment: Environment) ->
         reinits=state.reinits,
         rescues=state.rescues,
         inherited_tensors=len(state.inherited),
-        hinted_stages=list(state.student_stages.names) if state.student_stages else [],
+        hinted_stages=[pair.student for pair in state.hints.pairs] if state.hints else [],
         replay=recipe.method.replay.source,
         replay_ready=state.replay.ready,
         replay_bytes=size,

@@ -1,6 +1,8 @@
-"""Hints: a stage of the student learns what the same stage of the teacher sends on (FitNets, arXiv 1412.6550).
+"""Hints: feature maps of the student learn what the teacher's say at the same resolution (FitNets, arXiv 1412.6550).
 
-The logits of an image are ten numbers, its feature maps tens of thousands: a short run learns more from these.
+The logits of an image are ten numbers, its feature maps tens of thousands: a short run learns more from these. Where
+student and teacher are of one family their maps compare channel by channel; elsewhere a 1x1 convolution, learned beside
+the student and dropped afterwards, maps the student's channels to the teacher's.
 """
 
 from __future__ import annotations
@@ -13,38 +15,50 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgekd.models.inheritance import MapPair
 from edgekd.synthesis.hooks import HookRecorder
 
-Map = tuple[str, Tensor]
-"""A stage's name and the feature map (N, C, H, W) it sent on."""
+NamedMap = tuple[str, Tensor]
+"""A module's name and the feature map (N, C, H, W) it sent on."""
 
 
-class StageOutputs(HookRecorder[Map]):
-    """Sees what the named stages of a network send on."""
+class MapRecorder(HookRecorder[NamedMap]):
+    """Records the feature maps that the named modules of a network send on."""
 
     def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
-        self.names = tuple(names)
         for name in names:
             network.get_submodule(name).register_forward_hook(partial(self._hook, name))
         for module in network.modules():
-            if hasattr(module, "inplace"):  # else it would change what the stage before it has sent on
+            if hasattr(module, "inplace"):  # else it would change what the module before it has sent on
                 module.inplace = False  # type: ignore[assignment]
 
-    def _hook(self, name: str, _stage: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
-        if self.seen is not None and isinstance(output, Tensor):
-            self.seen.append((name, output))
+    def _hook(self, name: str, _module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
+        if self.recorded is not None and isinstance(output, Tensor):
+            self.recorded.append((name, output))
 
 
-def hint_distance(given: Sequence[Map], teacher_maps: Sequence[Map]) -> Tensor:
-    """Return the squared error of each stage relative to the teacher's mean square, averaged over stages.
+class Hints:
+    """Pairs of feature maps of student and teacher, and the learned maps between them."""
 
-    A stage that one of both has not run, or that sends on nothing but zeros in the teacher, teaches nothing.
-    """
-    theirs = dict(teacher_maps)
-    errors = []
-    for name, ours in given:
-        if name in theirs:
-            target = theirs[name].float()
-            power = target.square().mean()
-            errors.append(torch.where(power > 0, F.mse_loss(ours.float(), target) / power.clamp_min(1e-12), power))
-    return torch.stack(errors).mean() if errors else torch.zeros((), device=given[0][1].device)
+    def __init__(self, student: nn.Module, teacher: nn.Module, pairs: Sequence[MapPair]) -> None:
+        self.pairs = tuple(pairs)
+        self.of_student = MapRecorder(student, [pair.student for pair in pairs])
+        self.of_teacher = MapRecorder(teacher, [pair.teacher for pair in pairs])
+        self.maps = nn.ModuleList(
+            nn.Identity() if pair.same else nn.Conv2d(pair.student_channels, pair.teacher_channels, 1) for pair in pairs
+        )
+
+    def distance(self, student_maps: Sequence[NamedMap], teacher_maps: Sequence[NamedMap]) -> Tensor:
+        """Return the squared error of each map relative to the teacher's mean square, averaged over the pairs.
+
+        A map that one of both has not sent on, or that is nothing but zeros in the teacher, teaches nothing.
+        """
+        by_student, by_teacher = dict(student_maps), dict(teacher_maps)
+        errors = []
+        for pair, learned in zip(self.pairs, self.maps, strict=True):
+            if pair.student in by_student and pair.teacher in by_teacher:
+                target = by_teacher[pair.teacher].float()
+                power = target.square().mean()
+                error = F.mse_loss(learned(by_student[pair.student].float()), target)
+                errors.append(torch.where(power > 0, error / power.clamp_min(1e-12), power))
+        return torch.stack(errors).mean() if errors else torch.zeros((), device=student_maps[0][1].device)

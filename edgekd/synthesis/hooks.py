@@ -6,25 +6,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-Seen = TypeVar("Seen")
+Recorded = TypeVar("Recorded")
 
 
-class HookRecorder(Generic[Seen]):
+class HookRecorder(Generic[Recorded]):
     """Where hooks hand in what they see."""
 
-    seen: list[Seen] | None = None
-    """None while nobody watches."""
+    recorded: list[Recorded] | None = None
+    """None outside `recording`."""
 
 
 @contextmanager
-def recording(watcher: HookRecorder[Seen] | None) -> Iterator[list[Seen]]:
-    """Collect what a watcher sees; nothing without one."""
-    seen: list[Seen] = []
-    if watcher is None:
-        yield seen
+def recording(recorder: HookRecorder[Recorded] | None) -> Iterator[list[Recorded]]:
+    """Collect what a recorder's hooks hand in; nothing without a recorder."""
+    recorded: list[Recorded] = []
+    if recorder is None:
+        yield recorded
         return
-    watcher.seen = seen
+    recorder.recorded = recorded
     try:
-        yield seen
+        yield recorded
     finally:
-        watcher.seen = None
+        recorder.recorded = None

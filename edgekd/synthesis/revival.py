@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from edgekd.synthesis.hooks import HookRecorder
 
 
-class ReluInputs(HookRecorder[Tensor]):
-    """Sees the highest input of each ReLU channel over a batch: one vector a ReLU, channel by channel."""
+class ReluMaxima(HookRecorder[Tensor]):
+    """Records the highest input of each ReLU channel over a batch: one vector a ReLU, channel by channel."""
 
     def __init__(self, network: nn.Module) -> None:
         for module in network.modules():
@@ -25,8 +25,8 @@ class ReluInputs(HookRecorder[Tensor]):
                 module.register_forward_pre_hook(self._hook)
 
     def _hook(self, _relu: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if self.seen is not None:
-            self.seen.append(highest_inputs(inputs[0]).float())
+        if self.recorded is not None:
+            self.recorded.append(highest_inputs(inputs[0]).float())
 
 
 def highest_inputs(x: Tensor) -> Tensor:
@@ -39,11 +39,11 @@ def highest_inputs(x: Tensor) -> Tensor:
     return x.amax(dim=[0, *range(2, x.ndim)])
 
 
-def pull(highest: list[Tensor]) -> Tensor:
+def pull(maxima: list[Tensor]) -> Tensor:
     """Return how far below 0 the highest inputs of dead channels lie, averaged over all channels."""
-    return torch.relu(-torch.cat(highest)).mean()
+    return torch.relu(-torch.cat(maxima)).mean()
 
 
-def dead_share(highest: list[Tensor]) -> Tensor:
+def dead_share(maxima: list[Tensor]) -> Tensor:
     """Return the share of channels that answer 0 to the whole batch."""
-    return (torch.cat(highest).detach() <= 0).float().mean()
+    return (torch.cat(maxima).detach() <= 0).float().mean()

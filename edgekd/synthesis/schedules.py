@@ -50,12 +50,18 @@ def _decayed(lr: float, schedule: str, progress: float) -> float:
     return lr if schedule == "constant" else lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def adversary_weight(table: GeneratorTable, step: int, steps: int) -> float:
+def adversarial_weight(table: GeneratorTable, step: int, steps: int) -> float:
     """Return the adversary's weight: 0 before the ramp, linear within it, full after it."""
     low, high = (fraction * steps for fraction in table.adversary_ramp)
     if step >= high:
         return table.adversary
     return 0.0 if step <= low else table.adversary * (step - low) / (high - low)
+
+
+def procedural_count(method: MethodTable, step: int, steps: int) -> int:
+    """Return how many of a step's novel images are procedural: a share that changes linearly over the steps."""
+    first, last = method.images.procedural
+    return round((first + (last - first) * step / max(1, steps - 1)) * method.student.batch_size)
 
 
 def ema_decay(decay: float, updates: int) -> float:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 from pydantic import TypeAdapter
-from torch import nn
+from torch import Tensor, nn
 
 from edgekd.machine import Precision
 from edgekd.recipe.method import GeneratorTable, StudentUpdateTable
@@ -22,9 +22,9 @@ from edgekd.state_dict import (
     tensors_of,
 )
 from edgekd.synthesis.generator import Generator
-from edgekd.synthesis.hints import StageOutputs
+from edgekd.synthesis.hints import Hints
 from edgekd.synthesis.replay import Replay
-from edgekd.synthesis.revival import ReluInputs
+from edgekd.synthesis.revival import ReluMaxima
 
 
 @torch.no_grad()
@@ -53,11 +53,10 @@ class State:
     generator_optimizer: torch.optim.Optimizer
     student_precision: Precision
     generator_precision: Precision
-    relu_inputs: ReluInputs | None = None
-    """Watches the student where its dead channels are to be revived."""
-    student_stages: StageOutputs | None = None
-    teacher_stages: StageOutputs | None = None
-    """These two watch the stages that both networks have, where the teacher's are hints."""
+    relu_maxima: ReluMaxima | None = None
+    """Records of the student where its dead channels are to be revived."""
+    hints: Hints | None = None
+    """The feature maps that the student learns from the teacher's, where the method has any."""
     inherited: tuple[str, ...] = ()
     """Names of the student's tensors that began as the teacher's."""
     student_ema: nn.Module = field(init=False)
@@ -85,7 +84,8 @@ class State:
             "student_optimizer": optimizer_state(self.student_optimizer),
             "generator_optimizer": optimizer_state(self.generator_optimizer),
             "counters": {name: getattr(self, name) for name in _COUNTERS},
-            "health": [{**seen} for seen in self.health],
+            "health": [{**measured} for measured in self.health],
+            **({"hint_maps": dict(self.hint_maps)} if self.hint_maps else {}),
         }
 
     def load_state_dict(self, state: StateDict) -> None:
@@ -98,6 +98,13 @@ class State:
         for name in _COUNTERS:
             setattr(self, name, number_of(branch(state, "counters"), name))
         self.health = _HEALTH.validate_python(state.get("health", []))
+        if self.hints is not None and self.hint_maps:
+            self.hints.maps.load_state_dict(tensors_of(state, "hint_maps"))
+
+    @property
+    def hint_maps(self) -> dict[str, Tensor]:
+        """The weights of the learned maps from the student's feature maps to the teacher's."""
+        return {} if self.hints is None else self.hints.maps.state_dict()
 
     def restart_generator(self, fresh: nn.Module) -> None:
         """Take over freshly drawn weights and forget the generator optimiser's moments."""
@@ -122,18 +129,14 @@ def generator_optimizer(generator: nn.Module, table: GeneratorTable, *, fused: b
     return torch.optim.Adam(generator.parameters(), lr=table.lr, betas=table.betas, fused=fused)
 
 
-def student_optimizer(student: nn.Module, table: StudentUpdateTable, *, fused: bool) -> torch.optim.Optimizer:
-    """Return the student's optimiser; its learning rate is set each step from the schedule."""
+def student_optimizer(
+    student: nn.Module, table: StudentUpdateTable, *, fused: bool, hint_maps: Iterable[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """Return the optimiser of the student and of what is learned beside it; each step sets its learning rate."""
+    weights, decay = [*student.parameters(), *hint_maps], table.weight_decay
     make: dict[str, Callable[[], torch.optim.Optimizer]] = {
-        "sgd": lambda: torch.optim.SGD(
-            student.parameters(),
-            lr=table.lr,
-            momentum=table.momentum,
-            weight_decay=table.weight_decay,
-            fused=fused,
-        ),
-        "adam": lambda: torch.optim.Adam(
-            student.parameters(), lr=table.lr, weight_decay=table.weight_decay, fused=fused
-        ),
+        "sgd": lambda: torch.optim.SGD(weights, lr=table.lr, momentum=table.momentum, weight_decay=decay, fused=fused),
+        "adam": lambda: torch.optim.Adam(weights, lr=table.lr, weight_decay=decay, fused=fused),
+        "adamw": lambda: torch.optim.AdamW(weights, lr=table.lr, weight_decay=decay, fused=fused),
     }
     return make[table.optimizer]()

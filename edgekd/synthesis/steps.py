@@ -10,62 +10,71 @@ from torch import Tensor
 from edgekd.models.description import Description
 from edgekd.recipe import Recipe
 from edgekd.rng import KeyedDraws
-from edgekd.synthesis import health, hints, losses, revival, schedules
-from edgekd.synthesis.augmentation import augment
+from edgekd.synthesis import health, losses, revival, schedules
 from edgekd.synthesis.hooks import recording
+from edgekd.synthesis.images.pictures import Pictures
+from edgekd.synthesis.images.procedural import render
 from edgekd.synthesis.state import State, average_into
 from edgekd.synthesis.teacher import Teacher
+from edgekd.synthesis.views import view
 
 
 @dataclass(frozen=True)
 class StepContext:
-    """What a step knows besides the state: the recipe, the teacher and its description, the draws."""
+    """What a step knows besides the state: the recipe, the teacher and its description, the draws, given pictures."""
 
     recipe: Recipe
     steps: int
     teacher: Teacher
     description: Description
     draws: KeyedDraws
+    pictures: Pictures | None = None
+    """The user's pictures in place of a generator, where there are any."""
 
     @property
     def device(self) -> torch.device:
         """Where the networks train."""
         return self.draws.device
 
-    def explores(self, step: int) -> bool:
-        """Return whether generator and replay still learn at a step; afterwards the student consolidates."""
-        return step < self.exploration_steps
-
     @property
     def exploration_steps(self) -> int:
         """The number of steps before consolidation."""
         return schedules.exploration_steps(self.recipe.method, self.steps)
 
+    def explores(self, step: int) -> bool:
+        """Whether generator and replay still learn at a step; afterwards the student consolidates."""
+        return step < self.exploration_steps
+
+    @property
+    def generates(self) -> bool:
+        """Whether a generator takes part at all."""
+        return self.pictures is None and self.recipe.method.images.generated
+
 
 def generator_step(
-    state: State, context: StepContext, *, purpose: str = "generator", adversary: float | None = None
+    state: State, context: StepContext, *, purpose: str = "generator", adversarial_weight: float | None = None
 ) -> dict[str, Tensor]:
     """Update G on x = G(z): confident, class-balanced, teacher-like statistics; with an adversary, far from S."""
     table = context.recipe.method.generator
-    if adversary is None:
-        adversary = schedules.adversary_weight(table, state.step, context.steps)
+    if adversarial_weight is None:
+        adversarial_weight = schedules.adversarial_weight(table, state.step, context.steps)
     z = context.draws.normal(state.step, purpose, context.recipe.method.student.batch_size, table.latent)
     state.generator.train()
     with state.generator_precision():
         x = state.generator(z)
-    seen = context.teacher.observe(x, batchnorm=table.batchnorm > 0)
+    outputs = context.teacher.observe(x, batchnorm=table.batchnorm > 0)
     parts = {
-        "one_hot": table.one_hot * losses.one_hot_loss(seen.logits),
-        "balance": table.balance * losses.balance_loss(seen.logits),
-        "activation": table.activation * losses.activation_loss(seen.features),
-        "batchnorm": table.batchnorm * seen.batchnorm,
+        "one_hot": table.one_hot * losses.one_hot_loss(outputs.logits),
+        "balance": table.balance * losses.balance_loss(outputs.logits),
+        "activation": table.activation * losses.activation_loss(outputs.features),
+        "batchnorm": table.batchnorm * outputs.batchnorm,
     }
-    if adversary > 0:
+    if adversarial_weight > 0:
         state.student.train(table.student_mode == "train")
         with state.student_precision():
-            answers = state.student(x).float()
-        target = seen.logits.detach() if table.detach_teacher else seen.logits
-        parts["adversary"] = -adversary * losses.GAPS[table.gap](answers, target)
+            student_logits = state.student(x).float()
+        teacher_logits = outputs.logits.detach() if table.detach_teacher else outputs.logits
+        parts["adversary"] = -adversarial_weight * losses.GAPS[table.gap](student_logits, teacher_logits)
     state.generator_optimizer.zero_grad()
     # `inputs`: the student keeps no gradient. backward() also brings each gradient into its weight's memory layout,
     # which fused Adam relies on; autograd.grad() would not.
@@ -77,48 +86,69 @@ def generator_step(
     average_into(state.generator_ema, state.generator, decay)
     state.generator_updates += 1
     state.updates_since_init += 1
-    state.health = [*state.health, health.image_health(x, seen.logits)][-context.recipe.method.health.window :]
+    state.health = [*state.health, health.image_health(x, outputs.logits)][-context.recipe.method.health.window :]
     return {name: value.detach() for name, value in parts.items()}
 
 
 def student_step(state: State, context: StepContext) -> dict[str, Tensor]:
-    """Update S towards T on novel images G(z) and replayed ones, in one batch; then let the replay learn."""
-    method, step = context.recipe.method, state.step
-    table = method.student
-    novel = table.batch_size
-    with torch.no_grad(), state.generator_precision():
-        state.generator.train()
-        x = state.generator(context.draws.normal(step, "novel", novel, method.generator.latent))
+    """Update S towards T on views of novel images and replayed ones, in one batch; then let the replay learn."""
+    method, step, table = context.recipe.method, state.step, context.recipe.method.student
+    novel_count, procedural_count = table.batch_size, schedules.procedural_count(method, step, context.steps)
+    x = novel_images(state, context, procedural_count)
     if state.replay.ready and method.replay.batch_size and step >= method.replay.start * context.steps:
         x = torch.cat([x, state.replay.sample(step, method.replay.batch_size, context.draws)])
-    x = augment(x, table, step, context.draws)
-    with torch.no_grad(), recording(state.teacher_stages) as teacher_maps:
-        seen = context.teacher.observe(x)
+    x = view(x, table, step, context.draws)
+    hints = state.hints
+    with torch.no_grad(), recording(hints.of_teacher if hints else None) as teacher_maps:
+        outputs = context.teacher.observe(x)
 
     state.student.train()
-    with state.student_precision(), recording(state.relu_inputs) as highest, recording(state.student_stages) as given:
-        answers = state.student(x).float()
+    with (
+        state.student_precision(),
+        recording(state.relu_maxima) as maxima,
+        recording(hints.of_student if hints else None) as student_maps,
+    ):
+        logits = state.student(x).float()
     objective = schedules.objective_at(method, step, context.steps)
-    parts = {"student": losses.logit_distance(answers, seen.logits, objective.loss, objective.temperature)}
-    if given:
-        parts["hint"] = table.hint * hints.hint_distance(given, teacher_maps)
-    if highest:
-        parts["revival"] = table.revive * revival.pull(highest)
+    parts = {"student": losses.logit_distance(logits, outputs.logits, objective.loss, objective.temperature)}
+    if hints is not None and student_maps:
+        parts["hint"] = table.hint * hints.distance(student_maps, teacher_maps)
+    if maxima:
+        parts["revival"] = table.revive * revival.pull(maxima)
     state.student_optimizer.zero_grad()
     torch.stack(list(parts.values())).sum().backward()
-    del given, teacher_maps  # feature maps, which the VAE's step has no memory for
+    del student_maps, teacher_maps  # feature maps, which the VAE's step has no memory for
     for group in state.student_optimizer.param_groups:
         group["lr"] = objective.lr
     state.student_optimizer.step()
     average_into(state.student_ema, state.student, schedules.ema_decay(table.ema_decay, step))
 
-    agree = (answers.argmax(1) == seen.logits.argmax(1)).float()
-    logged = {name: value.detach() for name, value in parts.items()} | {"agreement_novel": agree[:novel].mean()}
-    if highest:
-        logged["dead_relus"] = revival.dead_share(highest)
-    if len(x) > novel:
-        logged["agreement_replay"] = agree[novel:].mean()
+    logged = {name: value.detach() for name, value in parts.items()}
+    agrees = (logits.argmax(1) == outputs.logits.argmax(1)).float()
+    generated_count = novel_count - procedural_count
+    parts_of_batch = {"novel": agrees[:novel_count], "procedural": agrees[generated_count:novel_count]}
+    parts_of_batch["replay"] = agrees[novel_count:]
+    logged |= {f"agreement_{name}": part.mean() for name, part in parts_of_batch.items() if len(part)}
+    if maxima:
+        logged["dead_relus"] = revival.dead_share(maxima)
     if context.explores(step) and state.replay.learns_at(step % method.generator.period):
-        learned = state.replay.learn(step, x[:novel], seen.first(novel), context.draws)
+        learned = state.replay.learn(step, x[:novel_count], outputs.first(novel_count), context.draws)
         logged |= {f"replay_{name}": value.detach() for name, value in learned.items()}
     return logged
+
+
+@torch.no_grad()
+def novel_images(state: State, context: StepContext, procedural_count: int) -> Tensor:
+    """Return the novel images of a step: generated ones or the user's pictures, then the procedural ones."""
+    step, draws, table = state.step, context.draws, context.recipe.method.student
+    count, images = table.batch_size - procedural_count, []
+    if count and context.pictures is not None:
+        images.append(context.pictures.batch(draws, "novel", step, count))
+    elif count:
+        state.generator.train()
+        with state.generator_precision():
+            images.append(state.generator(draws.normal(step, "novel", count, context.recipe.method.generator.latent)))
+    if procedural_count:
+        source = draws.source(step, "procedural")
+        images.append(render(source, procedural_count, context.description.input_shape))
+    return images[0] if len(images) == 1 else torch.cat(images)

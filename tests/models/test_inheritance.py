@@ -65,11 +65,32 @@ def test_parameters_of_the_network_itself_are_taken_too() -> None:
     assert float(student.token.detach().sum()) == 28
 
 
-def test_stages_are_those_that_send_on_maps_of_the_same_size() -> None:
-    stages = ["layer1", "layer2", "layer3"]
-    assert inheritance.shared_stages(network("resnet8"), network("resnet20"), SHAPE) == stages
-    assert inheritance.shared_stages(network("resnet8@0.5"), network("resnet20"), SHAPE) == []
-    assert inheritance.shared_stages(network("wrn-16-1"), network("wrn-22-1"), SHAPE) == ["block1", "block2", "block3"]
-    assert inheritance.shared_stages(network("squeezenet"), network("squeezenet"), SHAPE) == ["features"], (
-        "its classifier answers K numbers, no map"
-    )
+@pytest.mark.parametrize(
+    ("student", "teacher", "stages"),
+    [
+        ("resnet8", "resnet20", ["layer1", "layer2", "layer3"]),
+        ("resnet8@0.5", "resnet20", []),
+        ("wrn-16-1", "wrn-22-1", ["block1", "block2", "block3"]),
+        ("squeezenet", "squeezenet", ["features"]),  # its classifier answers K numbers, no map
+    ],
+)
+def test_shared_maps_end_the_stages_that_are_of_the_same_size(student: str, teacher: str, stages: list[str]) -> None:
+    pairs = inheritance.shared_maps(network(student), network(teacher), SHAPE)
+    assert [(pair.student, pair.teacher) for pair in pairs] == [(stage, stage) for stage in stages]
+    assert all(pair.same and pair.student_channels == pair.teacher_channels for pair in pairs)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "channels"),
+    [
+        ("mobilenetv2@0.5", "resnet20", [(16, 16), (16, 32), (48, 64)]),
+        ("wrn-16-1", "wrn-40-2", [(16, 32), (32, 64), (64, 128)]),
+        ("lenet5", "resnet20", []),  # its maps have sides of 28, 10 and 5 pixels, the teacher's 16, 8 and 4
+    ],
+)
+def test_matched_maps_are_the_last_of_each_resolution_in_both(
+    student: str, teacher: str, channels: list[tuple[int, int]]
+) -> None:
+    pairs = inheritance.matched_maps(network(student), network(teacher), SHAPE)
+    assert [(pair.student_channels, pair.teacher_channels) for pair in pairs] == channels
+    assert not any(pair.same for pair in pairs)

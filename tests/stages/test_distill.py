@@ -155,7 +155,7 @@ def test_the_generator_step_moves_the_students_statistics_in_train_mode_alone(
 def test_without_an_adversary_the_student_is_not_asked(laboratory: Laboratory) -> None:
     state, context = laboratory(generator={"student_mode": "train"})
     before = snapshot(state.student)
-    parts = steps.generator_step(state, context, adversary=0.0)
+    parts = steps.generator_step(state, context, adversarial_weight=0.0)
     assert set(parts) == {"one_hot", "balance", "activation", "batchnorm"}
     assert changed(before, state.student) == set()
 

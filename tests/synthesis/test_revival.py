@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from edgekd.synthesis import revival
 from edgekd.synthesis.hooks import recording
-from edgekd.synthesis.revival import ReluInputs
+from edgekd.synthesis.revival import ReluMaxima
 
 
 def network() -> nn.Sequential:
@@ -35,38 +35,38 @@ def images() -> Tensor:
 def test_the_highest_input_of_each_channel_is_seen() -> None:
     net, x = network(), images()
     before = net[0](x)
-    with recording(ReluInputs(net)) as highest:
+    with recording(ReluMaxima(net)) as maxima:
         net(x)
-    assert [len(part) for part in highest] == [3, 2]
-    assert torch.allclose(highest[0], before.amax(dim=(0, 2, 3)))
-    assert highest[0][1] < 0 < highest[0][0]
-    assert float(revival.dead_share(highest)) == pytest.approx(1 / 5)
-    assert torch.isclose(revival.pull(highest), -highest[0][1] / 5)
+    assert [len(part) for part in maxima] == [3, 2]
+    assert torch.allclose(maxima[0], before.amax(dim=(0, 2, 3)))
+    assert maxima[0][1] < 0 < maxima[0][0]
+    assert float(revival.dead_share(maxima)) == pytest.approx(1 / 5)
+    assert torch.isclose(revival.pull(maxima), -maxima[0][1] / 5)
 
 
 def test_nothing_is_seen_outside_or_without_a_watch() -> None:
     net = network()
-    inputs = ReluInputs(net)
+    inputs = ReluMaxima(net)
     net(images())
-    assert inputs.seen is None
-    nobody: ReluInputs | None = None
-    with recording(nobody) as highest:
+    assert inputs.recorded is None
+    nobody: ReluMaxima | None = None
+    with recording(nobody) as maxima:
         net(images())
-    assert highest == []
+    assert maxima == []
 
 
 def test_the_pull_moves_dead_channels_alone_and_brings_them_back() -> None:
     net, x = network(), images()
-    inputs = ReluInputs(net)
+    inputs = ReluMaxima(net)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
     old = {name: value.clone() for name, value in net.state_dict().items()}
     shares = []
     for _ in range(20):
-        with recording(inputs) as highest:
+        with recording(inputs) as maxima:
             net(x)
-        shares.append(float(revival.dead_share(highest)))
+        shares.append(float(revival.dead_share(maxima)))
         optimizer.zero_grad()
-        revival.pull(highest).backward()
+        revival.pull(maxima).backward()
         optimizer.step()
     assert shares[0] > 0 == shares[-1]
     new = net.state_dict()

@@ -76,7 +76,7 @@ def test_a_warm_up_of_all_steps_divides_by_nothing() -> None:
 
 def test_the_adversary_ramps_between_its_two_fractions() -> None:
     table = GeneratorTable(adversary=2.0, adversary_ramp=(0.25, 0.75))
-    weights = [schedules.adversary_weight(table, step, 100) for step in (0, 25, 26, 50, 75, 99)]
+    weights = [schedules.adversarial_weight(table, step, 100) for step in (0, 25, 26, 50, 75, 99)]
     assert weights == pytest.approx([0, 0, 0.04, 1.0, 2.0, 2.0])
 
 
@@ -84,7 +84,7 @@ def test_the_adversary_ramps_between_its_two_fractions() -> None:
 def test_a_ramp_of_no_length_is_a_jump(ramp: tuple[float, float]) -> None:
     table = GeneratorTable(adversary=3.0, adversary_ramp=ramp)
     jump = ramp[0] * 100
-    assert [schedules.adversary_weight(table, step, 100) for step in (0, 49, 50, 99)] == [
+    assert [schedules.adversarial_weight(table, step, 100) for step in (0, 49, 50, 99)] == [
         3.0 if step >= jump else 0.0 for step in (0, 49, 50, 99)
     ]
 

@@ -24,6 +24,7 @@ class TrainEvent(Event):
     saving_seconds: float = 0.0
     student: float | None = None
     agreement_novel: float | None = None
+    agreement_procedural: float | None = None
     agreement_replay: float | None = None
 
 

@@ -1,0 +1,1 @@
+"""Sources of images beside the generator: procedural ones, and pictures that the user has and may use."""

@@ -1,0 +1,121 @@
+"""Procedural images: shapes, noise and formulas rendered from a seed, without a network to train and nothing stored.
+
+Three kinds, each a published source of images that stand in for photographs: dead leaves and 1/f noise (Baradad et al.,
+arXiv 2106.05963, section 3), and small coordinate networks with random weights (after arXiv 2411.12817, whose shaders
+they replace). A collage of two kinds makes edges between textures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from edgekd.models.stems import Shape
+
+_LEAVES = 20
+"""Shapes painted over each other in one picture."""
+_HIDDEN = 12
+"""Width of a coordinate network."""
+
+
+class _Uniform:
+    """Uniform draws from one torch generator."""
+
+    def __init__(self, source: torch.Generator) -> None:
+        self.source = source
+
+    def __call__(self, low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(*shape, generator=self.source, device=self.source.device)
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.source, device=self.source.device)
+
+
+@torch.no_grad()
+def render(source: torch.Generator, count: int, shape: Shape) -> Tensor:
+    """Render images (count, C, H, W), float32, channels last, in the teacher's normalised input space.
+
+    Mean 0 and variance 1 are what normalised images have; each picture has a brightness, a colour cast and a contrast
+    of its own around them. The images depend on the state of `source` alone.
+    """
+    draw = _Uniform(source)
+    kinds = [_standardized(kind(draw, count, shape)) for kind in _KINDS]
+    stacked = torch.stack(kinds)  # (kinds, N, C, H, W)
+    everyone = torch.arange(count, device=source.device)
+    first, second = (draw(0, len(kinds), count).long() for _ in range(2))
+    inside = _leaf_mask(draw, count, shape, least=0.2)[:, None]
+    collage = draw(0, 1, count)[:, None, None, None] < 0.5
+    images = torch.where(inside & collage, stacked[second, everyone], stacked[first, everyone])
+    contrast, cast = draw(0.4, 1.4, count, 1, 1, 1), 0.5 * draw.normal(count, shape[0], 1, 1)
+    return (images * contrast + cast).contiguous(memory_format=torch.channels_last)
+
+
+def _standardized(images: Tensor) -> Tensor:
+    """Shift and scale each picture to mean 0 and variance 1 over all its values."""
+    deviation = images.std((1, 2, 3), keepdim=True)
+    return (images - images.mean((1, 2, 3), keepdim=True)) / deviation.clamp_min(1e-4)
+
+
+def _coordinates(shape: Shape, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return rows (H, 1) and columns (1, W) of pixel centres; the longer side spans -1 to 1."""
+    _, height, width = shape
+    longer = max(height, width)
+    rows, columns = (
+        (torch.arange(side, device=device, dtype=torch.float32) - (side - 1) / 2) * 2 / longer
+        for side in (height, width)
+    )
+    return rows[:, None], columns[None, :]
+
+
+def _leaf_mask(draw: _Uniform, count: int, shape: Shape, *, least: float) -> Tensor:
+    """Return masks (N, H, W), each one turned ellipse or rectangle; few are large, as areas in photographs."""
+    rows, columns = _coordinates(shape, draw.source.device)
+    y, x = (draw(-1, 1, count)[:, None, None] for _ in range(2))
+    angle, boxy = draw(0, math.pi, count)[:, None, None], draw(0, 1, count)[:, None, None] < 0.5
+    u = torch.rand(2, count, generator=draw.source, device=draw.source.device)
+    # The density of a radius r falls with 1/r^3 between `least` and 1 (dead leaves keep the statistics of scenes so).
+    radii = least / (1 - u * (1 - least**2)).sqrt()
+    along = ((columns - x) * angle.cos() + (rows - y) * angle.sin()) / radii[0][:, None, None]
+    across = ((rows - y) * angle.cos() - (columns - x) * angle.sin()) / radii[1][:, None, None]
+    return torch.where(boxy, torch.maximum(along.abs(), across.abs()) < 0.8, along.square() + across.square() < 1)
+
+
+def _leaves(draw: _Uniform, count: int, shape: Shape) -> Tensor:
+    """Paint shapes of plain colours over each other."""
+    images = draw(0, 1, count, shape[0], 1, 1).expand(count, *shape)
+    for _ in range(_LEAVES):
+        mask = _leaf_mask(draw, count, shape, least=0.12)[:, None]
+        images = torch.where(mask, draw(0, 1, count, shape[0], 1, 1), images)
+    return images
+
+
+def _noise(draw: _Uniform, count: int, shape: Shape) -> Tensor:
+    """Shape white noise so that its amplitude falls with a power of the frequency; mix the channels."""
+    channels, height, width = shape
+    rows = torch.fft.fftfreq(height, device=draw.source.device)[:, None]
+    columns = torch.fft.rfftfreq(width, device=draw.source.device)[None, :]
+    slope, stretch = draw(0.5, 2.5, count, 1, 1, 1), draw(-1, 1, count, 1, 1, 1).exp()
+    frequency = (stretch * rows**2 + columns**2 / stretch).sqrt().clamp_min(1 / max(height, width))
+    spectrum = torch.fft.rfft2(draw.normal(count, channels, height, width)) / frequency**slope
+    images = torch.fft.irfft2(spectrum, s=(height, width))
+    mixing = torch.eye(channels, device=images.device) * draw(0, 1, count, 1, 1) + draw.normal(count, channels, 1)
+    return torch.einsum("nij,njhw->nihw", mixing, images)
+
+
+def _formulas(draw: _Uniform, count: int, shape: Shape) -> Tensor:
+    """Evaluate a small network with random weights and sines at every pixel's coordinates."""
+    channels, height, width = shape
+    rows, columns = _coordinates(shape, draw.source.device)
+    plane = torch.stack([rows.expand(height, width), columns.expand(height, width)], -1).reshape(1, -1, 2)
+    zoom = 2 * draw(0, 2, count, 1, 1).exp()
+    x = torch.bmm(plane * zoom, draw.normal(count, 2, _HIDDEN)) + draw(-math.pi, math.pi, count, 1, _HIDDEN)
+    for _ in range(2):
+        x = torch.bmm(x.sin(), draw.normal(count, _HIDDEN, _HIDDEN)) + draw(-math.pi, math.pi, count, 1, _HIDDEN)
+    colors = torch.bmm(x.sin(), draw.normal(count, _HIDDEN, channels))
+    return colors.transpose(1, 2).reshape(count, channels, height, width)
+
+
+_KINDS: tuple[Callable[[_Uniform, int, Shape], Tensor], ...] = (_leaves, _noise, _formulas)
