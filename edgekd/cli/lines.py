@@ -56,7 +56,7 @@ def data_free_warning(data_free: bool | None) -> str:
     """Return what a headline has to begin with where files are not known to be data-free; empty otherwise."""
     if data_free is None:
         return "a student from elsewhere, not known to be data-free; "
-    return "" if data_free else "NOT data-free, INT8 ranges are from real images; "
+    return "" if data_free else "NOT data-free, real images had a part in it; "
 
 
 def _milliseconds(seconds: float) -> str:

@@ -19,7 +19,7 @@ from edgekd.run.cards.record import Record
 from edgekd.run.directory import RunDir, command_line
 from edgekd.run.files import remove, require_image_folder, write_text
 from edgekd.run.ownership import CONTENT, LEDGER, LOCK, refuse_foreign
-from edgekd.stages.catalog import EXPORT, INGEST, INIT
+from edgekd.stages.catalog import DISTILL, EXPORT, INGEST, INIT
 from edgekd.stopping import Stop, graceful
 
 
@@ -109,6 +109,8 @@ def read_teacher(run: RunDir, recipe: Recipe, stop: Stop, *, data: Path | str | 
     _require_inputs(run, recipe)
     if data:
         require_image_folder(Path(data), by_class=True)
+    if recipe.images.folder and Record.read(run.stage(DISTILL.folder)) is None:
+        require_image_folder(Path(recipe.images.folder), by_class=False)
     require_calibration_images(recipe, run.stage(EXPORT.folder))
     pipeline.advance(run, recipe, INGEST, stop=stop)
 
@@ -123,8 +125,8 @@ def require_architecture(name: str) -> None:
 
 def require_calibration_images(recipe: Recipe, place: Path) -> None:
     """Raise InputFileError where INT8 files that are not in `place` yet need images from a folder that is none."""
-    if recipe.export.calibrates_on_real and Record.read(place) is None:
-        require_image_folder(Path(recipe.export.calibrate_on_real), by_class=False)
+    if recipe.export.calibrates_on_images and Record.read(place) is None:
+        require_image_folder(Path(recipe.export.images), by_class=False)
 
 
 def _require_inputs(run: RunDir, recipe: Recipe) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from edgekd.errors import UsageError
 from edgekd.export.onnx_export import Normalization
 from edgekd.export.ranges import Batches
 from edgekd.models import artefacts
+from edgekd.models.images import unlabeled
 from edgekd.recipe import ExportTable, load_resolved
 from edgekd.rng import KeyedDraws
 from edgekd.run import checkpoint
@@ -23,6 +25,8 @@ from edgekd.run.directory import RunDir
 from edgekd.run.ownership import REPLAY_WEIGHTS
 from edgekd.run.realdata import RealImages
 from edgekd.state_dict import unflatten
+from edgekd.stopping import Stop
+from edgekd.synthesis.images.pictures import Pictures
 from edgekd.synthesis.sampler import Sampler
 
 Array = NDArray[Any]
@@ -39,10 +43,10 @@ class ExportSamples:
     pixels: Normalization | None
 
     @classmethod
-    def of_run(cls, run: RunDir, pixels: Normalization | None) -> ExportSamples:
-        """Return the samples of a run's replay, under the seed of its recipe."""
+    def of_run(cls, run: RunDir, pixels: Normalization | None, stop: Stop | None = None) -> ExportSamples:
+        """Return the samples of a run's replay, or of its pictures, under the seed of its recipe."""
         seed = load_resolved(run.recipe_file).seed
-        return cls(read_sampler(run), KeyedDraws(seed, "synthetic", torch.device("cpu")), pixels)
+        return cls(read_sampler(run, stop), KeyedDraws(seed, "synthetic", torch.device("cpu")), pixels)
 
     def stream(self, purpose: str, count: int) -> Batches:
         """Return the batches of a purpose, drawn anew whenever they are read; the same purpose gives the same."""
@@ -108,8 +112,21 @@ def batch_logits(network: nn.Module, batches: Iterable[NDArray[np.float32]]) -> 
         return np.concatenate([network(torch.from_numpy(x)).numpy() for x in batches])
 
 
-def read_sampler(run: RunDir) -> Sampler:
-    """Rebuild what draws synthetic samples from select/replay.safetensors."""
+def read_sampler(run: RunDir, stop: Stop | None = None) -> Sampler:
+    """Rebuild what draws samples from select/replay.safetensors, and from the run's pictures if it has any."""
     recipe, description = load_resolved(run.recipe_file), artefacts.description_of(run)
     state = unflatten(checkpoint.load_tensors(run.stage("select") / REPLAY_WEIGHTS), {})
-    return Sampler.from_state(state, recipe, description)
+    pictures = read_pictures(run, recipe.images.folder, purpose="samples for export", stop=stop)
+    return Sampler.from_state(state, recipe, description, pictures)
+
+
+def read_pictures(run: RunDir, folder: str, *, purpose: str, stop: Stop | None) -> Pictures | None:
+    """Read the pictures that a run is distilled on into memory, and enter them in its ledger; None without a folder.
+
+    Raises UsageError where the run does not know its normalisation, InputFileError where the folder is gone, holds no
+    image or one that cannot be read, MachineError where they do not fit into memory.
+    """
+    if not folder:
+        return None
+    with unlabeled(run, Path(folder), purpose=purpose, stop=stop) as images:
+        return Pictures(images.pixels(), images.shape, *images.moments)

@@ -51,9 +51,9 @@ def adopt(run: RunDir, asked: Recipe, *, reads_teacher: bool = True) -> Recipe:
                 f"run {run.path} was started with another recipe: {'; '.join(lines)}. Start anew with --fresh, use "
                 "another run with --run NAME, or leave these settings as they were."
             )
-    images = asked.export.calibrate_on_real
-    if images:  # the next command may be given elsewhere
-        asked = with_changes(asked, {"export": {"calibrate_on_real": str(real(Path(images)))}})
+    for table, key, folder in (("images", "folder", asked.images.folder), ("export", "images", asked.export.images)):
+        if folder:  # the next command may be given elsewhere
+            asked = with_changes(asked, {table: {key: str(real(Path(folder)))}})
     text = to_toml(asked)
     if not run.recipe_file.is_file() or files.read_text(run.recipe_file) != text:
         write_text(run.recipe_file, text)

@@ -23,6 +23,7 @@ from edgekd.rng import KeyedDraws
 from edgekd.run.directory import RunDir
 from edgekd.stages import distill
 from edgekd.stopping import Stop
+from edgekd.synthesis.images.procedural import ProceduralImages
 from edgekd.synthesis.state import State
 from edgekd.synthesis.steps import StepContext, generator_step, student_step
 from edgekd.synthesis.teacher import Teacher
@@ -99,7 +100,8 @@ def measure_cost(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: in
     description = artefacts.description_of(run_dir)
     teacher = Teacher.of(artefacts.teacher_network(run_dir, description), description, recipe.precision, device)
     steps = recipe.method.steps_for(description.pixels, description.classes)
-    context = StepContext(recipe, steps, teacher, description, KeyedDraws(recipe.seed, "plan", device))
+    pictures = ProceduralImages(description.input_shape) if recipe.images.folder else None  # of the same cost
+    context = StepContext(recipe, steps, teacher, description, KeyedDraws(recipe.seed, "plan", device), pictures)
     share = context.exploration_steps / steps
     try:
         state = distill.build_state(context)
@@ -152,7 +154,8 @@ def _period(state: State, context: StepContext, stop: Stop) -> int:
     """Make the updates of one generator period; return the number of steps."""
     period = context.recipe.method.generator.period
     state.step = _late(context)
-    generator_step(state, context)
+    if context.generates:
+        generator_step(state, context)
     for offset in range(period):
         stop.raise_if_requested("planning")
         state.step = _late(context, offset)
@@ -204,7 +207,8 @@ def _flops(state: State, context: StepContext) -> dict[str, Counter[torch.dtype]
     period = method.generator.period
     state.step = _late(context)
     with FlopsByDtype() as generator:
-        generator_step(state, context)
+        if context.generates:
+            generator_step(state, context)
     with FlopsByDtype() as both:
         student_step(state, context)
     with FlopsByDtype() as student:  # a step in which the replay does not learn

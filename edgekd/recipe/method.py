@@ -113,17 +113,17 @@ class StudentUpdateTable(Table):
     """Whether the averaged student is a candidate for the final one; comparison presets ship the raw one."""
 
 
-class ImagesTable(Table):
-    """What the novel images of a step are made by besides the generator."""
+class ProceduralTable(Table):
+    """Images that come from no network, beside those of the generator."""
 
-    procedural: tuple[float, float] = (0.0, 0.0)
+    share: tuple[float, float] = (0.0, 0.0)
     """Share of procedural images (shapes, noise, formulas) at the first and at the last step, linear in between; with
     [1, 1] there is no generator."""
 
     @property
     def generated(self) -> bool:
         """Whether any step has images of a generator."""
-        return self.procedural != (1.0, 1.0)
+        return self.share != (1.0, 1.0)
 
 
 class ReplayTable(Table):
@@ -228,7 +228,7 @@ class MethodTable(Table):
     steps_by_area: tuple[tuple[int, int], ...] = ((256, 2000), (1024, 20000), (9216, 60000), (50176, 400000))
     """(largest number of pixels, steps) for at most 10 classes; twice as many up to 100, four times beyond."""
     generator: GeneratorTable = GeneratorTable()
-    images: ImagesTable = ImagesTable()
+    procedural: ProceduralTable = ProceduralTable()
     student: StudentUpdateTable = StudentUpdateTable()
     replay: ReplayTable = ReplayTable()
     vae: VaeTable = VaeTable()
@@ -240,8 +240,8 @@ class MethodTable(Table):
         low, high = self.generator.adversary_ramp
         if not 0 <= low <= high <= 1:
             raise ValueError("generator.adversary_ramp must be two fractions in order, such as [0.25, 0.75]")
-        if not all(0 <= share <= 1 for share in self.images.procedural):
-            raise ValueError("images.procedural must be two shares from 0 to 1, such as [0.5, 0.0]")
+        if not all(0 <= share <= 1 for share in self.procedural.share):
+            raise ValueError("procedural.share must be two shares from 0 to 1, such as [0.5, 0.0]")
         if self.vae.updates > self.generator.period:
             raise ValueError("vae.updates cannot exceed generator.period: at most one VAE update a step")
         if self.vae.novel > self.student.batch_size:

@@ -39,9 +39,9 @@ was set in it before is dropped.
 VALUE is TOML; what is not TOML is taken as text, so `--set export.target=all` needs no quotes. Lists do:
 `--set 'bench.batch=[1, 8]'`.
 
-**Paths** are `teacher.file`, `student.weights`, `pixels.classes`, `export.calibrate_on_real` and `eval.data`. In a
-recipe file they are relative to that file, and to the working directory where nothing is found there. On the command
-line they are relative to the working directory.
+**Paths** are `teacher.file`, `student.weights`, `images.folder`, `pixels.classes`, `export.images` and
+`eval.data`. In a recipe file they are relative to that file, and to the working directory where nothing is found there.
+On the command line they are relative to the working directory.
 
 **A recipe and a run are programs.** `teacher.arch` and `student.name` may name code of your own
 (`package.module:factory`), and `teacher.trust_pickle` runs the code in the teacher's file. In a recipe or a run such a

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from edgekd import console
 from edgekd.agent.kernels import Runtime
 from edgekd.agent.measurement import BenchSettings
 from edgekd.recipe.method import MethodTable, Table
@@ -67,6 +70,14 @@ class StudentNetworkTable(Table):
         return self
 
 
+class ImagesTable(Table):
+    """Pictures that the user has and may use, in place of generated images."""
+
+    folder: str = ""
+    """Folder of unlabelled pictures, relative to the recipe (a run keeps its absolute path), on which the student
+    learns the teacher's answers: the run is then not data-free, and says so."""
+
+
 class SelectTable(Table):
     """How the final checkpoint is chosen, without data."""
 
@@ -97,14 +108,34 @@ class ExportTable(Table):
     """Updates of that fine-tuning, each on 64 fresh synthetic samples."""
     qat_lr: float = Field(1e-4, gt=0)
     """Its learning rate (Adam), which falls to 0 along a cosine."""
-    calibrate_on_real: str = ""
-    """Folder of real images that set the INT8 ranges in place of synthetic samples, relative to the recipe (a run keeps
+    images: str = ""
+    """Folder of pictures that set the INT8 ranges in place of synthetic samples, relative to the recipe (a run keeps
     its absolute path): the export is then not data-free, and says so."""
 
     @property
-    def calibrates_on_real(self) -> bool:
-        """Whether real images set INT8 ranges."""
-        return self.int8 and bool(self.calibrate_on_real)
+    def calibrates_on_images(self) -> bool:
+        """Whether pictures set INT8 ranges."""
+        return self.int8 and bool(self.images)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, values: object) -> object:
+        """Take `calibrate_on_real`, the old name of `images`."""
+        if not isinstance(values, Mapping) or "calibrate_on_real" not in values:
+            return values
+        rest = {key: value for key, value in values.items() if key != "calibrate_on_real"}
+        folder = values["calibrate_on_real"]
+        if folder and rest.get("images"):
+            raise ValueError("images and calibrate_on_real, its old name, are both given: keep images")
+        if folder:
+            _name_new_key()
+        return {**rest, "images": folder}
+
+
+@cache
+def _name_new_key() -> None:
+    """Say once what export.calibrate_on_real is called now."""
+    console.warn("the recipe key export.calibrate_on_real is now called export.images")
 
 
 class BenchTable(Table):
@@ -154,6 +185,7 @@ class Recipe(Table):
     teacher: TeacherTable = TeacherTable()
     pixels: PixelsTable = PixelsTable()
     student: StudentNetworkTable = StudentNetworkTable()
+    images: ImagesTable = ImagesTable()
     method: MethodTable = MethodTable()
     select: SelectTable = SelectTable()
     export: ExportTable = ExportTable()

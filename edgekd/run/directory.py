@@ -22,6 +22,7 @@ from edgekd import __version__, console, locking
 from edgekd.agent.device import files
 from edgekd.agent.device.files import real
 from edgekd.errors import InputFileError, MachineError, RunBusyError, UsageError
+from edgekd.recipe import load_resolved
 from edgekd.run import ownership
 from edgekd.run.cards.base import Card
 from edgekd.run.cards.events import Event
@@ -218,7 +219,9 @@ class RunDir:
         return self.read(LedgerCard) if self.ledger_file.is_file() else LedgerCard.blank()
 
     def data_free(self) -> bool:
-        """Return whether real images had no part in what export/ holds, by its record."""
+        """Return whether real images had no part in the student and in what export/ holds, by recipe and records."""
+        if self.recipe_file.is_file() and load_resolved(self.recipe_file).images.folder:
+            return False
         record = Record.read(self.stage("export"))
         return record is None or "calibration_images" not in record.inputs
 

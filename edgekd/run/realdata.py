@@ -1,6 +1,6 @@
 """Real images from folders, read only to print numbers; nothing that is built depends on them.
 
-The one exception is asked for by name: `--calibrate-on-real`.
+The one exception is asked for by name: `--images`, of `distill` and of `export`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
-from edgekd.errors import InputFileError, UsageError
+from edgekd.errors import InputFileError, MachineError, UsageError
 from edgekd.run.files import require_image_folder
 from edgekd.text import sizes
 
@@ -27,6 +27,8 @@ FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 CROP_FROM_PX = 128
 """From this side on images are resized by their shorter side and cropped, as ImageNet models expect."""
+CROP_RANGE = 8
+"""Pictures that are cropped at random keep up to so many times the teacher's side; more shows nothing at its size."""
 CACHE_BYTES = 2 << 30
 
 
@@ -100,15 +102,7 @@ def open_unlabeled(path: Path, count: int | None = None) -> ImageFolder:
 def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
     """Decode one image to float32 (C, H, W) in [0, 1] with the teacher's channels and size."""
     channels, height, width = shape
-    if channels not in (1, 3):
-        raise UsageError(f"images can be read for 1 or 3 channels, not for {channels}.")
-    try:
-        with Image.open(path, formats=FORMATS) as opened:
-            pixels = np.array(_eight_bit(opened).convert("L" if channels == 1 else "RGB"))
-    except Exception as error:  # Pillow's decoders raise whatever they stumble upon
-        raise InputFileError(f"{path} cannot be decoded as an image ({error}).") from error
-    x = torch.from_numpy(pixels)
-    x = (x[None] if channels == 1 else x.permute(2, 0, 1)).float() / 255
+    x = _decoded(path, channels).float() / 255
     if x.shape[1:] == (height, width):
         return x
     if min(height, width) < CROP_FROM_PX:
@@ -117,6 +111,35 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
     shorter = round(max(height, width) / 0.875)
     cropped: Tensor = functional.center_crop(functional.resize(x, [shorter], antialias=True), [height, width])
     return cropped
+
+
+def read_pixels(path: Path, shape: tuple[int, int, int]) -> Tensor:
+    """Decode one picture to uint8 (C, height, width), large enough for crops of the teacher's size.
+
+    Of a picture more than `CROP_RANGE` times as large only a smaller one is kept, and a smaller one is enlarged.
+    """
+    channels, height, width = shape
+    pixels = _decoded(path, channels)
+    scale = min(pixels.shape[1] / height, pixels.shape[2] / width)
+    if 1 <= scale <= CROP_RANGE:
+        return pixels
+    factor = (1 if scale < 1 else CROP_RANGE) / scale
+    size = [max(round(factor * pixels.shape[1]), height), max(round(factor * pixels.shape[2]), width)]
+    resized: Tensor = functional.resize(pixels, size, antialias=True)
+    return resized
+
+
+def _decoded(path: Path, channels: int) -> Tensor:
+    """Decode an image to uint8 (C, height, width)."""
+    if channels not in (1, 3):
+        raise UsageError(f"images can be read for 1 or 3 channels, not for {channels}.")
+    try:
+        with Image.open(path, formats=FORMATS) as opened:
+            pixels = np.array(_eight_bit(opened).convert("L" if channels == 1 else "RGB"))
+    except Exception as error:  # Pillow's decoders raise whatever they stumble upon
+        raise InputFileError(f"{path} cannot be decoded as an image ({error}).") from error
+    x = torch.from_numpy(pixels)
+    return x[None] if channels == 1 else x.permute(2, 0, 1)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -175,8 +198,8 @@ class RealImages:
                 "`edgekd ingest --run RUN --normalize imagenet|cifar10|cifar100|mnist|none` or --mean and --std."
             )
         self.folder, self.shape = folder, shape
-        self._mean = torch.tensor(mean)[:, None, None]
-        self._std = torch.tensor(std)[:, None, None]
+        self.moments = torch.tensor(mean), torch.tensor(std)
+        """Mean and standard deviation of the teacher's pixels, (C,)."""
         self._reading, self.poll = reading, poll
         self._opened: set[Path] = set()
         self._fits = cache and len(folder.files) * 4 * shape[0] * shape[1] * shape[2] <= CACHE_BYTES
@@ -196,11 +219,34 @@ class RealImages:
 
     def normalized(self, file: Path) -> Tensor:
         """Return one image in the teacher's input space; a stop that was asked for is raised before it is opened."""
+        self._open(file)
+        mean, std = (moment[:, None, None] for moment in self.moments)
+        return (read_image(file, self.shape) - mean) / std
+
+    def pixels(self) -> list[Tensor]:
+        """Return all pictures in uint8, (C, height, width) and at least of the teacher's size.
+
+        Raises MachineError where they are too large to be held in memory.
+        """
+        pictures: list[Tensor] = []
+        size_bytes = 0
+        for file in self.folder.files:
+            self._open(file)
+            pictures.append(read_pixels(file, self.shape))
+            size_bytes += pictures[-1].numel()
+            if size_bytes > CACHE_BYTES:
+                raise MachineError(
+                    f"the pictures of {self.folder.path} take more than {CACHE_BYTES >> 30} GiB of memory at the "
+                    f"teacher's size; {len(pictures)} of {len(self)} fit."
+                )
+        return pictures
+
+    def _open(self, file: Path) -> None:
+        """Hear a stop before a file is opened, and keep account of it."""
         self.poll()
         if self._reading is not None and not self._opened:
             self._reading.begin()
         self._opened.add(file)
-        return (read_image(file, self.shape) - self._mean) / self._std
 
     def load(self) -> None:
         """Decode all images now if they fit into memory, so that a damaged one is known at once."""

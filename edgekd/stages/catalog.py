@@ -29,6 +29,16 @@ def _file_hash(path: Path, recorded: Mapping[str, str]) -> dict[str, str]:
     return {"file": outside_files.sha256_of_input(path) if there else recorded.get("file", "")}
 
 
+def _images_hash(folder: str, name: str, recorded: Mapping[str, str], count: int | None = None) -> dict[str, str]:
+    """Return the hash of a folder's pictures, or of `count` of them, under a name; nothing without a folder."""
+    if not folder:
+        return {}
+    from edgekd.run import realdata
+
+    images = realdata.open_unlabeled(Path(folder), count) if Path(folder).is_dir() else None
+    return {name: images.sha256() if images else recorded.get(name, "")}
+
+
 class Ingest(Stage):
     """Read the teacher and find out what it is."""
 
@@ -98,7 +108,15 @@ class Distill(Stage):
         student: dict[str, JsonValue] = {"name": recipe.student.name}
         if recipe.student.weights:  # their content comes with the inputs
             student["weights"] = "from a file"
-        return {"seed": recipe.seed, "precision": recipe.precision, "student": student, "method": method}
+        parts: dict[str, JsonValue] = {"seed": recipe.seed, "precision": recipe.precision, "student": student}
+        if recipe.images.folder:  # likewise; how they are normalised is part of the student's input
+            pixels = recipe.pixels.model_dump(mode="json", exclude={"classes"})
+            parts["images"] = {"folder": "a folder", "pixels": pixels}
+        return {**parts, "method": method}
+
+    def outside(self, recipe: Recipe, recorded: Mapping[str, str]) -> dict[str, str]:
+        """Return the hash of the pictures that the student learns on, where there are any."""
+        return _images_hash(recipe.images.folder, "images", recorded)
 
     def run(self, execution: Execution) -> None:
         """Fill distill/ and publish it by its record."""
@@ -142,21 +160,16 @@ class Export(Stage):
     }
 
     def slice(self, recipe: Recipe) -> dict[str, JsonValue]:
-        """Return the table without the path of real images, whose content comes with the inputs."""
-        table = recipe.export.model_dump(mode="json", exclude={"calibrate_on_real"})
-        if recipe.export.calibrates_on_real:
-            table["calibrate_on_real"] = "a folder"
+        """Return the table without the path of pictures, whose content comes with the inputs."""
+        table = recipe.export.model_dump(mode="json", exclude={"images"})
+        if recipe.export.calibrates_on_images:
+            table["calibrate_on_real"] = "a folder"  # the key's old name, which earlier records hold
         return table
 
     def outside(self, recipe: Recipe, recorded: Mapping[str, str]) -> dict[str, str]:
-        """Return the hash of the real images that INT8 ranges are set from, where there are any."""
-        if not recipe.export.calibrates_on_real:
-            return {}
-        from edgekd.run import realdata
-
-        folder, recorded_hash = Path(recipe.export.calibrate_on_real), recorded.get("calibration_images", "")
-        images = realdata.open_unlabeled(folder, recipe.export.calibration_samples) if folder.is_dir() else None
-        return {"calibration_images": images.sha256() if images else recorded_hash}
+        """Return the hash of the pictures that INT8 ranges are set from, where there are any."""
+        folder = recipe.export.images if recipe.export.calibrates_on_images else ""
+        return _images_hash(folder, "calibration_images", recorded, recipe.export.calibration_samples)
 
     def run(self, execution: Execution) -> None:
         """Publish export/."""

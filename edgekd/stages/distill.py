@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from edgekd import console, machine
 from edgekd.errors import MachineError
+from edgekd.export.samples import read_pictures
 from edgekd.models import artefacts, inheritance
 from edgekd.recipe import Recipe
 from edgekd.rng import KeyedDraws, forked_global
@@ -51,12 +52,17 @@ def distill_student(execution: Execution) -> None:
             f"a batch of {method.student.batch_size} is small for {description.classes} classes: the balance loss "
             f"needs at least {2 * description.classes} (method.student.batch_size)"
         )
-    if method.generator.batchnorm and not description.batchnorm:
+    if method.generator.batchnorm and not description.batchnorm and not recipe.images.folder:
         held = (
             "" if method.generator.image_moments == "learned" else ", whose images keep mean 0 and variance 1 a channel"
         )
         console.warn(f"the teacher has no BatchNorm: no statistics of its training images guide the generator{held}")
-    context = StepContext(recipe, steps, teacher, description, KeyedDraws(recipe.seed, "distill", device))
+    pictures = read_pictures(run_dir, recipe.images.folder, purpose="distillation", stop=execution.stop)
+    if pictures is not None:
+        run_dir.note_data_free(False)
+        console.warn(f"the student learns on {len(pictures.pixels)} pictures of {recipe.images.folder}: not data-free.")
+    draws = KeyedDraws(recipe.seed, "distill", device)
+    context = StepContext(recipe, steps, teacher, description, draws, pictures)
     state = build_state(context, artefacts.initial_weights(run_dir, recipe))
     book = RunLogger(
         run_dir, recipe, key=execution.key, steps=steps, environment=environment, accuracy=execution.accuracy

@@ -176,9 +176,9 @@ def _hashes(run_dir: RunDir) -> dict[str, str]:
 def _calibration_images(
     run_dir: RunDir, table: ExportTable, stop: Stop, *, purpose: str | None
 ) -> AbstractContextManager[RealImages | None]:
-    if not table.calibrates_on_real:
+    if not table.calibrates_on_images:
         return nullcontext()
-    folder = Path(table.calibrate_on_real)
+    folder = Path(table.images)
     return unlabeled(run_dir, folder, purpose=purpose, count=table.calibration_samples, stop=stop)
 
 
@@ -195,10 +195,10 @@ def _job(
     threads = machine.use_threads(recipe.machine.threads)
     description = artefacts.description_of(run_dir)
     teacher = Teacher.of(artefacts.teacher_network(run_dir, description), description, "fp32", torch.device("cpu"))
-    samples = ExportSamples.of_run(run_dir, uint8_input(run_dir, recipe.export))
+    samples = ExportSamples.of_run(run_dir, uint8_input(run_dir, recipe.export), stop)
     if images is not None:
         console.warn(f"INT8 ranges come from {len(images)} real images of {images.folder.path}: not data-free.")
-    data_free = False if images is not None else True if own else None
+    data_free = False if images is not None else run_dir.data_free() if own else None
     return onnx_files.ExportJob(
         student,
         teacher,

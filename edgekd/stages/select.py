@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from edgekd import console
 from edgekd.errors import InputFileError
+from edgekd.export.samples import read_pictures
 from edgekd.models import artefacts
 from edgekd.models.description import Description
 from edgekd.recipe import Recipe
@@ -38,7 +39,8 @@ def select_student(execution: Execution) -> None:
     teacher = Teacher.of(artefacts.teacher_network(run_dir, description), description, "fp32", device)
     state = final_state(run_dir)
     drawn_by = Sampler.state_of(state, recipe.method)
-    sampler = Sampler.from_state(drawn_by, recipe, description)
+    pictures = read_pictures(run_dir, recipe.images.folder, purpose="choosing the student", stop=execution.stop)
+    sampler = Sampler.from_state(drawn_by, recipe, description, pictures)
     draws = KeyedDraws(recipe.seed, "select", device)
     pool = balanced_pool(recipe, sampler, teacher, draws, description.classes)
     students = selection_candidates(recipe, description, state, sampler, execution.stop)

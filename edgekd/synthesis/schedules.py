@@ -60,7 +60,7 @@ def adversarial_weight(table: GeneratorTable, step: int, steps: int) -> float:
 
 def procedural_count(method: MethodTable, step: int, steps: int) -> int:
     """Return how many of a step's novel images are procedural: a share that changes linearly over the steps."""
-    first, last = method.images.procedural
+    first, last = method.procedural.share
     return round((first + (last - first) * step / max(1, steps - 1)) * method.student.batch_size)
 
 

@@ -12,8 +12,8 @@ from edgekd.recipe import Recipe
 from edgekd.rng import KeyedDraws
 from edgekd.synthesis import health, losses, revival, schedules
 from edgekd.synthesis.hooks import recording
-from edgekd.synthesis.images.pictures import Pictures
-from edgekd.synthesis.images.procedural import render
+from edgekd.synthesis.images import ImageSource
+from edgekd.synthesis.images.procedural import ProceduralImages
 from edgekd.synthesis.state import State, average_into
 from edgekd.synthesis.teacher import Teacher
 from edgekd.synthesis.views import view
@@ -28,7 +28,7 @@ class StepContext:
     teacher: Teacher
     description: Description
     draws: KeyedDraws
-    pictures: Pictures | None = None
+    pictures: ImageSource | None = None
     """The user's pictures in place of a generator, where there are any."""
 
     @property
@@ -48,7 +48,7 @@ class StepContext:
     @property
     def generates(self) -> bool:
         """Whether a generator takes part at all."""
-        return self.pictures is None and self.recipe.method.images.generated
+        return self.pictures is None and self.recipe.method.procedural.generated
 
 
 def generator_step(
@@ -149,6 +149,6 @@ def novel_images(state: State, context: StepContext, procedural_count: int) -> T
         with state.generator_precision():
             images.append(state.generator(draws.normal(step, "novel", count, context.recipe.method.generator.latent)))
     if procedural_count:
-        source = draws.source(step, "procedural")
-        images.append(render(source, procedural_count, context.description.input_shape))
+        procedural = ProceduralImages(context.description.input_shape)
+        images.append(procedural.batch(draws, "procedural", step, procedural_count))
     return images[0] if len(images) == 1 else torch.cat(images)

@@ -56,7 +56,7 @@ CHEAP: list[Case] = [
     ("export toy --student-weights missing.pt --arch lenet5 --out out", 4, NO_SUCH_FILE),
     ("export toy --student-weights notes.pt --arch lenet5 --out out", 4, NO_CHECKPOINT),
     ("export toy --int8 --calib-data missing", 4, NO_IMAGES),
-    ("export toy --int8 --calibrate-on-real missing", 4, NO_IMAGES),
+    ("export toy --int8 --images missing", 4, NO_IMAGES),
     ("ingest", 2, "ingest takes a TEACHER"),
     ("bench --runtime ort-gpu", 2, "there is no runtime"),
 ]
@@ -71,7 +71,7 @@ RECIPES = {
     "unknown": 'student.name = "mobilnetv2"',
     "weights": 'student.weights = "missing.pt"',
     "images": 'eval.data = "missing"',
-    "calibration": 'export = { int8 = true, calibrate_on_real = "missing" }',
+    "calibration": 'export = { int8 = true, images = "missing" }',
 }
 """Recipes of a teacher that is there, with one line that leads nowhere."""
 PROGRAM = """if True:

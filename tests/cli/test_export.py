@@ -46,9 +46,9 @@ def test_export_measures_clipping_and_calibrates_on_real_images_only_when_asked(
     assert "real images" in Result("export", "images", "--calib-data", "images").stdout
     assert Result("export", "images", "--calib-data", "nowhere").exit_code == 4
     assert Result("export", "images", "--no-int8", "--calib-data", "images").exit_code == 2
-    assert Result("export", "images", "--no-int8", "--calibrate-on-real", "images").exit_code == 2
+    assert Result("export", "images", "--no-int8", "--images", "images").exit_code == 2
     assert recipe.load_resolved(Path("runs/images/recipe.toml")).export.int8 is True
-    real = Result("export", "images", "--calibrate-on-real", "images")
+    real = Result("export", "images", "--images", "images")
     assert real.exit_code == 0
     assert "NOT data-free" in real.stderr
     for verb in (("bench",), ("eval", "--data", "images"), ("status",), ("report",)):

@@ -21,7 +21,7 @@ READERS = {
     "the curve": ("distill", "teacher.pt", "--run", "toy", "--input", "1x8x8", "--data", "photos"),
     "a recipe": ("run", "photos.toml", "--run", "toy"),
     "clipping": ("export", "toy", "--calib-data", "photos"),
-    "calibration": ("export", "toy", "--calibrate-on-real", "photos"),
+    "calibration": ("export", "toy", "--images", "photos"),
 }
 
 

@@ -370,8 +370,8 @@ def test_the_folder_of_real_images_is_the_same_from_every_working_directory(
     run: RunDir, teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    adopted = pipeline.adopt(run, toy.toy_recipe(teacher_file, export={"int8": True, "calibrate_on_real": "photos"}))
-    assert adopted.export.calibrate_on_real == str(tmp_path / "photos")
+    adopted = pipeline.adopt(run, toy.toy_recipe(teacher_file, export={"int8": True, "images": "photos"}))
+    assert adopted.export.images == str(tmp_path / "photos")
     assert pipeline.open_recipe(run) == adopted
 
 

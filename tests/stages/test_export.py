@@ -437,7 +437,7 @@ def test_calibrating_on_real_images_is_said_everywhere(
     exported: RunDir, photos: Path, teacher_file: Path, tmp_path: Path
 ) -> None:
     run = RunDir(Path(shutil.copytree(exported.path, tmp_path / "toy")))
-    table = {"int8": True, "calibrate_on_real": str(photos)}
+    table = {"int8": True, "images": str(photos)}
     toy.advance(run.path, toy.toy_recipe(teacher_file, export=table, pixels=PIXELS), ("export",))
     calibration = json.loads((run.stage("export") / "calibration.json").read_text())
     assert (calibration["data_free"], calibration["sources"], calibration["samples"]) == (False, ["real images"], 20)
@@ -470,7 +470,7 @@ def test_an_export_on_real_images_that_was_stopped_leaves_the_one_before_it_data
     exported: RunDir, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunDir(Path(shutil.copytree(exported.path, tmp_path / "runs" / "toy")))
-    wanted = with_changes(pipeline.open_recipe(run), {"export": {"calibrate_on_real": str(photos)}})
+    wanted = with_changes(pipeline.open_recipe(run), {"export": {"images": str(photos)}})
     with pytest.raises(StoppedEarly):
         export.export_student(Execution(EXPORT, run, wanted, pipeline.RunStatus(run, wanted).inputs(EXPORT), Stop(0)))
     assert (run.ledger().real_images_read, run.ledger().data_free) == (0, True)
@@ -569,7 +569,7 @@ def test_real_images_for_a_student_from_elsewhere_stand_in_its_folder_alone(
     exported: RunDir, elsewhere: export.ExternalStudent, photos: Path
 ) -> None:
     before = whole(exported.path)
-    changes = {"export": {"target": "cpu", "calibrate_on_real": str(photos)}}
+    changes = {"export": {"target": "cpu", "images": str(photos)}}
     export.export_external(exported, with_changes(pipeline.open_recipe(exported), changes), elsewhere, Stop())
     assert whole(exported.path) == before
     record = Record.read(elsewhere.out)

@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from edgekd.models.description import Description
 from edgekd.recipe import Recipe
-from edgekd.recipe.method import MethodTable
+from edgekd.recipe.method import MethodTable, ProceduralTable
 from edgekd.rng import KeyedDraws
 from edgekd.synthesis.generator import Generator
+from edgekd.synthesis.images.generated import GeneratedImages
+from edgekd.synthesis.images.pictures import Pictures
+from edgekd.synthesis.images.procedural import ProceduralImages
 from edgekd.synthesis.sampler import Sampler
 from edgekd.synthesis.vae import VAE
 
@@ -40,6 +44,22 @@ def sampler(wanted: Recipe, state: dict[str, Any]) -> Sampler:
     return Sampler.from_state(Sampler.state_of(state, wanted.method), wanted, TEACHER)
 
 
+def generator_of(drawn: Sampler) -> nn.Module:
+    assert isinstance(drawn.novel, GeneratedImages)
+    return drawn.novel.generator
+
+
+def test_without_a_generator_the_novel_samples_are_procedural_ones_or_the_users_pictures() -> None:
+    method = recipe("none").method.model_copy(update={"procedural": ProceduralTable(share=(1.0, 1.0))})
+    wanted = recipe("none").model_copy(update={"method": method})
+    state = Sampler.state_of(final(wanted), method)
+    drawn = Sampler.from_state(state, wanted, TEACHER)
+    assert torch.equal(drawn.batch(DRAWS, "x", 2, 6), ProceduralImages(SHAPE).batch(DRAWS, "x/novel", 2, 6))
+    pictures = Pictures([torch.zeros(1, 8, 8, dtype=torch.uint8)], SHAPE, torch.tensor([0.5]), torch.tensor([0.25]))
+    drawn = Sampler.from_state(state, wanted, TEACHER, pictures)
+    assert torch.equal(drawn.batch(DRAWS, "x", 2, 6), torch.full((6, *SHAPE), -2.0))
+
+
 def test_samples_come_again_for_the_same_purpose_and_differ_for_another() -> None:
     wanted = recipe()
     state = final(wanted)
@@ -58,9 +78,10 @@ def test_half_of_a_batch_is_novel_and_half_decoded_from_the_codes_of_the_posteri
     codes = DRAWS.normal(3, "x/replay", 4, 6)
     memory = state["replay"]["vae"]
     codes = codes * memory["latent_variance"].sqrt() + memory["latent_mean"]
-    novel = drawn.generator(DRAWS.normal(3, "x/novel", 5, 8))
+    generator = generator_of(drawn)
+    novel = generator(DRAWS.normal(3, "x/novel", 5, 8))
     assert torch.equal(drawn.batch(DRAWS, "x", 3, 9), torch.cat([novel, drawn.decoder(codes)]))
-    assert torch.equal(drawn.generator.get_parameter("project.weight"), state["generator_ema"]["project.weight"])
+    assert torch.equal(generator.get_parameter("project.weight"), state["generator_ema"]["project.weight"])
     assert torch.equal(drawn.decoder.get_parameter("project.weight"), memory["decoder.project.weight"])
 
 
@@ -83,7 +104,7 @@ def test_what_was_never_replayed_draws_nothing(source: str, opened: bool) -> Non
     wanted = recipe(source)
     drawn = sampler(wanted, final(wanted, opened=opened))
     assert drawn.decoder is None
-    assert torch.equal(drawn.batch(DRAWS, "x", 0, 9), drawn.generator(DRAWS.normal(0, "x/novel", 9, 8)))
+    assert torch.equal(drawn.batch(DRAWS, "x", 0, 9), generator_of(drawn)(DRAWS.normal(0, "x/novel", 9, 8)))
 
 
 def test_drawing_leaves_the_global_generator_and_the_networks_alone(tmp_path: Path) -> None:
@@ -94,4 +115,4 @@ def test_drawing_leaves_the_global_generator_and_the_networks_alone(tmp_path: Pa
     batch = drawn.batch(DRAWS, "x", 0, 8)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert not batch.requires_grad
-    assert not drawn.generator.training
+    assert not generator_of(drawn).training

@@ -38,6 +38,9 @@ def distill(
         str,
         typer.Option(metavar="FILE", help="Weights it starts from, in place of others."),
     ] = "",
+    images: Annotated[
+        str, typer.Option(metavar="DIR", help="Learn on these unlabelled pictures of your own: not data-free.")
+    ] = "",
     run: flags.RunOption = "",
     steps: Annotated[
         int | None, typer.Option(min=1, help="Student updates; by input size and classes by default.")
@@ -80,6 +83,7 @@ def distill(
         changes.of_pixels(normalize, mean, std, classes),
         _student_changes(student, budget_ms, student_weights, on),
         changes.only_given(seed=seed),
+        changes.in_table("images", changes.only_given(folder=images)),
         changes.in_table("method", changes.only_given(preset=method, steps=steps, minutes=minutes)),
         changes.of_machine(device, threads),
         changes.of_set(set_),
@@ -92,7 +96,7 @@ def distill(
     approval.approve_typed(changed)
     made = targets.run_of(teacher, run, f"-{_run_suffix(changed)}")
     changed = changes.combine(changed, {"teacher": {"file": str(teacher)}})
-    needed = (student_weights, classes, data)
+    needed = (student_weights, images, classes, data)
     with session.locked_run(made, max_seconds=max_seconds, fresh=fresh, teacher=teacher, needed=needed) as stop:
         recipe = pipeline.adopt(made, settle.wanted_recipe(made, changed))
         approval.approve(made, recipe)

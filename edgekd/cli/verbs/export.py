@@ -36,9 +36,13 @@ def export(
         Path | None,
         typer.Option("--calib-data", metavar="DIR", help="Say how far INT8 ranges clip real images."),
     ] = None,
+    images: Annotated[
+        str,
+        typer.Option("--images", metavar="DIR", help="Set INT8 ranges from pictures of your own: not data-free."),
+    ] = "",
     calibrate_on_real: Annotated[
         str,
-        typer.Option("--calibrate-on-real", metavar="DIR", help="Set INT8 ranges from real images: not data-free."),
+        typer.Option("--calibrate-on-real", metavar="DIR", help="The old name of --images.", hidden=True),
     ] = "",
     student_weights: Annotated[
         Path | None,
@@ -54,7 +58,11 @@ def export(
     from edgekd.cli import changes
 
     switches = {"int8": int8, "uint8_input": uint8_input, "qat": qat}  # a switch that is off is given, too
-    values = changes.only_given(target=target, calibrate_on_real=calibrate_on_real)
+    if images and calibrate_on_real:
+        raise UsageError("--calibrate-on-real is the old name of --images: give --images alone.")
+    if calibrate_on_real:
+        console.warn("--calibrate-on-real is now called --images.")
+    values = changes.only_given(target=target, images=images or calibrate_on_real)
     values |= {name: value for name, value in switches.items() if value is not None}
     changed = changes.combine(changes.in_table("export", values), changes.of_set(set_))
     given = {"--student-weights FILE": student_weights, "--arch NAME": arch, "--out DIR": out}
@@ -135,7 +143,7 @@ def _elsewhere(name: str, changed: Changes, weights: Path, arch: str, out: Path,
         if not export_external(run, recipe, ExternalStudent(weights, arch, out), stop):
             console.say("export   already done")
     following = f"edgekd bench {targets.path_argument(out / 'student.fp32.onnx')}"
-    data_free = False if recipe.export.calibrates_on_real else None  # nobody knows what it was trained on
+    data_free = False if recipe.export.calibrates_on_images else None  # nobody knows what it was trained on
     _close(run, out, {"out": str(out)}, following, data_free=data_free, json=json)
     refuse_failures_of(out)
 
@@ -155,7 +163,7 @@ def _refuse_idle_keys(resolved: Recipe, recipe: Recipe) -> None:
 
 def _refuse_idle_images(recipe: Recipe, changed: Changes, clipping_of: Path | None) -> None:
     """Raise `UsageError` when real images are given for INT8 ranges and no INT8 file is made."""
-    asked = {"--calib-data": clipping_of, "--calibrate-on-real": changed.get("export", {}).get("calibrate_on_real")}
+    asked = {"--calib-data": clipping_of, "--images": changed.get("export", {}).get("images")}
     for flag, value in asked.items():
         if value and not recipe.export.int8:
             raise UsageError(f"{flag} is about the ranges of INT8 files; add --int8.")

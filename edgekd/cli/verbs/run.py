@@ -43,7 +43,8 @@ def run(
     needed = (
         resolved.student.weights,
         resolved.pixels.classes,
-        resolved.export.calibrate_on_real,
+        resolved.images.folder,
+        resolved.export.images,
         data or resolved.eval.data,
     )
     source = Path(resolved.teacher.file)
@@ -83,7 +84,8 @@ def _beside(recipe: Recipe, folder: Path) -> Recipe:
         ("teacher", "file"),
         ("student", "weights"),
         ("pixels", "classes"),
-        ("export", "calibrate_on_real"),
+        ("images", "folder"),
+        ("export", "images"),
         ("eval", "data"),
     )
     for table, key in paths:

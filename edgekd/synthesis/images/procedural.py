@@ -9,16 +9,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from edgekd.models.stems import Shape
+from edgekd.rng import KeyedDraws
 
 _LEAVES = 20
 """Shapes painted over each other in one picture."""
 _HIDDEN = 12
 """Width of a coordinate network."""
+
+
+@dataclass(frozen=True)
+class ProceduralImages:
+    """Procedural images of one size."""
+
+    shape: Shape
+
+    def batch(self, draws: KeyedDraws, purpose: str, index: int, size: int) -> Tensor:
+        """Return images rendered for this batch alone."""
+        return render(draws.source(index, purpose), size, self.shape)
 
 
 class _Uniform:
