@@ -16,7 +16,7 @@ from edgekd.agent.device.machine import sha256_of
 from edgekd.errors import GateError, InputFileError, UsageError
 from edgekd.export import onnx_files
 from edgekd.export.onnx_export import FLOAT_INPUT, UINT8_INPUT
-from edgekd.export.samples import ExportSamples, of_images, uint8_input
+from edgekd.export.samples import ExportSamples, image_batches, read_graph_normalization
 from edgekd.ingestion import foreign, initial, outside_files, weights
 from edgekd.models import artefacts, registry
 from edgekd.models.description import Description
@@ -195,7 +195,7 @@ def _job(
     threads = machine.use_threads(recipe.machine.threads)
     description = artefacts.description_of(run_dir)
     teacher = Teacher.of(artefacts.teacher_network(run_dir, description), description, "fp32", torch.device("cpu"))
-    samples = ExportSamples.of_run(run_dir, uint8_input(run_dir, recipe.export))
+    samples = ExportSamples.of_run(run_dir, read_graph_normalization(run_dir, recipe.export))
     if images is not None:
         console.warn(f"INT8 ranges come from {len(images)} real images of {images.folder.path}: not data-free.")
     data_free = False if images is not None else True if own else None
@@ -210,7 +210,7 @@ def _job(
         data_free,
         threads,
         stop,
-        None if images is None else of_images(images, samples.pixels),
+        None if images is None else image_batches(images, samples.graph_normalization),
     )
 
 
@@ -228,9 +228,9 @@ def _metadata(
     facts: dict[str, object] = {
         "student": None if own else "elsewhere",
         "data_free": data_free,
-        "input_name": FLOAT_INPUT if samples.pixels is None else UINT8_INPUT,
+        "input_name": FLOAT_INPUT if samples.graph_normalization is None else UINT8_INPUT,
         "input_shape": list(description.input_shape),
-        "normalization_in_graph": samples.pixels is not None,
+        "normalization_in_graph": samples.graph_normalization is not None,
         "mean": pixels.mean,
         "std": pixels.std,
         "class_names": pixels.class_names,
