@@ -1,4 +1,7 @@
-"""Hold an exported file to the logits it must reproduce, and say how often two models give the same answer."""
+"""Compare logits: of an exported file with those it must reproduce (parity), of two models by answer (agreement).
+
+The answer of a model to a sample is the class with the largest logit.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +24,18 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class Parity:
-    """Distance of two sets of logits; differences and margins are relative to the reference's logit range."""
+    """How far logits are from the reference logits; differences and margins are shares of the latter's range."""
 
     samples: int
     tolerance: float
     logit_range: float
     max_difference: float
-    wrong_answers: int  # another argmax although the top-2 margin exceeds twice the tolerance
-    near_tie_share: float  # samples whose margin does not
+    wrong_answers: int  # another argmax although the top-2 margin of the reference exceeds twice the tolerance
+    near_tie_share: float  # the share of samples whose margin does not exceed it
 
     @property
     def passed(self) -> bool:
-        """Whether all logits are within the tolerance and every clear answer is the same."""
+        """Whether all logits are within the tolerance and no answer is wrong."""
         return self.max_difference <= self.tolerance and self.wrong_answers == 0
 
     @property
@@ -48,39 +51,39 @@ class Parity:
         )
 
     def to_card(self) -> ParityCheck:
-        """Return all numbers and the verdict as they are written; a difference without limit is None."""
+        """Convert to the form in parity.json, where an infinite difference is None."""
         difference = self.max_difference if math.isfinite(self.max_difference) else None
         numbers = {**asdict(self), "max_difference": difference}
         return ParityCheck.model_validate({**numbers, "passed": self.passed, "reason": self.problem})
 
 
 def relative_margins(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return first minus second largest logit of each sample, N, as a share of the range of all logits."""
+    """Compute the top-2 margin of each sample of logits N×K, shape N, as a share of the range of all logits."""
     top = np.sort(logits.astype(np.float64), axis=1)[:, -2:]
     return (top[:, 1] - top[:, 0]) / logit_range(logits)
 
 
 def logit_range(logits: NDArray[np.float32]) -> float:
-    """Return largest minus smallest logit, and the smallest positive float for constant logits."""
+    """Compute the largest minus the smallest of all logits; the smallest positive float if they are constant."""
     return max(float(logits.max()) - float(logits.min()), float(np.finfo(np.float32).tiny))
 
 
-def compare_logits(reference: NDArray[np.float32], logits: NDArray[np.float32], tolerance: float) -> Parity:
-    """Compare logits N×K with their reference; logits that are not finite differ by infinity."""
-    if reference.shape != logits.shape or reference.ndim != 2 or reference.shape[1] < 2:
-        raise ValueError(f"expected two arrays N×K with K ≥ 2, got {reference.shape} and {logits.shape}")
-    if not np.isfinite(reference).all():
+def compare_logits(reference_logits: NDArray[np.float32], logits: NDArray[np.float32], tolerance: float) -> Parity:
+    """Compare logits N×K with the reference logits; logits that are not finite differ by infinity."""
+    if reference_logits.shape != logits.shape or reference_logits.ndim != 2 or reference_logits.shape[1] < 2:
+        raise ValueError(f"expected two arrays N×K with K ≥ 2, got {reference_logits.shape} and {logits.shape}")
+    if not np.isfinite(reference_logits).all():
         raise ValueError("the reference logits are not all finite")
-    span = logit_range(reference)
-    clear = relative_margins(reference) > 2 * tolerance
-    difference = np.abs(reference.astype(np.float64) - logits) / span
-    other = reference.argmax(1) != logits.argmax(1)
+    span = logit_range(reference_logits)
+    clear = relative_margins(reference_logits) > 2 * tolerance
+    difference = np.abs(reference_logits.astype(np.float64) - logits) / span
+    changed = reference_logits.argmax(1) != logits.argmax(1)
     return Parity(
-        samples=len(reference),
+        samples=len(reference_logits),
         tolerance=tolerance,
         logit_range=span,
         max_difference=float(difference.max()) if np.isfinite(logits).all() else float("inf"),
-        wrong_answers=int((other & clear).sum()),
+        wrong_answers=int((changed & clear).sum()),
         near_tie_share=float(1 - clear.mean()),
     )
 
@@ -88,45 +91,45 @@ def compare_logits(reference: NDArray[np.float32], logits: NDArray[np.float32], 
 def check_parity(
     source: Path | ModelProto,
     inputs: NDArray[np.generic],
-    reference: NDArray[np.float32],
+    reference_logits: NDArray[np.float32],
     tolerance: float,
 ) -> Parity:
     """Run a model on `inputs`, N×C×H×W, in ONNX Runtime on the CPU and compare with the reference logits."""
     batches = (inputs[start : start + _BATCH] for start in range(0, len(inputs), _BATCH))
-    return compare_logits(reference, all_logits(source, batches), tolerance)
+    return compare_logits(reference_logits, all_logits(source, batches), tolerance)
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How many of the clear samples (top-2 margin of the reference above the tolerance) keep their answer."""
+    """On how many clear samples (top-2 margin of the reference above the tolerance) two models answer the same."""
 
     samples: int
     clear: int
-    same: int
-    tolerance: float
+    same: int  # clear samples with the same answer
+    tolerance: float  # a share of the reference's logit range
 
     @property
     def share(self) -> float:
-        """The share of clear samples with the same answer."""
+        """Same over clear, from 0 to 1."""
         return self.same / self.clear
 
     def to_card(self) -> AgreementPart:
-        """Return all numbers and the share as they are written."""
+        """Convert to the form in agreement.json."""
         return AgreementPart(**asdict(self), share=self.share)
 
 
-def agreement(reference: NDArray[np.float32], logits: NDArray[np.float32], tolerance: float) -> Agreement:
-    """Compare the answers of two models from logits N×K; `tolerance` is a share of the reference's logit range.
+def compare_answers(reference_logits: NDArray[np.float32], logits: NDArray[np.float32], tolerance: float) -> Agreement:
+    """Count the same answers of two models, from logits N×K; `tolerance` is a share of the reference's logit range.
 
-    Raises GateError if the reference is at a tie on every sample.
+    Raises GateError if no sample is clear.
     """
-    if reference.shape != logits.shape:
-        raise ValueError(f"expected logits of one shape, got {reference.shape} and {logits.shape}")
-    clear = relative_margins(reference) > tolerance
+    if reference_logits.shape != logits.shape:
+        raise ValueError(f"expected logits of one shape, got {reference_logits.shape} and {logits.shape}")
+    clear = relative_margins(reference_logits) > tolerance
     if not clear.any():
         raise GateError(
-            f"none of {len(reference)} samples has a top-2 margin above {tolerance:g} of the logit range, "
+            f"none of {len(reference_logits)} samples has a top-2 margin above {tolerance:g} of the logit range, "
             f"so agreement means nothing; the network answers everything alike or the samples are degenerate."
         )
-    same = (reference.argmax(1) == logits.argmax(1)) & np.isfinite(logits).all(1)
-    return Agreement(len(reference), int(clear.sum()), int((same & clear).sum()), tolerance)
+    same = (reference_logits.argmax(1) == logits.argmax(1)) & np.isfinite(logits).all(1)
+    return Agreement(len(reference_logits), int(clear.sum()), int((same & clear).sum()), tolerance)

@@ -73,11 +73,11 @@ class FineTuning:
         with scratch.folder() as folder:
             path = folder / "tuned.onnx"
             onnx_export.export_fp32(
-                tuned.network, self.input_shape, path, metadata=metadata, uint8_input=self.samples.pixels
+                tuned.network, self.input_shape, path, metadata=metadata, uint8_input=self.samples.graph_normalization
             )
             model = read_model(path)
         details = RemedyFactsPart(lr=table.qat_lr, first_loss=tuned.losses[0], last_loss=tuned.losses[-1])
         return FineTunedModel(model, collect_ranges(model, self.calibration), details)
 
     def _floats(self, batches: Batches) -> Iterator[Tensor]:
-        return (torch.from_numpy(x) for x in self.samples.as_floats(batches()))
+        return (torch.from_numpy(x) for x in self.samples.as_network_input(batches()))

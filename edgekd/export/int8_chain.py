@@ -1,4 +1,4 @@
-"""The whole way to one INT8 file: ranges by output loss, float layers while answers are lost, bias correction."""
+"""Plan one INT8 file: try ranges, then float layers where answers are lost, bias correction, and fine-tuning."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from onnx.helper import make_empty_tensor_value_info, make_node
 from edgekd.errors import GateError
 from edgekd.export.graph import constants, producers, read_model, weight_axis
 from edgekd.export.int8 import (
-    HeldOut,
+    HeldOutSet,
+    PlanChange,
     Quality,
     QuantizationPlan,
-    Remedy,
-    choose_ranges,
     layer_sensitivity,
-    leave_worst_in_float,
+    try_float_layers,
+    try_ranges,
 )
 from edgekd.export.ort_session import open_session
 from edgekd.export.quantize import Flavor
@@ -33,7 +33,7 @@ FINE_TUNING = "quantisation-aware fine-tuning"
 
 @dataclass(frozen=True)
 class FineTunedModel:
-    """A float32 model that was trained to bear quantisation, and its own activation ranges."""
+    """A float32 model after quantisation-aware training, with ranges of its own activations."""
 
     source: ModelProto
     ranges: Ranges
@@ -41,21 +41,21 @@ class FineTunedModel:
 
 
 FineTune = Callable[[QuantizationPlan], FineTunedModel]
-"""Trains the student for a plan that still misses the target; raises GateError where that fails."""
+"""Fine-tunes the student for a plan that still misses the target; raises GateError if that fails."""
 
 
 @dataclass(frozen=True)
 class Int8Result:
-    """The plan that was reached, its quality, and every step that was tried on the way."""
+    """The final plan, its quality, and every change that was tried, in order."""
 
     plan: QuantizationPlan
     quality: Quality
     target: float
-    steps: tuple[Remedy, ...]
+    changes: tuple[PlanChange, ...]
 
     @property
     def passed(self) -> bool:
-        """Whether the file keeps enough of the answers."""
+        """Whether the agreement reaches the target."""
         return self.quality.agreement.share >= self.target
 
     def to_card(
@@ -65,7 +65,7 @@ class Int8Result:
         clipping: ClippingPart,
         default_mode: AgreementPart | None,
     ) -> Int8Part:
-        """Return all of it as it is written, and the reason for which the file is not published, if there is one."""
+        """Convert to the form in agreement.json; `reason` says why the file is not published, None if it is."""
         return Int8Part(
             passed=reason is None,
             reason=reason,
@@ -75,7 +75,7 @@ class Int8Result:
             left_in_float=list(self.plan.float_nodes),
             quality=self.quality.to_card(),
             target=self.target,
-            steps=[step.to_card() for step in self.steps],
+            steps=[change.to_card() for change in self.changes],
             integer_nodes=integer_nodes,
             clipping=clipping,
             default_mode=default_mode,
@@ -86,7 +86,7 @@ def quantize_keeping_answers(
     source: Path | ModelProto,
     flavor: Flavor,
     ranges: Ranges,
-    held_out: HeldOut,
+    held_out: HeldOutSet,
     calibration: Batches,
     *,
     target: float = 0.97,
@@ -97,61 +97,54 @@ def quantize_keeping_answers(
 
     Args:
         source: the float32 model.
-        flavor: one of `quantize.FLAVOURS`.
-        ranges: of its activations over `calibration`.
-        held_out: samples that decide, disjoint from `calibration`.
-        calibration: the samples that `ranges` are of, for bias correction.
-        target: share of agreement.
-        headrooms: what the ranges may be widened by, the best first.
-        fine_tune: the last remedy, none if not given.
+        flavor: one of `quantize.FLAVORS`.
+        ranges: candidate ranges of its activations, collected on `calibration`.
+        held_out: the samples on which plans are compared, disjoint from `calibration`.
+        calibration: the samples that `ranges` were collected on; bias correction runs on them too.
+        target: share of agreement to reach.
+        headrooms: factors by which ranges may be widened, tried in this order.
+        fine_tune: the last remedy; without it there is no fine-tuning.
     """
 
-    def untrained(source: Path | ModelProto, ranges: Ranges) -> list[Remedy]:
-        chosen = choose_ranges(source, flavor, ranges, held_out, headrooms=headrooms, target=target)
-        return _with_remedies(chosen, held_out, calibration, target)
+    def post_training(source: Path | ModelProto, ranges: Ranges) -> list[PlanChange]:
+        """Try every change that needs no training."""
+        changes = [try_ranges(source, flavor, ranges, held_out, headrooms=headrooms, target=target)]
+        if changes[-1].quality.agreement.share < target:
+            plan = changes[-1].plan
+            sensitivity = layer_sensitivity(plan, held_out)
+            changes.append(try_float_layers(plan, held_out, sensitivity, target=target))
+        # Also where the target is reached: it costs no time and no bytes on the device, and is kept only if it helps.
+        changes.append(try_bias_correction(changes[-1].plan, held_out, calibration))
+        return changes
 
-    steps = untrained(source, ranges)
-    if _missed(steps, target) and fine_tune is not None:
-        steps.append(_fine_tuned(steps[-1], fine_tune, untrained))
-    return Int8Result(steps[-1].plan, steps[-1].kept, target, tuple(steps))
-
-
-def _missed(steps: list[Remedy], target: float) -> bool:
-    return steps[-1].kept.agreement.share < target
-
-
-def _with_remedies(ranges: Remedy, held_out: HeldOut, calibration: Batches, target: float) -> list[Remedy]:
-    """The choice of ranges, layers left in float as far as they are needed, and the correction of biases."""
-    steps = [ranges]
-    if _missed(steps, target):
-        plan = steps[-1].plan
-        sensitivity = layer_sensitivity(plan, held_out)
-        steps.append(leave_worst_in_float(plan, held_out, sensitivity, target=target))
-    # Not only where answers are missing: it costs neither time nor bytes on the device, and the loss says if it pays.
-    steps.append(correct_bias(steps[-1].plan, held_out, calibration))
-    return steps
+    changes = post_training(source, ranges)
+    if changes[-1].quality.agreement.share < target and fine_tune is not None:
+        changes.append(_try_fine_tuning(changes[-1], fine_tune, post_training))
+    return Int8Result(changes[-1].plan, changes[-1].quality, target, tuple(changes))
 
 
-def _fine_tuned(last: Remedy, fine_tune: FineTune, untrained: Callable[[ModelProto, Ranges], list[Remedy]]) -> Remedy:
-    """Fine-tune, then go the whole way again with the new network; the answers to keep are still the old one's."""
-    plan, before = last.plan, last.kept
+def _try_fine_tuning(
+    last: PlanChange, fine_tune: FineTune, post_training: Callable[[ModelProto, Ranges], list[PlanChange]]
+) -> PlanChange:
+    """Fine-tune, then quantise the new network from the start; it is still compared with the original's logits."""
+    plan, before = last.plan, last.quality
     try:
         tuned = fine_tune(plan)
-        steps = untrained(tuned.source, tuned.ranges)
+        changes = post_training(tuned.source, tuned.ranges)
     except GateError as error:
-        return Remedy(FINE_TUNING, plan, before, before, False, RemedyFactsPart(failed=str(error)))
-    after = steps[-1].kept
-    better = (after.agreement.share, -after.loss) > (before.agreement.share, -before.loss)
-    details = tuned.details.model_copy(update={"steps": [step.to_card() for step in steps]})
-    return Remedy(FINE_TUNING, steps[-1].plan if better else plan, before, after, better, details)
+        return PlanChange(FINE_TUNING, plan, before, before, False, RemedyFactsPart(failed=str(error)))
+    after = changes[-1].quality
+    improved = (after.agreement.share, -after.loss) > (before.agreement.share, -before.loss)
+    details = tuned.details.model_copy(update={"steps": [change.to_card() for change in changes]})
+    return PlanChange(FINE_TUNING, changes[-1].plan if improved else plan, before, after, improved, details)
 
 
 _CORRECTED_OPS = ("Conv", "Gemm")
-_ROWS = 32
+_BATCH_SIZE = 32
 
 
-def correct_bias(plan: QuantizationPlan, held_out: HeldOut, batches: Batches) -> Remedy:
-    """Return the plan with corrected biases, measured on `batches` of calibration samples."""
+def try_bias_correction(plan: QuantizationPlan, held_out: HeldOutSet, batches: Batches) -> PlanChange:
+    """Add each layer's mean output error to its bias; the errors are measured on `batches` of calibration samples."""
     quantized = plan.build()
     errors = mean_output_errors(plan.source, quantized, batches)
     corrected = replace(plan, bias_shifts=errors)
@@ -159,16 +152,16 @@ def correct_bias(plan: QuantizationPlan, held_out: HeldOut, batches: Batches) ->
     after = held_out.measure(corrected.build(), plan.flavor)
     largest = {name: float(np.abs(error).max()) for name, error in errors.items()}
     improved = after.loss < before.loss and after.agreement.share >= before.agreement.share
-    better = corrected if improved else plan
-    return Remedy("bias correction", better, before, after, improved, RemedyFactsPart(largest_shift=largest))
+    kept_plan = corrected if improved else plan
+    return PlanChange("bias correction", kept_plan, before, after, improved, RemedyFactsPart(largest_shift=largest))
 
 
 def mean_output_errors(
     source: Path | ModelProto, quantized: Path | ModelProto, batches: Batches
 ) -> dict[str, NDArray[np.float64]]:
-    """Return, for each quantised Conv and Gemm, float minus INT8 output: its mean per output channel.
+    """Measure the mean of float minus INT8 output, per output channel, of each quantised Conv and Gemm by node name.
 
-    Both see the activations of the float32 model `source`; `quantised` has the same node names.
+    Both layers read the activations of the float32 model `source`; `quantized` has the same node names.
     """
     model = read_model(source)
     names = _add_quantized_twins(model, read_model(quantized))
@@ -177,27 +170,31 @@ def mean_output_errors(
     sums: dict[str, NDArray[np.float64]] = {}
     samples = 0
     for batch in batches():
-        for start in range(0, len(batch), _ROWS):
-            part = batch[start : start + _ROWS]
-            samples += len(part)
-            means = session.run(outputs, {session.get_inputs()[0].name: part})
+        for start in range(0, len(batch), _BATCH_SIZE):
+            chunk = batch[start : start + _BATCH_SIZE]
+            samples += len(chunk)
+            means = session.run(outputs, {session.get_inputs()[0].name: chunk})
             for name, mean in zip(names, means, strict=True):
-                sums[name] = sums.get(name, 0.0) + np.asarray(mean, dtype=np.float64) * len(part)
+                sums[name] = sums.get(name, 0.0) + np.asarray(mean, dtype=np.float64) * len(chunk)
     return {name: total / samples for name, total in sums.items()}
 
 
 def _add_quantized_twins(model: ModelProto, quantized: ModelProto) -> list[str]:
-    """Put a quantised twin beside each quantised node and give out the mean difference; return the names."""
+    """Add to `model`, for each Conv and Gemm that `quantized` quantises, a fake-quantised twin and an output.
+
+    The output is the mean difference per channel. Returns the names of these nodes.
+    """
     originals = {node.name: node for node in model.graph.node}
-    makers, values = producers(quantized), constants(quantized)
+    producer_of, values = producers(quantized), constants(quantized)
     names = []
     for node in quantized.graph.node:
         if node.op_type not in _CORRECTED_OPS or node.name not in originals:
             continue
-        sources = [makers.get(name) for name in node.input[:2]]
-        pair = [source for source in sources if source is not None and source.op_type == "DequantizeLinear"]
-        if len(pair) == 2 and pair[1].input[0] in values:
-            _add_twin(model, originals[node.name], pair[0], _dequantized_weight(node, pair[1], values), values)
+        sources = [producer_of.get(name) for name in node.input[:2]]
+        dequantizers = [source for source in sources if source is not None and source.op_type == "DequantizeLinear"]
+        if len(dequantizers) == 2 and dequantizers[1].input[0] in values:
+            weight = _dequantized_weight(node, dequantizers[1], values)
+            _add_twin(model, originals[node.name], dequantizers[0], weight, values)
             names.append(node.name)
     return names
 
@@ -219,19 +216,20 @@ def _add_twin(
     weight: NDArray[np.float32],
     values: dict[str, NDArray[Any]],
 ) -> None:
+    """Add the twin of `node`: its input through Q/DQ as `dequantizer` has it, its weight as given."""
     name = node.name
-    scale, zero_point = (values[part] for part in dequantizer.input[1:3])
-    parts = {"scale": scale.astype(np.float32), "zero_point": zero_point, "weight": weight}
-    for part, value in parts.items():
-        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), f"{name}_twin_{part}"))
-    affine = [f"{name}_twin_scale", f"{name}_twin_zero_point"]
+    scale, zero_point = (values[tensor] for tensor in dequantizer.input[1:3])
+    initializers = {"scale": scale.astype(np.float32), "zero_point": zero_point, "weight": weight}
+    for suffix, value in initializers.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), f"{name}_twin_{suffix}"))
+    scale_and_zero_point = [f"{name}_twin_scale", f"{name}_twin_zero_point"]
     twin = make_node(node.op_type, [f"{name}_twin_x", f"{name}_twin_weight", *node.input[2:]], [f"{name}_twin"])
     twin.attribute.extend(node.attribute)
     axes = [0, 2, 3] if node.op_type == "Conv" else [0]
     model.graph.node.extend(
         (
-            make_node("QuantizeLinear", [node.input[0], *affine], [f"{name}_twin_q"]),
-            make_node("DequantizeLinear", [f"{name}_twin_q", *affine], [f"{name}_twin_x"]),
+            make_node("QuantizeLinear", [node.input[0], *scale_and_zero_point], [f"{name}_twin_q"]),
+            make_node("DequantizeLinear", [f"{name}_twin_q", *scale_and_zero_point], [f"{name}_twin_x"]),
             twin,
             make_node("Sub", [node.output[0], f"{name}_twin"], [f"{name}_error"]),
             make_node("ReduceMean", [f"{name}_error"], [f"{name}_mean_error"], axes=axes, keepdims=0),

@@ -18,14 +18,14 @@ from edgekd import console
 from edgekd.agent.device.environment import this_machine
 from edgekd.errors import GateError
 from edgekd.export import fidelity, int8, onnx_export, ort_session, qdq_check, quantize
-from edgekd.export.clipping import clipping
-from edgekd.export.fidelity import agreement
+from edgekd.export.clipping import plan_clipping
+from edgekd.export.fidelity import compare_answers
 from edgekd.export.fine_tuning import FineTuning
 from edgekd.export.fp16 import convert_to_fp16
 from edgekd.export.graph import write_model
 from edgekd.export.int8_chain import FineTune, Int8Result, quantize_keeping_answers
 from edgekd.export.ranges import Batches, collect_ranges
-from edgekd.export.samples import ExportSamples, batch_logits, cached_batches
+from edgekd.export.samples import ExportSamples, cached_batches, network_logits
 from edgekd.models.stems import Shape
 from edgekd.recipe import ExportTable
 from edgekd.run.cards.exported import (
@@ -92,25 +92,25 @@ class ExportMetrics:
 
 
 def write_all(job: ExportJob, folder: Path) -> ExportMetrics:
-    """Write the ONNX files that pass, fidelity.json, agreement.json and, with INT8, calibration.json."""
+    """Write the ONNX files that pass, parity.json, agreement.json and, with INT8, calibration.json."""
     held_out = cached_batches(job.samples.stream("export/held-out", job.table.holdout_samples))
-    answers = batch_logits(job.student, job.samples.as_floats(held_out()))
-    if not np.isfinite(answers).all():
+    student_logits = network_logits(job.student, job.samples.as_network_input(held_out()))
+    if not np.isfinite(student_logits).all():
         raise GateError(
             "the student answers NaN or infinity on synthetic samples, so no file is made of it; look for a training "
             "that diverged, or a negative running_var in its weights."
         )
-    numbers = ExportMetrics(len(answers))
-    teacher = batch_logits(job.teacher.network, job.samples.as_floats(held_out()))
-    numbers.chain["teacher -> student"] = _link(teacher, answers, fidelity.TOLERANCE_FP32)
+    numbers = ExportMetrics(len(student_logits))
+    teacher_logits = network_logits(job.teacher.network, job.samples.as_network_input(held_out()))
+    numbers.chain["teacher -> student"] = _link(teacher_logits, student_logits, fidelity.TOLERANCE_FP32)
     fp32 = folder / "student.fp32.onnx"
-    _write_floats(job, fp32, held_out, answers, numbers)
+    _write_floats(job, fp32, held_out, student_logits, numbers)
     if job.table.int8 and fp32.is_file():
         _write_int8(job, fp32, held_out, numbers)
     AgreementCard(
         data_free=job.data_free,
         int8_instructions=this_machine().int8_instructions,
-        synthetic_samples=len(answers),
+        synthetic_samples=len(student_logits),
         chain=numbers.chain,
         int8=numbers.int8,
     ).write(folder)
@@ -131,38 +131,40 @@ def print_export(numbers: ExportMetrics) -> None:
 
 
 def _write_floats(
-    job: ExportJob, fp32: Path, held_out: Batches, answers: NDArray[np.float32], numbers: ExportMetrics
+    job: ExportJob, fp32: Path, held_out: Batches, student_logits: NDArray[np.float32], numbers: ExportMetrics
 ) -> None:
-    """Write FP32 and FP16 where they reproduce the student, and fidelity.json."""
+    """Write FP32 and FP16 where they reproduce the student, and parity.json."""
     fp16 = fp32.with_name("student.fp16.onnx")
     console.say(f"export   {fp32.name}, {fp16.name}")
-    onnx_export.export_fp32(job.student, job.input_shape, fp32, metadata=job.metadata, uint8_input=job.samples.pixels)
+    onnx_export.export_fp32(
+        job.student, job.input_shape, fp32, metadata=job.metadata, uint8_input=job.samples.graph_normalization
+    )
     checks: dict[str, ParityCheck] = {}
     try:
         convert_to_fp16(fp32, fp16)
     except GateError as error:  # a weight that float16 cannot hold
         checks[fp16.name] = ParityCheck(passed=False, reason=str(error))
-        numbers.chain[f"student -> {fp16.name}"] = _no_link(len(answers), fidelity.TOLERANCE_FP16, error)
+        numbers.chain[f"student -> {fp16.name}"] = _no_link(len(student_logits), fidelity.TOLERANCE_FP16, error)
         numbers.failures.append(f"{fp16.name}: {error}".rstrip("."))
     for file, tolerance in ((fp32, fidelity.TOLERANCE_FP32), (fp16, fidelity.TOLERANCE_FP16)):
         if not file.is_file():
             continue
         onnx_logits = ort_session.all_logits(file, held_out(), threads=job.threads)
-        result = fidelity.compare_logits(answers, onnx_logits, tolerance)
+        result = fidelity.compare_logits(student_logits, onnx_logits, tolerance)
         checks[file.name] = result.to_card()
-        numbers.chain[f"student -> {file.name}"] = _link(answers, onnx_logits, tolerance)
+        numbers.chain[f"student -> {file.name}"] = _link(student_logits, onnx_logits, tolerance)
         if result.problem is not None:
             numbers.failures.append(f"{file.name} {result.problem}")
             file.unlink()
     ParityCard.of(checks).write(fp32.parent)
 
 
-def _link(reference: NDArray[np.float32], answers: NDArray[np.float32], tolerance: float) -> AgreementPart:
-    """A link of the chain; where the reference is near a tie on every sample it has no share, but a reason."""
+def _link(reference_logits: NDArray[np.float32], logits: NDArray[np.float32], tolerance: float) -> AgreementPart:
+    """A link of the chain; where no sample is clear it has no share, but a reason."""
     try:
-        return agreement(reference, answers, tolerance).to_card()
+        return compare_answers(reference_logits, logits, tolerance).to_card()
     except GateError as error:
-        return _no_link(len(reference), tolerance, error)
+        return _no_link(len(reference_logits), tolerance, error)
 
 
 def _no_link(samples: int, tolerance: float, error: GateError) -> AgreementPart:
@@ -178,7 +180,7 @@ def _write_int8(job: ExportJob, fp32: Path, held_out: Batches, numbers: ExportMe
         for flavor in flavors:
             numbers.refuse_int8(flavor.file_name, str(error))
         return
-    judge = int8.HeldOut.of(fp32, held_out)
+    held_out_set = int8.HeldOutSet.of(fp32, held_out)
     fine_tune = job.fine_tuning() if job.table.qat else None
     own_ranges: dict[str, RangesPart] = {}
     for flavor in flavors:
@@ -189,7 +191,7 @@ def _write_int8(job: ExportJob, fp32: Path, held_out: Batches, numbers: ExportMe
                 fp32,
                 flavor,
                 ranges,
-                judge,
+                held_out_set,
                 job.calibration,
                 target=job.table.min_int8_agreement,
                 headrooms=int8.HEADROOMS if job.real is None else (1.0,),
@@ -200,8 +202,8 @@ def _write_int8(job: ExportJob, fp32: Path, held_out: Batches, numbers: ExportMe
             continue
         problem = _publish(result, fp32.with_name(flavor.file_name))
         numbers.chain[f"{fp32.name} -> {flavor.file_name}"] = result.quality.agreement.to_card()
-        default_mode = _default_mode(result, judge, published=problem is None)
-        integers, clipped = _integer_nodes(result.plan), clipping(result.plan, held_out)
+        default_mode = _default_mode(result, held_out_set, published=problem is None)
+        integers, clipped = _integer_nodes(result.plan), plan_clipping(result.plan, held_out)
         numbers.int8[flavor.file_name] = result.to_card(problem, integers, clipped, default_mode)
         numbers.failures += [problem] if problem else []
         if result.plan.ranges is not ranges:
@@ -234,12 +236,12 @@ def _publish(result: Int8Result, path: Path) -> str | None:
     return None
 
 
-def _default_mode(result: Int8Result, judge: int8.HeldOut, *, published: bool) -> AgreementPart | None:
+def _default_mode(result: Int8Result, held_out_set: int8.HeldOutSet, *, published: bool) -> AgreementPart | None:
     """How a file for x86 agrees in ONNX Runtime's default mode, where that saturates on this CPU; say so."""
     flavor, kept_answers = result.plan.flavor, result.quality.agreement.share
     if flavor.kind != "int8-cpu-x86" or not ort_session.saturates():
         return None
-    agreement = judge.measure(result.plan.build(), flavor, default_kernels=True).agreement
+    agreement = held_out_set.measure(result.plan.build(), flavor, default_kernels=True).agreement
     if published:
         console.say(ort_session.saturation_note(flavor.file_name, "kept answers", kept_answers, agreement.share))
     return agreement.to_card()

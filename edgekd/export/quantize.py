@@ -1,4 +1,4 @@
-"""Quantise a float32 ONNX file to INT8 with ranges of our own, one flavour for each kind of runtime.
+"""Quantise a float32 ONNX model to INT8 with given activation ranges, one flavour for each kind of runtime.
 
 ONNX Runtime on a CPU wants outputs quantised too, so that whole chains run as integers; TensorRT wants
 only the inputs of Conv and Gemm quantised, so that it can fuse what follows. No file serves both.
@@ -43,33 +43,33 @@ from edgekd.export.ranges import CLIPPING_OPS, Ranges
 
 @dataclass(frozen=True)
 class Flavor:
-    """How one kind of runtime wants its INT8."""
+    """How one kind of runtime wants its INT8 file."""
 
     name: str
     unsigned_activations: bool
     symmetric: bool
-    tensorrt_versions: tuple[str, ...] = ()  # whose rules the file keeps, see `qdq_check`
-    fp16: bool = False
-    float_stem: bool = False  # leaves what `float_stem` names as it is
+    tensorrt_versions: tuple[str, ...] = ()  # the file keeps the rules of these, see `qdq_check`
+    fp16: bool = False  # what is not quantised is float16
+    float_stem: bool = False  # the nodes of `depthwise_stem` stay in float
 
     @property
     def for_tensorrt(self) -> bool:
-        """Whether TensorRT runs the file; ONNX Runtime must then take it as written."""
+        """Whether the file is meant for TensorRT."""
         return bool(self.tensorrt_versions)
 
     @property
-    def steps(self) -> int:
-        """The number of steps between the ends of an activation's range."""
+    def quantization_steps(self) -> int:
+        """The number of quantisation steps (scales) from the low to the high end of an activation's range."""
         return 254 if self.symmetric else 255
 
     @property
     def kind(self) -> str:
-        """The kind of the file, as in its name."""
+        """The kind of file, such as int8-trt."""
         return f"int8-{self.name}"
 
     @property
     def file_name(self) -> str:
-        """The name of the published file."""
+        """The file's name in export/."""
         return f"student.{self.kind}.onnx"
 
 
@@ -114,15 +114,15 @@ def quantize(
     float_nodes: Collection[str] = (),
     only_nodes: Collection[str] = (),
 ) -> ModelProto:
-    """Return the INT8 form of a float32 model.
+    """Make the INT8 form of a float32 model.
 
     Args:
         source: the float32 model, opset 17.
-        flavor: one of FLAVOURS.
-        ranges: of the activations of this very model.
-        method: which of the candidates of `ranges` to use.
+        flavor: one of FLAVORS.
+        ranges: candidate ranges of the activations of this model.
+        method: which candidate to use, one of METHODS.
         float_nodes: names of nodes left in float.
-        only_nodes: if given, names of the only nodes quantised.
+        only_nodes: if given, only the nodes of these names are quantised.
 
     Raises:
         EdgekdError: a tensor that this flavour quantises has no range.
@@ -131,7 +131,7 @@ def quantize(
     properties = metadata(model)
     if flavor.fp16:
         model = at_opset(model, FP16_SCALE_OPSET)
-    in_float = {*float_nodes, *_outside(model)}
+    in_float = {*float_nodes, *_nodes_outside_weighted(model)}
     limits = activation_limits(flavor, ranges, method)
     options: dict[str, Any] = {"ActivationSymmetric": flavor.symmetric, "WeightSymmetric": True}
     if flavor.for_tensorrt:
@@ -142,20 +142,20 @@ def quantize(
         options |= {"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]}
     if flavor.fp16:
         options |= {"TensorQuantOverrides": _fp16_weight_scales(model)}
-    # Tells the quantiser that shapes are inferred; it would otherwise pass the model through a temporary file.
+    # Tells ONNX Runtime's quantiser that shapes are inferred; else it would write the model to a temporary file.
     model = with_shapes(model)
     model.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")
-    pairs = {name: (np.float32(low), np.float32(high)) for name, (low, high) in limits.items()}
+    limits32 = {name: (np.float32(low), np.float32(high)) for name, (low, high) in limits.items()}
     for node in model.graph.node:
-        if node.op_type in CLIPPING_OPS and node.input[0] not in pairs and node.output[0] in pairs:
-            pairs[node.input[0]] = pairs[node.output[0]]  # the quantiser merges both into one tensor
+        if node.op_type in CLIPPING_OPS and node.input[0] not in limits32 and node.output[0] in limits32:
+            limits32[node.input[0]] = limits32[node.output[0]]  # the quantiser merges both into one tensor
     quantizer = QDQQuantizer(
         model,
         True,
         False,
         QuantType.QInt8,
         QuantType.QUInt8 if flavor.unsigned_activations else QuantType.QInt8,
-        TensorsData(CalibrationMethod.MinMax, pairs),
+        TensorsData(CalibrationMethod.MinMax, limits32),
         list(only_nodes),
         sorted(in_float),
         list(_TENSORRT_OPS if flavor.for_tensorrt else _CPU_OPS),
@@ -168,8 +168,8 @@ def quantize(
     quantized: ModelProto = quantizer.model.model
     if flavor.for_tensorrt:
         _feed_float_nodes(quantized)
-        _quantize_one_residual_side(quantized, limits)
-    return _finished(quantized, flavor, properties)
+        _quantize_one_residual_input(quantized, limits)
+    return _cleaned(quantized, flavor, properties)
 
 
 def quantize_to(
@@ -181,12 +181,12 @@ def quantize_to(
     *,
     float_nodes: Collection[str] = (),
 ) -> OnnxFile:
-    """Write the INT8 form of a float32 model to `path`; see `quantize`."""
+    """Write the INT8 form of a float32 model to `path`; arguments and errors are those of `quantize`."""
     return write_model(quantize(source, flavor, ranges, method, float_nodes=float_nodes), path)
 
 
 def activation_limits(flavor: Flavor, ranges: Ranges, method: str) -> dict[str, tuple[float, float]]:
-    """Return (low, high) of every activation as this flavour clips it."""
+    """Compute the (low, high) to which this flavour clips each activation, by tensor name."""
     if not flavor.symmetric:
         return {name: (by_method[method].low, by_method[method].high) for name, by_method in ranges.tensors.items()}
     limits = {name: by_method[method].magnitude for name, by_method in ranges.tensors.items()}
@@ -196,26 +196,26 @@ def activation_limits(flavor: Flavor, ranges: Ranges, method: str) -> dict[str, 
 
 
 def compute_nodes(source: Path | ModelProto) -> list[str]:
-    """Return the names of the nodes worth quantising (Conv, Gemm, MatMul with constant weights), in order."""
+    """List the compute nodes (Conv, ConvTranspose, Gemm, MatMul with constant weights) by name, in graph order."""
     model = read_model(source)
     weights = initializers(model)
     return [n.name for n in model.graph.node if n.op_type in WEIGHTED_OPS and n.input[1] in weights]
 
 
-def float_stem(model: ModelProto) -> tuple[str, ...]:
-    """Name the Conv that reads the image and the depthwise Conv right behind it; nothing of another start.
+def depthwise_stem(model: ModelProto) -> tuple[str, ...]:
+    """Name the first Conv and the depthwise Conv right behind it; empty if the network starts otherwise.
 
-    Both move much and multiply little, so ONNX Runtime on x86 takes longer for them in integers than in float. For
-    another start float does not pay (docs/export.md).
+    Both read and write large maps but multiply little, so ONNX Runtime on x86 is slower for them in INT8 than in
+    float. A network that starts otherwise gains nothing from float there (docs/export.md).
     """
-    weights, readers = initializers(model), consumers(model)
+    weights, consumers_of = initializers(model), consumers(model)
     first = next((n for n in model.graph.node if n.op_type in WEIGHTED_OPS), None)
     if first is None or first.op_type != "Conv" or first.input[1] not in weights:
         return ()
     tensor = first.output[0]
-    while len(readers[tensor]) == 1 and readers[tensor][0].op_type in CLIPPING_OPS:
-        tensor = readers[tensor][0].output[0]
-    second = readers[tensor][0] if len(readers[tensor]) == 1 else None
+    while len(consumers_of[tensor]) == 1 and consumers_of[tensor][0].op_type in CLIPPING_OPS:
+        tensor = consumers_of[tensor][0].output[0]
+    second = consumers_of[tensor][0] if len(consumers_of[tensor]) == 1 else None
     if second is None or second.op_type != "Conv" or second.input[1] not in weights:
         return ()
     channels = weights[first.input[1]].dims[0]
@@ -223,93 +223,102 @@ def float_stem(model: ModelProto) -> tuple[str, ...]:
     return (first.name, second.name) if depthwise and attribute(first, "group", 1) == 1 else ()
 
 
-def _outside(model: ModelProto) -> list[str]:
-    """Name the nodes before the first and behind the last weighted ones: normalisation and pooled logits."""
-    makers, readers = producers(model), consumers(model)
-    fed: set[str] = set()
-    feeding: set[str] = set()
+def _nodes_outside_weighted(model: ModelProto) -> list[str]:
+    """Name the nodes before the first weighted node (normalisation) and behind the last (pooling of logits).
+
+    A Relu or Clip that fuses with the last weighted node is not among them.
+    """
+    producer_of, consumers_of = producers(model), consumers(model)
+    after_weighted: set[str] = set()  # tensors that depend on a weighted node
+    before_weighted: set[str] = set()  # tensors that a weighted node depends on
     for node in model.graph.node:
-        if node.op_type in WEIGHTED_OPS or fed.intersection(node.input):
-            fed.update(node.output)
+        if node.op_type in WEIGHTED_OPS or after_weighted.intersection(node.input):
+            after_weighted.update(node.output)
     for node in reversed(model.graph.node):
-        if node.op_type in WEIGHTED_OPS or feeding.intersection(node.output):
-            feeding.update(node.input)
+        if node.op_type in WEIGHTED_OPS or before_weighted.intersection(node.output):
+            before_weighted.update(node.input)
     outside = []
     for node in model.graph.node:
         if node.op_type in WEIGHTED_OPS:
             continue
-        behind = not feeding.intersection(node.output)
-        maker = makers.get(node.input[0]) if node.input else None
+        behind_last = not before_weighted.intersection(node.output)
+        producer = producer_of.get(node.input[0]) if node.input else None
         fuses = (
             node.op_type in CLIPPING_OPS
-            and maker is not None
-            and maker.op_type in WEIGHTED_OPS
-            and len(readers[node.input[0]]) == 1
+            and producer is not None
+            and producer.op_type in WEIGHTED_OPS
+            and len(consumers_of[node.input[0]]) == 1
         )
-        if not fed.intersection(node.input) or (behind and not fuses):
+        if not after_weighted.intersection(node.input) or (behind_last and not fuses):
             outside.append(node.name)
     return outside
 
 
 def _feed_float_nodes(model: ModelProto) -> None:
-    """Give nodes left in float the tensor before the Q/DQ pair that a quantised neighbour reads."""
-    makers = producers(model)
+    """Let weighted nodes left in float read the tensor before a Q/DQ pair instead of the rounded one behind it."""
+    producer_of = producers(model)
     for node in model.graph.node:
-        if node.op_type not in WEIGHTED_OPS or not _is_dequantized(node.input[0], makers):
+        if node.op_type not in WEIGHTED_OPS or not _is_dequantized(node.input[0], producer_of):
             continue
-        if not _is_dequantized(node.input[1], makers):
-            node.input[0] = _before_pair(node.input[0], makers)
+        if not _is_dequantized(node.input[1], producer_of):
+            node.input[0] = _before_qdq(node.input[0], producer_of)
 
 
-def _quantize_one_residual_side(model: ModelProto, limits: Mapping[str, tuple[float, float]]) -> None:
-    """Leave exactly one side of each residual Add quantised: the skip, so that Conv and Add fuse."""
-    makers = producers(model)
+def _quantize_one_residual_input(model: ModelProto, limits: Mapping[str, tuple[float, float]]) -> None:
+    """Leave exactly one input of each residual Add quantised, the skip connection, so that Conv and Add fuse.
+
+    The skip is the input with fewer weighted nodes before it.
+    """
+    producer_of = producers(model)
     depth = weighted_depth(model)
-    pairs: dict[str, str] = {}
+    dequantized_skips: dict[str, str] = {}
     for node in [node for node in model.graph.node if node.op_type == "Add"]:
         if not all(name in depth for name in node.input):
             continue
-        quantized = [_is_dequantized(name, makers) for name in node.input]
-        sources = [_before_pair(name, makers) if _is_dequantized(name, makers) else name for name in node.input]
-        fusible = [_is_quantized_conv(name, makers) for name in sources]
+        quantized = [_is_dequantized(name, producer_of) for name in node.input]
+        sources = [
+            _before_qdq(name, producer_of) if _is_dequantized(name, producer_of) else name for name in node.input
+        ]
+        fusible = [_is_quantized_conv(name, producer_of) for name in sources]
         deeper = 0 if depth[node.input[0]] > depth[node.input[1]] else 1
         skip = sources[1 - deeper]
         misplaced = quantized[deeper] and fusible[deeper] and depth[sources[deeper]] > depth[skip]
         if all(quantized) or misplaced:
             node.input[deeper] = sources[deeper]
         if not quantized[1 - deeper] and (misplaced or (any(fusible) and not any(quantized))):
-            if skip not in pairs:  # a skip may feed several Adds
-                pairs[skip] = _add_pair(model, skip, limits[skip][1] / 127)
-            node.input[1 - deeper] = pairs[skip]
+            if skip not in dequantized_skips:  # a skip may feed several Adds
+                dequantized_skips[skip] = _add_qdq_pair(model, skip, limits[skip][1] / 127)
+            node.input[1 - deeper] = dequantized_skips[skip]
 
 
-def _is_quantized_conv(tensor: str, makers: Mapping[str, NodeProto]) -> bool:
-    maker = makers.get(tensor)
-    return maker is not None and maker.op_type in WEIGHTED_OPS and _is_dequantized(maker.input[0], makers)
+def _is_quantized_conv(tensor: str, producer_of: Mapping[str, NodeProto]) -> bool:
+    producer = producer_of.get(tensor)
+    return producer is not None and producer.op_type in WEIGHTED_OPS and _is_dequantized(producer.input[0], producer_of)
 
 
-def _is_dequantized(tensor: str, makers: Mapping[str, NodeProto]) -> bool:
-    return tensor in makers and makers[tensor].op_type == "DequantizeLinear"
+def _is_dequantized(tensor: str, producer_of: Mapping[str, NodeProto]) -> bool:
+    return tensor in producer_of and producer_of[tensor].op_type == "DequantizeLinear"
 
 
-def _before_pair(tensor: str, makers: Mapping[str, NodeProto]) -> str:
-    return str(makers[makers[tensor].input[0]].input[0])
+def _before_qdq(tensor: str, producer_of: Mapping[str, NodeProto]) -> str:
+    """Name the float tensor that enters the Q/DQ pair whose output is `tensor`."""
+    return str(producer_of[producer_of[tensor].input[0]].input[0])
 
 
-def _add_pair(model: ModelProto, tensor: str, scale: float) -> str:
-    """Add a symmetric int8 Q/DQ pair on `tensor` and return the name of what comes out."""
-    names = [f"{tensor}_{part}" for part in ("scale", "zero_point", "QuantizeLinear_Output", "DequantizeLinear_Output")]
-    scale_name, zero_name, quantized, restored = names
+def _add_qdq_pair(model: ModelProto, tensor: str, scale: float) -> str:
+    """Add a symmetric int8 Q/DQ pair on `tensor` and return the name of its output."""
+    suffixes = ("scale", "zero_point", "QuantizeLinear_Output", "DequantizeLinear_Output")
+    scale_name, zero_point_name, quantized, dequantized = (f"{tensor}_{suffix}" for suffix in suffixes)
     model.graph.initializer.append(numpy_helper.from_array(np.array(scale or 1.0, dtype=np.float32), scale_name))
-    model.graph.initializer.append(numpy_helper.from_array(np.array(0, dtype=np.int8), zero_name))
-    pair = (("QuantizeLinear", tensor, quantized), ("DequantizeLinear", quantized, restored))
-    for op, source, target in pair:
-        model.graph.node.append(make_node(op, [source, scale_name, zero_name], [target], f"{tensor}_{op}"))
-    return restored
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0, dtype=np.int8), zero_point_name))
+    qdq_pair = (("QuantizeLinear", tensor, quantized), ("DequantizeLinear", quantized, dequantized))
+    for op, source, target in qdq_pair:
+        model.graph.node.append(make_node(op, [source, scale_name, zero_point_name], [target], f"{tensor}_{op}"))
+    return dequantized
 
 
 def _fp16_weight_scales(model: ModelProto) -> dict[str, list[dict[str, Any]]]:
-    """Weight scales that float16 holds exactly, in the quantiser's form."""
+    """Compute weight scales that are exact in float16, per output channel, as ONNX Runtime's TensorQuantOverrides."""
     weights = initializers(model)
     overrides: dict[str, list[dict[str, Any]]] = {}
     for node in model.graph.node:
@@ -317,8 +326,8 @@ def _fp16_weight_scales(model: ModelProto) -> dict[str, list[dict[str, Any]]]:
             continue
         values = numpy_helper.to_array(weights[node.input[1]])
         axis = weight_axis(node, values.ndim)
-        others = tuple(index for index in range(values.ndim) if index != axis)
-        scales = _fp16_scale(np.abs(values).max(axis=others) / 127)
+        other_axes = tuple(index for index in range(values.ndim) if index != axis)
+        scales = _fp16_scale(np.abs(values).max(axis=other_axes) / 127)
         overrides[node.input[1]] = [
             {"quant_type": QuantType.QInt8, "scale": float(scale), "zero_point": 0, "axis": axis} for scale in scales
         ]
@@ -326,12 +335,13 @@ def _fp16_weight_scales(model: ModelProto) -> dict[str, list[dict[str, Any]]]:
 
 
 def _fp16_scale(scale: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    """Round scales to normal float16 numbers: TensorRT computes with subnormal ones imprecisely."""
+    """Round scales to normal float16 numbers, since TensorRT is imprecise with subnormal ones."""
     rounded: NDArray[np.float16] = np.maximum(scale, SMALLEST_NORMAL).astype(np.float16)
     return rounded.astype(np.float32)
 
 
-def _finished(model: ModelProto, flavor: Flavor, properties: Mapping[str, str]) -> ModelProto:
+def _cleaned(model: ModelProto, flavor: Flavor, properties: Mapping[str, str]) -> ModelProto:
+    """Finish the quantised model: one operator set, nodes in order, float16 if the flavour asks, the old metadata."""
     standard = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     del model.opset_import[:]
     model.opset_import.add(domain="", version=standard[0])

@@ -1,7 +1,7 @@
-"""Collect the ranges of activations, streamed: memory depends on the network, not on the number of samples.
+"""Collect candidate ranges of activations, streamed: memory depends on the network, not on the number of samples.
 
-Two passes over the batches: one for minima and maxima, one for histograms between them. From the histogram
-come the candidates, of which the output loss later chooses one.
+Two passes over the batches: one for minima and maxima, one for histograms between them. The histograms give one range
+for each method of METHODS; the output loss later decides which method a file uses (`int8.try_ranges`).
 """
 
 from __future__ import annotations
@@ -23,21 +23,24 @@ from edgekd.export.graph import WEIGHTED_OPS, consumers, element_types, producer
 from edgekd.export.ort_session import open_session
 from edgekd.run.cards.exported import RangesPart
 
-# Gives the same batches each time it is called, N×C×H×W in the layout and type of the model's input.
 Batches = Callable[[], Iterable[NDArray[Any]]]
-# A number of samples and the values of each tensor on them.
+"""Gives the same batches at each call, N×C×H×W in the layout and type of the model's input."""
 ActivationBatch = tuple[int, list[tuple[str, NDArray[np.float32]]]]
+"""The number of samples, and (tensor name, values) of each activation."""
 
 PERCENTILES = {"p99.999": 99.999, "p99.99": 99.99, "p99.9": 99.9}
 METHODS = ("absmax", *PERCENTILES, "mse")
+"""Ways to set a range: all values, a percentile of them, least mean squared quantisation error."""
 BINS = 4096
+"""Of a histogram."""
 CLIPPING_OPS = ("Relu", "Clip")
-_ACTIVATION_BYTES = 256 * 2**20  # activations alive at once; larger batches are cut
+"""Operators whose work the range of their output does, so that they fuse with the layer before."""
+_ACTIVATION_BYTES = 256 * 2**20  # activations in memory at once; larger batches are cut into chunks
 
 
 @dataclass(frozen=True)
 class Range:
-    """What one method keeps of one tensor: [low, high], or [-magnitude, magnitude] where symmetric."""
+    """One range of one tensor: [low, high], or [-magnitude, magnitude] where quantisation is symmetric."""
 
     low: float
     high: float
@@ -46,30 +49,32 @@ class Range:
 
 @dataclass(frozen=True)
 class Ranges:
-    """The candidate ranges of every activation: tensor name, then method."""
+    """The candidate ranges of every activation, by tensor name, then method."""
 
     samples: int
     tensors: Mapping[str, Mapping[str, Range]]
 
     def widened(self, headroom: float, bounds: Mapping[str, tuple[float, float]]) -> Ranges:
-        """Return the ranges times `headroom`, but no further than the bounds that a tensor cannot leave."""
+        """Multiply all ranges by `headroom`, but keep those of a tensor in `bounds` within its (low, high)."""
 
-        def wider(range_: Range, low: float, high: float) -> Range:
-            reach = max(-low, high)
-            ends = (max(range_.low * headroom, low), min(range_.high * headroom, high))
-            return Range(*ends, min(range_.magnitude * headroom, reach))
+        def widen(range_: Range, low: float, high: float) -> Range:
+            return Range(
+                max(range_.low * headroom, low),
+                min(range_.high * headroom, high),
+                min(range_.magnitude * headroom, max(-low, high)),
+            )
 
-        everywhere = (-math.inf, math.inf)
+        unbounded = (-math.inf, math.inf)
         return Ranges(
             self.samples,
             {
-                name: {method: wider(range_, *bounds.get(name, everywhere)) for method, range_ in methods.items()}
+                name: {method: widen(range_, *bounds.get(name, unbounded)) for method, range_ in methods.items()}
                 for name, methods in self.tensors.items()
             },
         )
 
     def to_card(self) -> RangesPart:
-        """Return the ranges as they are written."""
+        """Convert to the form in calibration.json."""
         rows = {
             name: {method: (range_.low, range_.high, range_.magnitude) for method, range_ in methods.items()}
             for name, methods in self.tensors.items()
@@ -78,7 +83,7 @@ class Ranges:
 
     @classmethod
     def of(cls, card: RangesPart) -> Ranges:
-        """Return the ranges that were written."""
+        """Convert from the form in calibration.json."""
         tensors = {
             name: {method: Range(*values) for method, values in methods.items()}
             for name, methods in card.tensors.items()
@@ -86,50 +91,50 @@ class Ranges:
         return cls(card.samples, tensors)
 
 
-def activations(model: ModelProto) -> list[str]:
-    """Return the float tensors that a quantiser may want ranges of, in graph order.
+def activation_names(model: ModelProto) -> list[str]:
+    """List the float tensors that a quantiser may need ranges of, in graph order.
 
-    What only feeds a Relu or Clip right after its Conv or Gemm is left out: the range behind it counts.
+    The output of a Conv or Gemm that only a Relu or Clip reads is left out: the range of the latter's output counts.
     """
-    types, readers, makers = element_types(model), consumers(model), producers(model)
+    types, consumers_of, producer_of = element_types(model), consumers(model), producers(model)
     names = [info.name for info in model.graph.input]
     for node in model.graph.node:
         for name in node.output:
-            behind = [reader.op_type for reader in readers.get(name, [])]
-            if makers[name].op_type not in WEIGHTED_OPS or len(behind) != 1 or behind[0] not in CLIPPING_OPS:
+            ops = [consumer.op_type for consumer in consumers_of.get(name, [])]
+            if producer_of[name].op_type not in WEIGHTED_OPS or len(ops) != 1 or ops[0] not in CLIPPING_OPS:
                 names.append(name)
     return [name for name in names if types.get(name) == TensorProto.FLOAT]
 
 
 def collect_ranges(source: Path | ModelProto, batches: Batches, *, threads: int = 1) -> Ranges:
-    """Return the candidate ranges of a float32 model over all batches, each N×C×H×W in the input's type.
+    """Collect the candidate ranges of a float32 model over all batches.
 
     Raises GateError if there is no batch or an activation is not finite.
     """
-    probe = _Probe(read_model(source), threads)
-    return ranges_of(lambda: probe.run(batches()))
+    session = _ActivationSession(read_model(source), threads)
+    return ranges_of(lambda: session.run(batches()))
 
 
-def ranges_of(observe: Callable[[], Iterable[ActivationBatch]]) -> Ranges:
-    """Return the candidate ranges of whatever tensors `observe` shows; it is called twice and shows the same.
+def ranges_of(activations: Callable[[], Iterable[ActivationBatch]]) -> Ranges:
+    """Collect the candidate ranges of the tensors that `activations` yields; it is called twice and must repeat itself.
 
     Raises GateError if there is no batch or a value is not finite.
     """
     low: dict[str, float] = {}
     high: dict[str, float] = {}
     samples = 0
-    for rows, values in observe():
-        samples += rows
+    for count, values in activations():
+        samples += count
         for name, value in values:
-            low[name] = float(np.minimum(low.get(name, np.inf), value.min()))  # NaN stays, which min() would lose
+            low[name] = float(np.minimum(low.get(name, np.inf), value.min()))  # keeps NaN, unlike min()
             high[name] = float(np.maximum(high.get(name, -np.inf), value.max()))
     if not samples:
         raise GateError("calibration got no batch, so no activation range is known.")
     for name in low:
         if not np.isfinite(low[name]) or not np.isfinite(high[name]):
             raise GateError(f"activation {name} is not finite on the calibration samples; the network is broken.")
-    histograms = {name: np.zeros(BINS, dtype=np.int64) for name in low if not _flat(low[name], high[name])}
-    for _, values in observe():
+    histograms = {name: np.zeros(BINS, dtype=np.int64) for name in low if not _nearly_constant(low[name], high[name])}
+    for _, values in activations():
         for name, value in values:
             if name in histograms:
                 histograms[name] += np.histogram(value, BINS, (low[name], high[name]))[0]
@@ -139,10 +144,10 @@ def ranges_of(observe: Callable[[], Iterable[ActivationBatch]]) -> Ranges:
 def clipped_values(
     source: Path | ModelProto, limits: Mapping[str, tuple[float, float]], batches: Batches, *, threads: int = 1
 ) -> dict[str, tuple[int, int]]:
-    """Return, for each tensor in `limits` (low, high), how many of its values lie outside on these batches, of all."""
-    probe = _Probe(read_model(source), threads, [*limits])
+    """Count, for each tensor in `limits`, the values outside its (low, high) and all values: (outside, total)."""
+    session = _ActivationSession(read_model(source), threads, [*limits])
     outside, total = dict.fromkeys(limits, 0), dict.fromkeys(limits, 0)
-    for _, values in probe.run(batches()):
+    for _, values in session.run(batches()):
         for name, value in values:
             low, high = limits[name]
             outside[name] += int(np.count_nonzero(value < low) + np.count_nonzero(value > high))
@@ -150,81 +155,85 @@ def clipped_values(
     return {name: (outside[name], total[name]) for name in limits if total[name]}
 
 
-class _Probe:
-    """A session that shows intermediate tensors, a bounded number of bytes at a time."""
+class _ActivationSession:
+    """An ONNX Runtime session that outputs activations, at most _ACTIVATION_BYTES at a time."""
 
     def __init__(self, model: ModelProto, threads: int, names: list[str] | None = None) -> None:
         model = with_shapes(model)
-        self.names = activations(model) if names is None else names
+        names = activation_names(model) if names is None else names
         inferred_shapes = shapes(model)
-        sizes = [np.prod([size or 1 for size in inferred_shapes[name][1:]], dtype=np.int64) for name in self.names]
-        self._rows = max(1, _ACTIVATION_BYTES // max(1, 4 * int(sum(sizes))))
-        inputs, outputs = ({info.name for info in part} for part in (model.graph.input, model.graph.output))
+        sizes = [np.prod([size or 1 for size in inferred_shapes[name][1:]], dtype=np.int64) for name in names]
+        self._chunk_size = max(1, _ACTIVATION_BYTES // max(1, 4 * int(sum(sizes))))
+        inputs, outputs = ({info.name for info in infos} for infos in (model.graph.input, model.graph.output))
         self._input = next(iter(inputs))
-        shown = [name for name in self.names if name not in inputs | outputs]
-        model.graph.output.extend(make_empty_tensor_value_info(name) for name in shown)
-        self._fetched = [name for name in self.names if name not in inputs]
+        intermediate = [name for name in names if name not in inputs | outputs]
+        model.graph.output.extend(make_empty_tensor_value_info(name) for name in intermediate)
+        self._outputs = [name for name in names if name not in inputs]
+        self._with_input = self._input in names
         self._session: onnxruntime.InferenceSession = open_session(model, threads=threads)
 
     def run(self, batches: Iterable[NDArray[Any]]) -> Iterator[ActivationBatch]:
-        """Yield the number of samples and the tensors of one slice of a batch after another."""
+        """Yield the activations of each chunk of each batch."""
         for batch in batches:
-            for start in range(0, len(batch), self._rows):
-                part = batch[start : start + self._rows]
-                values = self._session.run(self._fetched, {self._input: part}) if self._fetched else []
-                pairs = list(zip(self._fetched, values, strict=True))
-                if self._input in self.names:
-                    pairs.append((self._input, part))
-                yield len(part), pairs
+            for start in range(0, len(batch), self._chunk_size):
+                chunk = batch[start : start + self._chunk_size]
+                values = self._session.run(self._outputs, {self._input: chunk}) if self._outputs else []
+                activations = list(zip(self._outputs, values, strict=True))
+                if self._with_input:
+                    activations.append((self._input, chunk))
+                yield len(chunk), activations
 
 
-def _flat(low: float, high: float) -> bool:
-    """Whether float32 cannot divide [low, high] into bins: a tensor that is constant, or nearly."""
+def _nearly_constant(low: float, high: float) -> bool:
+    """Whether [low, high] is too narrow for float32 to divide it into bins."""
     return high - low <= 2 * BINS * float(np.spacing(np.float32(max(abs(low), abs(high)))))
 
 
 def _candidates(counts: NDArray[np.int64] | None, low: float, high: float) -> dict[str, Range]:
-    """The range of every method; each contains 0, which quantisation must represent exactly."""
-    outer = Range(min(low, 0.0), max(high, 0.0), max(-low, high, 0.0))
+    """Compute the range of every method; each contains 0, which INT8 must represent exactly."""
+    absmax = Range(min(low, 0.0), max(high, 0.0), max(-low, high, 0.0))
     if counts is None:
-        return dict.fromkeys(METHODS, outer)
+        return dict.fromkeys(METHODS, absmax)
     centers = low + (np.arange(BINS) + 0.5) * (high - low) / BINS
-    candidates = {"absmax": outer}
+    candidates = {"absmax": absmax}
     order = np.argsort(np.abs(centers), kind="stable")
-    share, magnitudes = np.cumsum(counts) / counts.sum(), np.abs(centers)[order]
-    magnitude_share = np.cumsum(counts[order]) / counts.sum()
+    cumulative, magnitudes = np.cumsum(counts) / counts.sum(), np.abs(centers)[order]
+    cumulative_magnitude = np.cumsum(counts[order]) / counts.sum()
     for method, percentile in PERCENTILES.items():
         tail = (1 - percentile / 100) / 2
-        bottom = centers[min(int(np.searchsorted(share, tail)), BINS - 1)]
-        top = centers[min(int(np.searchsorted(share, 1 - tail)), BINS - 1)]
-        size = magnitudes[min(int(np.searchsorted(magnitude_share, percentile / 100)), BINS - 1)]
-        candidates[method] = _within(outer, float(bottom), float(top), float(size))
-    candidates["mse"] = _least_error(counts, centers, outer)
+        low_center = centers[min(int(np.searchsorted(cumulative, tail)), BINS - 1)]
+        high_center = centers[min(int(np.searchsorted(cumulative, 1 - tail)), BINS - 1)]
+        magnitude = magnitudes[min(int(np.searchsorted(cumulative_magnitude, percentile / 100)), BINS - 1)]
+        candidates[method] = _clamped(absmax, float(low_center), float(high_center), float(magnitude))
+    candidates["mse"] = _mse_range(counts, centers, absmax)
     return candidates
 
 
-def _within(outer: Range, low: float, high: float, magnitude: float) -> Range:
+def _clamped(absmax: Range, low: float, high: float, magnitude: float) -> Range:
+    """Clamp a range so that it contains 0 and lies within absmax."""
     return Range(
-        max(min(low, 0.0), outer.low), min(max(high, 0.0), outer.high), min(max(magnitude, 0.0), outer.magnitude)
+        max(min(low, 0.0), absmax.low), min(max(high, 0.0), absmax.high), min(max(magnitude, 0.0), absmax.magnitude)
     )
 
 
-def _least_error(counts: NDArray[np.int64], centers: NDArray[np.float64], outer: Range) -> Range:
-    """The ranges of least mean squared quantisation error, by coordinate descent over 60 shrinkages."""
-    used = counts > 0
-    weights, values = counts[used].astype(np.float64), centers[used]
+def _mse_range(counts: NDArray[np.int64], centers: NDArray[np.float64], absmax: Range) -> Range:
+    """Find the range of least mean squared quantisation error, by coordinate descent over 60 fractions of absmax."""
+    nonempty = counts > 0
+    weights, values = counts[nonempty].astype(np.float64), centers[nonempty]
 
-    def error(low: float, high: float, levels: int) -> float:
-        step = (high - low) / levels
-        if step <= 0:
+    def error(low: float, high: float, quantization_steps: int) -> float:
+        scale = (high - low) / quantization_steps
+        if scale <= 0:
             return float(weights @ values**2)
-        rounded = np.rint((values.clip(low, high) - low) / step) * step + low
+        rounded = np.rint((values.clip(low, high) - low) / scale) * scale + low
         return float(weights @ (rounded - values) ** 2)
 
-    shrinkages = np.linspace(0.05, 1.0, 60)
-    magnitude = min((float(s * outer.magnitude) for s in shrinkages), key=lambda t: error(-t, t, 254))
-    low, high = outer.low, outer.high
+    fractions = np.linspace(0.05, 1.0, 60)
+    magnitude = min(
+        (float(fraction * absmax.magnitude) for fraction in fractions), key=lambda value: error(-value, value, 254)
+    )
+    low, high = absmax.low, absmax.high
     for _ in range(2):
-        high = min((float(s * outer.high) for s in shrinkages), key=lambda top: error(low, top, 255))
-        low = min((float(s * outer.low) for s in shrinkages), key=lambda bottom: error(bottom, high, 255))
+        high = min((float(fraction * absmax.high) for fraction in fractions), key=lambda value: error(low, value, 255))
+        low = min((float(fraction * absmax.low) for fraction in fractions), key=lambda value: error(value, high, 255))
     return Range(low, high, magnitude)

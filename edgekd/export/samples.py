@@ -1,4 +1,4 @@
-"""What export takes from a run: its teacher, and synthetic samples in the form that the exported model takes."""
+"""Samples for export, synthetic from a run's replay or real, in the form that the exported model takes."""
 
 from __future__ import annotations
 
@@ -30,59 +30,69 @@ from edgekd.synthesis.images.pictures import Pictures
 from edgekd.synthesis.sampler import Sampler
 
 Array = NDArray[Any]
-KEPT_BYTES = 64 * 2**20
-"""Samples that are read again and again stay in memory up to this size; more are drawn anew each time."""
+CACHE_BYTES = 64 * 2**20
+"""What `cached_batches` keeps in memory at most."""
 
 
 @dataclass(frozen=True)
 class ExportSamples:
-    """Synthetic samples as the exported model takes them: float32, or uint8 pixels when it normalises itself."""
+    """Synthetic samples as the exported model takes them: float32, or uint8 pixels if the graph normalises them."""
 
     sampler: Sampler
     draws: KeyedDraws
-    pixels: Normalization | None
+    graph_normalization: Normalization | None
+    """None for a model with a float32 input, which takes normalised samples."""
 
     @classmethod
-    def of_run(cls, run: RunDir, pixels: Normalization | None, stop: Stop | None = None) -> ExportSamples:
-        """Return the samples of a run's replay, or of its pictures, under the seed of its recipe."""
+    def of_run(
+        cls, run: RunDir, graph_normalization: Normalization | None, stop: Stop | None = None
+    ) -> ExportSamples:
+        """Draw from the replay of a run, or from its pictures, under the seed of its recipe."""
         seed = load_resolved(run.recipe_file).seed
-        return cls(read_sampler(run, stop), KeyedDraws(seed, "synthetic", torch.device("cpu")), pixels)
+        return cls(read_sampler(run, stop), KeyedDraws(seed, "synthetic", torch.device("cpu")), graph_normalization)
 
     def stream(self, purpose: str, count: int) -> Batches:
-        """Return the batches of a purpose, drawn anew whenever they are read; the same purpose gives the same."""
+        """Give the batches of a purpose, `count` samples in all; each reading draws the same samples again."""
 
-        def draw() -> Iterator[Array]:
-            return (as_input(batch, self.pixels) for batch in self.sampler.batches(self.draws, purpose, count))
+        def read() -> Iterator[Array]:
+            return (
+                as_model_input(batch, self.graph_normalization)
+                for batch in self.sampler.batches(self.draws, purpose, count)
+            )
 
-        return draw
+        return read
 
     def draw(self, purpose: str, count: int) -> Tensor:
-        """Return samples of a purpose at once, normalised, (count, C, H, W)."""
+        """Draw the samples of a purpose as one normalised tensor, (count, C, H, W)."""
         return torch.cat(list(self.sampler.batches(self.draws, purpose, count)))
 
-    def as_floats(self, batches: Iterable[Array]) -> Iterator[NDArray[np.float32]]:
-        """Yield what the student itself sees of such batches."""
+    def as_network_input(self, batches: Iterable[Array]) -> Iterator[NDArray[np.float32]]:
+        """Convert batches of the exported model to the normalised float32 ones that the PyTorch network takes."""
         for batch in batches:
-            if self.pixels is None:
+            if self.graph_normalization is None:
                 yield batch
             else:
-                mean, std = (np.array(v, np.float32)[:, None, None] for v in (self.pixels.mean, self.pixels.std))
+                moments = (self.graph_normalization.mean, self.graph_normalization.std)
+                mean, std = (np.array(moment, np.float32)[:, None, None] for moment in moments)
                 yield np.asarray((batch / np.float32(255) - mean) / std, np.float32)
 
 
-def as_input(batch: Tensor, pixels: Normalization | None) -> Array:
-    """Return normalised samples as the exported model takes them."""
+def as_model_input(batch: Tensor, graph_normalization: Normalization | None) -> Array:
+    """Convert normalised samples, N×C×H×W, to uint8 pixels if the graph normalises, else to an array as they are."""
     floats: NDArray[np.float32] = batch.numpy()
-    return pixels.to_uint8(floats) if pixels else floats
+    return floats if graph_normalization is None else graph_normalization.to_uint8(floats)
 
 
-def of_images(images: RealImages, pixels: Normalization | None) -> Batches:
-    """Return real images as the exported model takes them."""
-    return lambda: (as_input(batch, pixels) for batch, _ in images.batches(64))
+def image_batches(images: RealImages, graph_normalization: Normalization | None) -> Batches:
+    """Give real images as the exported model takes them."""
+    return lambda: (as_model_input(batch, graph_normalization) for batch, _ in images.batches(64))
 
 
-def uint8_input(run_dir: RunDir, table: ExportTable) -> Normalization | None:
-    """Return the normalisation that goes into the graph, None for a float input; UsageError where it is unknown."""
+def read_graph_normalization(run_dir: RunDir, table: ExportTable) -> Normalization | None:
+    """Read the normalisation that goes into the graph; None for a model with a float32 input.
+
+    Raises UsageError if the run does not know it.
+    """
     if not table.uint8_input:
         return None
     pixels = run_dir.read(PixelsCard)
@@ -95,25 +105,25 @@ def uint8_input(run_dir: RunDir, table: ExportTable) -> Normalization | None:
 
 
 def cached_batches(batches: Batches) -> Batches:
-    """Return batches that are read from memory after the first time, unless they exceed `KEPT_BYTES`."""
-    held: list[Array] = []
+    """Keep batches in memory for the next reading, unless they exceed CACHE_BYTES."""
+    cache: list[Array] = []
     size = 0
     for batch in batches():
-        held.append(batch)
+        cache.append(batch)
         size += batch.nbytes
-        if size > KEPT_BYTES:
+        if size > CACHE_BYTES:
             return batches
-    return lambda: iter(held)
+    return lambda: iter(cache)
 
 
-def batch_logits(network: nn.Module, batches: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Return the logits, N×K, of a network for normalised samples."""
+def network_logits(network: nn.Module, batches: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Run a PyTorch network on batches of normalised samples; logits of all, N×K."""
     with torch.no_grad():
-        return np.concatenate([network(torch.from_numpy(x)).numpy() for x in batches])
+        return np.concatenate([network(torch.from_numpy(batch)).numpy() for batch in batches])
 
 
 def read_sampler(run: RunDir, stop: Stop | None = None) -> Sampler:
-    """Rebuild what draws samples from select/replay.safetensors, and from the run's pictures if it has any."""
+    """Load the run's sampler of images from select/replay.safetensors, with the run's pictures if it has any."""
     recipe, description = load_resolved(run.recipe_file), artefacts.description_of(run)
     state = unflatten(checkpoint.load_tensors(run.stage("select") / REPLAY_WEIGHTS), {})
     pictures = read_pictures(run, recipe.images.folder, purpose="samples for export", stop=stop)

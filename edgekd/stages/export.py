@@ -1,4 +1,4 @@
-"""Publish a student as ONNX files: the run's own into export/, one from elsewhere into a folder of its own."""
+"""Publish a student as ONNX files: the run's own into export/, an external one into another folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgekd.agent.device.machine import sha256_of
 from edgekd.errors import GateError, InputFileError, UsageError
 from edgekd.export import onnx_files
 from edgekd.export.onnx_export import FLOAT_INPUT, UINT8_INPUT
-from edgekd.export.samples import ExportSamples, of_images, uint8_input
+from edgekd.export.samples import ExportSamples, image_batches, read_graph_normalization
 from edgekd.ingestion import foreign, initial, outside_files, weights
 from edgekd.models import artefacts, registry
 from edgekd.models.description import Description
@@ -34,10 +34,10 @@ from edgekd.stages.catalog import EXPORT, INGEST, SELECT
 from edgekd.stopping import Stop
 from edgekd.synthesis.teacher import Teacher
 
-ELSEWHERE = "export-elsewhere"
-"""The stage in the record of a student that is not the run's own."""
-HIDDEN = ".edgekd-"
-"""How names begin that are temporary beside the folder of such a student."""
+EXTERNAL_STAGE = "export-elsewhere"
+"""The stage name in the record of an external student's files."""
+HIDDEN_PREFIX = ".edgekd-"
+"""Names of temporary folders beside an external student's folder start with this."""
 
 
 def export_student(execution: Execution) -> None:
@@ -45,16 +45,16 @@ def export_student(execution: Execution) -> None:
     run_dir, recipe = execution.run, execution.recipe
     with _calibration_images(run_dir, recipe.export, execution.stop, purpose="calibration") as images:
         student = artefacts.student_network(run_dir)
-        job = _job(run_dir, recipe, student, execution.inputs, images, execution.stop, own=True)
+        job = _export_job(run_dir, recipe, student, execution.inputs, images, execution.stop, external=False)
         if images is not None:
-            run_dir.note_data_free(False)  # first, so that no kill leaves such files without it
+            run_dir.note_data_free(False)  # before any file is written, in case the process is killed
         try:
             with execution.publish() as (folder, notes):
-                numbers = onnx_files.write_all(job, folder)
-                notes |= ExportNotes(failures=numbers.failures).to_json()
+                metrics = onnx_files.write_all(job, folder)
+                notes |= ExportNotes(failures=metrics.failures).to_json()
         finally:
             run_dir.note_data_free(run_dir.data_free())
-    onnx_files.print_export(numbers)
+    onnx_files.print_export(metrics)
 
 
 def refuse_failures(run_dir: RunDir) -> None:
@@ -68,19 +68,19 @@ def refuse_failures_of(folder: Path) -> None:
     failures = [] if record is None else record.noted(ExportNotes).failures
     if record is None or not failures:
         return
-    remedy = ""
+    advice = ""
     if any("min_int8_agreement" in failure for failure in failures):
-        qat = "Lower" if record.recipe_slice.get("qat") else "Fine-tune for INT8 with --qat, or lower"
-        remedy = f" {qat} the key with --set if this is good enough for you."
+        verb = "Lower" if record.recipe_slice.get("qat") else "Fine-tune for INT8 with --qat, or lower"
+        advice = f" {verb} the key with --set if this is good enough for you."
     raise GateError(
         f"{'; '.join(failures)}. That file is not published, everything that passed is; {folder / AgreementCard.file} "
-        f"keeps the numbers.{remedy}"
+        f"keeps the numbers.{advice}"
     )
 
 
 @dataclass(frozen=True)
 class ExternalStudent:
-    """A student that was not made by the run: its weights, its architecture, and the folder its files go to."""
+    """A student that the run did not make: its weights, its architecture, and the folder for its files."""
 
     file: Path
     arch: str
@@ -88,67 +88,73 @@ class ExternalStudent:
 
 
 def export_external(run_dir: RunDir, recipe: Recipe, student: ExternalStudent, stop: Stop) -> bool:
-    """Publish `student.out` with a record of its own and leave the run untouched; return False if it is done already.
+    """Publish `student.out` with its own record, leave the run untouched; False if that was done before.
 
-    Raises InputFileError if the weights do not fit, UsageError if the folder holds anything else.
+    Raises InputFileError if the weights do not fit, UsageError if the folder holds other files.
     """
-    _refuse_folder(run_dir, student.out)
-    network = _network(run_dir, student)
+    _refuse_foreign_folder(run_dir, student.out)
+    network = _external_network(run_dir, student)
     with _calibration_images(run_dir, recipe.export, stop, purpose=None) as images:
-        return _publish_elsewhere(run_dir, recipe, student, network, images, stop)
+        return _publish_external(run_dir, recipe, student, network, images, stop)
 
 
-def _publish_elsewhere(
+def _publish_external(
     run_dir: RunDir, recipe: Recipe, student: ExternalStudent, network: nn.Module, images: RealImages | None, stop: Stop
 ) -> bool:
-    inputs = {"student": sha256_of(student.file), **_hashes(run_dir)}
+    inputs = {"student": sha256_of(student.file), **_run_hashes(run_dir)}
     inputs |= {} if images is None else {"calibration_images": images.folder.sha256()}
     table = {"arch": student.arch, **recipe.export.model_dump(mode="json")}
-    key = digest([ELSEWHERE, EXPORT.version, table, recipe.seed, inputs])
-    previous = real(student.out).with_name(f"{HIDDEN}old-{real(student.out).name}")
+    key = digest([EXTERNAL_STAGE, EXPORT.version, table, recipe.seed, inputs])
+    previous = real(student.out).with_name(f"{HIDDEN_PREFIX}old-{real(student.out).name}")
     if previous.is_dir() and not student.out.exists():
-        previous.rename(student.out)  # a kill between the two renames
-    before = Record.read(student.out)
-    if before is not None and before.key == key and before.damaged_output(student.out) is None:
+        previous.rename(student.out)  # an earlier publication was killed between its two renames
+    published = Record.read(student.out)
+    if published is not None and published.key == key and published.damaged_output(student.out) is None:
         return False
-    job = _job(run_dir, recipe, network, inputs, images, stop, own=False)
+    job = _export_job(run_dir, recipe, network, inputs, images, stop, external=True)
     out = real(student.out)
-    with RunDir(out.parent).publish(out.name, hidden=HIDDEN) as (folder, record):
-        numbers = onnx_files.write_all(job, folder)
-        record |= {"stage": ELSEWHERE, "version": EXPORT.version, "key": key, "inputs": inputs, "recipe_slice": table}
-        notes = ExportNotes(failures=numbers.failures, run=run_dir.name, data_free=job.data_free)
+    with RunDir(out.parent).publish(out.name, hidden=HIDDEN_PREFIX) as (folder, record):
+        metrics = onnx_files.write_all(job, folder)
+        record |= {
+            "stage": EXTERNAL_STAGE,
+            "version": EXPORT.version,
+            "key": key,
+            "inputs": inputs,
+            "recipe_slice": table,
+        }
+        notes = ExportNotes(failures=metrics.failures, run=run_dir.name, data_free=job.data_free)
         if images is not None:
             notes = notes.model_copy(update={"real_images": len(images)})
         record["notes"] = notes.to_json()
-    onnx_files.print_export(numbers)
+    onnx_files.print_export(metrics)
     return True
 
 
-def _refuse_folder(run_dir: RunDir, out: Path) -> None:
-    """Raise UsageError unless `out` is free, or holds what this verb made."""
-    place, inside = real(out), real(run_dir.path)
-    if place == inside or inside in place.parents or place in inside.parents:
+def _refuse_foreign_folder(run_dir: RunDir, out: Path) -> None:
+    """Raise UsageError if `out` overlaps the run or holds files that `export_external` did not make."""
+    folder, run_folder = real(out), real(run_dir.path)
+    if folder == run_folder or run_folder in folder.parents or folder in run_folder.parents:
         raise UsageError(f"--out {out} lies in the run, or the run in it; choose a folder of its own.")
-    if not place.exists():
+    if not folder.exists():
         return
-    if not place.is_dir():
+    if not folder.is_dir():
         raise UsageError(f"--out {out} is a file; choose a folder that does not exist yet.")
-    record = Record.read(place)
-    own = {RECORD, *record.outputs} if record is not None and record.stage == ELSEWHERE else set()
-    strange = sorted(path.name for path in place.iterdir() if path.name not in own)
-    if strange:
-        raise UsageError(f"--out {out} holds {strange[0]}, which is of something else; choose another folder.")
+    record = Record.read(folder)
+    expected = {RECORD, *record.outputs} if record is not None and record.stage == EXTERNAL_STAGE else set()
+    foreign_names = sorted(path.name for path in folder.iterdir() if path.name not in expected)
+    if foreign_names:
+        raise UsageError(f"--out {out} holds {foreign_names[0]}, which is of something else; choose another folder.")
 
 
-def _network(run_dir: RunDir, student: ExternalStudent) -> nn.Module:
-    """Build the network and give it all of its weights."""
+def _external_network(run_dir: RunDir, student: ExternalStudent) -> nn.Module:
+    """Build the student's network and load its weights; InputFileError if they do not fit it."""
     description = artefacts.description_of(run_dir)
     shape, classes = description.input_shape, description.classes
     outside_files.require_file(student.file)
     network = registry.build(student.arch, input_shape=shape, classes=classes, seed=0)
     try:
-        loaded = weights.state_dict_of(foreign.read_checkpoint(student.file, trust_pickle=None))
-        weights_to_load = initial.fit_to_student(network, loaded, shape)
+        state_dict = weights.state_dict_of(foreign.read_checkpoint(student.file, trust_pickle=None))
+        weights_to_load = initial.fit_to_student(network, state_dict, shape)
     except InputFileError as error:
         raise InputFileError(f"{student.file} is no {student.arch} for this run: {error}") from error
     if weights_to_load.left_random:
@@ -160,15 +166,15 @@ def _network(run_dir: RunDir, student: ExternalStudent) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def _hashes(run_dir: RunDir) -> dict[str, str]:
-    """The recorded hashes of what the run lends."""
+def _run_hashes(run_dir: RunDir) -> dict[str, str]:
+    """Read the recorded hashes of the files of the run that an export uses."""
     hashes: dict[str, str] = {}
     for stage, names in (
         (INGEST, (TEACHER_WEIGHTS, TeacherCard.file, PixelsCard.file)),
         (SELECT, (REPLAY_WEIGHTS,)),
     ):
         record = Record.read(run_dir.stage(stage.folder))
-        assert record is not None  # the verb asked for both
+        assert record is not None  # the verb has checked that both are published
         hashes |= {f"{stage.name}/{name}": record.outputs[name] for name in names}
     return hashes
 
@@ -182,7 +188,7 @@ def _calibration_images(
     return unlabeled(run_dir, folder, purpose=purpose, count=table.calibration_samples, stop=stop)
 
 
-def _job(
+def _export_job(
     run_dir: RunDir,
     recipe: Recipe,
     student: nn.Module,
@@ -190,15 +196,15 @@ def _job(
     images: RealImages | None,
     stop: Stop,
     *,
-    own: bool,
+    external: bool,
 ) -> onnx_files.ExportJob:
     threads = machine.use_threads(recipe.machine.threads)
     description = artefacts.description_of(run_dir)
     teacher = Teacher.of(artefacts.teacher_network(run_dir, description), description, "fp32", torch.device("cpu"))
-    samples = ExportSamples.of_run(run_dir, uint8_input(run_dir, recipe.export), stop)
+    samples = ExportSamples.of_run(run_dir, read_graph_normalization(run_dir, recipe.export), stop)
     if images is not None:
         console.warn(f"INT8 ranges come from {len(images)} real images of {images.folder.path}: not data-free.")
-    data_free = False if images is not None else run_dir.data_free() if own else None
+    data_free = False if images is not None else None if external else run_dir.data_free()
     return onnx_files.ExportJob(
         student,
         teacher,
@@ -206,11 +212,11 @@ def _job(
         recipe.export,
         recipe.seed,
         samples,
-        _metadata(run_dir, inputs, description, samples, own=own, data_free=data_free),
+        _metadata(run_dir, inputs, description, samples, external=external, data_free=data_free),
         data_free,
         threads,
         stop,
-        None if images is None else of_images(images, samples.pixels),
+        None if images is None else image_batches(images, samples.graph_normalization),
     )
 
 
@@ -220,22 +226,22 @@ def _metadata(
     description: Description,
     samples: ExportSamples,
     *,
-    own: bool,
+    external: bool,
     data_free: bool | None,
 ) -> dict[str, str]:
-    """The ONNX metadata: what a user of the file needs and where it comes from, no path of this machine."""
+    """Make the ONNX metadata: what a user of the file needs and where it comes from, no path of this machine."""
     pixels = run_dir.read(PixelsCard)
-    facts: dict[str, object] = {
-        "student": None if own else "elsewhere",
+    values: dict[str, object] = {
+        "student": "elsewhere" if external else None,
         "data_free": data_free,
-        "input_name": FLOAT_INPUT if samples.pixels is None else UINT8_INPUT,
+        "input_name": FLOAT_INPUT if samples.graph_normalization is None else UINT8_INPUT,
         "input_shape": list(description.input_shape),
-        "normalization_in_graph": samples.pixels is not None,
+        "normalization_in_graph": samples.graph_normalization is not None,
         "mean": pixels.mean,
         "std": pixels.std,
         "class_names": pixels.class_names,
-        "student_sha256": inputs["select/student.safetensors" if own else "student"],
+        "student_sha256": inputs["student" if external else "select/student.safetensors"],
         "teacher_sha256": inputs["ingest/teacher.safetensors"],
     }
-    text = {f"edgekd.{name}": canonical_json(value) for name, value in facts.items() if value is not None}
-    return {"edgekd.run": run_dir.name, **text}
+    properties = {f"edgekd.{name}": canonical_json(value) for name, value in values.items() if value is not None}
+    return {"edgekd.run": run_dir.name, **properties}

@@ -7,7 +7,7 @@ from small_nets import Student
 
 from edgekd.export.graph import read_model, with_moved_biases
 from edgekd.export.int8 import QuantizationPlan
-from edgekd.export.int8_chain import correct_bias, mean_output_errors
+from edgekd.export.int8_chain import mean_output_errors, try_bias_correction
 from edgekd.export.ort_session import all_logits
 from edgekd.export.quantize import FLAVORS, compute_nodes
 from edgekd.export.ranges import Range, Ranges
@@ -27,7 +27,7 @@ def _coarse(ranges: Ranges) -> Ranges:
 @pytest.mark.parametrize("flavor", FLAVORS)
 def test_correction_lowers_the_loss_of_a_biased_quantization(flavor: str, student: Student) -> None:
     plan = QuantizationPlan(read_model(student.path), FLAVORS[flavor], _coarse(student.ranges), "absmax")
-    remedy = correct_bias(plan, student.held_out, student.calibration)
+    remedy = try_bias_correction(plan, student.held_out, student.calibration)
     assert remedy.after.loss < 0.7 * remedy.before.loss
     assert set(remedy.plan.bias_shifts) == set(compute_nodes(student.path))
     assert student.held_out.measure(remedy.plan.build(), plan.flavor) == remedy.after
@@ -39,7 +39,7 @@ def test_a_correction_that_does_not_help_is_not_applied(student: Student) -> Non
     plan = QuantizationPlan(read_model(student.path), FLAVORS["trt"], student.ranges, "absmax")
     opposite = [-batch for batch in student.calibration()]
     for coarse in (plan, QuantizationPlan(plan.source, plan.flavor, _coarse(student.ranges), "absmax")):
-        remedy = correct_bias(coarse, student.held_out, lambda: opposite)
+        remedy = try_bias_correction(coarse, student.held_out, lambda: opposite)
         assert remedy.applied == (remedy.after.loss < remedy.before.loss)
         assert (remedy.plan is coarse) == (not remedy.applied)
 

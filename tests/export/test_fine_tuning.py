@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edgekd import rng
 from edgekd.export.fine_tuning import FineTuning
-from edgekd.export.int8 import HeldOut
+from edgekd.export.int8 import HeldOutSet
 from edgekd.export.int8_chain import FINE_TUNING, quantize_keeping_answers
 from edgekd.export.onnx_export import export_fp32
 from edgekd.export.quantize import FLAVORS
@@ -84,18 +84,20 @@ def test_fine_tuning_reaches_what_the_other_remedies_miss(tmp_path: Path) -> Non
     teacher: Any = Own(student)
     samples = ExportSamples(source, KeyedDraws(1, "synthetic", torch.device("cpu")), None)
     calibration, held_out = samples.stream("cal", 128), samples.stream("held", 128)
-    ranges, judge = collect_ranges(path, calibration), HeldOut.of(path, held_out)
+    ranges, judge = collect_ranges(path, calibration), HeldOutSet.of(path, held_out)
     table = ExportTable(qat_steps=256, qat_lr=1e-4)
     tune = FineTuning(student, teacher, SHAPE, table, samples, calibration, {"edgekd.run": "toy"}, Stop())
     flavor = FLAVORS["cpu-x86"]
     plain = quantize_keeping_answers(path, flavor, ranges, judge, calibration, target=TARGET)
     tuned = quantize_keeping_answers(path, flavor, ranges, judge, calibration, target=TARGET, fine_tune=tune)
 
-    assert [step.name for step in plain.steps] == ["ranges", "worst layers in float", "bias correction"]
+    assert [change.name for change in plain.changes] == ["ranges", "worst layers in float", "bias correction"]
     assert not plain.passed
     assert tuned.passed
-    assert [step.to_card().to_json() for step in tuned.steps[:3]] == [step.to_card().to_json() for step in plain.steps]
-    last = tuned.steps[-1]
+    assert [change.to_card().to_json() for change in tuned.changes[:3]] == [
+        change.to_card().to_json() for change in plain.changes
+    ]
+    last = tuned.changes[-1]
     assert (last.name, last.applied) == (FINE_TUNING, True)
     assert last.before == plain.quality
     assert judge.measure(tuned.plan.build(), flavor) == tuned.quality, "judged against the same float32 student"
@@ -116,8 +118,8 @@ def test_a_fine_tuning_that_diverges_fails_nothing_else(tmp_path: Path, monkeypa
     samples = ExportSamples(source, KeyedDraws(1, "synthetic", torch.device("cpu")), None)
     calibration, held_out = samples.stream("calibration", 64), samples.stream("held-out", 64)
     tune = FineTuning(student, teacher, SHAPE, ExportTable(qat_lr=1e30), samples, calibration, {}, Stop())
-    ranges, judge = collect_ranges(path, calibration), HeldOut.of(path, held_out)
+    ranges, judge = collect_ranges(path, calibration), HeldOutSet.of(path, held_out)
     found = quantize_keeping_answers(path, FLAVORS["trt"], ranges, judge, calibration, target=1.0, fine_tune=tune)
     assert not found.passed
-    assert "export.qat_lr" in str(found.steps[-1].to_card().to_json()["failed"])
-    assert found.quality == found.steps[-2].kept
+    assert "export.qat_lr" in str(found.changes[-1].to_card().to_json()["failed"])
+    assert found.quality == found.changes[-2].quality

@@ -13,13 +13,13 @@ from edgekd.export import int8
 from edgekd.export.fidelity import Agreement
 from edgekd.export.graph import read_model
 from edgekd.export.int8 import (
-    HeldOut,
+    HeldOutSet,
+    PlanChange,
     Quality,
     QuantizationPlan,
-    Remedy,
-    choose_ranges,
     layer_sensitivity,
-    leave_worst_in_float,
+    try_float_layers,
+    try_ranges,
 )
 from edgekd.export.onnx_export import export_fp32
 from edgekd.export.ort_session import all_logits
@@ -39,11 +39,11 @@ def _with_range(ranges: Ranges, tensor: str, factor: float) -> Ranges:
 
 
 def test_loss_is_the_noise_to_signal_ratio_without_each_samples_shift(student: Student) -> None:
-    reference = student.held_out.reference
+    reference = student.held_out.float_logits
     assert student.held_out.measure(student.path, X86).loss == pytest.approx(0, abs=1e-9)
     assert np.array_equal(reference, all_logits(student.path, student.held_out.batches()))
     noise = np.random.default_rng(0).standard_normal(reference.shape).astype(np.float32) * 0.1
-    shifted = HeldOut(student.held_out.batches, reference + 3 + noise)
+    shifted = HeldOutSet(student.held_out.batches, reference + 3 + noise)
     centerd, signal = noise - noise.mean(1, keepdims=True), reference + noise
     expected = np.mean(centerd**2) / np.mean((signal - signal.mean(1, keepdims=True)) ** 2)
     assert shifted.measure(student.path, X86).loss == pytest.approx(float(expected), rel=1e-3)
@@ -57,7 +57,7 @@ def smallest(losses: dict[str, float | None]) -> float:
 
 
 def test_the_method_of_least_output_loss_is_chosen(student: Student) -> None:
-    found = choose_ranges(student.path, X86, student.ranges, student.held_out)
+    found = try_ranges(student.path, X86, student.ranges, student.held_out)
     losses = found.details.losses
     assert losses is not None
     assert set(losses) == set(METHODS)
@@ -70,13 +70,13 @@ def test_the_method_of_least_output_loss_is_chosen(student: Student) -> None:
         name: {**methods, best: Range(methods[best].low * 40, methods[best].high * 40, methods[best].magnitude * 40)}
         for name, methods in student.ranges.tensors.items()
     }
-    assert choose_ranges(student.path, X86, Ranges(1, ruined), student.held_out).plan.method != best
+    assert try_ranges(student.path, X86, Ranges(1, ruined), student.held_out).plan.method != best
 
 
 def test_the_widest_ranges_that_keep_the_target_are_taken(student: Student) -> None:
-    def chosen(target: float) -> Remedy:
+    def chosen(target: float) -> PlanChange:
         headrooms = (60.0, 1.2, 1.0)
-        return choose_ranges(student.path, X86, student.ranges, student.held_out, headrooms=headrooms, target=target)
+        return try_ranges(student.path, X86, student.ranges, student.held_out, headrooms=headrooms, target=target)
 
     assert chosen(0.0).plan.headroom == 60  # any answer is good enough
     found = chosen(0.95)
@@ -92,9 +92,9 @@ def test_the_widest_ranges_that_keep_the_target_are_taken(student: Student) -> N
 
 def test_only_the_x86_file_keeps_a_depthwise_stem_in_float(tmp_path: Path) -> None:
     path = export_fp32(live(small_mobilenet), SHAPE, tmp_path / "fp32.onnx").path
-    ranges, held_out = collect_ranges(path, batches(samples(32))), HeldOut.of(path, batches(samples(32, key="held")))
+    ranges, held_out = collect_ranges(path, batches(samples(32))), HeldOutSet.of(path, batches(samples(32, key="held")))
     for flavor in FLAVORS.values():
-        plan = choose_ranges(path, flavor, ranges, held_out).plan
+        plan = try_ranges(path, flavor, ranges, held_out).plan
         stem = compute_nodes(path)[: 2 if flavor is X86 else 0]
         assert list(plan.float_nodes) == stem
         model = plan.build()
@@ -119,8 +119,8 @@ def test_among_methods_that_keep_the_target_the_least_loss_wins(
         loss, share = qualities[next(methods)]
         return Quality(loss, Agreement(100, 100, round(100 * share), 0.0))
 
-    monkeypatch.setattr(HeldOut, "measure", measured)
-    found = choose_ranges(student.path, X86, student.ranges, student.held_out, headrooms=(1.3, 1.0), target=0.97)
+    monkeypatch.setattr(HeldOutSet, "measure", measured)
+    found = try_ranges(student.path, X86, student.ranges, student.held_out, headrooms=(1.3, 1.0), target=0.97)
     assert (found.plan.method, found.plan.headroom) == ("p99.999", 1.3)
 
 
@@ -136,7 +136,7 @@ def test_the_harmful_layer_is_found_and_left_in_float(flavor: str, student: Stud
     # On a CPU the layer in front shares the blame: its output is the tensor that has too few levels.
     assert harmful in list(sensitivity)[: 1 if flavor == "trt" else 2]
 
-    remedy = leave_worst_in_float(plan, student.held_out, sensitivity, target=0.97, max_share=0.4)
+    remedy = try_float_layers(plan, student.held_out, sensitivity, target=0.97, max_share=0.4)
     assert remedy.before.agreement.share < 0.97 <= remedy.after.agreement.share
     assert remedy.plan.float_nodes == tuple(list(sensitivity)[: len(remedy.plan.float_nodes)])
     left: Any = remedy.to_card().to_json()["left_in_float"]
@@ -146,7 +146,7 @@ def test_the_harmful_layer_is_found_and_left_in_float(flavor: str, student: Stud
 
 def test_nothing_is_left_in_float_when_the_target_is_met(student: Student) -> None:
     plan = QuantizationPlan(read_model(student.path), X86, student.ranges, "absmax")
-    remedy = leave_worst_in_float(plan, student.held_out, {"unused": 1.0}, target=0.5)
+    remedy = try_float_layers(plan, student.held_out, {"unused": 1.0}, target=0.5)
     assert remedy.plan is plan
     assert remedy.before == remedy.after
 
@@ -155,7 +155,7 @@ def test_no_more_than_the_allowed_share_becomes_float(student: Student) -> None:
     ruined = _with_range(student.ranges, "input", 3000)
     plan = QuantizationPlan(read_model(student.path), FLAVORS["trt"], ruined, "absmax")
     sensitivity = dict.fromkeys(compute_nodes(student.path)[1:], 1.0)
-    remedy = leave_worst_in_float(plan, student.held_out, sensitivity, target=1.0, max_share=0.5)
+    remedy = try_float_layers(plan, student.held_out, sensitivity, target=1.0, max_share=0.5)
     assert len(remedy.plan.float_nodes) <= 2
     assert remedy.after.agreement.share < 1
 
@@ -171,10 +171,10 @@ def test_weights_are_not_touched_by_measuring(student: Student) -> None:
 def test_logits_that_are_not_finite_lose_everything_and_are_written_as_such(
     student: Student, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = student.held_out.reference.copy()
+    broken = student.held_out.float_logits.copy()
     broken[0, 0] = np.inf
     monkeypatch.setattr(int8, "all_logits", lambda *_, **__: broken)
-    found = choose_ranges(student.path, X86, student.ranges, student.held_out)
+    found = try_ranges(student.path, X86, student.ranges, student.held_out)
     assert found.after.loss == np.inf
     assert found.after.agreement.same < found.after.agreement.clear
     written = json.loads(json.dumps(found.to_card().to_json(), allow_nan=False))

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from edgekd.errors import EdgekdError
 from edgekd.export.fp16 import SMALLEST_NORMAL
 from edgekd.export.graph import constants, metadata, producers, read_model, weighted_depth
-from edgekd.export.int8 import HeldOut
+from edgekd.export.int8 import HeldOutSet
 from edgekd.export.onnx_export import Normalization, export_fp32
 from edgekd.export.ort_session import integer_node_share
 from edgekd.export.qdq_check import check
-from edgekd.export.quantize import FLAVORS, activation_limits, compute_nodes, float_stem, quantize, quantize_to
+from edgekd.export.quantize import FLAVORS, activation_limits, compute_nodes, depthwise_stem, quantize, quantize_to
 from edgekd.export.ranges import Ranges, collect_ranges
 
 
@@ -86,7 +86,7 @@ def test_fp16_scales_are_normal_and_the_weights_fit_them(student: Student, tmp_p
     types = {tensor.data_type for tensor in half.graph.initializer}
     assert types == {TensorProto.INT8, TensorProto.FLOAT16}
     flavor = FLAVORS["trt-fp16"]
-    assert HeldOut.of(model, student.held_out.batches).measure(half, flavor).loss < 0.01
+    assert HeldOutSet.of(model, student.held_out.batches).measure(half, flavor).loss < 0.01
 
 
 def test_tensorrt_gets_one_quantized_side_of_each_residual(student: Student) -> None:
@@ -164,7 +164,7 @@ class AddsItsInput(nn.Module):
 @pytest.mark.parametrize("name", ["trt", "trt-fp16"])
 def test_the_skip_is_quantized_wherever_it_comes_from(name: str, make: type, tmp_path: Path) -> None:
     path = export_fp32(live(make), SHAPE, tmp_path / "fp32.onnx").path
-    held_out = HeldOut.of(path, batches(samples(32)))
+    held_out = HeldOutSet.of(path, batches(samples(32)))
     model = quantize(path, FLAVORS[name], collect_ranges(path, held_out.batches), "absmax")
     onnx.checker.check_model(model, full_check=True)
     makers, depth = producers(model), weighted_depth(model)
@@ -214,7 +214,7 @@ def test_the_float_stem_is_a_convolution_and_a_depthwise_one_behind_it(
     with torch.no_grad():
         (net := make().eval())(torch.zeros(2, *SHAPE))
     path = export_fp32(net, SHAPE, tmp_path / "fp32.onnx").path
-    assert list(float_stem(read_model(path))) == compute_nodes(path)[:named]
+    assert list(depthwise_stem(read_model(path))) == compute_nodes(path)[:named]
 
 
 def test_logits_stay_float(student: Student) -> None:
@@ -226,7 +226,7 @@ def test_logits_stay_float(student: Student) -> None:
 def test_other_architectures_run_as_integers_and_pass_the_check(make: type, tmp_path: Path) -> None:
     path = export_fp32(live(make), SHAPE, tmp_path / "fp32.onnx").path
     ranges = collect_ranges(path, batches(samples(64)))
-    held_out = HeldOut.of(path, batches(samples(64, key="held-out")))
+    held_out = HeldOutSet.of(path, batches(samples(64, key="held-out")))
     for flavor in FLAVORS.values():
         model = quantize(path, flavor, ranges, "absmax")
         assert held_out.measure(model, flavor).loss < 0.03, flavor.name
@@ -247,7 +247,7 @@ def test_normalization_in_the_graph_stays_float(tmp_path: Path) -> None:
         makers = producers(model)
         first = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
         assert makers[first.input[0]].op_type == "Add"
-        assert HeldOut.of(path, lambda: [pixels]).measure(model, flavor).loss < 0.01
+        assert HeldOutSet.of(path, lambda: [pixels]).measure(model, flavor).loss < 0.01
 
 
 def test_a_missing_range_is_named(student: Student) -> None:

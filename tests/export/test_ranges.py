@@ -20,7 +20,7 @@ from edgekd.export.ranges import (
     Batches,
     Range,
     Ranges,
-    activations,
+    activation_names,
     clipped_values,
     collect_ranges,
 )
@@ -65,10 +65,10 @@ def test_mse_is_near_the_best_of_a_full_search() -> None:
     mse, absmax = found["mse"], found["absmax"]
     grid = np.linspace(0.2, 1, 9)
     symmetric = min(_error(values, -absmax.magnitude * a, absmax.magnitude * a, 254) for a in grid)
-    free = min(_error(values, absmax.low * a, absmax.high * b, 255) for a in grid for b in grid)
+    asymmetric = min(_error(values, absmax.low * a, absmax.high * b, 255) for a in grid for b in grid)
     plain = _error(values, -absmax.magnitude, absmax.magnitude, 254), _error(values, absmax.low, absmax.high, 255)
     assert _error(values, -mse.magnitude, mse.magnitude, 254) < 1.02 * symmetric < 0.8 * plain[0]
-    assert _error(values, mse.low, mse.high, 255) < 1.02 * free < 0.8 * plain[1]
+    assert _error(values, mse.low, mse.high, 255) < 1.02 * asymmetric < 0.8 * plain[1]
 
 
 def test_every_range_contains_zero_and_lies_within_absmax(student: Student) -> None:
@@ -95,7 +95,7 @@ def test_values_that_barely_differ_have_a_range() -> None:
 
 def test_what_a_relu_hides_is_not_collected(student: Student) -> None:
     model = read_model(student.path)
-    names = activations(model)
+    names = activation_names(model)
     made = {node.output[0]: node.op_type for node in model.graph.node}
     assert names[0] == "input"
     assert [made[name] for name in names[1:]] == [

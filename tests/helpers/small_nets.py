@@ -14,7 +14,7 @@ from torchvision.models import MobileNetV2, ShuffleNetV2
 
 from edgekd import rng
 from edgekd.export.graph import WEIGHTED_OPS, read_model
-from edgekd.export.int8 import HeldOut
+from edgekd.export.int8 import HeldOutSet
 from edgekd.export.onnx_export import export_fp32
 from edgekd.export.ranges import Batches, Ranges, collect_ranges
 
@@ -103,7 +103,7 @@ class Student:
     path: Path
     calibration: Batches
     ranges: Ranges
-    held_out: HeldOut
+    held_out: HeldOutSet
     fresh: NDArray[np.float32]
 
     @classmethod
@@ -111,5 +111,5 @@ class Student:
         net, path = live(Tiny), folder / "student.fp32.onnx"
         export_fp32(net, SHAPE, path, metadata={"run": "test"})
         calibration = batches(samples(128, key="calibration"))
-        held_out = HeldOut.of(path, batches(samples(128, key="held-out")))
+        held_out = HeldOutSet.of(path, batches(samples(128, key="held-out")))
         return cls(net, path, calibration, collect_ranges(path, calibration), held_out, samples(256, key="fresh"))

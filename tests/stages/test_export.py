@@ -427,7 +427,7 @@ def test_held_out_samples_beyond_a_bound_are_drawn_anew(exported: RunDir, monkey
     samples = ExportSamples.of_run(exported, None).stream("test", 130)
     held = cached_batches(samples)
     assert [a is b for a, b in zip(held(), held(), strict=True)] == [True] * 3
-    monkeypatch.setattr("edgekd.export.samples.KEPT_BYTES", 64 * 64 * 4)
+    monkeypatch.setattr("edgekd.export.samples.CACHE_BYTES", 64 * 64 * 4)
     drawn = cached_batches(samples)
     assert [a is b for a, b in zip(drawn(), drawn(), strict=True)] == [False] * 3
     assert all(np.array_equal(a, b) for a, b in zip(drawn(), held(), strict=True))

@@ -39,12 +39,12 @@ from edgekd.agent.device.environment import this_machine
 from edgekd.agent.device.machine import sha256_of
 from edgekd.errors import GateError
 from edgekd.export import int8, onnx_export, ort_session
-from edgekd.export.clipping import clipping
-from edgekd.export.fidelity import TOLERANCE_FP32, agreement
+from edgekd.export.clipping import plan_clipping
+from edgekd.export.fidelity import TOLERANCE_FP32, compare_answers
 from edgekd.export.int8_chain import Int8Result, quantize_keeping_answers
 from edgekd.export.quantize import FLAVORS, Flavor
 from edgekd.export.ranges import Batches, Ranges, collect_ranges
-from edgekd.export.samples import ExportSamples, cached_batches, of_images
+from edgekd.export.samples import ExportSamples, cached_batches, image_batches
 from edgekd.models import artefacts
 from edgekd.models.description import Description
 from edgekd.recipe import Recipe
@@ -179,7 +179,7 @@ class Study:
 
     def __init__(self, subject: Subject, known: dict[str, Any], save: Callable[[dict[str, Any]], None]) -> None:
         self.subject, self.save = subject, save
-        self.labels, self.images = subject.test.folder.labels.numpy(), of_images(subject.test, None)
+        self.labels, self.images = subject.test.folder.labels.numpy(), image_batches(subject.test, None)
         self.reference = ort_session.all_logits(subject.fp32, self.images(), threads=subject.threads)
         self.found: dict[str, Any] = {
             **provenance({subject.label: subject.recipe.method}),
@@ -206,7 +206,7 @@ class Study:
                 continue
             source = make()
             held_out = cached_batches(source.held_out)
-            judge = int8.HeldOut.of(self.subject.fp32, held_out)
+            judge = int8.HeldOutSet.of(self.subject.fp32, held_out)
             ranges: Ranges | GateError
             try:
                 ranges = collect_ranges(self.subject.fp32, source.calibration, threads=self.subject.threads)
@@ -228,7 +228,9 @@ class Study:
     def _has(self, key: dict[str, Any]) -> bool:
         return any(key.items() <= row.items() for row in self.found["rows"])
 
-    def _row(self, flavor: Flavor, source: Source, ranges: Ranges | GateError, judge: int8.HeldOut) -> dict[str, Any]:
+    def _row(
+        self, flavor: Flavor, source: Source, ranges: Ranges | GateError, judge: int8.HeldOutSet
+    ) -> dict[str, Any]:
         """Return the numbers of one file, or why it could not be made."""
         target = self.subject.recipe.export.min_int8_agreement
         try:
@@ -259,13 +261,13 @@ class Study:
             "right": self.right(found),
             "accuracy": self.right(found) / len(self.labels),
             "right_default_mode": self.right(logits(default_kernels=True)) if saturates else None,
-            "agreement": agreement(self.reference, found, TOLERANCE_FP32).to_card().to_json(),
-            "clipping": clipping(result.plan, self.images).overall,
+            "agreement": compare_answers(self.reference, found, TOLERANCE_FP32).to_card().to_json(),
+            "clipping": plan_clipping(result.plan, self.images).overall,
             "held_out": result.quality.to_card().to_json(),
             "passed": result.passed,
             "method": result.plan.method,
             "headroom": result.plan.headroom,
-            "remedies": [step.name for step in result.steps if step.applied],
+            "remedies": [change.name for change in result.changes if change.applied],
             "left_in_float": len(result.plan.float_nodes),
         }
 

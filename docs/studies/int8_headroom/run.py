@@ -19,11 +19,11 @@ from docs.studies.common import images
 from docs.studies.common.provenance import provenance
 from edgekd import machine, pipeline
 from edgekd.export import int8
-from edgekd.export.clipping import clipping
-from edgekd.export.int8_chain import correct_bias
+from edgekd.export.clipping import plan_clipping
+from edgekd.export.int8_chain import try_bias_correction
 from edgekd.export.quantize import FLAVORS
 from edgekd.export.ranges import collect_ranges
-from edgekd.export.samples import ExportSamples, cached_batches, of_images
+from edgekd.export.samples import ExportSamples, cached_batches, image_batches
 from edgekd.recipe import Recipe
 from edgekd.run.directory import RunDir
 from edgekd.run.files import read_json, write_json
@@ -38,13 +38,15 @@ def rows(run: RunDir, recipe: Recipe, development: RealImages) -> list[dict[str,
     fp32 = run.stage("export") / "student.fp32.onnx"
     calibration = samples.stream("export/calibration", recipe.export.calibration_samples)
     ranges = collect_ranges(fp32, calibration)
-    synthetic = int8.HeldOut.of(fp32, cached_batches(samples.stream("export/held-out", recipe.export.holdout_samples)))
-    real = int8.HeldOut.of(fp32, cached_batches(of_images(development, None)))
+    synthetic = int8.HeldOutSet.of(
+        fp32, cached_batches(samples.stream("export/held-out", recipe.export.holdout_samples))
+    )
+    real = int8.HeldOutSet.of(fp32, cached_batches(image_batches(development, None)))
     found = []
     for flavor in FLAVORS.values():
         for factor in FACTORS:
-            chosen = int8.choose_ranges(fp32, flavor, ranges, synthetic, headrooms=(factor,))
-            corrected = correct_bias(chosen.plan, synthetic, calibration)
+            chosen = int8.try_ranges(fp32, flavor, ranges, synthetic, headrooms=(factor,))
+            corrected = try_bias_correction(chosen.plan, synthetic, calibration)
             seen = real.measure(chosen.plan.build(), flavor)
             better = real.measure(corrected.plan.build(), flavor) if corrected.applied else seen
             found.append(
@@ -55,9 +57,9 @@ def rows(run: RunDir, recipe: Recipe, development: RealImages) -> list[dict[str,
                     "synthetic": chosen.after.to_card().to_json(),
                     "images": seen.to_card().to_json(),
                     "bias_corrected": corrected.applied,
-                    "synthetic_corrected": corrected.kept.to_card().to_json(),
+                    "synthetic_corrected": corrected.quality.to_card().to_json(),
                     "images_corrected": better.to_card().to_json(),
-                    "clipping": clipping(chosen.plan, real.batches).overall,
+                    "clipping": plan_clipping(chosen.plan, real.batches).overall,
                 }
             )
     return found

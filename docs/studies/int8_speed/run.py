@@ -30,7 +30,7 @@ from edgekd.agent.measure import measure_jobs
 from edgekd.agent.measurement import BenchJob, BenchSettings
 from edgekd.bench.latency import speedup_estimate, summarize
 from edgekd.bench.sized_students import build_settled
-from edgekd.export.int8 import HeldOut, choose_ranges
+from edgekd.export.int8 import HeldOutSet, try_ranges
 from edgekd.export.onnx_export import export_fp32
 from edgekd.export.quantize import FLAVORS, compute_nodes
 from edgekd.export.ranges import collect_ranges
@@ -55,7 +55,7 @@ def export(student: str, side: int, folder: Path) -> dict[str, Path]:
             yield rng.standard_normal((8, *shape), dtype=np.float32)
 
     ranges = collect_ranges(files["fp32"], noise)
-    plan = choose_ranges(files["fp32"], FLAVORS["cpu-x86"], ranges, HeldOut.of(files["fp32"], noise)).plan
+    plan = try_ranges(files["fp32"], FLAVORS["cpu-x86"], ranges, HeldOutSet.of(files["fp32"], noise)).plan
     onnx.save(plan.build(), files["int8-cpu-x86"])
     other = () if plan.float_nodes else tuple(compute_nodes(files["fp32"])[:1])
     onnx.save(replace(plan, float_nodes=other).build(), files["other-start"])
