@@ -8,7 +8,7 @@ from edgekd import schema
 from edgekd.agent.kernels import KIND, PROVIDERS, REALLY_INT8, RUNTIME, Kind, Runtime
 from edgekd.agent.measurement import BenchSettings, Comparison, Measurement, Skipped
 from edgekd.bench.latency import Estimate, LatencySummary, median_estimate, speedup_estimate, summarize
-from edgekd.schema import added, either, flag, holds, number, optional, record, text
+from edgekd.schema import boolean, either, number, object_of, optional, required, text, with_default
 
 _RATIO = optional(number(0, 1e20))
 
@@ -17,37 +17,37 @@ _RATIO = optional(number(0, 1e20))
 class _RowContext:
     """What a row is about."""
 
-    artefact: str = field(metadata=holds(schema.NAME))
-    kind: Kind = field(metadata=holds(KIND))
-    runtime: Runtime = field(metadata=holds(RUNTIME))
-    provider: str = field(metadata=holds(text()))
-    batch: int = field(metadata=holds(schema.BATCH))
-    threads: int = field(metadata=holds(schema.THREADS))
+    artefact: str = field(metadata=required(schema.NAME))
+    kind: Kind = field(metadata=required(KIND))
+    runtime: Runtime = field(metadata=required(RUNTIME))
+    provider: str = field(metadata=required(text()))
+    batch: int = field(metadata=required(schema.BATCH))
+    threads: int = field(metadata=required(schema.THREADS))
 
 
 @dataclass(frozen=True)
 class Row(LatencySummary, _RowContext):
     """One measured artefact; `speedup` is against `reference`, both None in the reference's own row."""
 
-    runtime_version: str = field(metadata=holds(text()))
-    p50_low_ms: float = field(metadata=holds(schema.MS))
-    p50_high_ms: float = field(metadata=holds(schema.MS))
-    size_bytes: int = field(metadata=holds(schema.SIZE_BYTES))
-    load_ms: float | None = field(metadata=holds(optional(schema.LOADING_MS)))
-    first_inference_ms: float | None = field(metadata=holds(optional(schema.LOADING_MS)))
-    peak_memory_bytes: int | None = field(metadata=holds(optional(schema.SIZE_BYTES)))
-    baseline_memory_bytes: int | None = field(metadata=holds(optional(schema.SIZE_BYTES)))
-    stable: bool = field(metadata=holds(flag))
-    integer_share: float | None = field(metadata=holds(optional(schema.SHARE)))
+    runtime_version: str = field(metadata=required(text()))
+    p50_low_ms: float = field(metadata=required(schema.POSITIVE_MS))
+    p50_high_ms: float = field(metadata=required(schema.POSITIVE_MS))
+    size_bytes: int = field(metadata=required(schema.SIZE_BYTES))
+    load_ms: float | None = field(metadata=required(optional(schema.NONNEGATIVE_MS)))
+    first_inference_ms: float | None = field(metadata=required(optional(schema.NONNEGATIVE_MS)))
+    peak_memory_bytes: int | None = field(metadata=required(optional(schema.SIZE_BYTES)))
+    baseline_memory_bytes: int | None = field(metadata=required(optional(schema.SIZE_BYTES)))
+    stable: bool = field(metadata=required(boolean))
+    integer_share: float | None = field(metadata=required(optional(schema.SHARE)))
     """None: the runtime does not say what ran."""
-    sha256: str = field(metadata=holds(schema.SHA256))
-    reference: str | None = field(metadata=holds(optional(schema.NAME)))
-    speedup: float | None = field(metadata=holds(_RATIO))
-    speedup_low: float | None = field(metadata=holds(_RATIO))
-    speedup_high: float | None = field(metadata=holds(_RATIO))
-    build_s: float | None = field(default=None, metadata=added(optional(schema.SECONDS)))
-    commands: tuple[str, ...] = field(default=(), metadata=added(schema.COMMANDS))
-    note: str | None = field(default=None, metadata=added(optional(text())))
+    sha256: str = field(metadata=required(schema.SHA256))
+    reference: str | None = field(metadata=required(optional(schema.NAME)))
+    speedup: float | None = field(metadata=required(_RATIO))
+    speedup_low: float | None = field(metadata=required(_RATIO))
+    speedup_high: float | None = field(metadata=required(_RATIO))
+    build_s: float | None = field(default=None, metadata=with_default(optional(schema.NONNEGATIVE_S)))
+    commands: tuple[str, ...] = field(default=(), metadata=with_default(schema.COMMANDS))
+    note: str | None = field(default=None, metadata=with_default(optional(text())))
     """Where the name promises too much."""
 
     @property
@@ -60,12 +60,12 @@ class Row(LatencySummary, _RowContext):
 class SkippedRow(_RowContext):
     """One artefact that was not timed; `skipped` says why."""
 
-    skipped: str = field(metadata=holds(schema.REASON))
-    integer_share: float | None = field(default=None, metadata=added(optional(schema.SHARE)))
+    skipped: str = field(metadata=required(schema.REASON))
+    integer_share: float | None = field(default=None, metadata=with_default(optional(schema.SHARE)))
     """What its own target would run as integers, where that can be told here."""
 
 
-ROW = either("skipped", record(SkippedRow), record(Row))
+ROW = either("skipped", object_of(SkippedRow), object_of(Row))
 
 
 def rows_of_comparison(comparison: Comparison) -> list[Row | SkippedRow]:
