@@ -263,7 +263,7 @@ def describe_mismatch(spec: ArchSpec, shapes: Shapes, expected: Shapes) -> Misma
 
 
 def _with_free_sizes_of(spec: ArchSpec, shapes: Shapes, expected: Shapes) -> Shapes:
-    """Set the sizes that an architecture leaves open to those of the weights: classes, channels, often the stem's kernel."""
+    """Set the sizes that an architecture leaves open (classes, channels, stem kernel) to those of the weights."""
     head, stem = classifier_weight(expected), stem_weight(expected)
     if head is None:
         return expected

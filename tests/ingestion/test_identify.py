@@ -201,10 +201,7 @@ def test_a_published_stem_at_a_small_size_is_kept() -> None:
 
 
 def test_auxiliary_classifiers_are_left_out_and_said_so() -> None:
-    weights = {
-        key: torch.empty(1).expand(shape)
-        for key, shape in matching.network_shapes("googlenet", (3, 224, 224), 9).items()
-    }
+    weights = expanded(matching.network_shapes("googlenet", (3, 224, 224), 9))
     found = infer({**weights, "aux1.fc2.weight": torch.ones(9, 4)})
     assert str(found.arch) == "googlenet"
     assert "auxiliary classifiers" in {a.what for a in found.assumptions}
