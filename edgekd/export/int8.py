@@ -20,7 +20,7 @@ from edgekd.export.graph import clip_bounds, read_model, with_moved_biases
 from edgekd.export.ort_session import all_logits
 from edgekd.export.quantize import Flavor, compute_nodes, float_stem, quantize
 from edgekd.export.ranges import METHODS, Batches, Ranges
-from edgekd.run.cards.exported import QualityPart, RemedyFactsPart, RemedyPart
+from edgekd.run.cards.exported import QualityPart, RemedyDetailsPart, RemedyPart
 
 HEADROOMS = (1.3, 1.15, 1.0)
 """Tried in this order on ranges of synthetic samples, which reach less far than real images (docs/export.md)."""
@@ -105,7 +105,7 @@ class Remedy:
     before: Quality
     after: Quality
     applied: bool  # otherwise it did not help, and `plan` is the one before
-    details: RemedyFactsPart
+    details: RemedyDetailsPart
 
     @property
     def kept(self) -> Quality:
@@ -119,7 +119,7 @@ class Remedy:
             before=self.before.to_card(),
             after=self.after.to_card(),
             applied=self.applied,
-            **self.details.given(),
+            **self.details.set_fields(),
         )
 
 
@@ -151,7 +151,7 @@ def choose_ranges(
     best = min(good or METHODS, key=lambda method: qualities[method].loss)
     before = qualities["absmax"] if headroom == plain.headroom else held_out.measure(plain.build(), flavor)
     losses = {method: _option_value(quality.loss) for method, quality in qualities.items()}
-    details = RemedyFactsPart(method=best, headroom=headroom, losses=losses)
+    details = RemedyDetailsPart(method=best, headroom=headroom, losses=losses)
     return Remedy("ranges", replace(plain, method=best, headroom=headroom), before, qualities[best], True, details)
 
 
@@ -196,7 +196,7 @@ def leave_worst_in_float(
             best, after = candidate, quality
     left = {node: _option_value(sensitivity[node]) for node in best.float_nodes if node in sensitivity}
     growth = best.build().ByteSize() - size if left else 0
-    details = RemedyFactsPart(
+    details = RemedyDetailsPart(
         sensitivity={node: _option_value(loss) for node, loss in sensitivity.items()},
         left_in_float=left,
         extra_bytes=growth,

@@ -26,7 +26,7 @@ from edgekd.export.int8 import (
 from edgekd.export.ort_session import open_session
 from edgekd.export.quantize import Flavor
 from edgekd.export.ranges import Batches, Ranges
-from edgekd.run.cards.exported import AgreementPart, ClippingPart, Int8Part, IntegerNodesPart, RemedyFactsPart
+from edgekd.run.cards.exported import AgreementPart, ClippingPart, Int8Part, IntegerNodesPart, RemedyDetailsPart
 
 FINE_TUNING = "quantisation-aware fine-tuning"
 
@@ -37,7 +37,7 @@ class FineTunedModel:
 
     source: ModelProto
     ranges: Ranges
-    details: RemedyFactsPart
+    details: RemedyDetailsPart
 
 
 FineTune = Callable[[QuantizationPlan], FineTunedModel]
@@ -139,7 +139,7 @@ def _fine_tuned(last: Remedy, fine_tune: FineTune, untrained: Callable[[ModelPro
         tuned = fine_tune(plan)
         steps = untrained(tuned.source, tuned.ranges)
     except GateError as error:
-        return Remedy(FINE_TUNING, plan, before, before, False, RemedyFactsPart(failed=str(error)))
+        return Remedy(FINE_TUNING, plan, before, before, False, RemedyDetailsPart(failed=str(error)))
     after = steps[-1].kept
     better = (after.agreement.share, -after.loss) > (before.agreement.share, -before.loss)
     details = tuned.details.model_copy(update={"steps": [step.to_card() for step in steps]})
@@ -160,7 +160,7 @@ def correct_bias(plan: QuantizationPlan, held_out: HeldOut, batches: Batches) ->
     largest = {name: float(np.abs(error).max()) for name, error in errors.items()}
     improved = after.loss < before.loss and after.agreement.share >= before.agreement.share
     better = corrected if improved else plan
-    return Remedy("bias correction", better, before, after, improved, RemedyFactsPart(largest_shift=largest))
+    return Remedy("bias correction", better, before, after, improved, RemedyDetailsPart(largest_shift=largest))
 
 
 def mean_output_errors(

@@ -15,9 +15,9 @@ from edgekd.bench.rows import Row, SkippedRow
 from edgekd.models import artefacts
 from edgekd.run import curve, plots
 from edgekd.run.cards.base import Card
+from edgekd.run.cards.evaluation import EvaluationCard, SelectionCard
 from edgekd.run.cards.events import AccuracyEvent, TrainEvent
 from edgekd.run.cards.exported import AgreementCard, ParityCard
-from edgekd.run.cards.judged import EvaluationCard, SelectionCard
 from edgekd.run.cards.ledger import LedgerCard
 from edgekd.run.cards.record import Record
 from edgekd.run.cards.report import ArtefactPart, DevicePart, DistillationCard, ReportCard
