@@ -82,11 +82,9 @@ class Card(CardPart):
         """Convert to the JSON of the whole file, with the number of its schema."""
         content = super().to_json()
         content.pop("schema", None)
-        return (
-            content
-            if self.hashed_into_stage_keys and self.newest_schema == 1
-            else {"schema": self.newest_schema, **content}
-        )
+        if self.hashed_into_stage_keys and self.newest_schema == 1:
+            return content
+        return {"schema": self.newest_schema, **content}
 
     def write(self, folder: Path) -> None:
         """Write the file into its folder atomically."""

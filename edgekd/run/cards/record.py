@@ -60,7 +60,7 @@ class DistillNotes(Notes):
 
 
 class ExportNotes(Notes):
-    """The notes of export. For a student file from elsewhere also: the run that lent its samples, and real images used."""
+    """The notes of export. For a student file from elsewhere also: the run that lent samples, and real images used."""
 
     failures: list[str]
     """Why files were not published: one sentence for each."""
