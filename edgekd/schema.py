@@ -1,8 +1,12 @@
-"""What a JSON value from elsewhere may be, and what is made of it: types, ranges, lengths, known keys.
+"""Validate untrusted JSON: types, ranges, lengths and keys.
 
-A reader is a function of a value and of its place: it returns what the value means, or raises `SchemaError` with the
-place. Numbers are finite, all sizes bounded. An object of JSON is a dataclass: each field says what its key `holds`, so
-that every key is written once, for `record`, which reads it, and for `to_json`. Travels to devices.
+A reader is a function (value, place). It returns the validated value, or raises `SchemaError`. `place` is the value's
+path within the JSON, such as `results[0].job`, for the error message; it is empty at the root. Numbers are finite, and
+all sizes are bounded.
+
+A JSON object is read into a dataclass with a field for each key. The field's metadata holds the reader of its value and
+says when the key may be absent: `required`, `with_default` or `omitted_if_none`. `object_of` reads such an object,
+`to_json` writes it. This file travels to devices.
 """
 
 from __future__ import annotations
@@ -19,21 +23,21 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 U = TypeVar("U")
-DEEPEST = 64
-"""Levels of lists and tables within one another that anybody needs."""
+MAX_DEPTH = 64
+"""Levels of nested lists and objects that are accepted."""
 if TYPE_CHECKING:
-    Read = Callable[[Any, str], T]
+    Reader = Callable[[Any, str], T]
 
 
 class SchemaError(ValueError):
-    """A value is not what belongs in its place; the message names both, and shows little of it."""
+    """A value is invalid, or its key is missing; the message names the place and shows an excerpt of the value."""
 
     def __init__(self, place: str, value: object = None, expected: str = "") -> None:
         place = place or "it"
         super().__init__(f"{place} is {reprlib.repr(value)}, not {expected}" if expected else f"{place} is missing")
 
 
-def number(low: float, high: float) -> Read[float]:
+def number(low: float, high: float) -> Reader[float]:
     """Accept a finite number from `low` to `high`."""
 
     def read(value: Any, place: str) -> float:
@@ -44,7 +48,7 @@ def number(low: float, high: float) -> Read[float]:
     return read
 
 
-def integer(low: int, high: int) -> Read[int]:
+def integer(low: int, high: int) -> Reader[int]:
     """Accept an integer from `low` to `high`."""
 
     def read(value: Any, place: str) -> int:
@@ -55,15 +59,15 @@ def integer(low: int, high: int) -> Read[int]:
     return read
 
 
-def flag(value: Any, place: str) -> bool:
-    """Accept true and false."""
+def boolean(value: Any, place: str) -> bool:
+    """Accept true or false."""
     if not isinstance(value, bool):
         raise SchemaError(place, value, "true or false")
     return value
 
 
-def text(at_most: int = 1000, pattern: str = "") -> Read[str]:
-    """Accept a string of so many characters that is written like `pattern`, if one is given."""
+def text(at_most: int = 1000, pattern: str = "") -> Reader[str]:
+    """Accept a string of at most `at_most` characters; a `pattern`, if given, must match all of it."""
 
     def read(value: Any, place: str) -> str:
         if not isinstance(value, str) or len(value) > at_most or any("\ud800" <= c <= "\udfff" for c in value):
@@ -75,8 +79,8 @@ def text(at_most: int = 1000, pattern: str = "") -> Read[str]:
     return read
 
 
-def one_of(*values: T) -> Read[T]:
-    """Accept one of a few strings or numbers."""
+def one_of(*values: T) -> Reader[T]:
+    """Accept one of these strings or numbers."""
 
     def read(value: Any, place: str) -> T:
         for candidate in values:
@@ -87,8 +91,8 @@ def one_of(*values: T) -> Read[T]:
     return read
 
 
-def optional(read_value: Read[T]) -> Read[T | None]:
-    """Accept null too."""
+def optional(read_value: Reader[T]) -> Reader[T | None]:
+    """Accept null, or what `read_value` accepts."""
 
     def read(value: Any, place: str) -> T | None:
         return None if value is None else read_value(value, place)
@@ -96,8 +100,8 @@ def optional(read_value: Read[T]) -> Read[T | None]:
     return read
 
 
-def list_of(item: Read[T], at_most: int, at_least: int = 0) -> Read[tuple[T, ...]]:
-    """Accept a list of so many items."""
+def list_of(item: Reader[T], at_most: int, at_least: int = 0) -> Reader[tuple[T, ...]]:
+    """Accept a list of `at_least` to `at_most` items, each of which `item` accepts."""
 
     def read(value: Any, place: str) -> tuple[T, ...]:
         if not isinstance(value, (list, tuple)) or not at_least <= len(value) <= at_most:
@@ -107,8 +111,8 @@ def list_of(item: Read[T], at_most: int, at_least: int = 0) -> Read[tuple[T, ...
     return read
 
 
-def list_of_numbers(low: float, high: float, at_most: int, at_least: int = 0) -> Read[tuple[float, ...]]:
-    """Accept a list of so many finite numbers from `low` to `high`; there may be millions."""
+def list_of_numbers(low: float, high: float, at_most: int, at_least: int = 0) -> Reader[tuple[float, ...]]:
+    """Accept a list of `at_least` to `at_most` finite numbers from `low` to `high`; fast enough for millions."""
 
     def read(value: Any, place: str) -> tuple[float, ...]:
         if not isinstance(value, (list, tuple)) or not at_least <= len(value) <= at_most:
@@ -121,8 +125,8 @@ def list_of_numbers(low: float, high: float, at_most: int, at_least: int = 0) ->
     return read
 
 
-def mapping_of(item: Read[T], at_most: int = 200) -> Read[dict[str, T]]:
-    """Accept an object with names of its own."""
+def mapping_of(item: Reader[T], at_most: int = 200) -> Reader[dict[str, T]]:
+    """Accept an object with any keys, whose values `item` accepts."""
     name = text(300)
 
     def read(value: Any, place: str) -> dict[str, T]:
@@ -133,8 +137,8 @@ def mapping_of(item: Read[T], at_most: int = 200) -> Read[dict[str, T]]:
     return read
 
 
-def value_or_reason(read_value: Read[T]) -> Read[T | str]:
-    """Accept, in the place of a value, the sentence that says why there is none."""
+def value_or_reason(read_value: Reader[T]) -> Reader[T | str]:
+    """Accept what `read_value` accepts, or a string that says why there is no value."""
     sentence = text(2000)
 
     def read(value: Any, place: str) -> T | str:
@@ -143,62 +147,66 @@ def value_or_reason(read_value: Read[T]) -> Read[T | str]:
     return read
 
 
-def either(key: str, there: Read[T], absent: Read[U]) -> Read[T | U]:
-    """Accept what `there` accepts of an object with this key, and what `absent` accepts of any other."""
+def either(key: str, with_key: Reader[T], without_key: Reader[U]) -> Reader[T | U]:
+    """Read an object that has the key by `with_key`, and any other value by `without_key`."""
 
     def read(value: Any, place: str) -> T | U:
-        return there(value, place) if isinstance(value, dict) and key in value else absent(value, place)
+        return with_key(value, place) if isinstance(value, dict) and key in value else without_key(value, place)
 
     return read
 
 
-_HELD, _REQUIRED, _ADDED, _SOMETIMES = "held", "required", "added", "sometimes"
+_READER_AND_PRESENCE = "reader and presence"
+"""The key of a field's metadata."""
+_REQUIRED, _WITH_DEFAULT, _OMITTED_IF_NONE = "required", "with default", "omitted if None"
 
 
-def holds(read: Read[Any]) -> Mapping[str, tuple[Read[Any], str]]:
-    """Return the metadata of a field whose key is always there."""
-    return {_HELD: (read, _REQUIRED)}
+def required(reader: Reader[Any]) -> Mapping[str, tuple[Reader[Any], str]]:
+    """Make the metadata of a field whose key must be present."""
+    return {_READER_AND_PRESENCE: (reader, _REQUIRED)}
 
 
-def added(read: Read[Any]) -> Mapping[str, tuple[Read[Any], str]]:
-    """Return the metadata of a field with a default, whose key is written but may be missing in older JSON."""
-    return {_HELD: (read, _ADDED)}
+def with_default(reader: Reader[Any]) -> Mapping[str, tuple[Reader[Any], str]]:
+    """Make the metadata of a field with a default: its key is always written, and may be absent from older JSON."""
+    return {_READER_AND_PRESENCE: (reader, _WITH_DEFAULT)}
 
 
-def sometimes(read: Read[Any]) -> Mapping[str, tuple[Read[Any], str]]:
-    """Return the metadata of a field whose key is there only with a value; without, the field is None."""
-    return {_HELD: (read, _SOMETIMES)}
+def omitted_if_none(reader: Reader[Any]) -> Mapping[str, tuple[Reader[Any], str]]:
+    """Make the metadata of a field that defaults to None: its key is not written then."""
+    return {_READER_AND_PRESENCE: (reader, _OMITTED_IF_NONE)}
 
 
-def record(cls: type[T]) -> Read[T]:
-    """Accept an object with the keys that the fields of a dataclass hold and no others; return one of the class.
+def object_of(cls: type[T]) -> Reader[T]:
+    """Accept an object whose keys are the fields of the dataclass `cls`, and no others; read it into a `cls`.
 
-    What no single key shows a class may check by `require_consistent(self, place)`.
+    A class may check fields against each other in a method `require_consistent(self, place)`, which raises
+    `SchemaError`.
     """
-    held = {member.name: member.metadata[_HELD] for member in fields(cls)}  # type: ignore[arg-type]
-    rule = getattr(cls, "require_consistent", None)
+    readers = {member.name: member.metadata[_READER_AND_PRESENCE] for member in fields(cls)}  # type: ignore[arg-type]
+    require_consistent = getattr(cls, "require_consistent", None)
 
     def read(value: Any, place: str) -> T:
         if not isinstance(value, dict):
             raise SchemaError(place, value, "an object")
-        for key, (_, presence) in held.items():
+        for key, (_, presence) in readers.items():
             if presence == _REQUIRED and key not in value:
                 raise SchemaError(f"{place}.{key}".lstrip("."))
         arguments = {}
         for key, element in value.items():
-            if key not in held:
-                raise SchemaError(f"a key of {place or 'it'}", key, f"known (of {', '.join(sorted(held))})")
-            arguments[key] = held[key][0](element, f"{place}.{key}".lstrip("."))
+            if key not in readers:
+                raise SchemaError(f"a key of {place or 'it'}", key, f"known (of {', '.join(sorted(readers))})")
+            reader, _ = readers[key]
+            arguments[key] = reader(element, f"{place}.{key}".lstrip("."))
         instance = cls(**arguments)
-        if rule is not None:
-            rule(instance, place)
+        if require_consistent is not None:
+            require_consistent(instance, place)
         return instance
 
     return read
 
 
 def to_json(value: Any) -> Any:
-    """Return the JSON value of what a reader returned: dataclasses as objects, a file by its name."""
+    """Convert what a reader returned to plain JSON values: a dataclass to an object, a `Path` to its file name."""
     if value is None or isinstance(value, (str, int, float)):
         return value
     if is_dataclass(value):
@@ -206,37 +214,37 @@ def to_json(value: Any) -> Any:
         return {
             member.name: to_json(item)
             for member, item in pairs
-            if item is not None or member.metadata[_HELD][1] != _SOMETIMES
+            if item is not None or member.metadata[_READER_AND_PRESENCE][1] != _OMITTED_IF_NONE
         }
     if isinstance(value, dict):
         return {key: to_json(item) for key, item in value.items()}
     return value.name if isinstance(value, Path) else [to_json(item) for item in value]
 
 
-def loads(data: bytes | str) -> Any:
-    """Return the value of JSON that does not make much of little: nested in reason, few texts, finite numbers.
+def parse_untrusted_json(data: bytes | str) -> Any:
+    """Parse JSON from another machine: bounded in nesting and number of parts, so that it cannot fill the memory.
 
     Raises:
-        ValueError: it is no such JSON.
+        ValueError: it is no JSON, is nested deeper than `MAX_DEPTH`, has too many parts, or holds NaN or Infinity.
     """
     raw = data.encode() if isinstance(data, str) else data
-    if sum(raw.count(part) for part in (b"[", b"{", b'"')) > _MOST_PARTS:
-        raise ValueError(f"it has more than {_MOST_PARTS:,} parts")
+    if sum(raw.count(part) for part in (b"[", b"{", b'"')) > _MAX_PARTS:
+        raise ValueError(f"it has more than {_MAX_PARTS:,} parts")
     return parse_json(raw, parse_constant=_refuse_constant)
 
 
 def parse_json(data: bytes | str, **options: Any) -> Any:
-    """Return the value of a JSON text; raise ValueError for what is none, or is nested out of all reason."""
+    """Parse JSON; raise ValueError where it is malformed or nested deeper than `MAX_DEPTH`."""
     try:
-        return shallow(json.loads(data, **options))
+        return require_shallow(json.loads(data, **options))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
 
-def shallow(value: T) -> T:
-    """Return a value of plain lists and dicts; raise ValueError where it is nested so deeply that writing it fails."""
+def require_shallow(value: T) -> T:
+    """Raise ValueError where plain lists and dicts are nested deeper than `MAX_DEPTH`; else return the value."""
     level: list[object] = [value]
-    for _ in range(DEEPEST):
+    for _ in range(MAX_DEPTH):
         level = [part for item in level for part in _parts(item) if isinstance(part, (dict, list))]
         if not level:
             return value
@@ -247,20 +255,26 @@ def _parts(value: object) -> Iterable[object]:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
-_MOST_PARTS = 2_000_000
+_MAX_PARTS = 2_000_000
+"""Lists, objects and string quotes that untrusted JSON may have."""
 
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
 
 
+# Readers shared by several messages and files.
 NAME, TARGET, REASON = text(300), text(200), text(20_000)
 SHA256 = text(64, "[0-9a-f]{64}")
 SIZE_BYTES, COUNT, BATCH, THREADS = integer(0, 10**16), integer(0, 10**9), integer(1, 10**6), integer(1, 10**5)
 RUNS = integer(1, 10**9)
-SHAPE, DECLARED, FLAGS = list_of(integer(1, 10**6), 8), list_of(optional(integer(1, 10**6)), 8), list_of(NAME, 20)
-SECONDS, DURATION_S = number(0, 1e12), number(1e-9, 1e7)
-MS, LOADING_MS = number(1e-9, 1e9), number(0, 1e9)
+"""Inferences in a measurement."""
+SHAPE = list_of(integer(1, 10**6), 8)
+DECLARED_SHAPE = list_of(optional(integer(1, 10**6)), 8)
+"""A shape as an ONNX file declares it: null for a dynamic dimension."""
+FLAGS = list_of(NAME, 20)
+NONNEGATIVE_S, POSITIVE_S = number(0, 1e12), number(1e-9, 1e7)
+NONNEGATIVE_MS, POSITIVE_MS = number(0, 1e9), number(1e-9, 1e9)
 MHZ, CPUS = number(0, 1e7), number(0, 1e6)
 SAMPLES_MS, WINDOWS_MS = list_of_numbers(1e-9, 1e9, 10**8, 1), list_of_numbers(1e-9, 1e9, 10**6)
 COMMANDS = list_of(text(100_000), 100)

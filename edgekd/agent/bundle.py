@@ -35,12 +35,12 @@ from edgekd.schema import (
     SHA256,
     TARGET,
     SchemaError,
-    holds,
     integer,
     list_of,
     mapping_of,
+    object_of,
     parse_json,
-    record,
+    required,
     to_json,
 )
 from edgekd.text import visible
@@ -53,31 +53,31 @@ EXIT_CODES = {"file": 4, "usage": 2, "machine": 6, "busy": 7}
 class Golden:
     """The file of golden inputs, and the logits that the host computed for them, by the file of the model."""
 
-    images: str = field(metadata=holds(NAME))
-    logits: dict[str, tuple[tuple[float, ...], ...]] = field(metadata=holds(mapping_of(LOGITS)))
+    images: str = field(metadata=required(NAME))
+    logits: dict[str, tuple[tuple[float, ...], ...]] = field(metadata=required(mapping_of(LOGITS)))
 
 
 @dataclass(frozen=True)
 class Manifest:
     """manifest.json of a student.pyz: what it holds and how it is measured."""
 
-    format: int = field(metadata=holds(integer(1, 10**6)))
-    run: str = field(metadata=holds(NAME))
-    jobs: tuple[BenchJob, ...] = field(metadata=holds(list_of(record(BenchJob), 1000)))
-    settings: BenchSettings = field(metadata=holds(record(BenchSettings)))
-    files: tuple[FileFacts, ...] = field(metadata=holds(list_of(record(FileFacts), 1000)))
-    golden: Golden = field(metadata=holds(record(Golden)))
+    format: int = field(metadata=required(integer(1, 10**6)))
+    run: str = field(metadata=required(NAME))
+    jobs: tuple[BenchJob, ...] = field(metadata=required(list_of(object_of(BenchJob), 1000)))
+    settings: BenchSettings = field(metadata=required(object_of(BenchSettings)))
+    files: tuple[FileFacts, ...] = field(metadata=required(list_of(object_of(FileFacts), 1000)))
+    golden: Golden = field(metadata=required(object_of(Golden)))
 
 
 @dataclass(frozen=True)
 class BundleResults(DeviceResults):
     """results.json of a student.pyz."""
 
-    format: int = field(metadata=holds(integer(1, 10**6)))
-    run: str = field(metadata=holds(NAME))
-    target: str = field(metadata=holds(TARGET))
-    manifest_sha256: str = field(metadata=holds(SHA256))
-    files: dict[str, str] = field(metadata=holds(mapping_of(SHA256, 1000)))
+    format: int = field(metadata=required(integer(1, 10**6)))
+    run: str = field(metadata=required(NAME))
+    target: str = field(metadata=required(TARGET))
+    manifest_sha256: str = field(metadata=required(SHA256))
+    files: dict[str, str] = field(metadata=required(mapping_of(SHA256, 1000)))
 
 
 def format_of(value: Any) -> Any:
@@ -161,7 +161,7 @@ def _manifest(text: bytes) -> Manifest:
     if format_of(value) != FORMAT:
         raise RefusedError("file", f"the manifest has format {format_of(value)}, not {FORMAT}")
     try:
-        return record(Manifest)(value, "")
+        return object_of(Manifest)(value, "")
     except SchemaError as error:
         raise RefusedError("file", f"the manifest is none of this edgekd ({error})") from error
 

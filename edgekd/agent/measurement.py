@@ -11,7 +11,7 @@ from edgekd.agent.device.environment import Environment
 from edgekd.agent.device.machine import Activity
 from edgekd.agent.kernels import ARITHMETIC, KIND, RUNTIME, Arithmetic, Kind, Runtime
 from edgekd.errors import UsageError
-from edgekd.schema import SchemaError, either, flag, holds, integer, list_of, number, optional, record, text
+from edgekd.schema import SchemaError, boolean, either, integer, list_of, number, object_of, optional, required, text
 
 _ROUNDS = integer(2, 10**5)
 
@@ -25,19 +25,19 @@ def _file(value: Any, place: str) -> Path:
 class BenchJob:
     """One artefact to measure; artefact and runtime name it in every result and must be unique in a comparison."""
 
-    artefact: str = field(metadata=holds(schema.NAME))
-    model: Path = field(metadata=holds(_file))
-    kind: Kind = field(default="any", metadata=holds(KIND))
-    runtime: Runtime = field(default="ort-cpu", metadata=holds(RUNTIME))
-    image_shape: tuple[int, ...] | None = field(default=None, metadata=holds(optional(schema.SHAPE)))
+    artefact: str = field(metadata=required(schema.NAME))
+    model: Path = field(metadata=required(_file))
+    kind: Kind = field(default="any", metadata=required(KIND))
+    runtime: Runtime = field(default="ort-cpu", metadata=required(RUNTIME))
+    image_shape: tuple[int, ...] | None = field(default=None, metadata=required(optional(schema.SHAPE)))
     """C, H, W where the file leaves them open."""
-    input_name: str = field(default="input", metadata=holds(text(5000)))
-    declared: tuple[int | None, ...] | None = field(default=None, metadata=holds(optional(schema.DECLARED)))
+    input_name: str = field(default="input", metadata=required(text(5000)))
+    declared: tuple[int | None, ...] | None = field(default=None, metadata=required(optional(schema.DECLARED_SHAPE)))
     """N, C, H, W as in the file, None where it leaves them open."""
-    flags: tuple[str, ...] = field(default=(), metadata=holds(schema.FLAGS))  # TensorRT's, for the precision
-    first_engine: bool = field(default=False, metadata=holds(flag))
+    flags: tuple[str, ...] = field(default=(), metadata=required(schema.FLAGS))  # TensorRT's, for the precision
+    first_engine: bool = field(default=False, metadata=required(boolean))
     """Of those that TensorRT makes of the file; else each."""
-    arithmetic: Arithmetic = field(default="fp32", metadata=holds(ARITHMETIC))
+    arithmetic: Arithmetic = field(default="fp32", metadata=required(ARITHMETIC))
     """By the nodes and weights of the file, whatever its name."""
 
     @property
@@ -50,17 +50,17 @@ class BenchJob:
 class BenchSettings:
     """How each artefact is measured; `min_runs` and `min_seconds` are its totals over all rounds."""
 
-    batch: int = field(default=1, metadata=holds(schema.BATCH))
-    threads: int = field(default=1, metadata=holds(schema.THREADS))
-    rounds: int = field(default=10, metadata=holds(_ROUNDS))
-    min_runs: int = field(default=200, metadata=holds(schema.RUNS))
-    min_seconds: float = field(default=2.0, metadata=holds(schema.DURATION_S))
-    settle_runs: int = field(default=5, metadata=holds(schema.COUNT))  # untimed, at the start of each round
-    warm_up_window: int = field(default=50, metadata=holds(integer(3, 10**9)))
-    warm_up_agreement: float = field(default=0.02, metadata=holds(number(1e-12, 1e6)))
-    warm_up_seconds: float = field(default=10.0, metadata=holds(schema.DURATION_S))
-    seed: int = field(default=0, metadata=holds(integer(-(2**63), 2**63)))
-    reply_timeout_s: float = field(default=600.0, metadata=holds(schema.DURATION_S))
+    batch: int = field(default=1, metadata=required(schema.BATCH))
+    threads: int = field(default=1, metadata=required(schema.THREADS))
+    rounds: int = field(default=10, metadata=required(_ROUNDS))
+    min_runs: int = field(default=200, metadata=required(schema.RUNS))
+    min_seconds: float = field(default=2.0, metadata=required(schema.POSITIVE_S))
+    settle_runs: int = field(default=5, metadata=required(schema.COUNT))  # untimed, at the start of each round
+    warm_up_window: int = field(default=50, metadata=required(integer(3, 10**9)))
+    warm_up_agreement: float = field(default=0.02, metadata=required(number(1e-12, 1e6)))
+    warm_up_seconds: float = field(default=10.0, metadata=required(schema.POSITIVE_S))
+    seed: int = field(default=0, metadata=required(integer(-(2**63), 2**63)))
+    reply_timeout_s: float = field(default=600.0, metadata=required(schema.POSITIVE_S))
 
     def __post_init__(self) -> None:
         least = {"batch": 1, "threads": 1, "rounds": 2, "min_runs": 1, "settle_runs": 0, "warm_up_window": 3}
@@ -76,42 +76,42 @@ class BenchSettings:
 class MeasurementProgress:
     """One finished step of a measurement: `done` of `total`."""
 
-    step: str = field(metadata=holds(schema.NAME))  # of load, warm-up and round
-    artefact: str = field(metadata=holds(text(500)))
-    done: int = field(metadata=holds(integer(1, 10**7)))
-    total: int = field(metadata=holds(integer(1, 10**7)))
+    step: str = field(metadata=required(schema.NAME))  # of load, warm-up and round
+    artefact: str = field(metadata=required(text(500)))
+    done: int = field(metadata=required(integer(1, 10**7)))
+    total: int = field(metadata=required(integer(1, 10**7)))
 
 
 @dataclass(frozen=True)
 class Round:
     """The raw samples of one round of one artefact, and what else went on meanwhile."""
 
-    samples_ms: tuple[float, ...] = field(metadata=holds(schema.SAMPLES_MS))
-    activity: Activity = field(metadata=holds(record(Activity)))
+    samples_ms: tuple[float, ...] = field(metadata=required(schema.SAMPLES_MS))
+    activity: Activity = field(metadata=required(object_of(Activity)))
 
 
 @dataclass(frozen=True)
 class LoadedFacts:
     """What is known of an artefact once it is loaded; None where the runtime does not say."""
 
-    sha256: str = field(metadata=holds(schema.SHA256))
-    size_bytes: int = field(metadata=holds(schema.SIZE_BYTES))
-    runtime_version: str = field(metadata=holds(text()))
-    provider: str = field(metadata=holds(text()))
-    build_s: float | None = field(metadata=holds(optional(schema.SECONDS)))
+    sha256: str = field(metadata=required(schema.SHA256))
+    size_bytes: int = field(metadata=required(schema.SIZE_BYTES))
+    runtime_version: str = field(metadata=required(text()))
+    provider: str = field(metadata=required(text()))
+    build_s: float | None = field(metadata=required(optional(schema.NONNEGATIVE_S)))
     """Of the engine; None where there is none, or it came from the cache."""
-    commands: tuple[str, ...] = field(metadata=holds(schema.COMMANDS))  # of trtexec, as they were run
-    load_ms: float | None = field(metadata=holds(optional(schema.LOADING_MS)))
-    first_inference_ms: float | None = field(metadata=holds(optional(schema.LOADING_MS)))
+    commands: tuple[str, ...] = field(metadata=required(schema.COMMANDS))  # of trtexec, as they were run
+    load_ms: float | None = field(metadata=required(optional(schema.NONNEGATIVE_MS)))
+    first_inference_ms: float | None = field(metadata=required(optional(schema.NONNEGATIVE_MS)))
 
 
 @dataclass(frozen=True)
 class MemoryUse:
     """The memory of the process that runs an artefact; a GPU's own memory is not in it."""
 
-    peak_memory_bytes: int | None = field(metadata=holds(optional(schema.SIZE_BYTES)))
+    peak_memory_bytes: int | None = field(metadata=required(optional(schema.SIZE_BYTES)))
     baseline_memory_bytes: int | None = field(
-        metadata=holds(optional(schema.SIZE_BYTES))
+        metadata=required(optional(schema.SIZE_BYTES))
     )  # before the model was loaded
 
 
@@ -119,8 +119,8 @@ class MemoryUse:
 class NodeCounts:
     """How many compute nodes (Conv, Gemm, MatMul) really ran, and how many of them as integers."""
 
-    integer_nodes: int | None = field(metadata=holds(optional(schema.COUNT)))
-    compute_nodes: int | None = field(metadata=holds(optional(schema.COUNT)))
+    integer_nodes: int | None = field(metadata=required(optional(schema.COUNT)))
+    compute_nodes: int | None = field(metadata=required(optional(schema.COUNT)))
 
     def require_consistent(self, place: str) -> None:
         """Raise `SchemaError` where there are more integer nodes than nodes."""
@@ -133,32 +133,32 @@ class NodeCounts:
 class Measurement(LoadedFacts, MemoryUse, NodeCounts):
     """One artefact, measured."""
 
-    job: BenchJob = field(metadata=holds(record(BenchJob)))
-    stable: bool = field(metadata=holds(flag))  # the warm-up settled in time
-    warm_up_ms: tuple[float, ...] = field(metadata=holds(schema.WINDOWS_MS))  # the median of each window
-    rounds: tuple[Round, ...] = field(metadata=holds(list_of(record(Round), 10**5, 2)))
+    job: BenchJob = field(metadata=required(object_of(BenchJob)))
+    stable: bool = field(metadata=required(boolean))  # the warm-up settled in time
+    warm_up_ms: tuple[float, ...] = field(metadata=required(schema.WINDOWS_MS))  # the median of each window
+    rounds: tuple[Round, ...] = field(metadata=required(list_of(object_of(Round), 10**5, 2)))
 
 
 @dataclass(frozen=True)
 class Skipped:
     """One artefact that was not timed, with the reason: "n/a: ..."."""
 
-    job: BenchJob = field(metadata=holds(record(BenchJob)))
-    reason: str = field(metadata=holds(schema.REASON))
+    job: BenchJob = field(metadata=required(object_of(BenchJob)))
+    reason: str = field(metadata=required(schema.REASON))
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Artefacts measured side by side; their times compare with each other and with no other comparison's."""
 
-    target: str = field(metadata=holds(schema.TARGET))
-    environment: Environment = field(metadata=holds(record(Environment)))
-    settings: BenchSettings = field(metadata=holds(record(BenchSettings)))
-    before: Activity = field(metadata=holds(record(Activity)))
+    target: str = field(metadata=required(schema.TARGET))
+    environment: Environment = field(metadata=required(object_of(Environment)))
+    settings: BenchSettings = field(metadata=required(object_of(BenchSettings)))
+    before: Activity = field(metadata=required(object_of(Activity)))
     results: tuple[Measurement | Skipped, ...] = field(
-        metadata=holds(list_of(either("reason", record(Skipped), record(Measurement)), 1000))
+        metadata=required(list_of(either("reason", object_of(Skipped), object_of(Measurement)), 1000))
     )
-    warnings: tuple[str, ...] = field(metadata=holds(list_of(schema.REASON, 1000)))
+    warnings: tuple[str, ...] = field(metadata=required(list_of(schema.REASON, 1000)))
 
     @property
     def measurements(self) -> tuple[Measurement, ...]:

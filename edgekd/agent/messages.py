@@ -18,17 +18,17 @@ from edgekd.agent.kernels import RUNTIME, Runtime
 from edgekd.agent.measurement import BenchJob, BenchSettings, LoadedFacts, MeasurementProgress, MemoryUse, NodeCounts
 from edgekd.schema import (
     SchemaError,
-    added,
-    flag,
-    holds,
+    boolean,
     integer,
     list_of,
     number,
+    object_of,
+    omitted_if_none,
     optional,
-    record,
-    sometimes,
+    required,
     text,
     to_json,
+    with_default,
 )
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ A = TypeVar("A")
 class Greeting:
     """Who answers, and on what machine."""
 
-    protocol: int = field(metadata=holds(schema.COUNT))
-    machine: Environment = field(metadata=holds(record(Environment)))
-    agent_sha256: str | None = field(default=None, metadata=added(optional(schema.SHA256)))
+    protocol: int = field(metadata=required(schema.COUNT))
+    machine: Environment = field(metadata=required(object_of(Environment)))
+    agent_sha256: str | None = field(default=None, metadata=with_default(optional(schema.SHA256)))
     """Of the zip file that it runs from."""
 
 
@@ -56,72 +56,72 @@ class Greeting:
 class Loaded(LoadedFacts):
     """What was loaded, and the shapes it is run with."""
 
-    input_shape: tuple[int, ...] = field(metadata=holds(schema.SHAPE))
-    output_shapes: tuple[tuple[int, ...], ...] = field(metadata=holds(list_of(list_of(schema.COUNT, 100), 1000)))
+    input_shape: tuple[int, ...] = field(metadata=required(schema.SHAPE))
+    output_shapes: tuple[tuple[int, ...], ...] = field(metadata=required(list_of(list_of(schema.COUNT, 100), 1000)))
 
 
 @dataclass(frozen=True)
 class WarmedUp:
     """Whether the times settled, and the median of each window."""
 
-    stable: bool = field(metadata=holds(flag))
-    medians_ms: tuple[float, ...] = field(metadata=holds(schema.WINDOWS_MS))
-    seconds: float = field(metadata=holds(schema.SECONDS))
+    stable: bool = field(metadata=required(boolean))
+    medians_ms: tuple[float, ...] = field(metadata=required(schema.WINDOWS_MS))
+    seconds: float = field(metadata=required(schema.NONNEGATIVE_S))
 
 
 @dataclass(frozen=True)
 class Timed(Activity):
     """The samples of one round, and what else went on meanwhile."""
 
-    samples_ms: tuple[float, ...] = field(default=(), metadata=holds(schema.SAMPLES_MS))
+    samples_ms: tuple[float, ...] = field(default=(), metadata=required(schema.SAMPLES_MS))
 
 
 @dataclass(frozen=True)
 class Sustained:
     """How many runs were done in which time, and the Unix time at their end."""
 
-    runs: int = field(metadata=holds(schema.RUNS))
-    seconds: float = field(metadata=holds(schema.DURATION_S))
-    end_unix_s: float = field(metadata=holds(schema.SECONDS))
+    runs: int = field(metadata=required(schema.RUNS))
+    seconds: float = field(metadata=required(schema.POSITIVE_S))
+    end_unix_s: float = field(metadata=required(schema.NONNEGATIVE_S))
 
 
 @dataclass(frozen=True)
 class LogitsArray:
     """The bytes of a C-ordered array."""
 
-    dtype: str = field(metadata=holds(schema.NAME))
-    shape: tuple[int, ...] = field(metadata=holds(list_of(schema.COUNT, 8)))
-    base64: str = field(metadata=holds(_LONG_TEXT))
+    dtype: str = field(metadata=required(schema.NAME))
+    shape: tuple[int, ...] = field(metadata=required(list_of(schema.COUNT, 8)))
+    base64: str = field(metadata=required(_LONG_TEXT))
 
 
 @dataclass(frozen=True)
 class Executed(NodeCounts):
     """What really ran, and on which providers."""
 
-    providers: tuple[str, ...] = field(metadata=holds(_NAMES))
+    providers: tuple[str, ...] = field(metadata=required(_NAMES))
 
 
 @dataclass(frozen=True)
 class Missing:
     """Which files are to be copied."""
 
-    missing: tuple[str, ...] = field(metadata=holds(_NAMES))
+    missing: tuple[str, ...] = field(metadata=required(_NAMES))
 
 
 @dataclass(frozen=True)
 class Damaged:
     """Which files did not arrive whole."""
 
-    damaged: tuple[str, ...] = field(metadata=holds(_NAMES))
+    damaged: tuple[str, ...] = field(metadata=required(_NAMES))
 
 
 @dataclass(frozen=True)
 class Sealed:
     """A result as JSON text with its hash; `kept` from before the connection was cut."""
 
-    text: str = field(metadata=holds(_LONG_TEXT))
-    sha256: str = field(metadata=holds(schema.SHA256))
-    kept: bool = field(metadata=holds(flag))
+    text: str = field(metadata=required(_LONG_TEXT))
+    sha256: str = field(metadata=required(schema.SHA256))
+    kept: bool = field(metadata=required(boolean))
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ class Done:
 class Refusal:
     """Why a request was not served; `kind` says who has to act."""
 
-    kind: str = field(metadata=holds(schema.NAME))
-    error: str = field(metadata=holds(schema.REASON))
+    kind: str = field(metadata=required(schema.NAME))
+    error: str = field(metadata=required(schema.REASON))
 
 
 class Request(Generic[A]):
@@ -158,8 +158,8 @@ class Hello(Request[Greeting]):
     """Say who answers, and with `tensorrt` also which TensorRT is there."""
 
     op, answer = "hello", Greeting
-    tensorrt: bool = field(default=False, metadata=added(flag))
-    trtexec: str | None = field(default=None, metadata=sometimes(_FILE))
+    tensorrt: bool = field(default=False, metadata=with_default(boolean))
+    trtexec: str | None = field(default=None, metadata=omitted_if_none(_FILE))
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Observe(Request[Activity]):
     """Watch the machine without doing anything."""
 
     op, answer = "observe", Activity
-    seconds: float = field(metadata=holds(schema.SECONDS))
+    seconds: float = field(metadata=required(schema.NONNEGATIVE_S))
 
 
 @dataclass(frozen=True)
@@ -175,22 +175,22 @@ class Load(Request[Loaded]):
     """Load a model and run it once."""
 
     op, answer = "load", Loaded
-    model: str = field(metadata=holds(_FILE))
-    runtime: Runtime = field(metadata=holds(RUNTIME))
-    threads: int = field(metadata=holds(schema.THREADS))
-    batch: int = field(metadata=holds(schema.BATCH))
-    sha256: str | None = field(default=None, metadata=sometimes(schema.SHA256))
-    image_shape: tuple[int, ...] | None = field(default=None, metadata=sometimes(schema.SHAPE))
-    input_name: str = field(default="input", metadata=added(_FILE))
-    declared: tuple[int | None, ...] | None = field(default=None, metadata=sometimes(schema.DECLARED))
-    flags: tuple[str, ...] = field(default=(), metadata=added(schema.FLAGS))
-    seed: int = field(default=0, metadata=added(integer(-(2**63), 2**63)))
-    spin_wait: bool = field(default=True, metadata=added(flag))
+    model: str = field(metadata=required(_FILE))
+    runtime: Runtime = field(metadata=required(RUNTIME))
+    threads: int = field(metadata=required(schema.THREADS))
+    batch: int = field(metadata=required(schema.BATCH))
+    sha256: str | None = field(default=None, metadata=omitted_if_none(schema.SHA256))
+    image_shape: tuple[int, ...] | None = field(default=None, metadata=omitted_if_none(schema.SHAPE))
+    input_name: str = field(default="input", metadata=with_default(_FILE))
+    declared: tuple[int | None, ...] | None = field(default=None, metadata=omitted_if_none(schema.DECLARED_SHAPE))
+    flags: tuple[str, ...] = field(default=(), metadata=with_default(schema.FLAGS))
+    seed: int = field(default=0, metadata=with_default(integer(-(2**63), 2**63)))
+    spin_wait: bool = field(default=True, metadata=with_default(boolean))
     """Whether threads that wait may spin; not where energy is measured."""
-    input: str | None = field(default=None, metadata=sometimes(_FILE))  # An .npy file to run it with; else noise
-    trtexec: str | None = field(default=None, metadata=sometimes(_FILE))
-    engines: str | None = field(default=None, metadata=sometimes(_FILE))
-    engines_since_s: float | None = field(default=None, metadata=sometimes(schema.SECONDS))
+    input: str | None = field(default=None, metadata=omitted_if_none(_FILE))  # An .npy file to run it with; else noise
+    trtexec: str | None = field(default=None, metadata=omitted_if_none(_FILE))
+    engines: str | None = field(default=None, metadata=omitted_if_none(_FILE))
+    engines_since_s: float | None = field(default=None, metadata=omitted_if_none(schema.NONNEGATIVE_S))
 
 
 @dataclass(frozen=True)
@@ -198,9 +198,9 @@ class WarmUp(Request[WarmedUp]):
     """Run windows of `window` runs until the medians of two in a row agree within `agreement`."""
 
     op, answer = "warm_up", WarmedUp
-    window: int = field(metadata=holds(schema.RUNS))
-    agreement: float = field(metadata=holds(number(-1e6, 1e6)))
-    most_seconds: float = field(metadata=holds(schema.DURATION_S))
+    window: int = field(metadata=required(schema.RUNS))
+    agreement: float = field(metadata=required(number(-1e6, 1e6)))
+    most_seconds: float = field(metadata=required(schema.POSITIVE_S))
 
 
 @dataclass(frozen=True)
@@ -208,9 +208,9 @@ class TimeRound(Request[Timed]):
     """Time at least `runs` runs and `seconds`, after `settle_runs` untimed ones."""
 
     op, answer = "round", Timed
-    runs: int = field(metadata=holds(schema.RUNS))
-    seconds: float = field(metadata=holds(schema.SECONDS))
-    settle_runs: int = field(metadata=holds(schema.COUNT))
+    runs: int = field(metadata=required(schema.RUNS))
+    seconds: float = field(metadata=required(schema.NONNEGATIVE_S))
+    settle_runs: int = field(metadata=required(schema.COUNT))
 
     def most_bytes(self) -> int:
         """Return how long the answer may be."""
@@ -222,7 +222,7 @@ class Sustain(Request[Sustained]):
     """Run for `seconds`, without a thread that spins."""
 
     op, answer = "sustain", Sustained
-    seconds: float = field(metadata=holds(schema.DURATION_S))
+    seconds: float = field(metadata=required(schema.POSITIVE_S))
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ class Logits(Request[LogitsArray]):
     """Return the first output for the images of the .npy file `input`."""
 
     op, answer = "logits", LogitsArray
-    input: str = field(metadata=holds(_FILE))
+    input: str = field(metadata=required(_FILE))
 
     def most_bytes(self) -> int:
         """Return how long the answer may be."""
@@ -259,8 +259,8 @@ class Open(Request[Missing]):
     """Hold the device and open the work folder of `key`; say which of `files` are to be copied."""
 
     op, answer = "open", Missing
-    key: str = field(metadata=holds(schema.NAME))
-    files: tuple[FileFacts, ...] = field(metadata=holds(list_of(record(FileFacts), 10_000)))
+    key: str = field(metadata=required(schema.NAME))
+    files: tuple[FileFacts, ...] = field(metadata=required(list_of(object_of(FileFacts), 10_000)))
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ class Verify(Request[Damaged]):
     """Give each of `files` that arrived whole its name; return those that did not."""
 
     op, answer = "verify", Damaged
-    files: tuple[FileFacts, ...] = field(metadata=holds(list_of(record(FileFacts), 10_000)))
+    files: tuple[FileFacts, ...] = field(metadata=required(list_of(object_of(FileFacts), 10_000)))
 
 
 @dataclass(frozen=True)
@@ -276,9 +276,9 @@ class ResumableRequest(Request[Sealed]):
     """A piece of work that is kept there until it has arrived: `jobs` with `settings`."""
 
     answer = Sealed
-    jobs: tuple[BenchJob, ...] = field(metadata=holds(list_of(record(BenchJob), 1000, 1)))
-    settings: BenchSettings = field(metadata=holds(record(BenchSettings)))
-    trtexec: str | None = field(default=None, metadata=sometimes(_FILE))
+    jobs: tuple[BenchJob, ...] = field(metadata=required(list_of(object_of(BenchJob), 1000, 1)))
+    settings: BenchSettings = field(metadata=required(object_of(BenchSettings)))
+    trtexec: str | None = field(default=None, metadata=omitted_if_none(_FILE))
 
 
 @dataclass(frozen=True)
@@ -297,8 +297,8 @@ class Check(ResumableRequest):
     """Compare the logits of the one job with `expected`, for the images of the file `images`."""
 
     op = "check"
-    images: str = field(default="", metadata=holds(schema.NAME))
-    expected: tuple[tuple[float, ...], ...] = field(default=(), metadata=holds(LOGITS))
+    images: str = field(default="", metadata=required(schema.NAME))
+    expected: tuple[tuple[float, ...], ...] = field(default=(), metadata=required(LOGITS))
 
 
 @dataclass(frozen=True)
@@ -313,7 +313,7 @@ class Close(Request[Done]):
     """Give the device back; with `complete` remove the work folder."""
 
     op, answer = "close", Done
-    complete: bool = field(metadata=holds(flag))
+    complete: bool = field(metadata=required(boolean))
 
 
 _ENVELOPE = ("id", "op", "ok")
@@ -357,7 +357,7 @@ def asked_in(line: Any, served: Sequence[type[Request[Any]]]) -> ReceivedLine:
     if op == "quit":
         return ReceivedLine(number, op, None)
     try:
-        return ReceivedLine(number, op, record(kinds[op])(_body(line), ""))
+        return ReceivedLine(number, op, object_of(kinds[op])(_body(line), ""))
     except SchemaError as error:
         return ReceivedLine(number, op, Refusal("protocol", str(error)))
 
@@ -369,7 +369,7 @@ def reports_progress(line: Any) -> bool:
 
 def progress_in(line: Any) -> MeasurementProgress:
     """Return the progress that a line reports."""
-    return record(MeasurementProgress)(line["progress"], "progress")
+    return object_of(MeasurementProgress)(line["progress"], "progress")
 
 
 def answer_in(line: Any, request: Request[A]) -> A | Refusal:
@@ -381,9 +381,9 @@ def answer_in(line: Any, request: Request[A]) -> A | Refusal:
     if "op" in line:
         schema.NAME(line["op"], "op")
     if line.get("ok") is True:
-        return record(request.answer)(_body(line), "")
-    flag(line.get("ok"), "ok")
-    return record(Refusal)(_body(line), "")
+        return object_of(request.answer)(_body(line), "")
+    boolean(line.get("ok"), "ok")
+    return object_of(Refusal)(_body(line), "")
 
 
 def other_protocol(line: Any) -> str | None:

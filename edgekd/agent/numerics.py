@@ -7,23 +7,23 @@ from dataclasses import dataclass, field
 
 from edgekd.agent.kernels import ON_GPU, PRECISION, RUNTIME, TOLERANCES, Precision, Runtime
 from edgekd.agent.measurement import BenchJob
-from edgekd.schema import BATCH, COUNT, NAME, SHARE, SchemaError, flag, holds, number, optional
+from edgekd.schema import BATCH, COUNT, NAME, SHARE, SchemaError, boolean, number, optional, required
 
 
 @dataclass(frozen=True)
 class LogitsCheck:
     """How the logits of an artefact on a device differ from the host's."""
 
-    artefact: str = field(metadata=holds(NAME))
-    runtime: Runtime = field(metadata=holds(RUNTIME))
-    precision: Precision = field(metadata=holds(PRECISION))
-    tolerance: float = field(metadata=holds(SHARE))
-    max_difference: float | None = field(metadata=holds(optional(number(0, 1e300))))
+    artefact: str = field(metadata=required(NAME))
+    runtime: Runtime = field(metadata=required(RUNTIME))
+    precision: Precision = field(metadata=required(PRECISION))
+    tolerance: float = field(metadata=required(SHARE))
+    max_difference: float | None = field(metadata=required(optional(number(0, 1e300))))
     """As a share of the logits' range; None where they are not finite."""
-    images: int = field(metadata=holds(BATCH))
-    clear: int = field(metadata=holds(COUNT))  # answers of the host that no tolerated difference can change
-    wrong_answers: int = field(metadata=holds(COUNT))  # of the clear ones
-    passed: bool = field(metadata=holds(flag))
+    images: int = field(metadata=required(BATCH))
+    clear: int = field(metadata=required(COUNT))  # answers of the host that no tolerated difference can change
+    wrong_answers: int = field(metadata=required(COUNT))  # of the clear ones
+    passed: bool = field(metadata=required(boolean))
 
     def require_consistent(self, place: str) -> None:
         """Raise `SchemaError` unless the counts go together; that it passed is no matter of opinion."""

@@ -18,7 +18,7 @@ from edgekd.agent import messages
 from edgekd.agent.messages import PROTOCOL, Hello, Refusal, Request
 from edgekd.agent.pipes import FloodError, Pipes, SilentError
 from edgekd.errors import EdgekdError, InputFileError, MachineError, RunBusyError, UsageError
-from edgekd.schema import SchemaError, loads
+from edgekd.schema import SchemaError, parse_untrusted_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -204,7 +204,7 @@ class AgentProcess:
     def _understood(self, line: bytes, number: int) -> Any:
         """The object on a line, None for what a login script prints before the agent starts."""
         try:
-            reply = loads(line)
+            reply = parse_untrusted_json(line)
         except ValueError as error:
             if self._heard or line.startswith(b'{"'):
                 raise SchemaError(f"a line ({error})", line[:200], "an object of JSON") from error

@@ -17,7 +17,7 @@ from edgekd.agent.messages import Hello, Logits, Sustain, Sustained
 from edgekd.agent.numerics import LogitsCheck
 from edgekd.agent.protocol import AgentProcess, Local
 from edgekd.agent.runners.npy import logits_in
-from edgekd.schema import holds, list_of, optional, record
+from edgekd.schema import list_of, object_of, optional, required
 
 if TYPE_CHECKING:
     from edgekd.agent.device.power import Energy, NoEnergy
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
 class BoardStates:
     """What a Jetson said before and after a comparison; None where there is none."""
 
-    jetson_before: Jetson | None = field(metadata=holds(optional(record(Jetson))))
-    jetson_after: Jetson | None = field(metadata=holds(optional(record(Jetson))))
+    jetson_before: Jetson | None = field(metadata=required(optional(object_of(Jetson))))
+    jetson_after: Jetson | None = field(metadata=required(optional(object_of(Jetson))))
 
 
 @dataclass(frozen=True)
 class DeviceComparison(BoardStates):
     """A comparison as it was made on a device."""
 
-    comparison: Comparison = field(metadata=holds(record(Comparison)))
+    comparison: Comparison = field(metadata=required(object_of(Comparison)))
 
 
 @dataclass(frozen=True)
 class DeviceResults:
     """All that was measured on a device."""
 
-    comparisons: tuple[DeviceComparison, ...] = field(metadata=holds(list_of(record(DeviceComparison), 1000)))
-    energy: tuple[Energy | NoEnergy, ...] = field(metadata=holds(list_of(power.POWER, 1000)))
-    numerics: tuple[LogitsCheck, ...] = field(metadata=holds(list_of(record(LogitsCheck), 1000)))
+    comparisons: tuple[DeviceComparison, ...] = field(metadata=required(list_of(object_of(DeviceComparison), 1000)))
+    energy: tuple[Energy | NoEnergy, ...] = field(metadata=required(list_of(power.POWER, 1000)))
+    numerics: tuple[LogitsCheck, ...] = field(metadata=required(list_of(object_of(LogitsCheck), 1000)))
 
 
 def compare_on_device(

@@ -15,8 +15,8 @@ from edgekd.bench.rows import ROW, Row, SkippedRow, rows_of_comparison
 from edgekd.bench.verdict import verdict
 from edgekd.export.ort_session import PRECISION, integer_node_share
 from edgekd.recipe import BenchTable
+from edgekd.run.cards.evaluation import EvaluationCard
 from edgekd.run.cards.exported import AgreementCard
-from edgekd.run.cards.judged import EvaluationCard
 from edgekd.run.cards.record import Record
 from edgekd.run.directory import RunDir
 from edgekd.run.unreadable import UnreadableFiles

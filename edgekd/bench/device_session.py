@@ -20,12 +20,12 @@ from edgekd.agent.numerics import LogitsCheck, precision_of
 from edgekd.agent.protocol import AgentProcess, arriving
 from edgekd.agent.session import DeviceComparison
 from edgekd.errors import MachineError
-from edgekd.schema import SchemaError, loads, record
+from edgekd.schema import SchemaError, object_of, parse_untrusted_json
 
 if TYPE_CHECKING:
     from edgekd.agent.measure import OnProgress
     from edgekd.bench.remote import Host
-    from edgekd.schema import Read
+    from edgekd.schema import Reader
 
 T = TypeVar("T")
 _HELLO_TIMEOUT_S = 180.0
@@ -83,7 +83,7 @@ class DeviceSession:
         self, jobs: Sequence[BenchJob], settings: BenchSettings, on_progress: OnProgress | None = None
     ) -> DeviceComparison:
         """Return one comparison as it was made there, with a Jetson's state before and after."""
-        read = record(DeviceComparison)
+        read = object_of(DeviceComparison)
 
         def asked(value: object, place: str) -> DeviceComparison:
             compared = read(value, place)
@@ -108,7 +108,7 @@ class DeviceSession:
         self, job: BenchJob, settings: BenchSettings, images: str, expected: Sequence[Sequence[float]]
     ) -> LogitsCheck:
         """Return how the logits there differ from those of here."""
-        read, precision = record(LogitsCheck), precision_of(job)
+        read, precision = object_of(LogitsCheck), precision_of(job)
 
         def asked(value: object, place: str) -> LogitsCheck:
             check = read(value, place)
@@ -141,12 +141,12 @@ class DeviceSession:
         """Remove the work folder there; engines stay."""
         self._process.ask(Close(complete=True), timeout_s=_FAREWELL_TIMEOUT_S)
 
-    def _part(self, request: ResumableRequest, read: Read[T], on_progress: OnProgress | None = None) -> T:
+    def _part(self, request: ResumableRequest, read: Reader[T], on_progress: OnProgress | None = None) -> T:
         sealed = self._process.ask(request, timeout_s=LOAD_TIMEOUT_S, on_progress=on_progress)
         if hashlib.sha256(sealed.text.encode()).hexdigest() != sealed.sha256:
             raise MachineError(f"a result of {self._host.address} did not arrive whole; give the same command again.")
         try:
-            content = read(loads(sealed.text), "")
+            content = read(parse_untrusted_json(sealed.text), "")
         except ValueError as error:
             raise self._process.unfit(request.op, error) from error
         if sealed.kept:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.schema import LOADING_MS, MS, RUNS, holds, number
+from edgekd.schema import NONNEGATIVE_MS, POSITIVE_MS, RUNS, number, required
 
 Rounds = Sequence[Sequence[float]]
 
@@ -25,16 +25,16 @@ _THINNED = 4000  # samples of an artefact that enter a bootstrap; the median nee
 class LatencySummary:
     """The distribution of one artefact's latency; throughput is in images, the rest in milliseconds a run."""
 
-    n: int = field(metadata=holds(RUNS))
-    min_ms: float = field(metadata=holds(MS))
-    mean_ms: float = field(metadata=holds(MS))
-    p50_ms: float = field(metadata=holds(MS))
-    p90_ms: float = field(metadata=holds(MS))
-    p95_ms: float = field(metadata=holds(MS))
-    p99_ms: float = field(metadata=holds(MS))
-    max_ms: float = field(metadata=holds(MS))
-    std_ms: float = field(metadata=holds(LOADING_MS))
-    throughput_per_s: float = field(metadata=holds(number(1e-12, 1e20)))
+    n: int = field(metadata=required(RUNS))
+    min_ms: float = field(metadata=required(POSITIVE_MS))
+    mean_ms: float = field(metadata=required(POSITIVE_MS))
+    p50_ms: float = field(metadata=required(POSITIVE_MS))
+    p90_ms: float = field(metadata=required(POSITIVE_MS))
+    p95_ms: float = field(metadata=required(POSITIVE_MS))
+    p99_ms: float = field(metadata=required(POSITIVE_MS))
+    max_ms: float = field(metadata=required(POSITIVE_MS))
+    std_ms: float = field(metadata=required(NONNEGATIVE_MS))
+    throughput_per_s: float = field(metadata=required(number(1e-12, 1e20)))
 
 
 @dataclass(frozen=True)

@@ -20,23 +20,23 @@ from edgekd.errors import InputFileError, MachineError
 from edgekd.run.files import write_json
 from edgekd.schema import (
     SchemaError,
-    added,
-    flag,
-    holds,
+    boolean,
     integer,
     list_of,
-    loads,
     mapping_of,
+    object_of,
+    omitted_if_none,
     optional,
-    record,
-    sometimes,
+    parse_untrusted_json,
+    required,
     to_json,
+    with_default,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edgekd.schema import Read
+    from edgekd.schema import Reader
 
 SCHEMA = 1
 """Of results.json; a file without a number has this one."""
@@ -48,19 +48,19 @@ T = TypeVar("T")
 class Results:
     """results.json: rows, verdicts and warnings, and what else is known of a device."""
 
-    target: str | None = field(metadata=holds(optional(schema.TARGET)))
-    results: tuple[Row | SkippedRow, ...] = field(metadata=holds(list_of(ROW, 10_000)))
-    verdicts: dict[str, str] = field(metadata=holds(mapping_of(schema.REASON, 10_000)))
-    warnings: tuple[str, ...] = field(metadata=holds(list_of(schema.REASON, 10_000)))
-    data_free: bool | None = field(default=None, metadata=sometimes(flag))
+    target: str | None = field(metadata=required(optional(schema.TARGET)))
+    results: tuple[Row | SkippedRow, ...] = field(metadata=required(list_of(ROW, 10_000)))
+    verdicts: dict[str, str] = field(metadata=required(mapping_of(schema.REASON, 10_000)))
+    warnings: tuple[str, ...] = field(metadata=required(list_of(schema.REASON, 10_000)))
+    data_free: bool | None = field(default=None, metadata=omitted_if_none(boolean))
     """None where there is no run to ask."""
     numerics: tuple[LogitsCheck, ...] | None = field(
-        default=None, metadata=sometimes(list_of(record(LogitsCheck), 1000))
+        default=None, metadata=omitted_if_none(list_of(object_of(LogitsCheck), 1000))
     )
-    energy: tuple[Energy, ...] | None = field(default=None, metadata=sometimes(list_of(record(Energy), 1000)))
-    energy_note: str | None = field(default=None, metadata=sometimes(schema.REASON))
+    energy: tuple[Energy, ...] | None = field(default=None, metadata=omitted_if_none(list_of(object_of(Energy), 1000)))
+    energy_note: str | None = field(default=None, metadata=omitted_if_none(schema.REASON))
     """Why there is no energy, of some artefacts or of all."""
-    schema: int = field(default=SCHEMA, metadata=added(integer(1, SCHEMA)))
+    schema: int = field(default=SCHEMA, metadata=with_default(integer(1, SCHEMA)))
 
     def require_consistent(self, place: str) -> None:
         """Raise `SchemaError` unless references are there and speedups whole: what a verdict is made from."""
@@ -82,18 +82,18 @@ class Results:
 class LatencySamples:
     """Every sample of a comparison, by artefact and round: one item of samples.json."""
 
-    settings: BenchSettings = field(metadata=holds(record(BenchSettings)))
+    settings: BenchSettings = field(metadata=required(object_of(BenchSettings)))
     samples_ms: dict[str, tuple[tuple[float, ...], ...]] = field(
-        metadata=holds(mapping_of(list_of(schema.SAMPLES_MS, 10**5, 1)))
+        metadata=required(mapping_of(list_of(schema.SAMPLES_MS, 10**5, 1)))
     )
 
 
 RESULTS, SAMPLES, ENVIRONMENT, JETSON = "results.json", "samples.json", "environment.json", "jetson.json"
-_FILES: dict[str, Read[Any]] = {
-    RESULTS: record(Results),
-    SAMPLES: list_of(record(LatencySamples), 10_000),
-    ENVIRONMENT: record(Environment),
-    JETSON: list_of(record(BoardStates), 10_000),
+_FILES: dict[str, Reader[Any]] = {
+    RESULTS: object_of(Results),
+    SAMPLES: list_of(object_of(LatencySamples), 10_000),
+    ENVIRONMENT: object_of(Environment),
+    JETSON: list_of(object_of(BoardStates), 10_000),
 }
 
 
@@ -122,26 +122,26 @@ def read_results(file: Path) -> Results:
 
 def read_samples(file: Path) -> Sequence[LatencySamples]:
     """Read a samples.json."""
-    return _read(file, list_of(record(LatencySamples), 10_000))
+    return _read(file, list_of(object_of(LatencySamples), 10_000))
 
 
 def read_environment(file: Path) -> Environment:
     """Read an environment.json."""
-    return _read(file, record(Environment))
+    return _read(file, object_of(Environment))
 
 
 def _results(value: Any, place: str) -> Results:
     schema = value.get("schema", SCHEMA) if isinstance(value, dict) else SCHEMA
     if isinstance(schema, int) and schema > SCHEMA:
         raise _NewerError(f"was written by a newer edgekd (schema {reprlib.repr(schema)}; this one reads {SCHEMA})")
-    return record(Results)(value, place)
+    return object_of(Results)(value, place)
 
 
 class _NewerError(ValueError):
     """A file has a schema that this edgekd does not know yet."""
 
 
-def _read(file: Path, read: Read[T]) -> T:
+def _read(file: Path, read: Reader[T]) -> T:
     try:
         return read(_parsed(file), "")
     except _NewerError as error:
@@ -162,7 +162,7 @@ def read_bundle(file: Path) -> BundleResults:
         value = _parsed(file)
         if format_of(value) != FORMAT:
             raise InputFileError(f"{file} has format {reprlib.repr(format_of(value))}; this edgekd reads {FORMAT}.")
-        results = record(BundleResults)(value, "")
+        results = object_of(BundleResults)(value, "")
         for index, compared in enumerate(results.comparisons):
             for job in (result.job for result in compared.comparison.results):
                 if job.artefact.partition(" --")[0] != job.model.name:
@@ -181,4 +181,4 @@ def _parsed(file: Path) -> Any:
         raise InputFileError(f"{file} cannot be read ({error.strerror}).") from error
     if len(data) > _MOST_BYTES:
         raise ValueError(f"it is longer than {_MOST_BYTES:,} bytes")
-    return loads(data)
+    return parse_untrusted_json(data)

@@ -19,7 +19,7 @@ from edgekd.export.ranges import Batches, collect_ranges, ranges_of
 from edgekd.export.samples import ExportSamples
 from edgekd.models.stems import Shape
 from edgekd.recipe import ExportTable
-from edgekd.run.cards.exported import RemedyFactsPart
+from edgekd.run.cards.exported import RemedyDetailsPart
 from edgekd.run.files import canonical_json
 from edgekd.stopping import Stop
 from edgekd.synthesis import qat
@@ -76,7 +76,7 @@ class FineTuning:
                 tuned.network, self.input_shape, path, metadata=metadata, uint8_input=self.samples.graph_normalization
             )
             model = read_model(path)
-        details = RemedyFactsPart(lr=table.qat_lr, first_loss=tuned.losses[0], last_loss=tuned.losses[-1])
+        details = RemedyDetailsPart(lr=table.qat_lr, first_loss=tuned.losses[0], last_loss=tuned.losses[-1])
         return FineTunedModel(model, collect_ranges(model, self.calibration), details)
 
     def _floats(self, batches: Batches) -> Iterator[Tensor]:

@@ -20,7 +20,7 @@ from edgekd.export.graph import clip_bounds, read_model, with_moved_biases
 from edgekd.export.ort_session import all_logits
 from edgekd.export.quantize import Flavor, compute_nodes, depthwise_stem, quantize
 from edgekd.export.ranges import METHODS, Batches, Ranges
-from edgekd.run.cards.exported import QualityPart, RemedyFactsPart, RemedyPart
+from edgekd.run.cards.exported import QualityPart, RemedyDetailsPart, RemedyPart
 
 HEADROOMS = (1.3, 1.15, 1.0)
 """Tried in this order on ranges of synthetic samples, which reach less far than real images (docs/export.md)."""
@@ -108,7 +108,7 @@ class PlanChange:
     before: Quality
     after: Quality
     applied: bool  # a change that does not help is not applied
-    details: RemedyFactsPart  # further numbers for agreement.json
+    details: RemedyDetailsPart  # further numbers for agreement.json
 
     @property
     def quality(self) -> Quality:
@@ -122,7 +122,7 @@ class PlanChange:
             before=self.before.to_card(),
             after=self.after.to_card(),
             applied=self.applied,
-            **self.details.given(),
+            **self.details.set_fields(),
         )
 
 
@@ -154,7 +154,7 @@ def try_ranges(
     best_method = min(passing or METHODS, key=lambda method: qualities[method].loss)
     before = qualities["absmax"] if headroom == absmax_plan.headroom else held_out.measure(absmax_plan.build(), flavor)
     losses = {method: _finite_or_none(quality.loss) for method, quality in qualities.items()}
-    details = RemedyFactsPart(method=best_method, headroom=headroom, losses=losses)
+    details = RemedyDetailsPart(method=best_method, headroom=headroom, losses=losses)
     plan = replace(absmax_plan, method=best_method, headroom=headroom)
     return PlanChange("ranges", plan, before, qualities[best_method], True, details)
 
@@ -200,7 +200,7 @@ def try_float_layers(
             best, after = candidate, quality
     left_in_float = {node: _finite_or_none(sensitivity[node]) for node in best.float_nodes if node in sensitivity}
     extra_bytes = best.build().ByteSize() - size if left_in_float else 0
-    details = RemedyFactsPart(
+    details = RemedyDetailsPart(
         sensitivity={node: _finite_or_none(loss) for node, loss in sensitivity.items()},
         left_in_float=left_in_float,
         extra_bytes=extra_bytes,

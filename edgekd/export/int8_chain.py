@@ -26,7 +26,7 @@ from edgekd.export.int8 import (
 from edgekd.export.ort_session import open_session
 from edgekd.export.quantize import Flavor
 from edgekd.export.ranges import Batches, Ranges
-from edgekd.run.cards.exported import AgreementPart, ClippingPart, Int8Part, IntegerNodesPart, RemedyFactsPart
+from edgekd.run.cards.exported import AgreementPart, ClippingPart, Int8Part, IntegerNodesPart, RemedyDetailsPart
 
 FINE_TUNING = "quantisation-aware fine-tuning"
 
@@ -37,7 +37,7 @@ class FineTunedModel:
 
     source: ModelProto
     ranges: Ranges
-    details: RemedyFactsPart
+    details: RemedyDetailsPart
 
 
 FineTune = Callable[[QuantizationPlan], FineTunedModel]
@@ -132,7 +132,7 @@ def _try_fine_tuning(
         tuned = fine_tune(plan)
         changes = post_training(tuned.source, tuned.ranges)
     except GateError as error:
-        return PlanChange(FINE_TUNING, plan, before, before, False, RemedyFactsPart(failed=str(error)))
+        return PlanChange(FINE_TUNING, plan, before, before, False, RemedyDetailsPart(failed=str(error)))
     after = changes[-1].quality
     improved = (after.agreement.share, -after.loss) > (before.agreement.share, -before.loss)
     details = tuned.details.model_copy(update={"steps": [change.to_card() for change in changes]})
@@ -153,7 +153,7 @@ def try_bias_correction(plan: QuantizationPlan, held_out: HeldOutSet, batches: B
     largest = {name: float(np.abs(error).max()) for name, error in errors.items()}
     improved = after.loss < before.loss and after.agreement.share >= before.agreement.share
     kept_plan = corrected if improved else plan
-    return PlanChange("bias correction", kept_plan, before, after, improved, RemedyFactsPart(largest_shift=largest))
+    return PlanChange("bias correction", kept_plan, before, after, improved, RemedyDetailsPart(largest_shift=largest))
 
 
 def mean_output_errors(

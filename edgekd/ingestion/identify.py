@@ -186,7 +186,7 @@ def _unseen(match: Match, dropped: bool) -> Iterable[Assumption]:
     """What these weights cannot show about their architecture."""
     for name, option in registry.family_of(match.spec.name).options.items():
         unseen = option.unseen(match.spec, match.input_shape)
-        if unseen is not None and name not in match.requested:
+        if unseen is not None and name not in match.given_options:
             options = dict(sorted({**match.spec.options, name: unseen.other}.items()))
             yield Assumption(unseen.what, unseen.assumed, f"--arch {replace(match.spec, options=options)}")
     if dropped:
@@ -219,7 +219,7 @@ def _difference(theirs: list[str], ours: list[str]) -> str:
 
 
 def _nothing_fits(weights: Mapping[str, Tensor], findings: ZooComparison, requested: ArchSpec | None) -> InputFileError:
-    nearest = matching.nearest(weights, findings.misses, requested)
+    nearest = matching.nearest(weights, findings.mismatches, requested)
     size = f"the weights ({len(weights)} tensors)"
     what = f"{requested} does not fit {size}" if requested else f"Nothing fits {size}; the nearest is {nearest.spec}"
     if findings.timed_out:

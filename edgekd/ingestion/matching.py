@@ -1,6 +1,8 @@
-"""Match weights with the architectures of the zoo by the names and shapes of their tensors.
+"""Find the architecture of the zoo that weights belong to, by the names and shapes of their tensors.
 
-Networks are built without memory (their weights live on the meta device), so a comparison takes milliseconds.
+Networks are built on the meta device, so a comparison takes milliseconds. The template of an architecture is the shapes
+of its network for `MARKER_CLASSES` classes. It shows which layers depend on the numbers of classes and channels before
+those of the weights are known.
 """
 
 from __future__ import annotations
@@ -25,34 +27,39 @@ from edgekd.models.stems import Shape
 from edgekd.text import listed, sizes
 
 MARKER_CLASSES = 1009
-"""A prime no layer is wide, so that the head of a reference network is found by its rows."""
+"""Classes of a template: a prime that no other layer has as its width, which marks the classifier's weight."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """A fit: the architecture with what the weights show of it."""
+    """An architecture that fits the weights exactly, with what their shapes tell of it."""
 
     spec: ArchSpec
     input_shape: Shape
     classes: int
     side_is_fixed: bool
+    """Whether the weights fix the image size; else the network takes others, and `input_shape` has the usual one."""
     mapping: Mapping[str, str]
-    requested: Mapping[str, str] = field(default_factory=dict)
+    """Names of the network by those of the weights; empty where they are the same."""
+    given_options: Mapping[str, str] = field(default_factory=dict)
+    """The options that `--arch` or the architecture's name fixes, so that nothing is assumed about them."""
     prefix: str = ""
-    """What every name of the network begins with, where the weights' names do not."""
+    """A prefix of all names of the network that the weights' names lack."""
 
 
 @dataclass(frozen=True)
 class Mismatch:
-    """An architecture that does not fit, how much of it does (0 to 1), and the first differences."""
+    """An architecture that does not fit the weights."""
 
     spec: ArchSpec
-    likeness: float
+    similarity: float
+    """The share of tensors that fit, 0 to 1; one of another shape counts half."""
     differences: tuple[str, ...]
+    """The first differences, for the error message."""
 
 
 class WeightsOnMeta(TorchFunctionMode):
-    """Allocate layers' weights without memory; unlike torch.device("meta"), small computations stay real."""
+    """Allocate layers' weights on the meta device; unlike `torch.device("meta")`, other tensors stay real."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -64,23 +71,23 @@ class WeightsOnMeta(TorchFunctionMode):
 
 
 @lru_cache(maxsize=512)
-def _shapes(text: str, input_shape: Shape, classes: int) -> Shapes:
-    """The shape of each tensor of an architecture, in the order of its state dict."""
+def network_shapes(arch: str, input_shape: Shape, classes: int) -> Shapes:
+    """Build an architecture without memory; return the shape of each tensor, in the order of its state dict."""
     with WeightsOnMeta():
-        return shapes_in(registry.build(text, input_shape=input_shape, classes=classes, seed=0))
+        return shapes_in(registry.build(arch, input_shape=input_shape, classes=classes, seed=0))
 
 
 def candidate_archs(weights: Mapping[str, Tensor]) -> list[ArchSpec]:
-    """Return the architectures of the zoo with as many tensors as `weights`."""
-    count = len(weights)
-    names = [name for name, tensors in registry.tensor_counts().items() if tensors == count]
+    """List the architectures of the zoo with as many tensors as `weights`, which alone are worth building."""
+    tensors = len(weights)
+    archs = [name for name, count in registry.tensor_counts().items() if count == tensors]
     for family in families.FAMILIES:
-        names += [arch for arch in family.count(count) if registry.family_of(arch.partition(",")[0]) is family]
-    return [ArchSpec.parse(arch) for arch in names]
+        archs += [arch for arch in family.count(tensors) if registry.family_of(arch.partition(",")[0]) is family]
+    return [ArchSpec.parse(arch) for arch in archs]
 
 
 def variants(requested: ArchSpec, weights: Mapping[str, Tensor]) -> list[ArchSpec]:
-    """Return `requested`, with the kind of shortcut that the number of tensors shows."""
+    """Complete `requested` by options that the number of tensors fixes, such as a CIFAR ResNet's kind of shortcut."""
     specs = [spec for spec in candidate_archs(weights) if spec.name == requested.name]
     return [replace(requested, options={**spec.options, **requested.options}) for spec in specs] or [requested]
 
@@ -88,101 +95,116 @@ def variants(requested: ArchSpec, weights: Mapping[str, Tensor]) -> list[ArchSpe
 def match(
     spec: ArchSpec, weights: Mapping[str, Tensor], input_shape: Shape | None, classes: int | None
 ) -> Match | Mismatch:
-    """Compare `weights` with one architecture; its width, stem, classes, channels and size are read off them."""
-    theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    """Compare `weights` with one architecture; its width, stem, classes, channels and size are read off them.
+
+    Args:
+        spec: the architecture; options that it names must fit.
+        weights: the checkpoint's tensors by name.
+        input_shape: (C, H, W) as the user gave it, or None.
+        classes: as the user gave it, or None.
+
+    Raises:
+        InputFileError: the weights contradict `input_shape` or `classes`.
+    """
+    shapes_in_file = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     family = registry.family_of(spec.name)
-    reference = _shapes(str(spec), (3, family.side, family.side), MARKER_CLASSES)
-    head, first = classifier_weight(reference), stem_of(reference)
+    template = network_shapes(str(spec), (3, family.side, family.side), MARKER_CLASSES)
+    head, stem = classifier_weight(template), stem_weight(template)
     assert head is not None
-    mapping = {} if set(reference) == set(theirs) else rename(theirs, reference)
-    ours = {(mapping or {}).get(name, name): shape for name, shape in theirs.items()}
-    if mapping is None or unlike(ours, reference):
-        return mismatch(spec, ours, reference)
-    first = first or head
-    seen_classes, channels = ours[head][0], ours[first][1]
-    if classes is not None and classes != seen_classes:
+    mapping = {} if set(template) == set(shapes_in_file) else rename(shapes_in_file, template)
+    shapes = {(mapping or {}).get(name, name): shape for name, shape in shapes_in_file.items()}
+    if mapping is None or ranks_differ(shapes, template):
+        return describe_mismatch(spec, shapes, template)
+    stem = stem or head
+    classes_in_file, channels = shapes[head][0], shapes[stem][1]
+    if classes is not None and classes != classes_in_file:
         raise InputFileError(
-            f"The weights have {seen_classes} classes, not {classes}; leave out the number of classes."
+            f"The weights have {classes_in_file} classes, not {classes}; leave out the number of classes."
         )
     if input_shape is not None and input_shape[0] != channels:
         raise InputFileError(
             f"The weights take {channels} channels, not {input_shape[0]}: "
             f"--input {channels}x{input_shape[1]}x{input_shape[2]}."
         )
-    if seen_classes < 2 or channels < 1:
-        return replace(mismatch(spec, ours, reference), differences=(ONE_OUTPUT,))
-    side, fixed = family.image_side(ours)
-    if fixed and input_shape is not None and side != max(input_shape[1], family.padded_side):
+    if classes_in_file < 2 or channels < 1:
+        return replace(describe_mismatch(spec, shapes, template), differences=(ONE_OUTPUT,))
+    side, side_is_fixed = family.image_side(shapes)
+    if side_is_fixed and input_shape is not None and side != max(input_shape[1], family.padded_side):
         raise InputFileError(
             f"The weights of {spec} fix the image size at {side}x{side}: --input {channels}x{side}x{side}."
         )
-    shape = input_shape or (channels, side, side)
-    shown = _with_shown(spec, ours, shape)
+    image_shape = input_shape or (channels, side, side)
+    fitted_spec = _with_options_from_shapes(spec, shapes, image_shape)
     try:
-        shown = _with_width(shown, ours, shape, seen_classes)
-        expected = _shapes(str(shown), shape, seen_classes)
+        fitted_spec = _with_width_from_shapes(fitted_spec, shapes, image_shape, classes_in_file)
+        expected = network_shapes(str(fitted_spec), image_shape, classes_in_file)
     except UsageError:  # sizes that no such network has
-        if input_shape is not None and not fixed:
+        if input_shape is not None and not side_is_fixed:
             raise
-        return mismatch(spec, ours, reference)
-    if dict(expected) != ours:
-        return mismatch(shown, ours, expected)
-    return Match(shown, shape, seen_classes, fixed, mapping, spec.options)
+        return describe_mismatch(spec, shapes, template)
+    if dict(expected) != shapes:
+        return describe_mismatch(fitted_spec, shapes, expected)
+    return Match(fitted_spec, image_shape, classes_in_file, side_is_fixed, mapping, spec.options)
 
 
 ONE_OUTPUT = (
     "its last layer has one output where classes need two or more; make it two logits with "
     "weight = torch.cat([-w / 2, w / 2]), and the bias alike"
 )
-"""What keeps a network for two classes with one output out."""
+"""The difference that is told of a network with a single output."""
 
 
 def nearest(
     weights: Mapping[str, Tensor],
-    misses: Sequence[Mismatch],
+    mismatches: Sequence[Mismatch],
     requested: ArchSpec | None,
 ) -> Mismatch:
-    """Return the architecture most like `weights`: of those with a similar number of tensors, then of each kind."""
+    """Find the architecture most similar to `weights`, for the message that none fits.
+
+    Without a `requested` one, `mismatches` are joined by architectures with about as many tensors and, if none of them
+    is similar, by one of each kind.
+    """
     if requested is None:
         counts = registry.tensor_counts()
         by_count = sorted(counts, key=lambda name: abs(counts[name] - len(weights)))
         neighbors = [name for family in families.FAMILIES for name in family.neighbors]
         lookalikes = [name for family in families.FAMILIES for name in family.lookalikes]
         for names in ([*by_count[:6], *neighbors], lookalikes):
-            if any(miss.likeness >= 0.5 for miss in misses):
+            if any(mismatch.similarity >= 0.5 for mismatch in mismatches):
                 break
             outcomes = (match(ArchSpec(name), weights, None, None) for name in names)
-            misses = [*misses, *(outcome for outcome in outcomes if isinstance(outcome, Mismatch))]
-    return max(misses, key=lambda mismatch: mismatch.likeness)
+            mismatches = [*mismatches, *(outcome for outcome in outcomes if isinstance(outcome, Mismatch))]
+    return max(mismatches, key=lambda mismatch: mismatch.similarity)
 
 
-def _with_shown(spec: ArchSpec, ours: Shapes, shape: Shape) -> ArchSpec:
-    """Set the options that shapes show and the small-image rule would choose otherwise."""
-    shown = registry.family_of(spec.name).shown(ours, shape)
-    if shown.keys() <= spec.options.keys():
+def _with_options_from_shapes(spec: ArchSpec, shapes: Shapes, image_shape: Shape) -> ArchSpec:
+    """Set the options that the shapes tell and that differ from what a student for such images would have."""
+    options = registry.family_of(spec.name).options_from_shapes(shapes, image_shape)
+    if options.keys() <= spec.options.keys():
         return spec
-    return replace(spec, options=dict(sorted({**shown, **spec.options}.items())))
+    return replace(spec, options=dict(sorted({**options, **spec.options}.items())))
 
 
-def _with_width(spec: ArchSpec, ours: Shapes, shape: Shape, classes: int) -> ArchSpec:
-    """Set the width multiplier: the most usual number that gives a network of exactly this size."""
+def _with_width_from_shapes(spec: ArchSpec, shapes: Shapes, image_shape: Shape, classes: int) -> ArchSpec:
+    """Set the width multiplier: of those with exactly as many parameters as the weights, the most usual one."""
     family = registry.family_of(spec.name)
     if family.resized is not None:
-        return replace(spec, name=family.resized(spec.name, ours))
+        return replace(spec, name=family.resized(spec.name, shapes))
     if family.widths == () or spec.width is not None:
         return spec
-    target = _size(ours)
+    target_numel = _numel(shapes)
 
-    def size(hundredths: int) -> int:
-        return _size(_shapes(str(replace(spec, width=hundredths / 100)), shape, classes))
+    def numel_at(hundredths: int) -> int:
+        return _numel(network_shapes(str(replace(spec, width=hundredths / 100)), image_shape, classes))
 
-    if size(100) == target:
+    if numel_at(100) == target_numel:
         return spec
     if family.widths is not None:
-        return next((replace(spec, width=w) for w in family.widths if size(round(w * 100)) == target), spec)
+        widths = (width for width in family.widths if numel_at(round(width * 100)) == target_numel)
+        return next((replace(spec, width=width) for width in widths), spec)
     grid = range(round(registry.MIN_WIDTH * 100), round(registry.MAX_WIDTH * 100) + 1)
-    low = grid[0] + bisect.bisect_left(grid, target, key=size)
-    high = grid[0] + bisect.bisect_right(grid, target, key=size)
+    low = grid[0] + bisect.bisect_left(grid, target_numel, key=numel_at)
+    high = grid[0] + bisect.bisect_right(grid, target_numel, key=numel_at)
     fitting = [hundredths / 100 for hundredths in range(low, high)]
     for width, name in family.named_widths.items():
         if width in fitting:
@@ -196,60 +218,68 @@ def _unusualness(width: float) -> tuple[bool, ...]:
     return tuple(hundredths % step != 0 for step in (25, 10, 5))
 
 
-def _size(shapes: Shapes) -> int:
+def _numel(shapes: Shapes) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
 
 
-def classifier_weight(reference: Shapes) -> str | None:
-    """Return the last weight with as many rows as a reference network has classes."""
-    rows = (name for name, shape in reversed(list(reference.items())) if shape[:1] == (MARKER_CLASSES,) and shape[1:])
-    return next(rows, None)
+def classifier_weight(template: Shapes) -> str | None:
+    """Find the name of a template's last weight with `MARKER_CLASSES` rows."""
+    named = reversed(list(template.items()))
+    return next((name for name, shape in named if shape[:1] == (MARKER_CLASSES,) and shape[1:]), None)
 
 
-def stem_of(reference: Shapes) -> str | None:
-    """Return the weight of the first convolution."""
-    return next((name for name, shape in reference.items() if len(shape) == 4), None)
+def stem_weight(template: Shapes) -> str | None:
+    """Find the name of the first convolution's weight."""
+    return next((name for name, shape in template.items() if len(shape) == 4), None)
 
 
-def unlike(theirs: Shapes, reference: Shapes) -> bool:
-    """Return whether a tensor has another number of dimensions than the reference's of that name, or is empty."""
+def ranks_differ(shapes: Shapes, template: Shapes) -> bool:
+    """Tell whether a tensor of the weights has another `ndim` than in the template of the same names, or is empty."""
     return any(
-        len(theirs[name]) != len(shape) or (0 in theirs[name] and theirs[name] != shape)
-        for name, shape in reference.items()
+        len(shapes[name]) != len(shape) or (0 in shapes[name] and shapes[name] != shape)
+        for name, shape in template.items()
     )
 
 
-def mismatch(spec: ArchSpec, theirs: Shapes, expected: Shapes) -> Mismatch:
-    """Return how far weights are from an architecture."""
-    expected = _as_far_as_shown(spec, theirs, expected)
-    missing = [name for name in expected if name not in theirs]
-    surplus = [name for name in theirs if name not in expected]
-    other = [name for name in expected if name in theirs and theirs[name] != expected[name]]
-    differences = [f"{name} is {sizes(theirs[name])}, expected {_open(expected[name])}" for name in other[:3]]
+def describe_mismatch(spec: ArchSpec, shapes: Shapes, expected: Shapes) -> Mismatch:
+    """Say how similar weights are to an architecture and where they differ from it.
+
+    Args:
+        spec: the architecture.
+        shapes: of the weights, under the network's names as far as these are known.
+        expected: of the network, which may be a template.
+    """
+    expected = _with_free_sizes_of(spec, shapes, expected)
+    missing = [name for name in expected if name not in shapes]
+    surplus = [name for name in shapes if name not in expected]
+    reshaped = [name for name in expected if name in shapes and shapes[name] != expected[name]]
+    differences = [
+        f"{name} is {sizes(shapes[name])}, expected {_expected_sizes(expected[name])}" for name in reshaped[:3]
+    ]
     differences += [f"missing {listed(missing)}"] if missing else []
     differences += [f"surplus {listed(surplus)}"] if surplus else []
-    alike = len(expected) - len(missing) - len(other) / 2
-    return Mismatch(spec, alike / max(len(expected), len(theirs)), tuple(differences))
+    fitting_tensors = len(expected) - len(missing) - len(reshaped) / 2
+    return Mismatch(spec, fitting_tensors / max(len(expected), len(shapes)), tuple(differences))
 
 
-def _as_far_as_shown(spec: ArchSpec, theirs: Shapes, expected: Shapes) -> Shapes:
-    """A reference with the classes, channels and stem of the weights, which are no differences."""
-    head, first = classifier_weight(expected), stem_of(expected)
+def _with_free_sizes_of(spec: ArchSpec, shapes: Shapes, expected: Shapes) -> Shapes:
+    """Set the sizes that an architecture leaves open (classes, channels, stem kernel) to those of the weights."""
+    head, stem = classifier_weight(expected), stem_weight(expected)
     if head is None:
         return expected
-    stems = registry.family_of(spec.name).options.get("stem")
-    kernel = sizes(theirs.get(first, ())[2:]) if first is not None else ""
-    stem = {1, 2, 3} if stems is not None and kernel in stems.values else {1}
-    free = {first: stem, head: {0}, f"{head.removesuffix('weight')}bias": {0}}
-    shown = dict(expected)
-    for name in shown.keys() & free.keys() & theirs.keys():
-        pairs = list(zip(theirs[name], shown[name], strict=False))
-        alike = all(our == reference or side in free[name] for side, (our, reference) in enumerate(pairs))
-        if len(theirs[name]) == len(shown[name]) and alike:
-            shown[name] = theirs[name]
-    return shown
+    stem_option = registry.family_of(spec.name).options.get("stem")
+    kernel = sizes(shapes.get(stem, ())[2:]) if stem is not None else ""
+    free_in_stem = {1, 2, 3} if stem_option is not None and kernel in stem_option.values else {1}
+    free_dims = {stem: free_in_stem, head: {0}, f"{head.removesuffix('weight')}bias": {0}}
+    adapted = dict(expected)
+    for name in adapted.keys() & free_dims.keys() & shapes.keys():
+        pairs = list(zip(shapes[name], adapted[name], strict=False))
+        rest_is_equal = all(size == other or dim in free_dims[name] for dim, (size, other) in enumerate(pairs))
+        if len(shapes[name]) == len(adapted[name]) and rest_is_equal:
+            adapted[name] = shapes[name]
+    return adapted
 
 
-def _open(shape: tuple[int, ...]) -> str:
-    """A shape that was expected; a number of classes that only marks the head is N."""
-    return "x".join("N" if side == MARKER_CLASSES else str(side) for side in shape) or "a single number"
+def _expected_sizes(shape: tuple[int, ...]) -> str:
+    """Write an expected shape such as 64x3x7x7; `MARKER_CLASSES` is written N."""
+    return "x".join("N" if size == MARKER_CLASSES else str(size) for size in shape) or "a single number"

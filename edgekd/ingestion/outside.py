@@ -23,9 +23,9 @@ from edgekd.ingestion.matching import (
     Mismatch,
     WeightsOnMeta,
     classifier_weight,
-    mismatch,
-    stem_of,
-    unlike,
+    describe_mismatch,
+    ranks_differ,
+    stem_weight,
 )
 from edgekd.ingestion.renaming import rename
 from edgekd.ingestion.views import common_prefix
@@ -99,28 +99,28 @@ class CustomArchitecture:
 
     def fit(self, weights: Mapping[str, Tensor], input_shape: Shape | None, classes: int | None) -> Match | Mismatch:
         """Compare weights with the code; classes and channels come from its own last and first layers."""
-        theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-        side, fixed = _image_side(self.spec, theirs)
-        reference = self._shapes(input_shape or (3, side, side), MARKER_CLASSES)
-        prefix = common_prefix(reference)
-        bare = {name.removeprefix(prefix): shape for name, shape in reference.items()}
-        mapping = {} if set(bare) == set(theirs) else rename(theirs, bare)
-        ours = {(mapping or {}).get(name, name): shape for name, shape in theirs.items()}
-        if mapping is None or unlike(ours, bare):
-            return mismatch(self.spec, ours, bare)
-        head, first = classifier_weight(bare), stem_of(bare)
-        channels = 3 if first is None else ours[first][1]
-        if input_shape is not None and first is not None and input_shape[0] != channels:
+        shapes_in_file = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        side, side_is_fixed = _image_side(self.spec, shapes_in_file)
+        prefixed_template = self._shapes(input_shape or (3, side, side), MARKER_CLASSES)
+        prefix = common_prefix(prefixed_template)
+        template = {name.removeprefix(prefix): shape for name, shape in prefixed_template.items()}
+        mapping = {} if set(template) == set(shapes_in_file) else rename(shapes_in_file, template)
+        shapes = {(mapping or {}).get(name, name): shape for name, shape in shapes_in_file.items()}
+        if mapping is None or ranks_differ(shapes, template):
+            return describe_mismatch(self.spec, shapes, template)
+        head, stem = classifier_weight(template), stem_weight(template)
+        channels = 3 if stem is None else shapes[stem][1]
+        if input_shape is not None and stem is not None and input_shape[0] != channels:
             raise InputFileError(
                 f"The weights take {channels} channels, not {input_shape[0]}: "
                 f"--input {channels}x{input_shape[1]}x{input_shape[2]}."
             )
-        shape = input_shape or (channels, side, side)
-        seen = classes or (ours[head][0] if head is not None else _outputs(self.spec, shape))
-        expected = {name.removeprefix(prefix): s for name, s in self._shapes(shape, seen).items()}
-        if ours != expected:
-            return mismatch(self.spec, ours, expected)
-        return Match(self.spec, shape, seen, fixed, mapping, self.spec.options, prefix)
+        image_shape = input_shape or (channels, side, side)
+        class_count = classes or (shapes[head][0] if head is not None else _outputs(self.spec, image_shape))
+        expected = {name.removeprefix(prefix): shape for name, shape in self._shapes(image_shape, class_count).items()}
+        if shapes != expected:
+            return describe_mismatch(self.spec, shapes, expected)
+        return Match(self.spec, image_shape, class_count, side_is_fixed, mapping, self.spec.options, prefix)
 
     def _shapes(self, shape: Shape, classes: int) -> Shapes:
         key = (shape, classes)

@@ -5,13 +5,20 @@ from __future__ import annotations
 from edgekd.models.shapes import Shapes
 
 
-def rename(theirs: Shapes, reference: Shapes) -> dict[str, str] | None:
+def rename(shapes: Shapes, template: Shapes) -> dict[str, str] | None:
     """Pair modules by order, each with the same roles of the same rank; None if that fails.
 
     Sorted names have no order: there equal names are pairs, and others must be the only ones of their shapes.
+
+    Args:
+        shapes: of the checkpoint's tensors.
+        template: of the network's (see `matching`).
+
+    Returns:
+        The network's names by those of the checkpoint, where they differ.
     """
-    left, right = _by_module(theirs), _by_module(reference)
-    if list(theirs) == sorted(theirs) and list(reference) != sorted(reference):
+    left, right = _by_module(shapes), _by_module(template)
+    if list(shapes) == sorted(shapes) and list(template) != sorted(template):
         everything = list(left.values())
         for module in [name for name, roles in left.items() if _ranks(roles) == _ranks(right.get(name, {}))]:
             del left[module], right[module]

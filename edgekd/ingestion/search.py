@@ -36,7 +36,7 @@ class ZooComparison:
     exact: NamedReading | None
     mapped: NamedReading | None = None
     """The reading that fits under the fewest other names."""
-    misses: tuple[Mismatch, ...] = ()
+    mismatches: tuple[Mismatch, ...] = ()
     entangled: InputFileError | None = None
     """Why a part of the file that fits is not taken."""
     timed_out: bool = False
@@ -80,7 +80,7 @@ def _comparison(requested: ArchSpec | None, input_shape: Shape | None, classes: 
 def _search(weights: Mapping[str, Tensor], compare: _Comparison) -> ZooComparison:
     """Read the names in every way until one fits exactly."""
     mapped: NamedReading | None = None
-    misses: list[Mismatch] = []
+    mismatches: list[Mismatch] = []
     entangled: InputFileError | None = None
     for reading in _readings(weights):
         outcomes = compare(reading.weights)
@@ -96,8 +96,8 @@ def _search(weights: Mapping[str, Tensor], compare: _Comparison) -> ZooCompariso
             if mapped is None or needed < min(len(structure.mapping) for structure in mapped.structures):
                 mapped = replace(reading, structures=structures)
         if not reading.view.left_out:
-            misses += [outcome for outcome in outcomes if isinstance(outcome, Mismatch)]
-    return ZooComparison(None, mapped, tuple(misses), entangled)
+            mismatches += [outcome for outcome in outcomes if isinstance(outcome, Mismatch)]
+    return ZooComparison(None, mapped, tuple(mismatches), entangled)
 
 
 def _search_timm(

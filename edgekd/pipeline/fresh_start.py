@@ -15,7 +15,7 @@ from edgekd import console
 from edgekd.agent.device.files import real
 from edgekd.errors import InputFileError, RunBusyError, UsageError
 from edgekd.run.cards.base import Card, NewerSchemaError
-from edgekd.run.cards.judged import EvaluationCard
+from edgekd.run.cards.evaluation import EvaluationCard
 from edgekd.run.cards.ledger import LedgerCard
 from edgekd.run.cards.record import RECORD, Record
 from edgekd.run.directory import RunDir
@@ -197,7 +197,7 @@ def _with_images(ledger: LedgerCard, refused: LedgerCard) -> LedgerCard:
     """The ledger with the real images that a refused beginning read: they were read all the same."""
     if not refused.real_images_read:
         return ledger
-    return ledger.changed(
+    return ledger.with_fields(
         real_images_read=ledger.real_images_read + refused.real_images_read,
         real_images=[*ledger.real_images, *refused.real_images],
         files_read={**refused.files_read, **ledger.files_read},

@@ -18,7 +18,7 @@ from edgekd.agent.device import files
 from edgekd.errors import RecipeError, UsageError, did_you_mean
 from edgekd.recipe.method import Table
 from edgekd.recipe.tables import Recipe
-from edgekd.schema import shallow
+from edgekd.schema import require_shallow
 from edgekd.text import first_line
 
 
@@ -37,7 +37,7 @@ def presets() -> dict[str, Path]:
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; a missing or malformed one is a `RecipeError` that names it."""
     try:
-        return shallow(tomllib.loads(files.read_text(path)))
+        return require_shallow(tomllib.loads(files.read_text(path)))
     except FileNotFoundError:
         raise RecipeError(f"there is no recipe {path}; `edgekd recipes` lists those that come along.") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -126,7 +126,7 @@ def newest(run: RunDir, *, key: str) -> tuple[Checkpoint | None, list[str]]:
                 "--fresh, or use another run with --run NAME."
             )
         if record is not None and damage is None:
-            notes = record.noted(CheckpointNotes)
+            notes = record.notes_as(CheckpointNotes)
             return Checkpoint(step, read_state(folder), notes.events_bytes, notes.environment), warnings
         aside = folder.with_name(f"damaged-{folder.name}")
         shutil.rmtree(aside, ignore_errors=True)

@@ -32,7 +32,7 @@ def summary(run: RunDir) -> DistillationCard:
     ema = statistics([point.ema for point in points]) if points else None
     ships_average = load_resolved(run.recipe_file).method.student.ship_average
     record = Record.read(run.stage("distill"))
-    notes = None if record is None else record.noted(DistillNotes)
+    notes = None if record is None else record.notes_as(DistillNotes)
     last = train[-1] if train else None
     return DistillationCard(
         run=run.name,

@@ -234,36 +234,36 @@ class RunDir:
             with suppress(PackageNotFoundError):
                 versions[package] = version(package)
         host = {"system": platform.platform(), "machine": platform.machine(), "name": platform.node()}
-        ledger = self.ledger().changed(run=self.name, versions=versions, host=host, data_free=self.data_free())
+        ledger = self.ledger().with_fields(run=self.name, versions=versions, host=host, data_free=self.data_free())
         if threads is not None:
-            ledger = ledger.changed(threads=threads)
+            ledger = ledger.with_fields(threads=threads)
         if ledger.commands[-1:] != [command]:
-            ledger = ledger.changed(commands=[*ledger.commands, command])
+            ledger = ledger.with_fields(commands=[*ledger.commands, command])
         ledger.write(self.path)
 
     def note_difference(self, step: int, changed: dict[str, list[JsonValue]]) -> None:
         """Record that a run was resumed in another environment: it is not bit-identical to an untouched one."""
         ledger, difference = self.ledger(), EnvironmentDifference(step=step, changed=changed)
-        ledger.changed(not_bit_identical=[*ledger.not_bit_identical, difference]).write(self.path)
+        ledger.with_fields(not_bit_identical=[*ledger.not_bit_identical, difference]).write(self.path)
 
     def note_data_free(self, data_free: bool) -> None:
         """Write into the ledger whether real images had no part in what is exported."""
-        self.ledger().changed(data_free=data_free).write(self.path)
+        self.ledger().with_fields(data_free=data_free).write(self.path)
 
     def note_trust(self, path: Path, sha256: str) -> None:
         """Add a pickle whose code is run to the ledger."""
         ledger = self.ledger()
-        ledger.changed(trusted_pickles={**ledger.trusted_pickles, str(path): sha256}).write(self.path)
+        ledger.with_fields(trusted_pickles={**ledger.trusted_pickles, str(path): sha256}).write(self.path)
 
     def note_probe(self, timing: ProbeTiming) -> None:
         """Write into the ledger what the probe of the teacher took."""
-        self.ledger().changed(teacher_probe=timing).write(self.path)
+        self.ledger().with_fields(teacher_probe=timing).write(self.path)
 
     def note_file(self, path: Path, sha256: str) -> None:
         """Add a file from outside the run to the ledger."""
         ledger = self.ledger()
         if ledger.files_read.get(str(path)) != sha256:
-            ledger.changed(files_read={**ledger.files_read, str(path): sha256}).write(self.path)
+            ledger.with_fields(files_read={**ledger.files_read, str(path): sha256}).write(self.path)
 
 
 def command_line() -> list[str]:

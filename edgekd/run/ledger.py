@@ -46,4 +46,4 @@ def _enter(run: RunDir, reading: ImagesReadPart) -> None:
     others = [entry for entry in ledger.real_images if entry.at != reading.at]
     before = sum(entry.images for entry in ledger.real_images if entry.at == reading.at)
     count = ledger.real_images_read + reading.images - before
-    ledger.changed(real_images_read=count, real_images=[*others, reading]).write(run.path)
+    ledger.with_fields(real_images_read=count, real_images=[*others, reading]).write(run.path)

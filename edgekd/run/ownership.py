@@ -17,8 +17,8 @@ from edgekd import console
 from edgekd.agent.device.files import read_bytes
 from edgekd.errors import InputFileError, UsageError
 from edgekd.run.cards.base import NewerSchemaError
+from edgekd.run.cards.evaluation import SelectionCard
 from edgekd.run.cards.exported import AgreementCard, CalibrationCard, ParityCard
-from edgekd.run.cards.judged import SelectionCard
 from edgekd.run.cards.ledger import LedgerCard
 from edgekd.run.cards.record import RECORD, Record
 from edgekd.run.cards.report import ReportCard

@@ -15,7 +15,7 @@ from edgekd.models import artefacts
 from edgekd.models.images import labeled
 from edgekd.recipe import Recipe
 from edgekd.run import checkpoint
-from edgekd.run.cards.judged import EvaluationCard
+from edgekd.run.cards.evaluation import EvaluationCard
 from edgekd.run.cards.teacher import PixelsCard
 from edgekd.run.directory import RunDir
 from edgekd.run.files import digest, write_json

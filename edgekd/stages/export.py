@@ -65,7 +65,7 @@ def refuse_failures(run_dir: RunDir) -> None:
 def refuse_failures_of(folder: Path) -> None:
     """Raise `GateError` when a file of an export missed its gate."""
     record = Record.read(folder)
-    failures = [] if record is None else record.noted(ExportNotes).failures
+    failures = [] if record is None else record.notes_as(ExportNotes).failures
     if record is None or not failures:
         return
     advice = ""

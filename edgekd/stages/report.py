@@ -15,9 +15,9 @@ from edgekd.bench.rows import Row, SkippedRow
 from edgekd.models import artefacts
 from edgekd.run import curve, plots
 from edgekd.run.cards.base import Card
+from edgekd.run.cards.evaluation import EvaluationCard, SelectionCard
 from edgekd.run.cards.events import AccuracyEvent, TrainEvent
 from edgekd.run.cards.exported import AgreementCard, ParityCard
-from edgekd.run.cards.judged import EvaluationCard, SelectionCard
 from edgekd.run.cards.ledger import LedgerCard
 from edgekd.run.cards.record import Record
 from edgekd.run.cards.report import ArtefactPart, DevicePart, DistillationCard, ReportCard
@@ -232,11 +232,11 @@ def page(run_dir: RunDir, summary: ReportCard, left_out: UnreadableFiles | None 
 def _device_section(target: str, measured: DevicePart) -> list[str]:
     folder = f"bench/{target}"
     latencies = tables.latency_rows(comparing.rows_of(measured.results))
-    parts = [f"<h2>On {_html(target)}</h2>", _html_table(tables.LATENCY, latencies)]
+    parts = [f"<h2>On {_html(target)}</h2>", _html_table(tables.LATENCY_HEADER, latencies)]
     parts += [f"<p><b>{_html(sentence)}</b></p>" for sentence in measured.verdicts.values()]
     parts += [f"<p>Warning: {_html(warning)}</p>" for warning in measured.warnings]
     numerics, energy = tables.numerics_rows(measured.numerics), tables.energy_rows(measured.energy)
-    for columns, rows in ((tables.NUMERICS, numerics), (tables.ENERGY, energy)):
+    for columns, rows in ((tables.NUMERICS_HEADER, numerics), (tables.ENERGY_HEADER, energy)):
         parts += [_html_table(columns, rows)] if rows else []
     if measured.energy_note:
         parts.append(f"<p>Energy: {_html(measured.energy_note)}</p>")

@@ -21,7 +21,7 @@ from edgekd.models.description import Description
 from edgekd.recipe import Recipe
 from edgekd.rng import KeyedDraws
 from edgekd.run import checkpoint
-from edgekd.run.cards.judged import SelectionCandidate, SelectionCard
+from edgekd.run.cards.evaluation import SelectionCandidate, SelectionCard
 from edgekd.run.cards.record import DistillNotes, Record
 from edgekd.run.directory import RunDir
 from edgekd.run.ownership import REPLAY_WEIGHTS, STUDENT_WEIGHTS
@@ -79,7 +79,7 @@ def final_state(run_dir: RunDir) -> StateDict:
     """Return the state of the final checkpoint."""
     record = Record.read(run_dir.stage("distill"))
     assert record is not None  # the pipeline ran distill first
-    folder = run_dir.stage("distill") / record.noted(DistillNotes).final
+    folder = run_dir.stage("distill") / record.notes_as(DistillNotes).final
     if not folder.is_dir():
         raise InputFileError(f"the final checkpoint {folder} is gone; distil again with --fresh.")
     return checkpoint.read_state(folder)

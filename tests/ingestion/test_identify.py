@@ -65,7 +65,7 @@ def expanded(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
 
 
 def assert_told_apart(name: str) -> None:
-    shapes = matching._shapes(name, (3, 224, 224), 17)
+    shapes = matching.network_shapes(name, (3, 224, 224), 17)
     assert len(shapes) == registry.tensor_counts()[name]
     found = infer(expanded(shapes))
     side = 299 if name == "inception_v3" else 224
@@ -103,7 +103,7 @@ def slow(*arguments: str) -> Any:
     ],
 )
 def test_tensors_of_any_shape_are_only_another_network(name: str, tensor: str) -> None:
-    weights = expanded(matching._shapes(name, (3, 64, 64), 10))
+    weights = expanded(matching.network_shapes(name, (3, 64, 64), 10))
     usual = tuple(weights[tensor].shape)
     for shape in ((), (5,), (2**62, 0), (*usual, 1), (*usual[:-1], usual[-1] + 1), (0, *usual[1:])):
         with pytest.raises(InputFileError, match=r"Nothing fits|does not fit|fix the image size"):
@@ -201,9 +201,7 @@ def test_a_published_stem_at_a_small_size_is_kept() -> None:
 
 
 def test_auxiliary_classifiers_are_left_out_and_said_so() -> None:
-    weights = {
-        key: torch.empty(1).expand(shape) for key, shape in matching._shapes("googlenet", (3, 224, 224), 9).items()
-    }
+    weights = expanded(matching.network_shapes("googlenet", (3, 224, 224), 9))
     found = infer({**weights, "aux1.fc2.weight": torch.ones(9, 4)})
     assert str(found.arch) == "googlenet"
     assert "auxiliary classifiers" in {a.what for a in found.assumptions}

@@ -46,7 +46,7 @@ def run(tmp_path: Path) -> RunDir:
 
 def read_images(run: RunDir, folder: str, count: int) -> None:
     ledger = run.ledger()
-    ledger.changed(
+    ledger.with_fields(
         real_images_read=ledger.real_images_read + count,
         real_images=[*ledger.real_images, ImagesReadPart(folder=folder, images=count)],
         files_read={**ledger.files_read, folder: "hash"},

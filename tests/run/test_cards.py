@@ -9,8 +9,8 @@ import pytest
 
 from edgekd.errors import InputFileError
 from edgekd.run.cards.base import Card, NewerSchemaError
+from edgekd.run.cards.evaluation import EvaluationCard, SelectionCard
 from edgekd.run.cards.exported import AgreementCard, CalibrationCard, ParityCard
-from edgekd.run.cards.judged import EvaluationCard, SelectionCard
 from edgekd.run.cards.ledger import LedgerCard
 from edgekd.run.cards.record import CheckpointNotes, DistillNotes, ExportNotes, IngestNotes, Record
 from edgekd.run.cards.teacher import InitCard, PixelsCard, TeacherCard
@@ -25,7 +25,7 @@ KINDS = (TeacherCard, PixelsCard, SelectionCard, ParityCard, AgreementCard, Cali
 def test_what_was_written_before_schemas_is_read_and_written_again_as_it_was(kind: type[Card]) -> None:
     written = json.loads((OLDER / kind.folder / kind.file).read_text())
     again = kind.load(OLDER / kind.folder).to_json()
-    assert again.pop("schema", None) == (None if kind.in_keys else 1)
+    assert again.pop("schema", None) == (None if kind.hashed_into_stage_keys else 1)
     assert again == written
 
 
@@ -38,7 +38,7 @@ def test_records_from_before_schemas_have_their_notes() -> None:
     for folder, kind in folders.items():
         record = Record.read(OLDER / folder)
         assert record is not None
-        assert record.noted(kind).to_json() == record.notes
+        assert record.notes_as(kind).to_json() == record.notes
         assert {"schema": 1, **json.loads((OLDER / folder / "record.json").read_text())} == record.to_json()
 
 
@@ -104,7 +104,7 @@ def test_notes_of_another_stage_are_a_clear_error() -> None:
     record = Record.read(OLDER / "export")
     assert record is not None
     with pytest.raises(InputFileError, match=r"record.json of export .* \(notes\.events_bytes\)"):
-        record.noted(CheckpointNotes)
+        record.notes_as(CheckpointNotes)
 
 
 def test_the_ledger_keeps_what_another_edgekd_entered(tmp_path: Path) -> None:

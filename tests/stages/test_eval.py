@@ -16,7 +16,7 @@ from edgekd.errors import InputFileError, UsageError
 from edgekd.export import ort_session
 from edgekd.models import artefacts
 from edgekd.models import images as images_of
-from edgekd.run.cards.judged import EvaluationCard
+from edgekd.run.cards.evaluation import EvaluationCard
 from edgekd.run.directory import RunDir
 from edgekd.stages import eval as evaluation
 from edgekd.stages.catalog import SELECT

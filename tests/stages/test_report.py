@@ -17,7 +17,7 @@ from edgekd.bench.results import Results
 from edgekd.bench.rows import SkippedRow
 from edgekd.run.cards.report import ReportCard
 from edgekd.run.directory import RunDir
-from edgekd.schema import record
+from edgekd.schema import object_of
 from edgekd.stages import report
 
 
@@ -134,7 +134,7 @@ def test_some_energy_does_not_hide_why_the_rest_has_none(capsys: pytest.CaptureF
     }
     known = [{"artefact": "a.onnx", "runtime": "ort-cpu", **watts, **facts, "rails_w": {}}]
     rest = {"results": [], "verdicts": {}, "warnings": [], "energy_note": "n/a: too few readings"}
-    tables.print_device(record(Results)({"target": None, **rest, "energy": known}, ""))
+    tables.print_numerics_and_energy(object_of(Results)({"target": None, **rest, "energy": known}, ""))
     said = "".join(capsys.readouterr())
     assert "VDD_IN" in said
     assert "energy   n/a: too few readings" in said

@@ -18,7 +18,7 @@ from edgekd.errors import InputFileError
 from edgekd.models import artefacts
 from edgekd.rng import KeyedDraws
 from edgekd.run import checkpoint
-from edgekd.run.cards.judged import SelectionCandidate
+from edgekd.run.cards.evaluation import SelectionCandidate
 from edgekd.run.directory import RunDir
 from edgekd.stages import select
 from edgekd.synthesis.sampler import Sampler

@@ -17,8 +17,8 @@ from typing import Any
 from docs.studies.common.provenance import method_of, provenance
 from edgekd import recipe as recipes
 from edgekd.run import curve
+from edgekd.run.cards.evaluation import EvaluationCard
 from edgekd.run.cards.events import AccuracyEvent, TrainEvent
-from edgekd.run.cards.judged import EvaluationCard
 from edgekd.run.cards.record import DistillNotes, Record
 from edgekd.run.directory import RunDir
 
@@ -46,7 +46,7 @@ def facts(run: RunDir) -> dict[str, Any]:
         "curve": None if summary.curve is None else summary.curve.to_json(),
         "curve_other": None if summary.curve_other is None else summary.curve_other.to_json(),
         **summary.health.to_json(),
-        "environment": record.noted(DistillNotes).environment if record else "not finished",
+        "environment": record.notes_as(DistillNotes).environment if record else "not finished",
         "evals": evals,
         "shipped": shipped,
         "sd_second_half": curve.statistics(curves[shipped][len(points) // 2 :]).sd,

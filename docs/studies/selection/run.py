@@ -17,7 +17,7 @@ from docs.studies.common import images
 from docs.studies.common.provenance import provenance
 from edgekd import recipe as recipes
 from edgekd.models import artefacts
-from edgekd.run.cards.judged import SelectionCandidate, SelectionCard
+from edgekd.run.cards.evaluation import SelectionCandidate, SelectionCard
 from edgekd.run.directory import RunDir
 from edgekd.run.files import read_json, write_json
 from edgekd.stages import select

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from edgekd import cpus, schema
 from edgekd.agent.device import machine
 from edgekd.agent.device.jetson import Jetson
-from edgekd.schema import holds, integer, list_of, mapping_of, number, optional, record, text
+from edgekd.schema import integer, list_of, mapping_of, number, object_of, optional, required, text
 
 _VERSION = text(60, r"[0-9]{1,4}\.[0-9]{1,4}(\.[0-9A-Za-z.+-]+)?")
 
@@ -19,35 +19,35 @@ _VERSION = text(60, r"[0-9]{1,4}\.[0-9]{1,4}(\.[0-9A-Za-z.+-]+)?")
 class TensorRT:
     """The TensorRT that a device would use: `through` is trtexec's path, or python."""
 
-    through: str = field(metadata=holds(text(5000)))
-    version: str = field(metadata=holds(_VERSION))
+    through: str = field(metadata=required(text(5000)))
+    version: str = field(metadata=required(_VERSION))
 
 
 @dataclass(frozen=True)
 class Environment:
     """What a latency depends on; None where the machine does not say."""
 
-    cpu_model: str = field(metadata=holds(text()))
-    board: str | None = field(metadata=holds(optional(text())))
-    architecture: str = field(metadata=holds(text()))
-    cpu_flags: tuple[str, ...] = field(metadata=holds(list_of(schema.NAME, 100)))
-    cpus: int = field(metadata=holds(integer(1, 10**6)))
-    usable_cpus: float = field(metadata=holds(number(1e-3, 1e6)))
-    governor: str | None = field(metadata=holds(optional(text())))
-    clock_mhz: float | None = field(metadata=holds(optional(schema.MHZ)))
-    max_clock_mhz: float | None = field(metadata=holds(optional(schema.MHZ)))
-    load_average: float | None = field(metadata=holds(optional(number(0, 1e6))))
-    memory_bytes: int | None = field(metadata=holds(optional(schema.SIZE_BYTES)))
-    free_memory_bytes: int | None = field(metadata=holds(optional(schema.SIZE_BYTES)))
-    gpus: tuple[str, ...] = field(metadata=holds(list_of(text(), 100)))
-    system: str = field(metadata=holds(text()))
-    kernel: str = field(metadata=holds(text()))
-    python: str = field(metadata=holds(text()))
-    executable: str = field(metadata=holds(text(5000)))
-    numpy: str | None = field(metadata=holds(optional(text())))
-    runtime_packages: dict[str, str] = field(metadata=holds(mapping_of(text(), 20)))
-    tensorrt: TensorRT | None = field(default=None, metadata=holds(optional(record(TensorRT))))
-    jetson: Jetson | None = field(default=None, metadata=holds(optional(record(Jetson))))
+    cpu_model: str = field(metadata=required(text()))
+    board: str | None = field(metadata=required(optional(text())))
+    architecture: str = field(metadata=required(text()))
+    cpu_flags: tuple[str, ...] = field(metadata=required(list_of(schema.NAME, 100)))
+    cpus: int = field(metadata=required(integer(1, 10**6)))
+    usable_cpus: float = field(metadata=required(number(1e-3, 1e6)))
+    governor: str | None = field(metadata=required(optional(text())))
+    clock_mhz: float | None = field(metadata=required(optional(schema.MHZ)))
+    max_clock_mhz: float | None = field(metadata=required(optional(schema.MHZ)))
+    load_average: float | None = field(metadata=required(optional(number(0, 1e6))))
+    memory_bytes: int | None = field(metadata=required(optional(schema.SIZE_BYTES)))
+    free_memory_bytes: int | None = field(metadata=required(optional(schema.SIZE_BYTES)))
+    gpus: tuple[str, ...] = field(metadata=required(list_of(text(), 100)))
+    system: str = field(metadata=required(text()))
+    kernel: str = field(metadata=required(text()))
+    python: str = field(metadata=required(text()))
+    executable: str = field(metadata=required(text(5000)))
+    numpy: str | None = field(metadata=required(optional(text())))
+    runtime_packages: dict[str, str] = field(metadata=required(mapping_of(text(), 20)))
+    tensorrt: TensorRT | None = field(default=None, metadata=required(optional(object_of(TensorRT))))
+    jetson: Jetson | None = field(default=None, metadata=required(optional(object_of(Jetson))))
 
     @property
     def x86(self) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgekd.agent.device.machine import Watch, read_small_file
-from edgekd.schema import COUNT, MHZ, flag, holds, mapping_of, number, record, text, value_or_reason
+from edgekd.schema import COUNT, MHZ, boolean, mapping_of, number, object_of, required, text, value_or_reason
 
 JETPACKS = {
     "35.1": "5.0.2",
@@ -39,25 +39,25 @@ JETPACKS = {
 class Clock:
     """The range that a clock may move in, and where it stood."""
 
-    min_mhz: float = field(metadata=holds(MHZ))
-    max_mhz: float = field(metadata=holds(MHZ))
-    now_mhz: float = field(metadata=holds(MHZ))
-    locked: bool = field(metadata=holds(flag))
+    min_mhz: float = field(metadata=required(MHZ))
+    max_mhz: float = field(metadata=required(MHZ))
+    now_mhz: float = field(metadata=required(MHZ))
+    locked: bool = field(metadata=required(boolean))
 
 
 @dataclass(frozen=True)
 class Jetson:
     """What is known of a Jetson; a sentence stands for what is not."""
 
-    board: str = field(metadata=holds(text()))
-    l4t: str = field(metadata=holds(text()))
-    jetpack: str = field(metadata=holds(text()))
-    power_mode: str = field(metadata=holds(text()))
-    clocks: dict[str, Clock | str] = field(metadata=holds(mapping_of(value_or_reason(record(Clock)))))
+    board: str = field(metadata=required(text()))
+    l4t: str = field(metadata=required(text()))
+    jetpack: str = field(metadata=required(text()))
+    power_mode: str = field(metadata=required(text()))
+    clocks: dict[str, Clock | str] = field(metadata=required(mapping_of(value_or_reason(object_of(Clock)))))
     """By the name of what they drive; `locked` says whether all are."""
-    temperatures_c: dict[str, float] | str = field(metadata=holds(value_or_reason(mapping_of(number(-1e4, 1e4)))))
-    throttle_events: dict[str, int] | str = field(metadata=holds(value_or_reason(mapping_of(COUNT))))
-    cooling: dict[str, int] | str = field(metadata=holds(value_or_reason(mapping_of(COUNT))))
+    temperatures_c: dict[str, float] | str = field(metadata=required(value_or_reason(mapping_of(number(-1e4, 1e4)))))
+    throttle_events: dict[str, int] | str = field(metadata=required(value_or_reason(mapping_of(COUNT))))
+    cooling: dict[str, int] | str = field(metadata=required(value_or_reason(mapping_of(COUNT))))
 
     @property
     def locked(self) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.agent.device.files import open_regular
-from edgekd.schema import COUNT, CPUS, MHZ, SECONDS, added, holds, optional
+from edgekd.schema import COUNT, CPUS, MHZ, NONNEGATIVE_S, optional, required, with_default
 
 if TYPE_CHECKING:
     from typing import Self
@@ -106,15 +106,15 @@ def own_cpu_seconds() -> float:
 class Activity:
     """What the machine did besides the measured process, between two readings of its monotonic clock."""
 
-    start_s: float = field(metadata=holds(SECONDS))
-    end_s: float = field(metadata=holds(SECONDS))
-    other_cpus: float | None = field(metadata=holds(optional(CPUS)))
+    start_s: float = field(metadata=required(NONNEGATIVE_S))
+    end_s: float = field(metadata=required(NONNEGATIVE_S))
+    other_cpus: float | None = field(metadata=required(optional(CPUS)))
     """CPUs kept busy by other processes; None where the system does not say."""
-    stolen_cpus: float | None = field(metadata=holds(optional(CPUS)))  # CPUs that a hypervisor gave to others
-    clock_mhz: float | None = field(metadata=holds(optional(MHZ)))  # of the fastest core, at the end
-    throttle_events: int = field(metadata=holds(COUNT))
+    stolen_cpus: float | None = field(metadata=required(optional(CPUS)))  # CPUs that a hypervisor gave to others
+    clock_mhz: float | None = field(metadata=required(optional(MHZ)))  # of the fastest core, at the end
+    throttle_events: int = field(metadata=required(COUNT))
     gpu_clock_mhz: float | None = field(
-        default=None, metadata=added(optional(MHZ))
+        default=None, metadata=with_default(optional(MHZ))
     )  # A Jetson's, the highest meanwhile
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from edgekd import schema
 from edgekd.agent.device.machine import Watch, read_small_file
 from edgekd.agent.kernels import RUNTIME, Runtime
-from edgekd.schema import either, holds, mapping_of, number, record, sometimes
+from edgekd.schema import either, mapping_of, number, object_of, omitted_if_none, required
 
 if TYPE_CHECKING:
     from edgekd.agent.measurement import BenchJob
@@ -45,32 +45,32 @@ _WATTS, _MILLIJOULES = number(-1e6, 1e6), number(-1e15, 1e15)
 class Energy:
     """The energy of one artefact a run, gross and net of idle."""
 
-    artefact: str = field(metadata=holds(schema.NAME))
-    runtime: Runtime = field(metadata=holds(RUNTIME))
-    source: str = field(metadata=holds(schema.NAME))
-    rails: str = field(metadata=holds(schema.REASON))  # which make the total
-    period_s: float = field(metadata=holds(number(1e-3, 1e3)))
-    idle_w: float = field(metadata=holds(_WATTS))
-    gross_w: float = field(metadata=holds(_WATTS))
-    net_w: float = field(metadata=holds(_WATTS))
-    gross_mj_per_run: float = field(metadata=holds(_MILLIJOULES))
-    net_mj_per_run: float = field(metadata=holds(_MILLIJOULES))
-    batch: int = field(metadata=holds(schema.BATCH))
-    runs: int = field(metadata=holds(schema.RUNS))
-    seconds: float = field(metadata=holds(schema.DURATION_S))
-    rails_w: dict[str, float] = field(metadata=holds(mapping_of(_WATTS)))
+    artefact: str = field(metadata=required(schema.NAME))
+    runtime: Runtime = field(metadata=required(RUNTIME))
+    source: str = field(metadata=required(schema.NAME))
+    rails: str = field(metadata=required(schema.REASON))  # which make the total
+    period_s: float = field(metadata=required(number(1e-3, 1e3)))
+    idle_w: float = field(metadata=required(_WATTS))
+    gross_w: float = field(metadata=required(_WATTS))
+    net_w: float = field(metadata=required(_WATTS))
+    gross_mj_per_run: float = field(metadata=required(_MILLIJOULES))
+    net_mj_per_run: float = field(metadata=required(_MILLIJOULES))
+    batch: int = field(metadata=required(schema.BATCH))
+    runs: int = field(metadata=required(schema.RUNS))
+    seconds: float = field(metadata=required(schema.POSITIVE_S))
+    rails_w: dict[str, float] = field(metadata=required(mapping_of(_WATTS)))
 
 
 @dataclass(frozen=True)
 class NoEnergy:
     """Why there is no energy, of one artefact or of all: "n/a: ..."."""
 
-    energy: str = field(metadata=holds(schema.REASON))
-    artefact: str | None = field(default=None, metadata=sometimes(schema.NAME))
-    runtime: Runtime | None = field(default=None, metadata=sometimes(RUNTIME))
+    energy: str = field(metadata=required(schema.REASON))
+    artefact: str | None = field(default=None, metadata=omitted_if_none(schema.NAME))
+    runtime: Runtime | None = field(default=None, metadata=omitted_if_none(RUNTIME))
 
 
-POWER = either("energy", record(NoEnergy), record(Energy))
+POWER = either("energy", object_of(NoEnergy), object_of(Energy))
 
 
 def find_power_reader(root: Path = Path("/")) -> PowerReader | str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from edgekd import locking
 from edgekd.agent.device.machine import sha256_of
 from edgekd.agent.refusal import RefusedError
-from edgekd.schema import NAME, SHA256, SIZE_BYTES, holds
+from edgekd.schema import NAME, SHA256, SIZE_BYTES, required
 
 SPARE_BYTES = 4 * 2**20
 """For results, and for a file system's own needs."""
@@ -23,9 +23,9 @@ FORGOTTEN_S = 24 * 3600.0
 class FileFacts:
     """A file that travels, and what it should be when it has arrived."""
 
-    name: str = field(metadata=holds(NAME))
-    sha256: str = field(metadata=holds(SHA256))
-    size_bytes: int = field(metadata=holds(SIZE_BYTES))
+    name: str = field(metadata=required(NAME))
+    sha256: str = field(metadata=required(SHA256))
+    size_bytes: int = field(metadata=required(SIZE_BYTES))
 
 
 class Workplace:

@@ -257,7 +257,7 @@ def _show(facts: dict[str, Any], results: Results, written: str, following: str,
         console.print_json(shown)
     else:
         tables.print_latency(results.results)
-        tables.print_device(results)
+        tables.print_numerics_and_energy(results)
     for warning in results.warnings:
         console.warn(warning)
     checks = [check.passed for check in results.numerics or ()]

@@ -12,7 +12,7 @@ def select(run: flags.RunArgument = "", trust_code: flags.TrustCode = None, json
     """Choose the final student again, from the last checkpoint, without data."""
     from edgekd import pipeline
     from edgekd.cli import approval, session, targets
-    from edgekd.run.cards.judged import SelectionCard
+    from edgekd.run.cards.evaluation import SelectionCard
     from edgekd.stages.catalog import DISTILL, SELECT
 
     run_dir = targets.find_run(run, DISTILL)

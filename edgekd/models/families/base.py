@@ -80,8 +80,8 @@ class Family:
 
     count: Callable[[int], Sequence[str]] = lambda _tensors: ()
     """Return the architectures with so many tensors, where their number follows a rule."""
-    shown: Callable[[Shapes, Shape], Mapping[str, str]] = lambda _shapes, _shape: {}
-    """Return the options that shapes show and that are not those of a student for such images."""
+    options_from_shapes: Callable[[Shapes, Shape], Mapping[str, str]] = lambda _shapes, _shape: {}
+    """Return the options that the weights' shapes tell, as far as a student for such images would not have them."""
     resized: Callable[[str, Shapes], str] | None = None
     """Return the name with the width that the shapes show, where a name holds the width."""
     training_only: tuple[str, ...] = ()

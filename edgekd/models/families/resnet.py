@@ -43,7 +43,7 @@ def _read_side(shapes: Shapes) -> tuple[int, bool]:
     return 32 if _kernel(shapes) < 7 else 224, False
 
 
-def _shown(shapes: Shapes, shape: Shape) -> Mapping[str, str]:
+def _options_from_shapes(shapes: Shapes, shape: Shape) -> Mapping[str, str]:
     stem = f"{_kernel(shapes)}x{_kernel(shapes)}"
     return {"stem": stem} if stem != stems.resnet_stem(shape) and stem in _STEMS else {}
 
@@ -74,7 +74,7 @@ BASIC = Family(
     tensors={"resnet18": 102, "resnet34": 182},
     options={**_STEM_OPTIONS, "activation": activation_option()},
     read_side=_read_side,
-    shown=_shown,
+    options_from_shapes=_options_from_shapes,
     lookalikes=("resnet18",),
 )
 BOTTLENECK = Family(
@@ -96,6 +96,6 @@ BOTTLENECK = Family(
         "activation": activation_option(),
     },
     read_side=_read_side,
-    shown=_shown,
+    options_from_shapes=_options_from_shapes,
     lookalikes=("resnet50", "resnet101"),
 )

@@ -35,6 +35,6 @@ SQUEEZENET = Family(
         "activation": activation_option(),
         "logit_relu": Option(BOOLEAN, always("ReLU on the logits", "yes, as published", "false")),
     },
-    shown=lambda _shapes, _shape: {"logit_relu": "true"},  # a teacher was published with it
+    options_from_shapes=lambda _shapes, _shape: {"logit_relu": "true"},  # a teacher was published with it
     lookalikes=("squeezenet",),
 )

@@ -1,4 +1,4 @@
-"""What all cards have in common: how they are read, written, and refused."""
+"""The base of all cards: how they are read, written, and refused."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class NewerSchemaError(InputFileError):
 
 
 class CardPart(BaseModel):
-    """What stands in a JSON file of a run; what an older edgekd did not write has a default."""
+    """A JSON file of a run, or an object in one; a key that older files lack has a default."""
 
     # Built at its first use: `edgekd status` looks at two of these and shall not pay for all.
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, defer_build=True)
 
     def to_json(self) -> dict[str, JsonValue]:
-        """Return what the file holds: what was given or read, under its own names, and no default besides."""
+        """Convert to JSON values: the fields that were given or read, by their keys, without defaults."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
@@ -35,24 +35,24 @@ class Card(CardPart):
     """One JSON file of a run."""
 
     folder: ClassVar[str] = ""
-    """Where in the run it lies."""
+    """Its folder within the run; empty for the run's own."""
     file: ClassVar[str] = ""
-    """What it is called there."""
-    newest: ClassVar[int] = 1
-    """The schema that this edgekd writes."""
-    in_keys: ClassVar[bool] = False
-    """Whether keys of stages hash the file: then it names no schema 1, which would change the key of every run."""
+    """Its name in that folder; empty where each file has its own."""
+    newest_schema: ClassVar[int] = 1
+    """The number of the schema that this edgekd writes."""
+    hashed_into_stage_keys: ClassVar[bool] = False
+    """Whether the file is hashed into stage keys: then it omits schema 1, which would change the keys of older runs."""
 
     schema_number: int = Field(1, alias="schema", ge=1)
-    """Raised when the file changes so that an older edgekd would misread it; absent from files older than schemas."""
+    """Is raised when an older edgekd would misread the file; files from before there were schemas lack it."""
 
     @field_validator("schema_number")
     @classmethod
-    def _known(cls, number: int, info: ValidationInfo) -> int:
-        if number > cls.newest:
+    def _refuse_newer(cls, number: int, info: ValidationInfo) -> int:
+        if number > cls.newest_schema:
             raise NewerSchemaError(
-                f"{info.context or cls.file} has schema {number}, and this edgekd knows {cls.newest}: a newer edgekd "
-                "wrote it, so use that one, or another run with --run NAME."
+                f"{info.context or cls.file} has schema {number}, and this edgekd knows {cls.newest_schema}: a newer "
+                "edgekd wrote it, so use that one, or another run with --run NAME."
             )
         return number
 
@@ -63,7 +63,7 @@ class Card(CardPart):
 
     @classmethod
     def load_file(cls, path: Path) -> Self:
-        """Read a file, which may be torn or hostile.
+        """Read a file, which may be truncated or hostile.
 
         Raises:
             NewerSchemaError: a newer edgekd wrote it.
@@ -74,23 +74,25 @@ class Card(CardPart):
         except OSError as error:
             raise InputFileError(f"{path} cannot be read as JSON ({error}).") from error
         except ValidationError as error:
-            torn = error.errors(include_url=False)[0]["type"] == "json_invalid"
-            what = "cannot be read as JSON" if torn else "does not hold what belongs there"
-            raise InputFileError(f"{path} {what} ({_first(error)}).") from error
+            malformed = error.errors(include_url=False)[0]["type"] == "json_invalid"
+            refusal = "cannot be read as JSON" if malformed else "does not hold what belongs there"
+            raise InputFileError(f"{path} {refusal} ({_first_problem(error)}).") from error
 
     def to_json(self) -> dict[str, JsonValue]:
-        """Return what the file holds."""
-        held = super().to_json()
-        held.pop("schema", None)
-        return held if self.in_keys and self.newest == 1 else {"schema": self.newest, **held}
+        """Convert to the JSON of the whole file, with the number of its schema."""
+        content = super().to_json()
+        content.pop("schema", None)
+        if self.hashed_into_stage_keys and self.newest_schema == 1:
+            return content
+        return {"schema": self.newest_schema, **content}
 
     def write(self, folder: Path) -> None:
         """Write the file into its folder atomically."""
         write_json(folder / self.file, self.to_json())
 
 
-def _first(error: ValidationError) -> str:
-    """The first problem and its place, whatever characters stand in the file."""
+def _first_problem(error: ValidationError) -> str:
+    """The first problem and its place, safe to print: at most 200 characters, control characters escaped."""
     problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
     place = ".".join(str(part) for part in problem["loc"])
     text = visible(f"{place}: {problem['msg']}" if place else problem["msg"])

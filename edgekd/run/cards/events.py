@@ -1,4 +1,4 @@
-"""The lines of events.jsonl, by kind; what a line holds besides is for whoever looks at it by hand."""
+"""The lines of events.jsonl, by kind. Each has the keys that edgekd reads; a line's further keys are for people."""
 
 from __future__ import annotations
 
@@ -8,28 +8,30 @@ from edgekd.run.cards.base import CardPart
 
 
 class Event(CardPart):
-    """One line that distillation logged."""
+    """One line of events.jsonl."""
 
     kind: ClassVar[str]
     step: int
 
 
 class TrainEvent(Event):
-    """How the student's step went; `student` is its distance of logits."""
+    """A step of the student."""
 
     kind: ClassVar[str] = "train"
 
     seconds: float = 0.0
-    """Of training, over all processes that had a part in it."""
+    """Time in training since step 0, over all processes of the run."""
     saving_seconds: float = 0.0
+    """Of that, the time for writing checkpoints."""
     student: float | None = None
+    """The student's loss: the distance of its logits from the teacher's."""
     agreement_novel: float | None = None
     agreement_procedural: float | None = None
     agreement_replay: float | None = None
 
 
 class GeneratorEvent(Event):
-    """How the generator's images are."""
+    """Health of the generator by one batch (`synthesis.health` has the formulas)."""
 
     kind: ClassVar[str] = "generator"
 
@@ -39,7 +41,7 @@ class GeneratorEvent(Event):
 
 
 class AccuracyEvent(Event):
-    """A point of the accuracy curve: top-1 of raw and averaged weights on real images."""
+    """A point of the accuracy curve: top-1 on real images, 0 to 1, of the student's raw and averaged (EMA) weights."""
 
     kind: ClassVar[str] = "accuracy"
 

@@ -1,4 +1,4 @@
-"""The JSON files of export/: the numbers of the gates, and what INT8 ranges were set from."""
+"""The JSON files of export/: what each gate measured, and what the INT8 ranges were set from."""
 
 from __future__ import annotations
 
@@ -11,83 +11,99 @@ from edgekd.run.cards.base import Card, CardPart, Share
 
 
 class ParityCheck(CardPart):
-    """How far a file's logits are from the student's; numbers are None of a file that could not be made."""
+    """How far a float file's logits are from the student's; numbers are None where the file could not be made."""
 
     passed: bool
     reason: str | None = None
     samples: int | None = None
     tolerance: float | None = None
+    """The largest `max_difference` allowed."""
     logit_range: float | None = None
+    """The student's largest logit minus its smallest."""
     max_difference: float | None = None
-    """None, too, where there is no limit to it."""
+    """Largest absolute difference of a logit, as a share of `logit_range`; None also where it is infinite."""
     wrong_answers: int | None = None
+    """Samples with another answer although the two best logits differ by more than twice the tolerance."""
     near_tie_share: float | None = None
+    """The share of samples whose two best logits do not differ by as much."""
 
 
 class ParityCard(Card):
-    """The check of each file with float weights, under the file's name."""
+    """The parity check of each FP32 and FP16 file; its keys are the file names."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, ParityCheck]
     folder: ClassVar[str] = "export"
     file: ClassVar[str] = "parity.json"
-    in_keys: ClassVar[bool] = True
+    hashed_into_stage_keys: ClassVar[bool] = True
 
     @classmethod
     def of(cls, checks: Mapping[str, ParityCheck]) -> Self:
-        """Return the card of these checks."""
+        """Make the card from checks by file name, which are no fields of the class."""
         return cls.model_validate(dict(checks))
 
 
 class AgreementPart(CardPart):
-    """How often one model of a chain gives the answer of the one before it, of the samples that are clear."""
+    """The agreement of two models on clear samples."""
 
     samples: int = 0
     clear: int = 0
+    """Samples that are clear."""
     same: int = 0
+    """Clear samples with the same answer."""
     tolerance: float = 0.0
+    """Margin above which a sample is clear, as a share of the logits' range."""
     share: Share | None
-    """None where no sample is clear."""
+    """`same / clear`; None where no sample is clear."""
     reason: str | None = None
+    """Why there is no share."""
 
 
 class QualityPart(CardPart):
-    """Loss and agreement of an INT8 file; a loss without limit is None."""
+    """Output loss and agreement of an INT8 file; an infinite loss is None."""
 
     loss: float | None
     agreement: AgreementPart
 
 
-class RemedyFactsPart(CardPart):
-    """What there is to say of one remedy; each kind has facts of its own."""
+class RemedyDetailsPart(CardPart):
+    """The details of one remedy; each kind of remedy sets fields of its own, and the others stay None."""
 
     method: str | None = None
+    """Of choosing ranges: the method that was chosen."""
     headroom: float | None = None
     losses: dict[str, float | None] | None = None
-    """Of the choice of ranges: the output loss by method."""
+    """The output loss by method."""
     sensitivity: dict[str, float | None] | None = None
+    """Of leaving nodes in float: the output loss of quantising each node alone."""
     left_in_float: dict[str, float | None] | None = None
+    """The nodes that stay in float, with the same loss."""
     extra_bytes: int | None = None
+    """By how much the file grows."""
     largest_shift: dict[str, float] | None = None
+    """Of bias correction: the largest shift of a bias by node."""
     failed: str | None = None
+    """Of fine-tuning: why it failed, if it did."""
     lr: float | None = None
+    """The learning rate; the losses are those of the first and last step."""
     first_loss: float | None = None
     last_loss: float | None = None
     steps: list[RemedyPart] | None = None
-    """Of fine-tuning: the way that was gone again with the new network."""
+    """The remedies that were tried on the fine-tuned network."""
 
-    def given(self) -> dict[str, Any]:
-        """Return those that there are, by name."""
+    def set_fields(self) -> dict[str, Any]:
+        """Collect the fields that were set, by name, to build a `RemedyPart` of them."""
         return {name: getattr(self, name) for name in self.model_fields_set}
 
 
-class RemedyPart(RemedyFactsPart):
-    """A change of plan, with the quality before and after it."""
+class RemedyPart(RemedyDetailsPart):
+    """A remedy that was tried, with the quality before and after it."""
 
     remedy: str
     before: QualityPart
     after: QualityPart
     applied: bool
+    """Whether it was kept, because it helped."""
 
 
 class IntegerNodesPart(CardPart):
@@ -99,7 +115,7 @@ class IntegerNodesPart(CardPart):
 
 
 class ClippingPart(CardPart):
-    """The share of values outside their range by over half a step, in all quantised activations and in each."""
+    """The share of values that lie outside their INT8 range by over half a step: overall and by tensor."""
 
     overall: float
     tensors: dict[str, float]
@@ -114,42 +130,50 @@ class ClippedPart(CardPart):
 
 
 class Int8Part(CardPart):
-    """How an INT8 file came about; of one that could not be made there is only the reason."""
+    """How an INT8 file was made; one that could not be made has only `passed` and `reason`."""
 
     passed: bool
     reason: str | None
     flavour: str | None = None
+    """The flavor (the key keeps its older spelling)."""
     method: str | None = None
     headroom: float | None = None
     left_in_float: list[str] | None = None
     quality: QualityPart | None = None
     target: float | None = None
+    """The share of agreement that the gate asks for."""
     steps: list[RemedyPart] | None = None
+    """The remedies that were tried, in order."""
     integer_nodes: IntegerNodesPart | None = None
     clipping: ClippingPart | None = None
     default_mode: AgreementPart | None = None
+    """Agreement with ONNX Runtime's default kernels, which saturate on some CPUs; None where they do not here."""
 
 
 class AgreementCard(Card):
-    """How often each artefact gives the answer of the one before it, and how the INT8 files came about."""
+    """The agreement along the chain from the teacher to each file, and how the INT8 files were made."""
 
     folder: ClassVar[str] = "export"
     file: ClassVar[str] = "agreement.json"
-    in_keys: ClassVar[bool] = True
+    hashed_into_stage_keys: ClassVar[bool] = True
 
     data_free: bool | None = None
-    """Whether no real image had a part in the files; None where nobody vouches for the student."""
+    """Whether no real image had a part in the files; None for a student from elsewhere, of which it is not known."""
     int8_instructions: bool | None = None
+    """Whether this CPU has instructions for INT8 products."""
     synthetic_samples: int = 0
     chain: dict[Annotated[str, Field(max_length=300)], AgreementPart]
+    """By link, such as `student -> student.fp32.onnx`."""
     int8: dict[str, Int8Part] = Field(default_factory=dict)
+    """By file name."""
 
 
 class RangesPart(CardPart):
-    """Candidate ranges [low, high, magnitude] of each activation, by method."""
+    """Candidate ranges of each activation."""
 
     samples: int
     tensors: dict[str, dict[str, tuple[float, float, float]]]
+    """By tensor and method: [low, high, magnitude]."""
 
 
 class CalibrationCard(Card):
@@ -157,7 +181,7 @@ class CalibrationCard(Card):
 
     folder: ClassVar[str] = "export"
     file: ClassVar[str] = "calibration.json"
-    in_keys: ClassVar[bool] = True
+    hashed_into_stage_keys: ClassVar[bool] = True
 
     data_free: bool | None = None
     seed: int
@@ -165,4 +189,4 @@ class CalibrationCard(Card):
     sources: list[str]
     ranges: RangesPart
     fine_tuned: dict[str, RangesPart]
-    """Ranges of files that were fine-tuned, which have their own."""
+    """The ranges of each fine-tuned INT8 file, by file name."""

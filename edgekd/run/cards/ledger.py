@@ -1,4 +1,4 @@
-"""run.json, the ledger: what was done with a run, where, and what it read from outside."""
+"""run.json, the ledger: commands, machines, and what the run read from outside."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ class ImagesReadPart(CardPart):
 
     folder: str
     images: int
+    """Images that were opened."""
     purpose: str = Field("", alias="for")
     stages_done: list[str] = Field(default_factory=list)
+    """The stages that were published before it began."""
     at: str = ""
-    """When it began, which tells it from every other; older ones have none."""
+    """When it began (ISO 8601), which identifies the reading; empty in older ledgers."""
 
 
 class EnvironmentDifference(CardPart):
-    """A resumption in another environment: [before, now] by name."""
+    """A resumption at `step` in another environment, after which the run is not bit-identical."""
 
     step: int
     changed: dict[str, list[JsonValue]]
+    """[before, now] by the name of what differs."""
 
 
 class ProbeTiming(CardPart):
-    """What the probe's batch took on the machine that read the teacher."""
+    """How long the teacher's forward pass on the probe's batch took, on the machine that ran ingest."""
 
     images: int
     seconds: float
@@ -36,13 +39,14 @@ class ProbeTiming(CardPart):
 
 
 class LedgerCard(Card):
-    """The ledger of a run; what another edgekd entered besides stays in it."""
+    """The ledger of a run; keys that this edgekd does not know are kept."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, JsonValue]
     file: ClassVar[str] = "run.json"
 
     files_read: dict[str, str]
+    """SHA-256 by path."""
     commands: list[list[str]]
     real_images_read: int
     data_free: bool = True
@@ -53,13 +57,14 @@ class LedgerCard(Card):
     real_images: list[ImagesReadPart] = Field(default_factory=list)
     not_bit_identical: list[EnvironmentDifference] = Field(default_factory=list)
     trusted_pickles: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 by path, of pickles whose code was run."""
     teacher_probe: ProbeTiming | None = None
 
     @classmethod
     def blank(cls) -> LedgerCard:
-        """Return the ledger of a run that has only begun."""
+        """Make the ledger of a new run."""
         return cls(files_read={}, commands=[], real_images_read=0, data_free=True)
 
-    def changed(self, **facts: object) -> Self:
-        """Return the ledger with other facts."""
-        return self.model_copy(update=facts)
+    def with_fields(self, **fields: object) -> Self:
+        """Copy the ledger with these fields replaced."""
+        return self.model_copy(update=fields)

@@ -1,4 +1,4 @@
-"""record.json: what a published folder was made from, the hashes of what it holds, and what its stage noted."""
+"""record.json: what a published folder was made from, the hashes of its files, and notes of its stage."""
 
 from __future__ import annotations
 
@@ -14,49 +14,56 @@ from edgekd.run.cards.base import Card, CardPart, NewerSchemaError
 RECORD = "record.json"
 
 Environment = dict[str, str | int | None]
-"""What bit-identity depends on, by name."""
+"""What bit-identity depends on, such as versions and threads, by name."""
 
 
 class Notes(CardPart):
-    """What a stage notes in its record besides what every record holds."""
+    """The keys of a record's `notes`, which each stage has of its own."""
 
 
 class IngestNotes(Notes):
-    """What ingest notes."""
+    """The notes of ingest."""
 
     trusted_pickle: str | None = None
-    """The hash of a pickle whose code was run."""
+    """SHA-256 of a pickle whose code was run."""
 
 
 class CheckpointNotes(Notes):
-    """What belongs to a checkpoint and is no state."""
+    """The notes of a checkpoint: what resuming needs besides the state."""
 
     events_bytes: int
-    """The length of events.jsonl."""
+    """The length of events.jsonl when the checkpoint was written."""
     environment: Environment
 
 
 class DistillNotes(Notes):
-    """How a finished distillation went; what older ones did not note is None."""
+    """The notes of distill; None where an older edgekd did not write one."""
 
     steps: int
     final: str
     """The folder of the final checkpoint."""
     environment: Environment = Field(default_factory=dict)
     reinits: int | None = None
+    """How often the generator was re-initialised."""
     rescues: int | None = None
+    """How many of these followed a collapse of the generator, not the schedule."""
     inherited_tensors: int | None = None
+    """The student's tensors that began as the teacher's."""
     hinted_stages: list[str] | None = None
+    """The student's modules whose feature maps learn from hints."""
     replay: str | None = None
+    """The replay source."""
     replay_ready: bool | None = None
     replay_bytes: int | None = None
     replay_bytes_as_uint8_images: int | None = None
+    """The number of uint8 images that would take as much memory."""
 
 
 class ExportNotes(Notes):
-    """What of an export was not published and, of a student from elsewhere, what had a part in it."""
+    """The notes of export. For a student file from elsewhere also: the run that lent samples, and real images used."""
 
     failures: list[str]
+    """Why files were not published: one sentence for each."""
     run: str | None = None
     data_free: bool | None = None
     real_images: int | None = None
@@ -66,22 +73,26 @@ N = TypeVar("N", bound=Notes)
 
 
 class Record(Card):
-    """What a published stage was made from, and the hashes of what it holds."""
+    """The record of a published stage or checkpoint."""
 
     file: ClassVar[str] = RECORD
 
     stage: str
     version: int
     key: str
+    """The stage key."""
     recipe_slice: dict[str, JsonValue]
     inputs: dict[str, str]
+    """SHA-256 by name of what the stage read."""
     outputs: dict[str, str]
+    """SHA-256 by path within the folder."""
     pruned: list[str] = Field(default_factory=list)
+    """Outputs that were deleted since, to save disk."""
     notes: dict[str, JsonValue] = Field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """Return the record of a stage folder, or None when it is missing or does not parse."""
+        """Read the record of a folder; None where it is missing or damaged, `NewerSchemaError` where it is newer."""
         try:
             return cls.load(folder)
         except NewerSchemaError:
@@ -89,8 +100,8 @@ class Record(Card):
         except InputFileError:
             return None
 
-    def noted(self, kind: type[N]) -> N:
-        """Return the notes of one kind of stage; `InputFileError` where they are others."""
+    def notes_as(self, kind: type[N]) -> N:
+        """Validate the notes as those of one kind of stage; `InputFileError` where they are not."""
         try:
             return kind.model_validate(self.notes)
         except ValidationError as error:
@@ -101,7 +112,7 @@ class Record(Card):
             ) from error
 
     def damaged_output(self, folder: Path) -> str | None:
-        """Return the first output whose bytes are not as recorded, or None when all are intact."""
+        """Hash all outputs; say in words what is wrong with the first damaged one, or return None."""
         for name, expected in self.outputs.items():
             path = folder / name
             if name in self.pruned:
@@ -114,6 +125,6 @@ class Record(Card):
 
 
 def hash_outputs(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file under `folder` except its record, by relative path."""
+    """Hash every file under `folder` except its record: SHA-256 by relative path."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != RECORD)
     return {str(p.relative_to(folder)): sha256_of(p) for p in files}

@@ -1,4 +1,4 @@
-"""What `distill --json` prints, and report.json: every number of a run."""
+"""`DistillationCard`, which `distill --json` prints, and report.json with every number of a run."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pydantic import Field, JsonValue
 from edgekd.agent.device.power import Energy
 from edgekd.agent.numerics import LogitsCheck
 from edgekd.run.cards.base import Card, CardPart
+from edgekd.run.cards.evaluation import EvaluationCard, SelectionCard
 from edgekd.run.cards.exported import AgreementPart, ParityCard
-from edgekd.run.cards.judged import EvaluationCard, SelectionCard
 from edgekd.run.cards.teacher import TeacherCard
 
 
 class Curve(CardPart):
-    """An accuracy curve over all its points; sd is the population's, regret is maximum minus final."""
+    """Statistics over all points of an accuracy curve, 0 to 1; `sd` is the population's, `regret` is `max - final`."""
 
     points: int
     mean: float
@@ -27,7 +27,7 @@ class Curve(CardPart):
 
 
 class Health(CardPart):
-    """What was last seen of student and generator, and what the replay cost."""
+    """The last logged values of `TrainEvent` and `GeneratorEvent`, and those of `DistillNotes`."""
 
     coverage: float | None = None
     confidence: float | None = None
@@ -48,12 +48,13 @@ class DistillationCard(Card):
     steps: int
     seconds: float
     curve: Curve | None
-    """Of the weights that are shipped, raw or averaged."""
+    """Of the shipped weights, raw or averaged, as the recipe says; None without real images."""
     curve_other: Curve | None
+    """Of the other ones."""
     health: Health
 
     def headline(self) -> str:
-        """Return the one line that says how it went."""
+        """Say in one line how accurate the student became or, without real images, how well it agrees."""
         curve, novel = self.curve, self.health.agreement_novel
         if curve is not None:
             return f"accuracy {curve.final:.2%} at the end, mean {curve.mean:.2%}, regret {curve.regret:.2%}"
@@ -63,7 +64,7 @@ class DistillationCard(Card):
 
 
 class DevicePart(CardPart):
-    """What was measured on a device, as `bench.results` reads it, and what that device is."""
+    """The results.json of a bench on one device (see `bench.results`), and that machine's environment."""
 
     data_free: bool | None = None
     target: str | None = None
@@ -77,7 +78,7 @@ class DevicePart(CardPart):
 
 
 class ArtefactPart(CardPart):
-    """One row of the table of artefacts; what is not known is None."""
+    """One row of the table of artefacts; an unknown value is None."""
 
     artefact: str
     accuracy: float | None
@@ -89,7 +90,7 @@ class ArtefactPart(CardPart):
 
 
 class ReportCard(Card):
-    """Every number of a run; what does not exist yet, or cannot be read, is None."""
+    """Every number of a run; None where a stage has not run, or its file cannot be read."""
 
     folder: ClassVar[str] = "report"
     file: ClassVar[str] = "report.json"

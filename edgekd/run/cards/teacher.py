@@ -1,4 +1,4 @@
-"""The JSON files of teacher/ and init/: what was found out about networks from outside."""
+"""The JSON files of teacher/ and init/: the networks that a run was given."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgekd.run.cards.base import Card, CardPart
 
 
 class AssumptionPart(CardPart):
-    """Something the weights cannot show, the value taken for it, and the flag that changes it."""
+    """What the weights do not tell of the teacher, the value assumed for it, and the flag that changes it."""
 
     what: str
     value: str
@@ -18,7 +18,7 @@ class AssumptionPart(CardPart):
 
 
 class ProbePart(CardPart):
-    """What a classifier did on seeded noise, and its size; `models.probe` makes it."""
+    """The teacher's size, and how it answers a batch of seeded noise; `models.probe` measures it."""
 
     emits: str
     """`logits`, `probabilities` (a softmax at the end) or `log-probabilities`."""
@@ -31,15 +31,17 @@ class ProbePart(CardPart):
     """Mean largest probability on standard normal noise."""
     parameters: int
     macs: int
+    """Multiply-accumulate operations for one image."""
     batch: int
+    """Images of noise."""
 
 
 class TeacherCard(Card):
-    """What the teacher is."""
+    """The teacher: its architecture, input, output, and what was assumed."""
 
     folder: ClassVar[str] = "teacher"
     file: ClassVar[str] = "teacher.json"
-    in_keys: ClassVar[bool] = True
+    hashed_into_stage_keys: ClassVar[bool] = True
 
     arch: str
     input_shape: tuple[int, int, int]
@@ -47,18 +49,19 @@ class TeacherCard(Card):
     head: str
     """Name of the layer that makes the logits."""
     undo: str
+    """See `ProbePart.undo`."""
     assumptions: list[AssumptionPart] = Field(default_factory=list)
     mapping: dict[str, str] = Field(default_factory=dict)
-    """Names of the zoo by those of the checkpoint, where they differ."""
+    """Tensor names of the zoo by those of the checkpoint, where they differ."""
     probe: ProbePart
 
 
 class PixelsCard(Card):
-    """How real pixels in [0, 1] become the teacher's input; unknown when mean or std is None."""
+    """The normalisation of real pixels in [0, 1] to the teacher's input, by channel; unknown where None."""
 
     folder: ClassVar[str] = "teacher"
     file: ClassVar[str] = "pixels.json"
-    in_keys: ClassVar[bool] = True
+    hashed_into_stage_keys: ClassVar[bool] = True
 
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
@@ -66,7 +69,7 @@ class PixelsCard(Card):
 
 
 class InitCard(Card):
-    """Which student was given weights, and which of its layers stay random."""
+    """The student that was given initial weights, and which of its layers start at random all the same."""
 
     folder: ClassVar[str] = "init"
     file: ClassVar[str] = "init.json"

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 
 from edgekd.agent.device.environment import Environment, this_machine
-from edgekd.schema import record, to_json
+from edgekd.schema import object_of, to_json
 
 
 def test_this_machine_is_described() -> None:
@@ -37,7 +37,7 @@ def test_flags_and_memory_are_those_of_the_kernel() -> None:
 
 def test_facts_survive_json() -> None:
     here = this_machine()
-    assert record(Environment)(json.loads(json.dumps(to_json(here))), "") == here
+    assert object_of(Environment)(json.loads(json.dumps(to_json(here))), "") == here
 
 
 def test_int8_instructions_by_flag() -> None:

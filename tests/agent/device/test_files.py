@@ -30,8 +30,8 @@ def test_a_file_is_read_through_a_link_up_to_its_limit(tmp_path: Path) -> None:
 
 
 def test_json_is_as_deep_as_anybody_needs() -> None:
-    deepest = "[" * schema.DEEPEST + "]" * schema.DEEPEST
-    assert schema.parse_json(deepest) == schema.shallow(schema.parse_json(deepest.encode()))
+    deepest = "[" * schema.MAX_DEPTH + "]" * schema.MAX_DEPTH
+    assert schema.parse_json(deepest) == schema.require_shallow(schema.parse_json(deepest.encode()))
     for text in (f"[{deepest}]", "[" * 10**5, "9" * 5000, "{"):
         with pytest.raises(ValueError, match=r"."):
             schema.parse_json(text)

@@ -15,7 +15,7 @@ from edgekd.agent.measurement import BenchJob, BenchSettings
 from edgekd.agent.messages import Load, LogitsArray, Sustained, TimeRound
 from edgekd.agent.protocol import AgentProcess
 from edgekd.agent.runners.runner import Runner
-from edgekd.schema import record, to_json
+from edgekd.schema import object_of, to_json
 from tiny_onnx import conv_net
 
 JOB = BenchJob("net", Path("net.onnx"))
@@ -77,7 +77,7 @@ def test_facts_of_a_board(board: Path) -> None:
     assert found.clocks["17000000.gpu"] == jetson.Clock(306, 624.75, 306, locked=False)
     assert found.clocks["cpu policy0"] == jetson.Clock(1510.4, 1510.4, 1510.4, locked=True)
     assert found.locked.startswith("no: `sudo jetson_clocks`")
-    assert record(jetson.Jetson)(to_json(found), "") == found
+    assert object_of(jetson.Jetson)(to_json(found), "") == found
 
 
 def test_the_gpu_clock_is_the_highest_of_a_round(board: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

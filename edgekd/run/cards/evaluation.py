@@ -1,4 +1,4 @@
-"""What is known of a student's answers: why it was chosen, and its accuracy on real images."""
+"""selection.json and the files of eval/: which student was chosen and why, and its accuracy on real images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SelectionCandidate(CardPart):
 
     @classmethod
     def of(cls, name: str, agreement: float, samples: int) -> Self:
-        """Return a candidate that agreed on a share of that many samples."""
+        """Make a candidate whose `agreement` was measured on so many `samples`, with the binomial standard error."""
         error = math.sqrt(max(agreement * (1 - agreement), 1e-12) / samples)
         return cls(name=name, agreement=agreement, standard_error=error)
 
@@ -34,11 +34,12 @@ class SelectionCard(Card):
     reason: Annotated[str, Field(max_length=20_000)]
     samples: int = 0
     what: str = ""
+    """What the numbers of the candidates are, in words."""
     candidates: Annotated[list[SelectionCandidate], Field(max_length=1000)]
 
 
 class EvaluationCard(Card):
-    """The accuracy of whatever a run holds on one folder of real images; its file is called after the folder."""
+    """The accuracy of a run's networks and files on one folder of real images, after which the card's file is named."""
 
     folder: ClassVar[str] = "eval"
 
@@ -51,8 +52,9 @@ class EvaluationCard(Card):
     images_sha256: str = ""
     images: int = 0
     transform: str = ""
+    """How the images were resized and cropped, in words."""
     accuracy: dict[Name, Share]
-    """Top-1 by artefact, as a fraction."""
+    """Top-1 by artefact, 0 to 1."""
     accuracy_default_mode: dict[Name, Share] = Field(default_factory=dict)
-    """That of files in which ONNX Runtime saturates on this CPU unless asked not to."""
+    """Top-1 with ONNX Runtime's default kernels, for INT8 files that saturate in them on this CPU."""
     artefacts_sha256: dict[str, str]
