@@ -44,9 +44,7 @@ class ExportSamples:
     """None for a model with a float32 input, which takes normalised samples."""
 
     @classmethod
-    def of_run(
-        cls, run: RunDir, graph_normalization: Normalization | None, stop: Stop | None = None
-    ) -> ExportSamples:
+    def of_run(cls, run: RunDir, graph_normalization: Normalization | None, stop: Stop | None = None) -> ExportSamples:
         """Draw from the replay of a run, or from its pictures, under the seed of its recipe."""
         seed = load_resolved(run.recipe_file).seed
         return cls(read_sampler(run, stop), KeyedDraws(seed, "synthetic", torch.device("cpu")), graph_normalization)

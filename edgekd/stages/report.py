@@ -202,7 +202,7 @@ def page(run_dir: RunDir, summary: ReportCard, left_out: UnreadableFiles | None 
     count = summary.real_images_read
     origin = f"Made from no real image; real images read for numbers only: {count}"
     if not summary.data_free:
-        origin = f"Made with REAL IMAGES: NOT data-free; real images read in all: {count}"
+        origin = f"Made from REAL IMAGES: NOT data-free; real images read in all: {count}"
     parts = [f"<h1>{_html(summary.run)}</h1>", f"<p>{origin} (<code>run.json</code>).</p>"]
     if summary.artefacts:
         files = "<code>eval/</code>, <code>export/agreement.json</code>, <code>bench/local/results.json</code>"

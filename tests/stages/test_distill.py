@@ -20,7 +20,7 @@ from edgekd.errors import GateError, MachineError, StoppedEarly
 from edgekd.export import samples
 from edgekd.models import artefacts, registry
 from edgekd.run import checkpoint
-from edgekd.run.cards.record import Record
+from edgekd.run.cards.record import DistillNotes, Record
 from edgekd.run.directory import RunDir
 from edgekd.run.files import read_json
 from edgekd.stages import distill
@@ -386,6 +386,10 @@ SOURCES: dict[str, dict[str, Any]] = {
     "sgd": {"student": {"optimizer": "sgd", "lr": 0.01}},
     "revival": {"student": {"revive": 1.0}},
     "consolidation": {"consolidation": {"start": 0.3}, "vae": {"gate": 0.01}},
+    "views": {"student": {"flip": True, "shift": 1, "mixup": 0.5, "cutmix": 0.5}},
+    "procedural": {"procedural": {"share": [1.0, 0.5]}},
+    "procedural alone": {"procedural": {"share": [1.0, 1.0]}},
+    "hint maps": {"student": {"hint": 5.0, "hint_maps": True, "optimizer": "adamw", "weight_decay": 0.01}},
 }
 
 
@@ -399,6 +403,29 @@ def test_every_replay_resumes_bit_for_bit_from_the_middle(name: str, teacher_fil
     assert [p.name for p in run.stage("distill").glob("checkpoints/*")] != []
     toy.advance(run.path, wanted, ENDED)
     assert toy.fingerprint(run) == toy.fingerprint(untouched)
+
+
+def test_procedural_images_alone_leave_the_generator_as_it_was_drawn(teacher_file: Path, tmp_path: Path) -> None:
+    wanted = toy.toy_recipe(teacher_file, method=SOURCES["procedural alone"])
+    run = toy.advance(tmp_path / "toy", wanted, toy.CHAIN)
+    assert run.events("generator") == []
+    assert all("agreement_procedural" in event for event in run.events("train"))
+    assert (run.stage("export") / "student.fp32.onnx").is_file()
+
+
+def test_learned_hint_maps_pair_other_networks_and_stay_behind(teacher_file: Path, tmp_path: Path) -> None:
+    wanted = toy.toy_recipe(teacher_file, method=SOURCES["hint maps"], checkpoint_period=12)
+    run = toy.advance(tmp_path / "toy", wanted, ("ingest", "distill", "select"))
+    record = Record.read(run.stage("distill"))
+    assert record is not None
+    assert record.notes["hinted_stages"] == ["layer1", "layer2", "layer3"]
+    state = checkpoint.read_state(run.stage("distill") / record.notes_as(DistillNotes).final)
+    learned = state_dict.tensors_of(state, "hint_maps")
+    channels = [tuple(weight.shape[:2]) for weight in learned.values() if weight.ndim == 4]
+    assert channels == [(8, 4), (16, 8), (32, 16)], "from the student's channels to the teacher's"
+    student = checkpoint.load_tensors(run.stage("select") / "student.safetensors")
+    assert set(student) == set(state_dict.tensors_of(state, "student"))
+    assert all("hint" in event for event in run.events("train"))
 
 
 def started(run: RunDir) -> dict[str, torch.Tensor]:
