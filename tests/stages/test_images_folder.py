@@ -12,6 +12,7 @@ from command import Result
 import toy
 from edgekd import pipeline
 from edgekd.errors import RecipeError, StoppedEarly
+from edgekd.recipe import with_changes
 from edgekd.run.cards.record import Record
 from edgekd.stages.catalog import DISTILL
 from edgekd.stopping import Stop
@@ -20,7 +21,7 @@ PIXELS = {"mean": [0.5], "std": [0.25]}
 
 
 def property_of(path: Path, key: str) -> str:
-    return next(entry.value for entry in onnx.load(path).metadata_props if entry.key == key)
+    return str(next(entry.value for entry in onnx.load(path).metadata_props if entry.key == key))
 
 
 class StopAt(Stop):
@@ -75,9 +76,7 @@ def test_pictures_cannot_be_exchanged_in_a_run_nor_normalised_otherwise(
     run = toy.advance(tmp_path / "toy", wanted, ("ingest", "distill"))
     for changes in ({"images": {"folder": ""}}, {"pixels": {"mean": [0.4], "std": [0.25]}}):
         with pytest.raises(RecipeError, match="started with another recipe: images"):
-            pipeline.adopt(
-                run, toy.toy_recipe(teacher_file, **{"images": {"folder": str(photos)}, "pixels": PIXELS} | changes)
-            )
+            pipeline.adopt(run, with_changes(wanted, changes))
 
 
 def test_a_folder_that_does_not_do_is_refused_before_the_first_step(
@@ -87,24 +86,13 @@ def test_a_folder_that_does_not_do_is_refused_before_the_first_step(
     (tmp_path / "empty").mkdir()
     shutil.copytree(photos, tmp_path / "damaged")
     (tmp_path / "damaged" / "class3" / "4.png").write_bytes(b"no picture")
-    command = (
-        "distill",
-        teacher_file,
-        "--input",
-        "1x8x8",
-        "--student",
-        toy.STUDENT,
-        "--steps",
-        "4",
-        "--normalize",
-        "none",
-    )
+    flags = ("--input", "1x8x8", "--student", toy.STUDENT, "--steps", "4", "--normalize", "none")
     for folder, code, message in (
         ("missing", 4, "is not a folder of images"),
         ("empty", 4, "holds no images"),
         ("damaged", 4, "4.png cannot be decoded"),
     ):
-        refused = Result(*command, "--images", folder)
+        refused = Result("distill", teacher_file, *flags, "--images", folder)
         assert (refused.exit_code, message in refused.stderr) == (code, True), refused.stderr
         assert list(tmp_path.glob("runs/*/distill/checkpoints/step-0*")) == []
 
