@@ -17,7 +17,8 @@ from pydantic import JsonValue
 from edgekd import console, machine
 from edgekd.errors import MachineError
 from edgekd.models import artefacts
-from edgekd.pipeline.flops import FlopsByDtype, effective_peak
+from edgekd.models.flops import FlopsByDtype
+from edgekd.pipeline.peak import effective_peak
 from edgekd.recipe import Recipe
 from edgekd.rng import KeyedDraws
 from edgekd.run.directory import RunDir

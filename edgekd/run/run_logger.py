@@ -36,6 +36,7 @@ class LoggedState(Protocol):
     """What is logged of a distillation: `synthesis.state.State`, of which a run's files know no more than this."""
 
     step: int
+    macs: int
     reinits: int
     health: list[dict[str, float]]
     student: nn.Module
@@ -122,7 +123,7 @@ class RunLogger:
         values = self._finite(state, parts)
         seconds = self._seconds_before + time.monotonic() - self._start
         clocks = {"seconds": round(seconds, 3), "saving_seconds": round(self._all_saving_seconds, 3)}
-        self._event(state, TrainEvent.kind, {**clocks, **values})
+        self._event(state, TrainEvent.kind, {**clocks, "macs": state.macs, **values})
         facts = f"loss {values['student']:.3f} · agreement {values['agreement_novel']:.1%} novel"
         if "agreement_replay" in values:
             facts += f", {values['agreement_replay']:.1%} replay"

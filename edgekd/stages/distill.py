@@ -30,8 +30,9 @@ from edgekd.run.run_logger import RunLogger
 from edgekd.stages.base import Execution
 from edgekd.stopping import Stop
 from edgekd.synthesis import health, replay
-from edgekd.synthesis.generator import Generator
 from edgekd.synthesis.hints import Hints
+from edgekd.synthesis.macs import MacRates
+from edgekd.synthesis.networks.generator import Generator
 from edgekd.synthesis.revival import ReluMaxima
 from edgekd.synthesis.state import State, generator_optimizer, student_optimizer
 from edgekd.synthesis.steps import StepContext, generator_step, student_step
@@ -64,14 +65,14 @@ def distill_student(execution: Execution) -> None:
     draws = KeyedDraws(recipe.seed, "distill", device)
     context = StepContext(recipe, steps, teacher, description, draws, pictures)
     state = build_state(context, artefacts.initial_weights(run_dir, recipe))
-    book = RunLogger(
+    run_logger = RunLogger(
         run_dir, recipe, key=execution.key, steps=steps, environment=environment, accuracy=execution.accuracy
     )
-    book.restore(state)
+    run_logger.restore(state)
     if state.inherited and state.step == 0:
         console.say(f"student  of the teacher's family: starts from {len(state.inherited)} of its tensors")
     try:
-        learn(state, context, book, execution.stop)
+        learn(state, context, run_logger, execution.stop)
     except torch.OutOfMemoryError as error:
         raise MachineError(
             f"{device} ran out of memory at step {state.step} of {steps}; close what else uses it and give the same "
@@ -79,35 +80,39 @@ def distill_student(execution: Execution) -> None:
         ) from error
     if not state.replay.ready and method.replay.batch_size and state.replay.waits_for:
         console.warn(f"nothing was replayed: {state.replay.waits_for}; train longer")
-    final, outputs = book.close(state)
+    final, outputs = run_logger.close(state)
     execution.publish_in_place(outputs, notes(state, recipe, final, environment))
 
 
-def learn(state: State, context: StepContext, book: RunLogger, stop: Stop) -> None:
+def learn(state: State, context: StepContext, run_logger: RunLogger, stop: Stop) -> None:
     """Go through the steps that are left, at the beginning through the generator's warm-up."""
     method, steps = context.recipe.method, context.steps
+    macs = MacRates.measure(context, build_state)
     if state.step == 0:
-        book.accuracy(state)
+        run_logger.accuracy(state)
         for update in range(method.generator.warmup if context.generates else 0):
             stop.raise_if_requested("distillation in its warm-up")
             generator_step(state, context, purpose=f"warm-up-{update}", adversarial_weight=0.0)
+            state.macs += macs.of_warmup(context)
 
     with console.progress("distil", steps, done=state.step) as progress:
         while state.step < steps:
             if stop.requested:
                 if state.step:  # the checkpoint of step 0 is from before the warm-up, which is repeated
-                    book.save(state)
+                    run_logger.save(state)
                 stop.raise_if_requested(f"distillation at step {state.step} of {steps}")
             if context.generates and context.explores(state.step) and state.step % method.generator.period == 0:
-                book.generator(state, generator_step(state, context))
-                maybe_reinit_generator(state, context, book)
-            learned = student_step(state, context)
+                state.macs += macs.of_generator_step(context, state.step)
+                run_logger.generator(state, generator_step(state, context))
+                maybe_reinit_generator(state, context, run_logger)
+            state.macs += macs.of_student_step(state, context)
+            losses = student_step(state, context)
             state.step += 1
-            facts = book.student(state, learned)
+            facts = run_logger.student(state, losses)
             if facts is not None:
                 progress.update(state.step, facts)
-            book.accuracy(state)
-            book.checkpoint(state)
+            run_logger.accuracy(state)
+            run_logger.checkpoint(state)
             failpoint("distill.step")
 
 
@@ -166,7 +171,7 @@ def build_generator(context: StepContext, generation: int) -> Generator:
         )
 
 
-def maybe_reinit_generator(state: State, context: StepContext, book: RunLogger) -> None:
+def maybe_reinit_generator(state: State, context: StepContext, run_logger: RunLogger) -> None:
     """Re-initialise the generator when the schedule says so or it has collapsed; stop when that cannot help."""
     table, health_table = context.recipe.method.generator, context.recipe.method.health
     due = table.reinit_period > 0 and state.updates_since_init >= table.reinit_period
@@ -175,16 +180,16 @@ def maybe_reinit_generator(state: State, context: StepContext, book: RunLogger) 
     sick = health.collapse(state.health, health_table) if judged else None
     if sick:
         if state.rescues >= health_table.max_reinits:
-            raise book.collapsed(state, f"{sick}, also after {state.rescues} re-initialisations")
+            raise run_logger.collapsed(state, f"{sick}, also after {state.rescues} re-initialisations")
         updates_left = (context.exploration_steps - state.step) // table.period
         if updates_left < health_table.grace and context.exploration_steps < context.steps:
             # Consolidation would teach what a generator shows that has hardly begun.
-            raise book.collapsed(state, f"{sick}, too late for another to learn before consolidation")
+            raise run_logger.collapsed(state, f"{sick}, too late for another to learn before consolidation")
         state.rescues += 1
         console.warn(f"step {state.step}: {sick}; re-initialising it.")
     if sick or scheduled:
         state.restart_generator(build_generator(context, state.reinits + 1))
-        book.reinit(state, sick or "schedule")
+        run_logger.reinit(state, sick or "schedule")
 
 
 def notes(state: State, recipe: Recipe, final: str, environment: Environment) -> DistillNotes:

@@ -14,11 +14,11 @@ from edgekd.recipe.method import MethodTable
 from edgekd.rng import KeyedDraws, forked_global
 from edgekd.state_dict import StateDict, branch, tensor_of, tensors_of
 from edgekd.synthesis import replay
-from edgekd.synthesis.generator import Generator
 from edgekd.synthesis.images import ImageSource
 from edgekd.synthesis.images.generated import GeneratedImages
 from edgekd.synthesis.images.procedural import ProceduralImages
-from edgekd.synthesis.vae import VAE
+from edgekd.synthesis.networks.generator import Generator
+from edgekd.synthesis.networks.vae import VAE
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from edgekd.state_dict import (
     restore_optimizer,
     tensors_of,
 )
-from edgekd.synthesis.generator import Generator
 from edgekd.synthesis.hints import Hints
+from edgekd.synthesis.networks.generator import Generator
 from edgekd.synthesis.replay import Replay
 from edgekd.synthesis.revival import ReluMaxima
 
@@ -68,6 +68,8 @@ class State:
     rescues: int = 0
     """Re-initialisations that answered a collapse, not the schedule."""
     health: list[dict[str, float]] = field(default_factory=list)
+    macs: int = 0
+    """Multiply-accumulates that were executed so far, of all networks, forward and backward."""
 
     def __post_init__(self) -> None:
         self.student_ema = frozen_copy(self.student)
@@ -96,7 +98,7 @@ class State:
         restore_optimizer(self.student_optimizer, branch(state, "student_optimizer"))
         restore_optimizer(self.generator_optimizer, branch(state, "generator_optimizer"))
         for name in _COUNTERS:
-            setattr(self, name, number_of(branch(state, "counters"), name))
+            setattr(self, name, int(number_of(branch(state, "counters"), name)))
         self.health = _HEALTH.validate_python(state.get("health", []))
         if self.hints is not None and self.hint_maps:
             self.hints.maps.load_state_dict(tensors_of(state, "hint_maps"))
@@ -121,7 +123,7 @@ class State:
 
 
 _HEALTH = TypeAdapter(list[dict[str, float]])
-_COUNTERS = ("step", "generator_updates", "updates_since_init", "reinits", "rescues")
+_COUNTERS = ("step", "generator_updates", "updates_since_init", "reinits", "rescues", "macs")
 
 
 def generator_optimizer(generator: nn.Module, table: GeneratorTable, *, fused: bool) -> torch.optim.Optimizer:

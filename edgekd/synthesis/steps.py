@@ -45,6 +45,15 @@ class StepContext:
         """Whether generator and replay still learn at a step; afterwards the student consolidates."""
         return step < self.exploration_steps
 
+    def replays(self, state: State) -> bool:
+        """Whether the state's step shows the student replayed images, too."""
+        table = self.recipe.method.replay
+        return state.replay.ready and table.batch_size > 0 and state.step >= table.start * self.steps
+
+    def replay_learns(self, state: State) -> bool:
+        """Whether the replay learns in the state's step."""
+        return self.explores(state.step) and state.replay.learns_at(state.step % self.recipe.method.generator.period)
+
     @property
     def generates(self) -> bool:
         """Whether a generator takes part at all."""
@@ -95,7 +104,7 @@ def student_step(state: State, context: StepContext) -> dict[str, Tensor]:
     method, step, table = context.recipe.method, state.step, context.recipe.method.student
     novel_count, procedural_count = table.batch_size, schedules.procedural_count(method, step, context.steps)
     x = novel_images(state, context, procedural_count)
-    if state.replay.ready and method.replay.batch_size and step >= method.replay.start * context.steps:
+    if context.replays(state):
         x = torch.cat([x, state.replay.sample(step, method.replay.batch_size, context.draws)])
     x = view(x, table, step, context.draws)
     hints = state.hints
@@ -131,7 +140,7 @@ def student_step(state: State, context: StepContext) -> dict[str, Tensor]:
     logged |= {f"agreement_{name}": part.mean() for name, part in parts_of_batch.items() if len(part)}
     if maxima:
         logged["dead_relus"] = revival.dead_share(maxima)
-    if context.explores(step) and state.replay.learns_at(step % method.generator.period):
+    if context.replay_learns(state):
         learned = state.replay.learn(step, x[:novel_count], outputs.first(novel_count), context.draws)
         logged |= {f"replay_{name}": value.detach() for name, value in learned.items()}
     return logged

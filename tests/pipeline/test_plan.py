@@ -15,9 +15,9 @@ from edgekd.pipeline import plan
 from edgekd.pipeline.plan import CostPlan
 from edgekd.run.directory import RunDir
 from edgekd.stopping import Stop
+from edgekd.synthesis.networks.vae import VAE
 from edgekd.synthesis.state import State
 from edgekd.synthesis.steps import StepContext, student_step
-from edgekd.synthesis.vae import VAE
 
 PARTS = {"generator": 1e9, "student": 2e9, "replay": 1e9}
 COST = CostPlan(

@@ -27,7 +27,7 @@ from edgekd.stages import distill
 from edgekd.stages.catalog import DISTILL
 from edgekd.stopping import Stop
 from edgekd.synthesis import health, losses, steps
-from edgekd.synthesis.generator import Generator
+from edgekd.synthesis.networks.generator import Generator
 from edgekd.synthesis.state import State
 from edgekd.synthesis.steps import StepContext, student_step
 

@@ -19,10 +19,10 @@ from edgekd.recipe.method import ReplayTable, VaeTable
 from edgekd.rng import KeyedDraws
 from edgekd.run import checkpoint
 from edgekd.synthesis import losses
-from edgekd.synthesis.generator import Generator
+from edgekd.synthesis.networks.generator import Generator
+from edgekd.synthesis.networks.vae import VAE
 from edgekd.synthesis.replay import GATE_DECAY, BankReplay, EmaGeneratorReplay, Replay, VaeReplay
 from edgekd.synthesis.teacher import Teacher, TeacherOutputs
-from edgekd.synthesis.vae import VAE
 
 CPU = torch.device("cpu")
 FP32 = Precision(CPU, False)

@@ -13,12 +13,12 @@ from edgekd.models.description import Description
 from edgekd.recipe import Recipe
 from edgekd.recipe.method import MethodTable, ProceduralTable
 from edgekd.rng import KeyedDraws
-from edgekd.synthesis.generator import Generator
 from edgekd.synthesis.images.generated import GeneratedImages
 from edgekd.synthesis.images.pictures import Pictures
 from edgekd.synthesis.images.procedural import ProceduralImages
+from edgekd.synthesis.networks.generator import Generator
+from edgekd.synthesis.networks.vae import VAE
 from edgekd.synthesis.sampler import Sampler
-from edgekd.synthesis.vae import VAE
 
 CPU = torch.device("cpu")
 SHAPE = (1, 8, 8)

@@ -17,7 +17,7 @@ from edgekd.models import registry
 from edgekd.recipe.method import GeneratorTable, ReplayTable, StudentUpdateTable
 from edgekd.run import checkpoint
 from edgekd.state_dict import branch
-from edgekd.synthesis.generator import Generator
+from edgekd.synthesis.networks.generator import Generator
 from edgekd.synthesis.replay import BankReplay
 from edgekd.synthesis.state import State, average_into, frozen_copy, generator_optimizer, student_optimizer
 

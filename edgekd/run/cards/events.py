@@ -22,6 +22,8 @@ class TrainEvent(Event):
     seconds: float = 0.0
     """Time in training since step 0, over all processes of the run."""
     saving_seconds: float = 0.0
+    macs: int | None = None
+    """Multiply-accumulates executed so far, of all networks, forward and backward."""
     """Of that, the time for writing checkpoints."""
     student: float | None = None
     """The student's loss: the distance of its logits from the teacher's."""

@@ -21,9 +21,9 @@ from edgekd.state_dict import (
     tensors_of,
 )
 from edgekd.synthesis import losses
+from edgekd.synthesis.networks.vae import VAE
 from edgekd.synthesis.replay.base import Replay, module_bytes
 from edgekd.synthesis.teacher import Teacher, TeacherOutputs
-from edgekd.synthesis.vae import VAE
 
 if TYPE_CHECKING:
     from edgekd.synthesis.state import State

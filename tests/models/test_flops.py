@@ -1,17 +1,11 @@
-"""FLOPs: counted by hand for a layer, by the precision they run in; the peak of a mixture."""
+"""FLOPs: counted by hand for a layer, by the precision they run in."""
 
 from __future__ import annotations
 
-import time
-from collections import Counter
-
-import pytest
 import torch
 from torch import nn
 
-from edgekd.pipeline import flops
-
-CPU = torch.device("cpu")
+from edgekd.models import flops
 
 
 def test_a_linear_layer_costs_two_a_weight_forward_and_four_backward() -> None:
@@ -42,18 +36,3 @@ def test_precisions_are_counted_apart() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             layer(x)
     assert counted.flops == {torch.float32: 210, torch.bfloat16: 210}
-
-
-def test_the_peak_of_a_mixture_is_that_of_doing_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    peaks = {torch.float32: 100.0, torch.bfloat16: 400.0}
-    monkeypatch.setattr(flops, "matmul_peak", lambda _device, dtype: peaks[dtype])
-    mixed = Counter({torch.float32: 1000, torch.bfloat16: 1000})
-    assert flops.effective_peak(mixed, CPU) == pytest.approx(2000 / (10 + 2.5))
-    assert flops.effective_peak(Counter({torch.bfloat16: 7}), CPU) == pytest.approx(400)
-
-
-def test_the_measured_peak_is_no_more_than_a_product_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flops, "PEAK_SIDE", {"cpu": 64})
-    clock = iter(range(100))
-    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
-    assert flops.matmul_peak(CPU, torch.float32, seconds=5) == 2 * 64**3, "a product that takes one second"

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from edgekd.machine import channels_last
 from edgekd.models.stems import Shape
 from edgekd.recipe.method import VaeTable
-from edgekd.synthesis.generator import Generator, initialize, learns_moments
+from edgekd.synthesis.networks.generator import Generator, initialize, learns_moments
 
 POSTERIOR_DECAY = 0.98
 """Decay an update of the running moments of the aggregate posterior."""

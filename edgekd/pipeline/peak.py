@@ -1,37 +1,14 @@
-"""Arithmetic at work and the arithmetic this machine can do: what a step's utilisation is made of."""
+"""The arithmetic that this machine can do, which a step's utilisation is measured by."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 PEAK_SIDE = {"cpu": 2048, "cuda": 8192}
 """Side of the square matrices whose product measures the peak; smaller ones do not fill a GPU."""
-
-
-class FlopsByDtype(TorchDispatchMode):
-    """Count the FLOPs of matrix products and convolutions, forward and backward, by the precision they run in.
-
-    A multiply-accumulate counts as two. The formulas are those of `torch.utils.flop_counter`.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.flops: Counter[torch.dtype] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operator and add its FLOPs."""
-        out = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func.overloadpacket)
-        if formula is not None:
-            dtype = next(a.dtype for a in args if isinstance(a, torch.Tensor))
-            self.flops[dtype] += formula(*args, **(kwargs or {}), out_val=out)
-        return out
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.5) -> float:

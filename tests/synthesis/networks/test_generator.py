@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgekd.synthesis.generator import Generator, initialize, upsamplings_for
+from edgekd.synthesis.networks.generator import Generator, initialize, upsamplings_for
 
 SIZES = json.loads((Path(__file__).parent / "pre_dfkd.json").read_text())["sizes"]
 

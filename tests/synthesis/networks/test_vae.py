@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from edgekd.synthesis.generator import Generator
-from edgekd.synthesis.vae import POSTERIOR_DECAY, VAE, Encoder, ReleasedEncoder
+from edgekd.synthesis.networks.generator import Generator
+from edgekd.synthesis.networks.vae import POSTERIOR_DECAY, VAE, Encoder, ReleasedEncoder
 
 SIZES = json.loads((Path(__file__).parent / "pre_dfkd.json").read_text())["sizes"]
 

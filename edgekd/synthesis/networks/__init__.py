@@ -1,0 +1,1 @@
+"""The networks that make images: the generator and the VAE."""
