@@ -1,26 +1,33 @@
-"""Procedural images: shapes, noise and formulas rendered from a seed, without a network to train and nothing stored.
+"""Procedural images: shapes, noise and formulas rendered from a seed, with nothing trained and nothing stored.
 
 Three kinds, each a published source of images that stand in for photographs: dead leaves and 1/f noise (Baradad et al.,
 arXiv 2106.05963, section 3), and small coordinate networks with random weights (after arXiv 2411.12817, whose shaders
-they replace). A collage of two kinds makes edges between textures.
+they replace). They keep to what photographs have in common: brightness varies more than colour, areas are shaded and
+textured, edges are a little soft.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from edgekd.models.stems import Shape
 from edgekd.rng import KeyedDraws
 
-_LEAVES = 20
+_LEAVES = 24
 """Shapes painted over each other in one picture."""
+_TEXTURES = 3
+"""Textures that the shapes of one picture share."""
 _HIDDEN = 12
 """Width of a coordinate network."""
+_CHROMA = 0.35
+"""Standard deviation of a colour's channels around its brightness, whose own is 1."""
+_SHARES = (0.7, 0.85)
+"""Cumulative shares of leaves, noise and, up to 1, formulas."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +62,25 @@ def render(source: torch.Generator, count: int, shape: Shape) -> Tensor:
     of its own around them. The images depend on the state of `source` alone.
     """
     draw = _Uniform(source)
-    kinds = [_standardized(kind(draw, count, shape)) for kind in _KINDS]
-    stacked = torch.stack(kinds)  # (kinds, N, C, H, W)
-    everyone = torch.arange(count, device=source.device)
-    first, second = (draw(0, len(kinds), count).long() for _ in range(2))
-    inside = _leaf_mask(draw, count, shape, least=0.2)[:, None]
-    collage = draw(0, 1, count)[:, None, None, None] < 0.5
-    images = torch.where(inside & collage, stacked[second, everyone], stacked[first, everyone])
-    contrast, cast = draw(0.4, 1.4, count, 1, 1, 1), 0.5 * draw.normal(count, shape[0], 1, 1)
+    chosen = torch.bucketize(draw(0, 1, count), torch.tensor(_SHARES, device=source.device))
+    images = torch.empty(count, *shape, device=source.device)
+    for index, kind in enumerate((_leaves, _noise, _formulas)):
+        images[chosen == index] = _standardized(kind(draw, int((chosen == index).sum()), shape))
+    images = _standardized(_softened(draw, images))
+    contrast, cast = draw(0.5, 1.2, count, 1, 1, 1), _CHROMA * _colors(draw, count, shape[0])
     return (images * contrast + cast).contiguous(memory_format=torch.channels_last)
+
+
+def _colors(draw: _Uniform, count: int, channels: int) -> Tensor:
+    """Draw colours (N, C, 1, 1) whose channels go together, as in photographs."""
+    chroma = _CHROMA * draw.normal(count, channels, 1, 1)
+    return draw.normal(count, 1, 1, 1) + chroma - chroma.mean(1, keepdim=True)
+
+
+def _softened(draw: _Uniform, images: Tensor) -> Tensor:
+    """Blend each picture with the mean of 3x3 pixels by a weight of its own."""
+    means = F.avg_pool2d(F.pad(images, [1] * 4, mode="replicate"), 3, stride=1)
+    return torch.lerp(images, means, draw(0, 1, len(images), 1, 1, 1))
 
 
 def _standardized(images: Tensor) -> Tensor:
@@ -97,25 +114,34 @@ def _leaf_mask(draw: _Uniform, count: int, shape: Shape, *, least: float) -> Ten
 
 
 def _leaves(draw: _Uniform, count: int, shape: Shape) -> Tensor:
-    """Paint shapes of plain colours over each other."""
-    images = draw(0, 1, count, shape[0], 1, 1).expand(count, *shape)
-    for _ in range(_LEAVES):
+    """Paint shapes over each other, each with a colour, a shade that grows across the picture, and some texture."""
+    rows, columns = _coordinates(shape, draw.source.device)
+    textures = [_noise(draw, count, shape) for _ in range(_TEXTURES)]
+
+    def surface(texture: Tensor) -> Tensor:
+        shade = 0.5 * (draw.normal(count, 1, 1, 1) * rows + draw.normal(count, 1, 1, 1) * columns)
+        return _colors(draw, count, shape[0]) + shade + 0.5 * draw(0, 1, count, 1, 1, 1).square() * texture
+
+    images = surface(textures[0])
+    for index in range(_LEAVES):
         mask = _leaf_mask(draw, count, shape, least=0.12)[:, None]
-        images = torch.where(mask, draw(0, 1, count, shape[0], 1, 1), images)
+        images = torch.where(mask, surface(textures[index % _TEXTURES]), images)
     return images
 
 
 def _noise(draw: _Uniform, count: int, shape: Shape) -> Tensor:
-    """Shape white noise so that its amplitude falls with a power of the frequency; mix the channels."""
+    """Shape white noise so that its amplitude falls with a power of the frequency, along a direction or evenly."""
     channels, height, width = shape
     rows = torch.fft.fftfreq(height, device=draw.source.device)[:, None]
     columns = torch.fft.rfftfreq(width, device=draw.source.device)[None, :]
-    slope, stretch = draw(0.5, 2.5, count, 1, 1, 1), draw(-1, 1, count, 1, 1, 1).exp()
-    frequency = (stretch * rows**2 + columns**2 / stretch).sqrt().clamp_min(1 / max(height, width))
-    spectrum = torch.fft.rfft2(draw.normal(count, channels, height, width)) / frequency**slope
-    images = torch.fft.irfft2(spectrum, s=(height, width))
-    mixing = torch.eye(channels, device=images.device) * draw(0, 1, count, 1, 1) + draw.normal(count, channels, 1)
-    return torch.einsum("nij,njhw->nihw", mixing, images)
+    slope, stretch = draw(0.8, 2.2, count, 1, 1, 1), draw(-1, 1, count, 1, 1, 1).exp()
+    angle = draw(0, math.pi, count, 1, 1, 1)
+    along, across = columns * angle.cos() + rows * angle.sin(), rows * angle.cos() - columns * angle.sin()
+    frequency = (stretch * along.square() + across.square() / stretch).sqrt().clamp_min(1 / max(height, width))
+    spectrum = torch.fft.rfft2(draw.normal(count, 2, height, width)) / frequency**slope
+    noise: Tensor = torch.fft.irfft2(spectrum, s=(height, width))
+    noise = noise / noise.std((2, 3), keepdim=True).clamp_min(1e-4)
+    return noise[:, :1] + _CHROMA * draw.normal(count, channels, 1, 1) * noise[:, 1:]
 
 
 def _formulas(draw: _Uniform, count: int, shape: Shape) -> Tensor:
@@ -128,7 +154,5 @@ def _formulas(draw: _Uniform, count: int, shape: Shape) -> Tensor:
     for _ in range(2):
         x = torch.bmm(x.sin(), draw.normal(count, _HIDDEN, _HIDDEN)) + draw(-math.pi, math.pi, count, 1, _HIDDEN)
     colors = torch.bmm(x.sin(), draw.normal(count, _HIDDEN, channels))
-    return colors.transpose(1, 2).reshape(count, channels, height, width)
-
-
-_KINDS: tuple[Callable[[_Uniform, int, Shape], Tensor], ...] = (_leaves, _noise, _formulas)
+    images = _standardized(colors.transpose(1, 2).reshape(count, channels, height, width))
+    return images.mean(1, keepdim=True) + _CHROMA * images
