@@ -148,7 +148,11 @@ def _int8_warning(row: Row) -> str | None:
     """Warn of an INT8 file that ran mostly in float; the percentage is the share of nodes that ran in integers."""
     if row.kind.startswith("int8") and row.integer_share is None:
         return f"integer share n/a: {row.provider} does not say what ran"
-    return f"not really INT8: {row.integer_share:.0%} of the compute nodes" if row.int8_in_name_only else None
+    return (
+        f"not really INT8: only {row.integer_share:.0%} of the compute nodes ran in integers"
+        if row.int8_in_name_only
+        else None
+    )
 
 
 def _integer_share(measurement: Measurement) -> float | None:

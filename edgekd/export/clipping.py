@@ -22,7 +22,7 @@ from edgekd.run.realdata import RealImages
 
 def plan_clipping(plan: QuantizationPlan, batches: Batches) -> ClippingPart:
     """Measure the share of activation values that the file of a plan clips, on these batches."""
-    return file_clipping(plan.source, plan.build(), plan.flavor, plan.widened_ranges, plan.method, batches)
+    return file_clipping(plan.source, plan.build(), plan.flavor, plan.widened_ranges, plan.range_method, batches)
 
 
 def file_clipping(

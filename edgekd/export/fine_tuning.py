@@ -44,7 +44,7 @@ class FineTuning:
 
     def __call__(self, plan: QuantizationPlan) -> FineTunedModel:
         """The network fine-tuned for the plan's ranges; see `qat.fine_tune` for errors."""
-        key = (plan.method, plan.headroom, plan.flavor.symmetric)
+        key = (plan.range_method, plan.headroom, plan.flavor.symmetric)
         if key not in self._done:
             self._done[key] = self._tuned(plan)
         return self._done[key]
@@ -61,7 +61,7 @@ class FineTuning:
 
             tuned = qat.fine_tune(
                 self.student,
-                activation_limits(plan.flavor, ranges.widened(plan.headroom, {}), plan.method),
+                activation_limits(plan.flavor, ranges.widened(plan.headroom, {}), plan.range_method),
                 self._floats(drawn),
                 self.teacher.logits,
                 steps=table.qat_steps,

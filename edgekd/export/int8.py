@@ -1,7 +1,7 @@
 """Plan an INT8 file that keeps the student's answers: try ranges and float layers, measure each on held-out samples.
 
-A plan says how a file is made. Each `try_…` function takes a plan and returns a `PlanChange`: the better plan, with the
-quality before and after.
+A plan says how a file is made. `try_ranges` makes the first one, every other `try_…` function takes a plan; each
+returns a `PlanChange`: the better plan, with the quality before and after.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edgekd.export.fidelity import TOLERANCE_FP32, Agreement, compare_answers
 from edgekd.export.graph import clip_bounds, read_model, with_moved_biases
 from edgekd.export.ort_session import all_logits
 from edgekd.export.quantize import Flavor, compute_nodes, depthwise_stem, quantize
-from edgekd.export.ranges import METHODS, Batches, Ranges
+from edgekd.export.ranges import RANGE_METHODS, Batches, Ranges
 from edgekd.run.cards.exported import QualityPart, RemedyDetailsPart, RemedyPart
 
 HEADROOMS = (1.3, 1.15, 1.0)
@@ -58,7 +58,8 @@ class HeldOutSet:
     def measure(self, model: Path | ModelProto, flavor: Flavor, *, default_kernels: bool = False) -> Quality:
         """Run an INT8 model of a flavour in ONNX Runtime on the CPU and compare its logits with float32.
 
-        Its sums of products are exact on every CPU, unless ONNX Runtime's `default_kernels` are asked for.
+        The kernels are those whose sums of products do not saturate on this CPU; `default_kernels` are what ONNX
+        Runtime would take unasked (see `ort_session.saturates`).
         """
         logits = all_logits(model, self.batches(), kind=flavor.kind, default_kernels=default_kernels)
         agreement = compare_answers(self.float_logits, logits, self.tolerance)
@@ -79,8 +80,8 @@ class QuantizationPlan:
     flavor: Flavor
     ranges: Ranges
     """Candidate ranges of the activations of `source`."""
-    method: str
-    """Which candidate is used, one of METHODS."""
+    range_method: str
+    """Which candidate is used, one of RANGE_METHODS."""
     headroom: float = 1.0
     """The factor by which ranges are widened, up to the bounds of a Clip."""
     float_nodes: tuple[str, ...] = ()
@@ -96,7 +97,7 @@ class QuantizationPlan:
     def build(self) -> ModelProto:
         """Make the INT8 model."""
         source = with_moved_biases(self.source, self.bias_shifts) if self.bias_shifts else self.source
-        return quantize(source, self.flavor, self.widened_ranges, self.method, float_nodes=self.float_nodes)
+        return quantize(source, self.flavor, self.widened_ranges, self.range_method, float_nodes=self.float_nodes)
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def try_ranges(
     headrooms: Sequence[float] = (1.0,),
     target: float = 0.0,
 ) -> PlanChange:
-    """Try each headroom with each method of METHODS; return the plan of the chosen pair.
+    """Try each headroom with each method of RANGE_METHODS; return the plan of the chosen pair.
 
     Chosen is the first headroom at which a method reaches the target agreement, else the last; at it, of the methods
     that reach the target (else of all) the one with the least output loss. `before` is of absmax without headroom.
@@ -145,17 +146,17 @@ def try_ranges(
     absmax_plan = QuantizationPlan(model, flavor, ranges, "absmax", float_nodes=stem)
     for headroom in headrooms:
         qualities = {
-            method: held_out.measure(replace(absmax_plan, method=method, headroom=headroom).build(), flavor)
-            for method in METHODS
+            method: held_out.measure(replace(absmax_plan, range_method=method, headroom=headroom).build(), flavor)
+            for method in RANGE_METHODS
         }
-        passing = [method for method in METHODS if qualities[method].agreement.share >= target]
+        passing = [method for method in RANGE_METHODS if qualities[method].agreement.share >= target]
         if passing:
             break
-    best_method = min(passing or METHODS, key=lambda method: qualities[method].loss)
+    best_method = min(passing or RANGE_METHODS, key=lambda method: qualities[method].loss)
     before = qualities["absmax"] if headroom == absmax_plan.headroom else held_out.measure(absmax_plan.build(), flavor)
     losses = {method: _finite_or_none(quality.loss) for method, quality in qualities.items()}
     details = RemedyDetailsPart(method=best_method, headroom=headroom, losses=losses)
-    plan = replace(absmax_plan, method=best_method, headroom=headroom)
+    plan = replace(absmax_plan, range_method=best_method, headroom=headroom)
     return PlanChange("ranges", plan, before, qualities[best_method], True, details)
 
 
@@ -165,7 +166,7 @@ def layer_sensitivity(plan: QuantizationPlan, held_out: HeldOutSet) -> dict[str,
     for node in compute_nodes(plan.source):
         if node in plan.float_nodes:
             continue
-        model = quantize(plan.source, plan.flavor, ranges, plan.method, only_nodes=(node,))
+        model = quantize(plan.source, plan.flavor, ranges, plan.range_method, only_nodes=(node,))
         losses[node] = held_out.measure(model, plan.flavor).loss
     return dict(sorted(losses.items(), key=lambda item: -item[1]))
 

@@ -70,7 +70,7 @@ class Int8Result:
             passed=reason is None,
             reason=reason,
             flavour=self.plan.flavor.name,
-            method=self.plan.method,
+            method=self.plan.range_method,
             headroom=self.plan.headroom,
             left_in_float=list(self.plan.float_nodes),
             quality=self.quality.to_card(),

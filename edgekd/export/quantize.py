@@ -120,7 +120,7 @@ def quantize(
         source: the float32 model, opset 17.
         flavor: one of FLAVORS.
         ranges: candidate ranges of the activations of this model.
-        method: which candidate to use, one of METHODS.
+        method: which candidate to use, one of RANGE_METHODS.
         float_nodes: names of nodes left in float.
         only_nodes: if given, only the nodes of these names are quantised.
 

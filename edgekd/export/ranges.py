@@ -1,7 +1,7 @@
 """Collect candidate ranges of activations, streamed: memory depends on the network, not on the number of samples.
 
 Two passes over the batches: one for minima and maxima, one for histograms between them. The histograms give one range
-for each method of METHODS; the output loss later decides which method a file uses (`int8.try_ranges`).
+for each method of RANGE_METHODS; the output loss later decides which method a file uses (`int8.try_ranges`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ActivationBatch = tuple[int, list[tuple[str, NDArray[np.float32]]]]
 """The number of samples, and (tensor name, values) of each activation."""
 
 PERCENTILES = {"p99.999": 99.999, "p99.99": 99.99, "p99.9": 99.9}
-METHODS = ("absmax", *PERCENTILES, "mse")
+RANGE_METHODS = ("absmax", *PERCENTILES, "mse")
 """Ways to set a range: all values, a percentile of them, least mean squared quantisation error."""
 BINS = 4096
 """Of a histogram."""
@@ -193,7 +193,7 @@ def _candidates(counts: NDArray[np.int64] | None, low: float, high: float) -> di
     """Compute the range of every method; each contains 0, which INT8 must represent exactly."""
     absmax = Range(min(low, 0.0), max(high, 0.0), max(-low, high, 0.0))
     if counts is None:
-        return dict.fromkeys(METHODS, absmax)
+        return dict.fromkeys(RANGE_METHODS, absmax)
     centers = low + (np.arange(BINS) + 0.5) * (high - low) / BINS
     candidates = {"absmax": absmax}
     order = np.argsort(np.abs(centers), kind="stable")

@@ -186,7 +186,7 @@ def _unseen(match: Match, dropped: bool) -> Iterable[Assumption]:
     """What these weights cannot show about their architecture."""
     for name, option in registry.family_of(match.spec.name).options.items():
         unseen = option.unseen(match.spec, match.input_shape)
-        if unseen is not None and name not in match.given_options:
+        if unseen is not None and name not in match.known_options:
             options = dict(sorted({**match.spec.options, name: unseen.other}.items()))
             yield Assumption(unseen.what, unseen.assumed, f"--arch {replace(match.spec, options=options)}")
     if dropped:

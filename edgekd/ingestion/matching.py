@@ -41,8 +41,8 @@ class Match:
     """Whether the weights fix the image size; else the network takes others, and `input_shape` has the usual one."""
     mapping: Mapping[str, str]
     """Names of the network by those of the weights; empty where they are the same."""
-    given_options: Mapping[str, str] = field(default_factory=dict)
-    """The options that `--arch` or the architecture's name fixes, so that nothing is assumed about them."""
+    known_options: Mapping[str, str] = field(default_factory=dict)
+    """The options that need no assumption: given by `--arch`, or fixed by the name or the number of tensors."""
     prefix: str = ""
     """A prefix of all names of the network that the weights' names lack."""
 
@@ -82,7 +82,7 @@ def candidate_archs(weights: Mapping[str, Tensor]) -> list[ArchSpec]:
     tensors = len(weights)
     archs = [name for name, count in registry.tensor_counts().items() if count == tensors]
     for family in families.FAMILIES:
-        archs += [arch for arch in family.count(tensors) if registry.family_of(arch.partition(",")[0]) is family]
+        archs += [arch for arch in family.archs_with(tensors) if registry.family_of(arch.partition(",")[0]) is family]
     return [ArchSpec.parse(arch) for arch in archs]
 
 
@@ -178,7 +178,7 @@ def nearest(
 
 
 def _with_options_from_shapes(spec: ArchSpec, shapes: Shapes, image_shape: Shape) -> ArchSpec:
-    """Set the options that the shapes tell and that differ from what a student for such images would have."""
+    """Set the options that the shapes tell and that differ from those that the registry chooses for such images."""
     options = registry.family_of(spec.name).options_from_shapes(shapes, image_shape)
     if options.keys() <= spec.options.keys():
         return spec
@@ -186,7 +186,7 @@ def _with_options_from_shapes(spec: ArchSpec, shapes: Shapes, image_shape: Shape
 
 
 def _with_width_from_shapes(spec: ArchSpec, shapes: Shapes, image_shape: Shape, classes: int) -> ArchSpec:
-    """Set the width multiplier: of those with exactly as many parameters as the weights, the most usual one."""
+    """Set the width multiplier: of those with exactly as many tensor elements as the weights, the most usual one."""
     family = registry.family_of(spec.name)
     if family.resized is not None:
         return replace(spec, name=family.resized(spec.name, shapes))

@@ -120,7 +120,7 @@ def measure_cost(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: in
             f"{device} has too little memory for batches of {recipe.method.student.batch_size}; "
             f"{_largest_batch(context, stop)}"
         ) from error
-    kinds = {"bf16" if p.bf16 else "fp32" for p in (teacher.precision, state.student_precision)}
+    kinds = {"bf16" if p.bf16 else "fp32" for p in (teacher.precision, state.student_autocast)}
     total: Counter[torch.dtype] = sum(parts.values(), Counter())
     return CostPlan(
         steps=steps,
@@ -155,7 +155,7 @@ def _period(state: State, context: StepContext, stop: Stop) -> int:
     """Make the updates of one generator period; return the number of steps."""
     period = context.recipe.method.generator.period
     state.step = _late(context)
-    if context.generates:
+    if context.uses_generator:
         generator_step(state, context)
     for offset in range(period):
         stop.raise_if_requested("planning")
@@ -208,7 +208,7 @@ def _flops(state: State, context: StepContext) -> dict[str, Counter[torch.dtype]
     period = method.generator.period
     state.step = _late(context)
     with FlopsByDtype() as generator:
-        if context.generates:
+        if context.uses_generator:
             generator_step(state, context)
     with FlopsByDtype() as both:
         student_step(state, context)

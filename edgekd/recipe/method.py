@@ -102,7 +102,7 @@ class StudentUpdateTable(Table):
     `student.weights` comes before."""
     hint: float = Field(0.0, ge=0)
     """Weight of the relative squared error of feature maps at the end of each stage, for a student of that family."""
-    hint_maps: bool = False
+    hint_adapters: bool = False
     """Give these hints to every other student, too: at the last map of each resolution that both networks have, through
     a 1x1 convolution that is learned beside the student and dropped afterwards."""
     revive: float = Field(0.0, ge=0)
@@ -121,7 +121,7 @@ class ProceduralTable(Table):
     [1, 1] there is no generator."""
 
     @property
-    def generated(self) -> bool:
+    def leaves_generator(self) -> bool:
         """Whether any step has images of a generator."""
         return self.share != (1.0, 1.0)
 

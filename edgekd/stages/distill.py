@@ -3,10 +3,10 @@
 build networks, restore the newest checkpoint
 while steps are left:
     every `period` steps: the generator learns to show what the teacher is sure of, or what the student does not know
-    the student learns the teacher's answers, and its feature maps where it has the same stages, on novel images and on
-    replayed ones
+    the student learns the teacher's logits, and its feature maps where both have one of the same resolution, on novel
+    images and on replayed ones
     the first steps of a period: the VAE learns the novel images and rehearses its own
-    now and then: checkpoint, metrics, accuracy points
+    now and then: checkpoint, metrics, accuracy on real images where the user gave some (nothing depends on it)
 in the last of these steps, the consolidation, generator and VAE rest and the student alone learns
 """
 
@@ -90,7 +90,7 @@ def learn(state: State, context: StepContext, run_logger: RunLogger, stop: Stop)
     macs = MacRates.measure(context, build_state)
     if state.step == 0:
         run_logger.accuracy(state)
-        for update in range(method.generator.warmup if context.generates else 0):
+        for update in range(method.generator.warmup if context.uses_generator else 0):
             stop.raise_if_requested("distillation in its warm-up")
             generator_step(state, context, purpose=f"warm-up-{update}", adversarial_weight=0.0)
             state.macs += macs.of_warmup(context)
@@ -101,14 +101,14 @@ def learn(state: State, context: StepContext, run_logger: RunLogger, stop: Stop)
                 if state.step:  # the checkpoint of step 0 is from before the warm-up, which is repeated
                     run_logger.save(state)
                 stop.raise_if_requested(f"distillation at step {state.step} of {steps}")
-            if context.generates and context.explores(state.step) and state.step % method.generator.period == 0:
+            if context.uses_generator and context.explores(state.step) and state.step % method.generator.period == 0:
                 state.macs += macs.of_generator_step(context, state.step)
                 run_logger.generator(state, generator_step(state, context))
                 maybe_reinit_generator(state, context, run_logger)
             state.macs += macs.of_student_step(state, context)
-            losses = student_step(state, context)
+            logged = student_step(state, context)
             state.step += 1
-            facts = run_logger.student(state, losses)
+            facts = run_logger.student(state, logged)
             if facts is not None:
                 progress.update(state.step, facts)
             run_logger.accuracy(state)
@@ -127,38 +127,38 @@ def build_state(context: StepContext, initial: Mapping[str, Tensor] | None = Non
     if inherited:
         student.load_state_dict(inherited, strict=False)
     student = student.to(device).to(memory_format=torch.channels_last)
-    hints = build_hints(context, student, one_family=bool(shared_tensors))
+    hints = build_hints(context, student, shares_tensors=bool(shared_tensors))
     generator = build_generator(context, generation=0).to(device)
     state = State(
         student=student,
         generator=generator,
         replay=replay.Replay(),
         student_optimizer=student_optimizer(
-            student, method.student, fused=True, hint_maps=hints.maps.parameters() if hints else ()
+            student, method.student, fused=True, adapters=hints.adapters.parameters() if hints else ()
         ),
         generator_optimizer=generator_optimizer(generator, method.generator, fused=True),
-        student_precision=machine.precision_for(student, device, recipe.precision),
-        generator_precision=machine.precision_for(generator, device, recipe.precision),
+        student_autocast=machine.precision_for(student, device, recipe.precision),
+        generator_autocast=machine.precision_for(generator, device, recipe.precision),
         inherited=tuple(inherited),
         hints=hints,
     )
-    if method.student.revive > 0:  # after the averages were copied, which must not be watched
+    if method.student.revive > 0:  # after State copied the student into its average, whose ReLUs are not to be watched
         state.relu_maxima = ReluMaxima(student)
     state.replay = replay.SOURCES[method.replay.source].build(context, state)
     return state
 
 
-def build_hints(context: StepContext, student: nn.Module, *, one_family: bool) -> Hints | None:
-    """Pair the feature maps of student and teacher: by name in one family, else through learned maps if any are."""
+def build_hints(context: StepContext, student: nn.Module, *, shares_tensors: bool) -> Hints | None:
+    """Pair the feature maps of student and teacher: by name where they share tensors, else by resolution."""
     table, teacher, shape = context.recipe.method.student, context.teacher.network, context.description.input_shape
-    pairs = inheritance.shared_maps(student, teacher, shape) if one_family else []
-    if not pairs and table.hint_maps:
+    pairs = inheritance.shared_maps(student, teacher, shape) if shares_tensors else []
+    if not pairs and table.hint_adapters:
         pairs = inheritance.matched_maps(student, teacher, shape)
     if not pairs or table.hint == 0:
         return None
-    with forked_global(context.recipe.seed, "build", "hint-maps"):
+    with forked_global(context.recipe.seed, "build", "hint-adapters"):
         hints = Hints(student, teacher, pairs)
-    hints.maps.to(context.device).to(memory_format=torch.channels_last)
+    hints.adapters.to(context.device).to(memory_format=torch.channels_last)
     return hints
 
 

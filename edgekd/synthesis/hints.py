@@ -38,13 +38,13 @@ class MapRecorder(HookRecorder[NamedMap]):
 
 
 class Hints:
-    """Pairs of feature maps of student and teacher, and the learned maps between them."""
+    """Pairs of feature maps of student and teacher, and the learned 1x1 convolutions between them."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module, pairs: Sequence[MapPair]) -> None:
         self.pairs = tuple(pairs)
         self.of_student = MapRecorder(student, [pair.student for pair in pairs])
         self.of_teacher = MapRecorder(teacher, [pair.teacher for pair in pairs])
-        self.maps = nn.ModuleList(
+        self.adapters = nn.ModuleList(
             nn.Identity() if pair.same else nn.Conv2d(pair.student_channels, pair.teacher_channels, 1) for pair in pairs
         )
 
@@ -55,7 +55,7 @@ class Hints:
         """
         by_student, by_teacher = dict(student_maps), dict(teacher_maps)
         errors = []
-        for pair, learned in zip(self.pairs, self.maps, strict=True):
+        for pair, learned in zip(self.pairs, self.adapters, strict=True):
             if pair.student in by_student and pair.teacher in by_teacher:
                 target = by_teacher[pair.teacher].float()
                 power = target.square().mean()

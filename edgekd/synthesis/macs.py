@@ -47,7 +47,7 @@ class MacRates:
         second = _counted(student_step, state, learning) - with_generator
         rehearsed = context.recipe.method.vae.rehearsed > 0
         update, adversary = 0, 0
-        if context.generates:
+        if context.uses_generator:
             update = _counted(lambda *work: generator_step(*work, adversarial_weight=0.0), state, resting)
             adversary = _counted(lambda *work: generator_step(*work, adversarial_weight=1.0), state, resting) - update
         state.replay.assume_ready()

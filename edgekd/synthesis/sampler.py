@@ -61,7 +61,7 @@ class Sampler:
         novel: ImageSource = GeneratedImages(generator, method.generator.latent)
         if pictures is not None:
             novel = pictures
-        elif not method.procedural.generated:
+        elif not method.procedural.leaves_generator:
             novel = ProceduralImages(shape)
         if "decoder" not in state:
             return cls(novel)

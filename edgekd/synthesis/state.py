@@ -28,7 +28,7 @@ from edgekd.synthesis.revival import ReluMaxima
 
 
 @torch.no_grad()
-def average_into(average: nn.Module, network: nn.Module, decay: float) -> None:
+def update_ema(average: nn.Module, network: nn.Module, decay: float) -> None:
     """Move parameters and float buffers of `average` towards `network`; other buffers are copied."""
     mine, theirs = average.state_dict(), network.state_dict()
     floats = [name for name, value in mine.items() if value.is_floating_point()]
@@ -51,8 +51,8 @@ class State:
     replay: Replay
     student_optimizer: torch.optim.Optimizer
     generator_optimizer: torch.optim.Optimizer
-    student_precision: Precision
-    generator_precision: Precision
+    student_autocast: Precision
+    generator_autocast: Precision
     relu_maxima: ReluMaxima | None = None
     """Records of the student where its dead channels are to be revived."""
     hints: Hints | None = None
@@ -87,7 +87,7 @@ class State:
             "generator_optimizer": optimizer_state(self.generator_optimizer),
             "counters": {name: getattr(self, name) for name in _COUNTERS},
             "health": [{**measured} for measured in self.health],
-            **({"hint_maps": dict(self.hint_maps)} if self.hint_maps else {}),
+            **({"hint_adapters": dict(self.hint_adapters)} if self.hint_adapters else {}),
         }
 
     def load_state_dict(self, state: StateDict) -> None:
@@ -100,13 +100,13 @@ class State:
         for name in _COUNTERS:
             setattr(self, name, int(number_of(branch(state, "counters"), name)))
         self.health = _HEALTH.validate_python(state.get("health", []))
-        if self.hints is not None and self.hint_maps:
-            self.hints.maps.load_state_dict(tensors_of(state, "hint_maps"))
+        if self.hints is not None and self.hint_adapters:
+            self.hints.adapters.load_state_dict(tensors_of(state, "hint_adapters"))
 
     @property
-    def hint_maps(self) -> dict[str, Tensor]:
-        """The weights of the learned maps from the student's feature maps to the teacher's."""
-        return {} if self.hints is None else self.hints.maps.state_dict()
+    def hint_adapters(self) -> dict[str, Tensor]:
+        """The weights of the learned 1x1 convolutions from the student's feature maps to the teacher's."""
+        return {} if self.hints is None else self.hints.adapters.state_dict()
 
     def restart_generator(self, fresh: nn.Module) -> None:
         """Take over freshly drawn weights and forget the generator optimiser's moments."""
@@ -132,10 +132,10 @@ def generator_optimizer(generator: nn.Module, table: GeneratorTable, *, fused: b
 
 
 def student_optimizer(
-    student: nn.Module, table: StudentUpdateTable, *, fused: bool, hint_maps: Iterable[nn.Parameter] = ()
+    student: nn.Module, table: StudentUpdateTable, *, fused: bool, adapters: Iterable[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
     """Return the optimiser of the student and of what is learned beside it; each step sets its learning rate."""
-    weights, decay = [*student.parameters(), *hint_maps], table.weight_decay
+    weights, decay = [*student.parameters(), *adapters], table.weight_decay
     make: dict[str, Callable[[], torch.optim.Optimizer]] = {
         "sgd": lambda: torch.optim.SGD(weights, lr=table.lr, momentum=table.momentum, weight_decay=decay, fused=fused),
         "adam": lambda: torch.optim.Adam(weights, lr=table.lr, weight_decay=decay, fused=fused),

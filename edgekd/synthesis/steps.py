@@ -14,7 +14,7 @@ from edgekd.synthesis import health, losses, revival, schedules
 from edgekd.synthesis.hooks import recording
 from edgekd.synthesis.images import ImageSource
 from edgekd.synthesis.images.procedural import ProceduralImages
-from edgekd.synthesis.state import State, average_into
+from edgekd.synthesis.state import State, update_ema
 from edgekd.synthesis.teacher import Teacher
 from edgekd.synthesis.views import view
 
@@ -55,21 +55,24 @@ class StepContext:
         return self.explores(state.step) and state.replay.learns_at(state.step % self.recipe.method.generator.period)
 
     @property
-    def generates(self) -> bool:
+    def uses_generator(self) -> bool:
         """Whether a generator takes part at all."""
-        return self.pictures is None and self.recipe.method.procedural.generated
+        return self.pictures is None and self.recipe.method.procedural.leaves_generator
 
 
 def generator_step(
     state: State, context: StepContext, *, purpose: str = "generator", adversarial_weight: float | None = None
 ) -> dict[str, Tensor]:
-    """Update G on x = G(z): confident, class-balanced, teacher-like statistics; with an adversary, far from S."""
+    """Update G on x = G(z): confident, class-balanced, teacher-like statistics, and where S and T disagree.
+
+    The last has the weight `adversarial_weight`. Return the weighted terms of the loss by name.
+    """
     table = context.recipe.method.generator
     if adversarial_weight is None:
         adversarial_weight = schedules.adversarial_weight(table, state.step, context.steps)
     z = context.draws.normal(state.step, purpose, context.recipe.method.student.batch_size, table.latent)
     state.generator.train()
-    with state.generator_precision():
+    with state.generator_autocast():
         x = state.generator(z)
     outputs = context.teacher.observe(x, batchnorm=table.batchnorm > 0)
     parts = {
@@ -80,7 +83,7 @@ def generator_step(
     }
     if adversarial_weight > 0:
         state.student.train(table.student_mode == "train")
-        with state.student_precision():
+        with state.student_autocast():
             student_logits = state.student(x).float()
         teacher_logits = outputs.logits.detach() if table.detach_teacher else outputs.logits
         parts["adversary"] = -adversarial_weight * losses.GAPS[table.gap](student_logits, teacher_logits)
@@ -92,7 +95,7 @@ def generator_step(
         group["lr"] = schedules.generator_learning_rate(table, state.step, context.exploration_steps)
     state.generator_optimizer.step()
     decay = schedules.ema_decay(context.recipe.method.replay.ema_decay, state.updates_since_init)
-    average_into(state.generator_ema, state.generator, decay)
+    update_ema(state.generator_ema, state.generator, decay)
     state.generator_updates += 1
     state.updates_since_init += 1
     state.health = [*state.health, health.image_health(x, outputs.logits)][-context.recipe.method.health.window :]
@@ -100,7 +103,11 @@ def generator_step(
 
 
 def student_step(state: State, context: StepContext) -> dict[str, Tensor]:
-    """Update S towards T on views of novel images and replayed ones, in one batch; then let the replay learn."""
+    """Update S towards T on views of novel images and replayed ones, in one batch; then let the replay learn.
+
+    Return what is logged, by name: the weighted terms of the loss, and agreement on each part of the batch, of which
+    the procedural images are a part of the novel ones.
+    """
     method, step, table = context.recipe.method, state.step, context.recipe.method.student
     novel_count, procedural_count = table.batch_size, schedules.procedural_count(method, step, context.steps)
     x = novel_images(state, context, procedural_count)
@@ -113,7 +120,7 @@ def student_step(state: State, context: StepContext) -> dict[str, Tensor]:
 
     state.student.train()
     with (
-        state.student_precision(),
+        state.student_autocast(),
         recording(state.relu_maxima) as maxima,
         recording(hints.of_student if hints else None) as student_maps,
     ):
@@ -130,7 +137,7 @@ def student_step(state: State, context: StepContext) -> dict[str, Tensor]:
     for group in state.student_optimizer.param_groups:
         group["lr"] = objective.lr
     state.student_optimizer.step()
-    average_into(state.student_ema, state.student, schedules.ema_decay(table.ema_decay, step))
+    update_ema(state.student_ema, state.student, schedules.ema_decay(table.ema_decay, step))
 
     logged = {name: value.detach() for name, value in parts.items()}
     agrees = (logits.argmax(1) == outputs.logits.argmax(1)).float()
@@ -155,7 +162,7 @@ def novel_images(state: State, context: StepContext, procedural_count: int) -> T
         images.append(context.pictures.batch(draws, "novel", step, count))
     elif count:
         state.generator.train()
-        with state.generator_precision():
+        with state.generator_autocast():
             images.append(state.generator(draws.normal(step, "novel", count, context.recipe.method.generator.latent)))
     if procedural_count:
         procedural = ProceduralImages(context.description.input_shape)

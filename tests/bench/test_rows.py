@@ -71,7 +71,7 @@ def test_rows_are_compared_within_their_runtime() -> None:
 def test_int8_that_runs_in_float_says_so() -> None:
     _, pretended = measured_rows(measured("f", "fp32", [1.0] * 3), measured("q", "int8-cpu-x86", [1.0] * 3, 8))
     assert pretended.int8_in_name_only
-    assert pretended.note == "not really INT8: 80% of the compute nodes"
+    assert pretended.note == "not really INT8: only 80% of the compute nodes ran in integers"
     _, real = measured_rows(measured("f", "fp32", [1.0] * 3), measured("q", "int8-cpu-x86", [1.0] * 3, 9))
     assert real.note is None
 

@@ -24,7 +24,7 @@ from edgekd.export.int8 import (
 from edgekd.export.onnx_export import export_fp32
 from edgekd.export.ort_session import all_logits
 from edgekd.export.quantize import FLAVORS, compute_nodes
-from edgekd.export.ranges import METHODS, Range, Ranges, collect_ranges
+from edgekd.export.ranges import RANGE_METHODS, Range, Ranges, collect_ranges
 
 X86 = FLAVORS["cpu-x86"]
 
@@ -60,17 +60,17 @@ def test_the_method_of_least_output_loss_is_chosen(student: Student) -> None:
     found = try_ranges(student.path, X86, student.ranges, student.held_out)
     losses = found.details.losses
     assert losses is not None
-    assert set(losses) == set(METHODS)
-    assert losses[found.plan.method] == smallest(losses) == found.after.loss
+    assert set(losses) == set(RANGE_METHODS)
+    assert losses[found.plan.range_method] == smallest(losses) == found.after.loss
     assert found.before.loss == losses["absmax"]
     assert student.held_out.measure(found.plan.build(), X86) == found.after
     # One method ruined: it must not be chosen.
-    best = found.plan.method
+    best = found.plan.range_method
     ruined = {
         name: {**methods, best: Range(methods[best].low * 40, methods[best].high * 40, methods[best].magnitude * 40)}
         for name, methods in student.ranges.tensors.items()
     }
-    assert try_ranges(student.path, X86, Ranges(1, ruined), student.held_out).plan.method != best
+    assert try_ranges(student.path, X86, Ranges(1, ruined), student.held_out).plan.range_method != best
 
 
 def test_the_widest_ranges_that_keep_the_target_are_taken(student: Student) -> None:
@@ -113,7 +113,7 @@ def test_among_methods_that_keep_the_target_the_least_loss_wins(
         "p99.9": (0.4, 0.97),
         "mse": (0.05, 0.96),
     }
-    methods = iter([*METHODS, "absmax"])
+    methods = iter([*RANGE_METHODS, "absmax"])
 
     def measured(*_: object, **__: object) -> Quality:
         loss, share = qualities[next(methods)]
@@ -121,7 +121,7 @@ def test_among_methods_that_keep_the_target_the_least_loss_wins(
 
     monkeypatch.setattr(HeldOutSet, "measure", measured)
     found = try_ranges(student.path, X86, student.ranges, student.held_out, headrooms=(1.3, 1.0), target=0.97)
-    assert (found.plan.method, found.plan.headroom) == ("p99.999", 1.3)
+    assert (found.plan.range_method, found.plan.headroom) == ("p99.999", 1.3)
 
 
 @pytest.mark.parametrize("flavor", ["trt", "cpu-x86"])

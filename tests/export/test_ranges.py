@@ -15,8 +15,8 @@ from edgekd.export.graph import clip_bounds, read_model
 from edgekd.export.int8_chain import mean_output_errors
 from edgekd.export.quantize import FLAVORS, quantize
 from edgekd.export.ranges import (
-    METHODS,
     PERCENTILES,
+    RANGE_METHODS,
     Batches,
     Range,
     Ranges,
@@ -74,7 +74,7 @@ def test_mse_is_near_the_best_of_a_full_search() -> None:
 def test_every_range_contains_zero_and_lies_within_absmax(student: Student) -> None:
     for name, found in student.ranges.tensors.items():
         outer = found["absmax"]
-        assert set(found) == set(METHODS)
+        assert set(found) == set(RANGE_METHODS)
         for method, inner in found.items():
             assert outer.low <= inner.low <= 0 <= inner.high <= outer.high, (name, method)
             assert 0 <= inner.magnitude <= outer.magnitude, (name, method)

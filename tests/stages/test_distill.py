@@ -389,7 +389,7 @@ SOURCES: dict[str, dict[str, Any]] = {
     "views": {"student": {"flip": True, "shift": 1, "mixup": 0.5, "cutmix": 0.5}},
     "procedural": {"procedural": {"share": [1.0, 0.5]}},
     "procedural alone": {"procedural": {"share": [1.0, 1.0]}},
-    "hint maps": {"student": {"hint": 5.0, "hint_maps": True, "optimizer": "adamw", "weight_decay": 0.01}},
+    "hint adapters": {"student": {"hint": 5.0, "hint_adapters": True, "optimizer": "adamw", "weight_decay": 0.01}},
 }
 
 
@@ -413,14 +413,14 @@ def test_procedural_images_alone_leave_the_generator_as_it_was_drawn(teacher_fil
     assert (run.stage("export") / "student.fp32.onnx").is_file()
 
 
-def test_learned_hint_maps_pair_other_networks_and_stay_behind(teacher_file: Path, tmp_path: Path) -> None:
-    wanted = toy.toy_recipe(teacher_file, method=SOURCES["hint maps"], checkpoint_period=12)
+def test_learned_hint_adapters_pair_other_networks_and_stay_behind(teacher_file: Path, tmp_path: Path) -> None:
+    wanted = toy.toy_recipe(teacher_file, method=SOURCES["hint adapters"], checkpoint_period=12)
     run = toy.advance(tmp_path / "toy", wanted, ("ingest", "distill", "select"))
     record = Record.read(run.stage("distill"))
     assert record is not None
     assert record.notes["hinted_stages"] == ["layer1", "layer2", "layer3"]
     state = checkpoint.read_state(run.stage("distill") / record.notes_as(DistillNotes).final)
-    learned = state_dict.tensors_of(state, "hint_maps")
+    learned = state_dict.tensors_of(state, "hint_adapters")
     channels = [tuple(weight.shape[:2]) for weight in learned.values() if weight.ndim == 4]
     assert channels == [(8, 4), (16, 8), (32, 16)], "from the student's channels to the teacher's"
     student = checkpoint.load_tensors(run.stage("select") / "student.safetensors")

@@ -65,9 +65,9 @@ def test_the_error_of_bfloat16_maps_is_computed_in_float32() -> None:
 
 
 def learn(student: nn.Module, teacher: nn.Module, pairs: list[MapPair]) -> list[Tensor]:
-    """Train a student and its learned maps on hints alone; return the distance at each step."""
+    """Train a student and its learned 1x1 convolutions on hints alone; return the distance at each step."""
     hints = Hints(student, teacher, pairs)
-    optimizer = torch.optim.Adam([*student.parameters(), *hints.maps.parameters()], lr=0.02)
+    optimizer = torch.optim.Adam([*student.parameters(), *hints.adapters.parameters()], lr=0.02)
     distances = []
     for _ in range(150):
         x = torch.randn(16, 1, 8, 8)

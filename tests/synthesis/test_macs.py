@@ -22,7 +22,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "bank": {"replay": {"source": "bank"}},
     "none": {"replay": {"source": "none"}, "generator": {"adversary": 0.0}},
     "procedural": {"procedural": {"share": [1.0, 0.25]}, "replay": {"source": "none"}},
-    "hints": {"student": {"hint": 1.0, "hint_maps": True}},
+    "hints": {"student": {"hint": 1.0, "hint_adapters": True}},
 }
 
 

@@ -19,7 +19,7 @@ from edgekd.run import checkpoint
 from edgekd.state_dict import branch
 from edgekd.synthesis.networks.generator import Generator
 from edgekd.synthesis.replay import BankReplay
-from edgekd.synthesis.state import State, average_into, frozen_copy, generator_optimizer, student_optimizer
+from edgekd.synthesis.state import State, frozen_copy, generator_optimizer, student_optimizer, update_ema
 
 CPU = torch.device("cpu")
 FP32 = Precision(CPU, False)
@@ -40,8 +40,8 @@ def make(seed: int = 1, optimizer: Literal["adam", "sgd"] = "adam") -> State:
         replay=BankReplay(ReplayTable(source="bank", batch_size=4, bank_size=8), (1, 8, 8), CPU),
         student_optimizer=student_optimizer(student, StudentUpdateTable(optimizer=optimizer), fused=True),
         generator_optimizer=generator_optimizer(generator, GeneratorTable(), fused=True),
-        student_precision=FP32,
-        generator_precision=FP32,
+        student_autocast=FP32,
+        generator_autocast=FP32,
     )
 
 
@@ -54,8 +54,8 @@ def work(state: State, seed: int) -> None:
     loss.backward()
     for optimizer in (state.student_optimizer, state.generator_optimizer):
         optimizer.step()
-    average_into(state.student_ema, state.student, 0.9)
-    average_into(state.generator_ema, state.generator, 0.9)
+    update_ema(state.student_ema, state.student, 0.9)
+    update_ema(state.generator_ema, state.generator, 0.9)
     state.replay.learn(0, images.detach(), images.detach(), None)  # type: ignore[arg-type]
     state.step += 1
     state.generator_updates += 2
@@ -111,7 +111,7 @@ def test_averaging_moves_floats_and_copies_counters() -> None:
         for parameter in network.parameters():
             parameter.add_(1.0)
     network.train()(draw(4, 1, 5, 5) + 3)
-    average_into(average, network, 0.75)
+    update_ema(average, network, 0.75)
     now, target = average.state_dict(), network.state_dict()
     for name, old in before.items():
         expected = 0.75 * old + 0.25 * target[name] if old.is_floating_point() else target[name]

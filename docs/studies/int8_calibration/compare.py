@@ -265,7 +265,7 @@ class Study:
             "clipping": plan_clipping(result.plan, self.images).overall,
             "held_out": result.quality.to_card().to_json(),
             "passed": result.passed,
-            "method": result.plan.method,
+            "method": result.plan.range_method,
             "headroom": result.plan.headroom,
             "remedies": [change.name for change in result.changes if change.applied],
             "left_in_float": len(result.plan.float_nodes),

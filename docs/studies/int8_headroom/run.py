@@ -53,7 +53,7 @@ def rows(run: RunDir, recipe: Recipe, development: RealImages) -> list[dict[str,
                 {
                     "flavour": flavor.name,
                     "headroom": factor,
-                    "method": chosen.plan.method,
+                    "method": chosen.plan.range_method,
                     "synthetic": chosen.after.to_card().to_json(),
                     "images": seen.to_card().to_json(),
                     "bias_corrected": corrected.applied,

@@ -78,7 +78,7 @@ class Family:
     smaller_side: int = 0
     """The usual side of these smaller images."""
 
-    count: Callable[[int], Sequence[str]] = lambda _tensors: ()
+    archs_with: Callable[[int], Sequence[str]] = lambda _tensors: ()
     """Return the architectures with so many tensors, where their number follows a rule."""
     options_from_shapes: Callable[[Shapes, Shape], Mapping[str, str]] = lambda _shapes, _shape: {}
     """Return the options that the weights' shapes tell, as far as a student for such images would not have them."""

@@ -34,7 +34,7 @@ def _recognize_resnet(name: str) -> str | None:
     return f"resnet{depth}" if depth % 6 == 2 and 8 <= depth <= 1202 else None
 
 
-def _count_resnet(tensors: int) -> Sequence[str]:
+def _resnets_with(tensors: int) -> Sequence[str]:
     """A CIFAR ResNet has 7 + 30n tensors, 10 more with projections."""
     blocks, rest = divmod(tensors - 7, 30)
     if not 1 <= blocks <= _MOST_BLOCKS or rest not in (0, 10):
@@ -59,7 +59,7 @@ def _recognize_wide(name: str) -> str | None:
     return f"wrn-{depth}-{widen}"
 
 
-def _count_wide(tensors: int) -> Sequence[str]:
+def _wide_resnets_with(tensors: int) -> Sequence[str]:
     """A WRN has 7 + 30n tensors and 3 (or 2, if K is 1) of shortcuts."""
     blocks, rest = divmod(tensors - 7, 30)
     return [f"wrn-{6 * blocks + 4}-{rest - 1}"] if 1 <= blocks <= _MOST_BLOCKS and rest in (2, 3) else []
@@ -77,7 +77,7 @@ CIFAR_RESNET = Family(
     options={"shortcut": Option(("A", "B")), "activation": activation_option()},
     widths=None,
     side=32,
-    count=_count_resnet,
+    archs_with=_resnets_with,
     neighbors=_STUDENTS,
 )
 WIDE_RESNET = Family(
@@ -87,7 +87,7 @@ WIDE_RESNET = Family(
     note="and any `wrn-D-K` with D = 6n+4, K times as wide",
     options={"activation": activation_option()},
     side=32,
-    count=_count_wide,
+    archs_with=_wide_resnets_with,
     resized=_resized,
     lookalikes=("wrn-16-2", "wrn-40-2"),
 )

@@ -39,7 +39,7 @@ def _read_side(shapes: Shapes) -> tuple[int, bool]:
     return (4 * side + 28 if side * side == positions else 0) or _SIDE, True
 
 
-def _count(tensors: int) -> Sequence[str]:
+def _archs_with(tensors: int) -> Sequence[str]:
     return ["lenet5"] if tensors == 10 else []
 
 
@@ -70,6 +70,6 @@ LENET5 = Family(
     read_side=_read_side,
     padded_side=_SIDE,
     smaller_side=28,
-    count=_count,
+    archs_with=_archs_with,
     lookalikes=("lenet5",),
 )

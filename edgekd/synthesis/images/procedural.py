@@ -65,7 +65,9 @@ def render(source: torch.Generator, count: int, shape: Shape) -> Tensor:
     chosen = torch.bucketize(draw(0, 1, count), torch.tensor(_SHARES, device=source.device))
     images = torch.empty(count, *shape, device=source.device)
     for index, kind in enumerate((_leaves, _noise, _formulas)):
-        images[chosen == index] = _standardized(kind(draw, int((chosen == index).sum()), shape))
+        of_kind = chosen == index
+        if of_kind.any():
+            images[of_kind] = _standardized(kind(draw, int(of_kind.sum()), shape))
     images = _standardized(_softened(draw, images))
     contrast, cast = draw(0.5, 1.2, count, 1, 1, 1), _CHROMA * _colors(draw, count, shape[0])
     return (images * contrast + cast).contiguous(memory_format=torch.channels_last)

@@ -24,7 +24,7 @@ class EmaGeneratorReplay(Replay):
     @classmethod
     def build(cls, context: StepContext, state: State) -> EmaGeneratorReplay:
         """Replay from the average that the state keeps."""
-        return cls(state.generator_ema, context.recipe.method.generator.latent, state.generator_precision)
+        return cls(state.generator_ema, context.recipe.method.generator.latent, state.generator_autocast)
 
     def __init__(self, generator_ema: nn.Module, latent: int, precision: Precision) -> None:
         self.generator_ema, self.latent, self.precision = generator_ema, latent, precision

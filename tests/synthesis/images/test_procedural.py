@@ -29,6 +29,12 @@ def test_images_of_any_size_lie_around_the_moments_of_normalised_ones(shape: tup
     assert float(images.abs().max()) < 12
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_few_images_can_be_of_one_kind(count: int) -> None:
+    for seed in range(10):
+        assert torch.isfinite(drawn(count, (1, 8, 8), seed)).all()
+
+
 def test_images_of_a_batch_differ_and_none_is_of_one_colour() -> None:
     images = drawn().flatten(1)
     distances = torch.cdist(images, images) + 1e9 * torch.eye(len(images))
