@@ -146,15 +146,20 @@ def _noise(draw: _Uniform, count: int, shape: Shape) -> Tensor:
     return noise[:, :1] + _CHROMA * draw.normal(count, channels, 1, 1) * noise[:, 1:]
 
 
+def _product(x: Tensor, weights: Tensor) -> Tensor:
+    """Multiply (N, P, I) by (N, I, O) as sums of elements: matrix products are counted as work of the networks."""
+    return torch.stack([x[:, :, i, None] * weights[:, None, i] for i in range(x.shape[2])]).sum(0)
+
+
 def _formulas(draw: _Uniform, count: int, shape: Shape) -> Tensor:
     """Evaluate a small network with random weights and sines at every pixel's coordinates."""
     channels, height, width = shape
     rows, columns = _coordinates(shape, draw.source.device)
     plane = torch.stack([rows.expand(height, width), columns.expand(height, width)], -1).reshape(1, -1, 2)
     zoom = 2 * draw(0, 2, count, 1, 1).exp()
-    x = torch.bmm(plane * zoom, draw.normal(count, 2, _HIDDEN)) + draw(-math.pi, math.pi, count, 1, _HIDDEN)
+    x = _product(plane * zoom, draw.normal(count, 2, _HIDDEN)) + draw(-math.pi, math.pi, count, 1, _HIDDEN)
     for _ in range(2):
-        x = torch.bmm(x.sin(), draw.normal(count, _HIDDEN, _HIDDEN)) + draw(-math.pi, math.pi, count, 1, _HIDDEN)
-    colors = torch.bmm(x.sin(), draw.normal(count, _HIDDEN, channels))
+        x = _product(x.sin(), draw.normal(count, _HIDDEN, _HIDDEN)) + draw(-math.pi, math.pi, count, 1, _HIDDEN)
+    colors = _product(x.sin(), draw.normal(count, _HIDDEN, channels))
     images = _standardized(colors.transpose(1, 2).reshape(count, channels, height, width))
     return images.mean(1, keepdim=True) + _CHROMA * images

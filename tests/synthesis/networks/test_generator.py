@@ -12,7 +12,7 @@ from torch import nn
 
 from edgekd.synthesis.networks.generator import Generator, initialize, upsamplings_for
 
-SIZES = json.loads((Path(__file__).parent / "pre_dfkd.json").read_text())["sizes"]
+SIZES = json.loads((Path(__file__).parents[1] / "pre_dfkd.json").read_text())["sizes"]
 
 
 def parameters(network: nn.Module) -> int:

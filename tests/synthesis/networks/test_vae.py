@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from edgekd.synthesis.networks.generator import Generator
 from edgekd.synthesis.networks.vae import POSTERIOR_DECAY, VAE, Encoder, ReleasedEncoder
 
-SIZES = json.loads((Path(__file__).parent / "pre_dfkd.json").read_text())["sizes"]
+SIZES = json.loads((Path(__file__).parents[1] / "pre_dfkd.json").read_text())["sizes"]
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
