@@ -40,6 +40,8 @@ class GeneratorTable(Table):
     """Its learning rate over the exploration, the steps before consolidation."""
     betas: tuple[float, float] = (0.5, 0.999)
     """Adam momentum coefficients."""
+    batch_size: int = Field(0, ge=0)
+    """Images of an update; 0 takes `student.batch_size`."""
     period: int = Field(5, ge=1)
     """Student steps per generator update."""
     warmup: int = Field(0, ge=0)
@@ -259,6 +261,11 @@ class MethodTable(Table):
         tuned = vae.sampling == "tuned" and replay.source == "vae"
         if tuned and 1 in (replay.batch_size, vae.rehearsed):
             raise ValueError("tuned codes have moments over the batch: replay.batch_size and vae.rehearsed cannot be 1")
+
+    @property
+    def generator_batch_size(self) -> int:
+        """Images of a generator update."""
+        return self.generator.batch_size or self.student.batch_size
 
     def steps_for(self, pixels: int, classes: int) -> int:
         """Return the number of steps for an input of `pixels` = height x width and so many classes."""

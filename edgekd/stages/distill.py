@@ -48,10 +48,10 @@ def distill_student(execution: Execution) -> None:
     description = artefacts.description_of(run_dir)
     teacher = Teacher.of(artefacts.teacher_network(run_dir, description), description, recipe.precision, device)
     method, steps = recipe.method, recipe.method.steps_for(description.pixels, description.classes)
-    if method.student.batch_size < 2 * description.classes and method.generator.balance:
+    if method.generator_batch_size < 2 * description.classes and method.generator.balance:
         console.warn(
-            f"a batch of {method.student.batch_size} is small for {description.classes} classes: the balance loss "
-            f"needs at least {2 * description.classes} (method.student.batch_size)"
+            f"a batch of {method.generator_batch_size} is small for {description.classes} classes: the balance loss "
+            f"needs at least {2 * description.classes} (method.generator.batch_size)"
         )
     if method.generator.batchnorm and not description.batchnorm and not recipe.images.folder:
         held = (

@@ -80,11 +80,11 @@ class MacRates:
         """Return the multiply-accumulates of a generator step."""
         table = context.recipe.method
         opposed = schedules.adversarial_weight(table.generator, step, context.steps) > 0
-        return self.of_warmup(context) + round(opposed * table.student.batch_size * self.adversary)
+        return self.of_warmup(context) + round(opposed * table.generator_batch_size * self.adversary)
 
     def of_warmup(self, context: StepContext) -> int:
         """Return the multiply-accumulates of a generator step without an adversary."""
-        return round(context.recipe.method.student.batch_size * self.generator_update)
+        return round(context.recipe.method.generator_batch_size * self.generator_update)
 
 
 def _counted(work: Callable[[State, StepContext], object], state: State, context: StepContext) -> int:
@@ -100,6 +100,7 @@ def _few_images(context: StepContext, *, learning: bool = False, replaying: bool
     method = context.recipe.method
     replayed = min(_FEW, method.replay.batch_size) if replaying else 0
     tables = {
+        "generator": method.generator.model_copy(update={"batch_size": 0}),
         "student": method.student.model_copy(update={"batch_size": _FEW}),
         "replay": method.replay.model_copy(update={"batch_size": replayed, "start": 0.0}),
         "vae": method.vae.model_copy(update={"novel": _FEW, "rehearsed": min(_FEW, method.vae.rehearsed)}),

@@ -70,7 +70,7 @@ def generator_step(
     table = context.recipe.method.generator
     if adversarial_weight is None:
         adversarial_weight = schedules.adversarial_weight(table, state.step, context.steps)
-    z = context.draws.normal(state.step, purpose, context.recipe.method.student.batch_size, table.latent)
+    z = context.draws.normal(state.step, purpose, context.recipe.method.generator_batch_size, table.latent)
     state.generator.train()
     with state.generator_autocast():
         x = state.generator(z)

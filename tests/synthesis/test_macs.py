@@ -15,7 +15,7 @@ from edgekd.synthesis.steps import StepContext, generator_step, student_step
 
 Laboratory = Callable[..., tuple[State, StepContext]]
 METHODS: dict[str, dict[str, Any]] = {
-    "vae": {"vae": {"gate": 0.01}, "generator": {"period": 2}},
+    "vae": {"vae": {"gate": 0.01}, "generator": {"period": 2, "batch_size": 24}},
     "closed gate": {"vae": {"gate": 1.0}},
     "nothing rehearsed": {"vae": {"gate": 0.01, "rehearsed": 0}},
     "tuned codes": {"vae": {"gate": 0.01, "sampling": "tuned", "decoder_leak": 1.0}},
