@@ -58,6 +58,11 @@ def adversarial_weight(table: GeneratorTable, step: int, steps: int) -> float:
     return 0.0 if step <= low else table.adversary * (step - low) / (high - low)
 
 
+def hint_weight(table: StudentUpdateTable, step: int, steps: int) -> float:
+    """Return the weight of hints: constant, or falling linearly to 0 over the steps."""
+    return table.hint if table.hint_schedule == "constant" else table.hint * (1 - step / steps)
+
+
 def procedural_count(method: MethodTable, step: int, steps: int) -> int:
     """Return how many of a step's novel images are procedural: a share that changes linearly over the steps."""
     first, last = method.procedural.share

@@ -128,7 +128,7 @@ def student_step(state: State, context: StepContext) -> dict[str, Tensor]:
     objective = schedules.objective_at(method, step, context.steps)
     parts = {"student": losses.logit_distance(logits, outputs.logits, objective.loss, objective.temperature)}
     if hints is not None and student_maps:
-        parts["hint"] = table.hint * hints.distance(student_maps, teacher_maps)
+        parts["hint"] = schedules.hint_weight(table, step, context.steps) * hints.distance(student_maps, teacher_maps)
     if maxima:
         parts["revival"] = table.revive * revival.pull(maxima)
     state.student_optimizer.zero_grad()

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from edgekd.recipe.method import GeneratorTable, MethodTable, StudentUpdateTable
+from edgekd.recipe.method import GeneratorTable, MethodTable, ProceduralTable, StudentUpdateTable
 from edgekd.synthesis import schedules
 from edgekd.synthesis.schedules import Objective
 
@@ -96,3 +96,14 @@ def test_a_young_average_follows_faster_and_never_slower_than_asked() -> None:
     assert decays == sorted(decays)
     assert decays[-1] == 0.99
     assert schedules.ema_decay(0.0, 100) == 0.0
+
+
+def test_hints_keep_their_weight_or_fade_to_nothing() -> None:
+    constant, linear = StudentUpdateTable(hint=4.0), StudentUpdateTable(hint=4.0, hint_schedule="linear")
+    assert [schedules.hint_weight(constant, step, 100) for step in (0, 50, 99)] == [4.0, 4.0, 4.0]
+    assert [schedules.hint_weight(linear, step, 100) for step in (0, 50, 99)] == pytest.approx([4.0, 2.0, 0.04])
+
+
+def test_the_number_of_procedural_images_goes_from_one_share_to_the_other() -> None:
+    method = MethodTable(procedural=ProceduralTable(share=(1.0, 0.25)), student=StudentUpdateTable(batch_size=16))
+    assert [schedules.procedural_count(method, step, 101) for step in (0, 50, 100)] == [16, 10, 4]
