@@ -105,7 +105,7 @@ class StudentUpdateTable(Table):
     hint: float = Field(0.0, ge=0)
     """Weight of the relative squared error of feature maps at the end of each stage, for a student of that family."""
     hint_schedule: Literal["constant", "linear"] = "constant"
-    """The weight of hints over the steps: constant, or falling linearly to 0. They teach fast, then stand in the way."""
+    """Their weight over the steps: constant, or falling linearly to 0. They teach fast, then stand in the way."""
     hint_adapters: bool = False
     """Give these hints to every other student, too: at the last map of each resolution that both networks have, through
     a 1x1 convolution that is learned beside the student and dropped afterwards."""

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from edgekd.recipe.method import GeneratorTable, MethodTable, ProceduralTable, StudentUpdateTable
+from edgekd.recipe.method import GeneratorTable, MethodTable, ProceduralTable, StudentUpdateTable, VaeTable
 from edgekd.synthesis import schedules
 from edgekd.synthesis.schedules import Objective
 
@@ -105,5 +105,7 @@ def test_hints_keep_their_weight_or_fade_to_nothing() -> None:
 
 
 def test_the_number_of_procedural_images_goes_from_one_share_to_the_other() -> None:
-    method = MethodTable(procedural=ProceduralTable(share=(1.0, 0.25)), student=StudentUpdateTable(batch_size=16))
+    method = MethodTable(
+        procedural=ProceduralTable(share=(1.0, 0.25)), student=StudentUpdateTable(batch_size=16), vae=VaeTable(novel=16)
+    )
     assert [schedules.procedural_count(method, step, 101) for step in (0, 50, 100)] == [16, 10, 4]
