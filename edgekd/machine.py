@@ -68,7 +68,7 @@ def _one_operator_at_a_time() -> bool:
 
 
 @cache
-def keep_freed_memory() -> bool:
+def keep_malloc_pages() -> bool:
     """Let glibc keep freed blocks instead of handing them back; return whether this system's libc could be asked.
 
     A training step frees and asks for the same blocks again and again. Handed back, each page of them faults anew at

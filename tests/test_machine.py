@@ -85,7 +85,7 @@ def test_freed_memory_stays_with_the_process() -> None:
     code = """
 import resource, torch
 from edgekd import cpus, machine
-assert machine.keep_freed_memory()
+assert machine.keep_malloc_pages()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2**24)

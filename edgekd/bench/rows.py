@@ -29,7 +29,10 @@ class _RowContext:
 
 @dataclass(frozen=True)
 class Row(LatencySummary, _RowContext):
-    """One timed artefact. Intervals (`low`, `high`) are 95 % bootstrap intervals over rounds."""
+    """One timed artefact. Intervals (`low`, `high`) are 95 % bootstrap intervals over rounds.
+
+    In a round every artefact is timed once, one after another; rounds repeat.
+    """
 
     runtime_version: str = field(metadata=required(text()))
     p50_low_ms: float = field(metadata=required(schema.POSITIVE_MS))
@@ -73,7 +76,7 @@ class SkippedRow(_RowContext):
 
     skipped: str = field(metadata=required(schema.REASON))
     integer_share: float | None = field(default=None, metadata=with_default(optional(schema.SHARE)))
-    """The share of compute nodes that the file's own target would run in integers, where that can be told here."""
+    """Of an `int8-cpu-arm` file: the share of its compute nodes that ONNX Runtime would run in integers on ARM."""
 
 
 ROW = either("skipped", object_of(SkippedRow), object_of(Row))

@@ -140,6 +140,7 @@ def try_ranges(
 
     Chosen is the first headroom at which a method reaches the target agreement, else the last; at it, of the methods
     that reach the target (else of all) the one with the least output loss. `before` is of absmax without headroom.
+    Where `flavor.float_stem` says so, a first Conv with a depthwise one behind it stays in float: that is faster there.
     """
     model = read_model(source)
     stem = depthwise_stem(model) if flavor.float_stem else ()

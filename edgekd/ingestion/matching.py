@@ -129,6 +129,7 @@ def match(
     if classes_in_file < 2 or channels < 1:
         return replace(describe_mismatch(spec, shapes, template), differences=(ONE_OUTPUT,))
     side, side_is_fixed = family.image_side(shapes)
+    # A network that pads smaller images itself (LeNet: 28 to 32) shows the padded side alone.
     if side_is_fixed and input_shape is not None and side != max(input_shape[1], family.padded_side):
         raise InputFileError(
             f"The weights of {spec} fix the image size at {side}x{side}: --input {channels}x{side}x{side}."
@@ -161,8 +162,8 @@ def nearest(
 ) -> Mismatch:
     """Find the architecture most similar to `weights`, for the message that none fits.
 
-    Without a `requested` one, `mismatches` are joined by architectures with about as many tensors and, if none of them
-    is similar, by one of each kind.
+    Without a `requested` one, `mismatches` are joined by architectures with about as many tensors and by each family's
+    fixed `neighbors`, and, if none of them is similar, by its `lookalikes`: one or two of each kind.
     """
     if requested is None:
         counts = registry.tensor_counts()
@@ -188,8 +189,8 @@ def _with_options_from_shapes(spec: ArchSpec, shapes: Shapes, image_shape: Shape
 def _with_width_from_shapes(spec: ArchSpec, shapes: Shapes, image_shape: Shape, classes: int) -> ArchSpec:
     """Set the width multiplier: of those with exactly as many tensor elements as the weights, the most usual one."""
     family = registry.family_of(spec.name)
-    if family.resized is not None:
-        return replace(spec, name=family.resized(spec.name, shapes))
+    if family.name_with_width is not None:
+        return replace(spec, name=family.name_with_width(spec.name, shapes))
     if family.widths == () or spec.width is not None:
         return spec
     target_numel = _numel(shapes)

@@ -97,7 +97,7 @@ def measure_cost(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: in
     """Time whole generator periods after one of warming up, with replay at work; the run's own state is untouched."""
     device = machine.resolve_device(recipe.machine.device)
     threads = machine.use_threads(recipe.machine.threads)
-    machine.keep_freed_memory()
+    machine.keep_malloc_pages()
     description = artefacts.description_of(run_dir)
     teacher = Teacher.of(artefacts.teacher_network(run_dir, description), description, recipe.precision, device)
     steps = recipe.method.steps_for(description.pixels, description.classes)

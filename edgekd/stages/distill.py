@@ -43,7 +43,7 @@ def distill_student(execution: Execution) -> None:
     """Train until the last step and publish the final checkpoint; resumes from the newest intact one."""
     run_dir, recipe = execution.run, execution.recipe
     device = machine.resolve_device(recipe.machine.device)
-    machine.keep_freed_memory()
+    machine.keep_malloc_pages()
     environment = machine.environment(device, machine.use_threads(recipe.machine.threads))
     description = artefacts.description_of(run_dir)
     teacher = Teacher.of(artefacts.teacher_network(run_dir, description), description, recipe.precision, device)

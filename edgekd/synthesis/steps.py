@@ -63,7 +63,7 @@ class StepContext:
 def generator_step(
     state: State, context: StepContext, *, purpose: str = "generator", adversarial_weight: float | None = None
 ) -> dict[str, Tensor]:
-    """Update G on x = G(z): confident, class-balanced, teacher-like statistics, and where S and T disagree.
+    """Update G on x = G(z): confident and strong features of T, even classes, T's statistics, and where S and T disagree.
 
     The last has the weight `adversarial_weight`. Return the weighted terms of the loss by name.
     """
@@ -103,7 +103,9 @@ def generator_step(
 
 
 def student_step(state: State, context: StepContext) -> dict[str, Tensor]:
-    """Update S towards T on views of novel images and replayed ones, in one batch; then let the replay learn.
+    """Update S towards T on augmented views of novel images and replayed ones; then let the replay learn.
+
+    T answers the very view that S is shown.
 
     Return what is logged, by name: the weighted terms of the loss, and agreement on each part of the batch, of which
     the procedural images are a part of the novel ones.

@@ -82,7 +82,7 @@ class Family:
     """Return the architectures with so many tensors, where their number follows a rule."""
     options_from_shapes: Callable[[Shapes, Shape], Mapping[str, str]] = lambda _shapes, _shape: {}
     """Return the options that the weights' shapes tell, as far as a student for such images would not have them."""
-    resized: Callable[[str, Shapes], str] | None = None
+    name_with_width: Callable[[str, Shapes], str] | None = None
     """Return the name with the width that the shapes show, where a name holds the width."""
     training_only: tuple[str, ...] = ()
     """Prefixes of auxiliary heads that published checkpoints carry and inference never runs."""

@@ -65,7 +65,7 @@ def _wide_resnets_with(tensors: int) -> Sequence[str]:
     return [f"wrn-{6 * blocks + 4}-{rest - 1}"] if 1 <= blocks <= _MOST_BLOCKS and rest in (2, 3) else []
 
 
-def _resized(name: str, shapes: Shapes) -> str:
+def _name_with_width(name: str, shapes: Shapes) -> str:
     return f"{name.rpartition('-')[0]}-{max(1, shapes['block1.layer.0.conv1.weight'][0] // 16)}"
 
 
@@ -88,6 +88,6 @@ WIDE_RESNET = Family(
     options={"activation": activation_option()},
     side=32,
     archs_with=_wide_resnets_with,
-    resized=_resized,
+    name_with_width=_name_with_width,
     lookalikes=("wrn-16-2", "wrn-40-2"),
 )
