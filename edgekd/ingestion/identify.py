@@ -76,7 +76,7 @@ def infer(
     if chosen is None:
         raise findings.entangled or _nothing_fits(search.plain(weights), findings, requested)
     chosen_match, decided = _only_one(chosen, hint if requested is None else "")
-    named_by_size = requested is not None and registry.family_of(requested.name).resized is not None
+    named_by_size = requested is not None and registry.family_of(requested.name).name_with_width is not None
     if requested is not None and named_by_size and chosen_match.spec.name != requested.name:
         raise InputFileError(f"The weights are those of {chosen_match.spec}, not of {requested}.")
     if chosen_match.mapping and not accept_mapping:

@@ -17,7 +17,6 @@ from pydantic import JsonValue
 from edgekd import console, machine
 from edgekd.errors import MachineError
 from edgekd.models import artefacts
-from edgekd.models.flops import FlopsByDtype
 from edgekd.pipeline.peak import effective_peak
 from edgekd.recipe import Recipe
 from edgekd.rng import KeyedDraws
@@ -25,6 +24,7 @@ from edgekd.run.directory import RunDir
 from edgekd.stages import distill
 from edgekd.stopping import Stop
 from edgekd.synthesis.images.procedural import ProceduralImages
+from edgekd.synthesis.macs import FlopsByDtype
 from edgekd.synthesis.state import State
 from edgekd.synthesis.steps import StepContext, generator_step, student_step
 from edgekd.synthesis.teacher import Teacher

@@ -6,16 +6,41 @@ gradient may differ, so the networks that are kept are never counted.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
-from edgekd.models.flops import FlopsByDtype
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
 from edgekd.synthesis import schedules
 from edgekd.synthesis.state import State
 from edgekd.synthesis.steps import StepContext, generator_step, student_step
 
 _FEW = 2
 """Images a step that are counted; BatchNorm in train mode needs more than one."""
+
+
+class FlopsByDtype(TorchDispatchMode):
+    """Count the FLOPs of matrix products and convolutions, forward and backward, by the precision they run in.
+
+    A multiply-accumulate counts as two. The formulas are those of `torch.utils.flop_counter`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops: Counter[torch.dtype] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operator and add its FLOPs."""
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            dtype = next(a.dtype for a in args if isinstance(a, torch.Tensor))
+            self.flops[dtype] += formula(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class StepContext:
 def generator_step(
     state: State, context: StepContext, *, purpose: str = "generator", adversarial_weight: float | None = None
 ) -> dict[str, Tensor]:
-    """Update G on x = G(z): confident and strong features of T, even classes, T's statistics, and where S and T disagree.
+    """Update G on x = G(z): sure answers of T, strong features, even classes, its statistics; and where S disagrees.
 
     The last has the weight `adversarial_weight`. Return the weighted terms of the loss by name.
     """
