@@ -204,7 +204,7 @@ def _export_job(
     samples = ExportSamples.of_run(run_dir, read_graph_normalization(run_dir, recipe.export), stop)
     if images is not None:
         console.warn(f"INT8 ranges come from {len(images)} real images of {images.folder.path}: not data-free.")
-    data_free = False if images is not None else None if external else run_dir.data_free()
+    data_free = False if images is not None or recipe.images.folder else None if external else True
     return onnx_files.ExportJob(
         student,
         teacher,
