@@ -21,7 +21,7 @@ from pydantic import JsonValue, ValidationError
 from edgekd import __version__, console, locking
 from edgekd.agent.device import files
 from edgekd.agent.device.files import real
-from edgekd.errors import InputFileError, MachineError, RunBusyError, UsageError
+from edgekd.errors import InputFileError, MachineError, RecipeError, RunBusyError, UsageError
 from edgekd.recipe import load_resolved
 from edgekd.run import ownership
 from edgekd.run.cards.base import Card
@@ -220,10 +220,11 @@ class RunDir:
 
     def data_free(self) -> bool:
         """Return whether real images had no part in the student and in what export/ holds, by recipe and records."""
-        if self.recipe_file.is_file() and load_resolved(self.recipe_file).images.folder:
-            return False
-        record = Record.read(self.stage("export"))
-        return record is None or "calibration_images" not in record.inputs
+        with suppress(RecipeError):  # of a run whose recipe cannot be read, the records still tell
+            if self.recipe_file.is_file() and load_resolved(self.recipe_file).images.folder:
+                return False
+        records = (Record.read(self.stage(stage)) for stage in ("distill", "export"))
+        return not any({"images", "calibration_images"} & record.inputs.keys() for record in records if record)
 
     def note_command(self, command: list[str], threads: int | None = None) -> None:
         """Add a command line, this host and the versions at work to the ledger."""

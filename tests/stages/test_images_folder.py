@@ -64,6 +64,8 @@ def test_a_student_learns_on_pictures_of_the_user_and_everything_says_so(
     assert resumed.outputs == ended.outputs, "bit for bit"
     status = pipeline.RunStatus(untouched, pipeline.open_recipe(untouched))
     assert status.reason_to_run(DISTILL) is None
+    (run.path / "recipe.toml").write_text("not a recipe")
+    assert run.data_free() is False, "its records tell, too"
     (mine / "class0" / "0.png").write_bytes((mine / "class1" / "1.png").read_bytes())
     status = pipeline.RunStatus(untouched, pipeline.open_recipe(untouched))
     assert "images" in str(status.reason_to_run(DISTILL))
