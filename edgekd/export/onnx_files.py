@@ -25,7 +25,7 @@ from edgekd.export.fp16 import convert_to_fp16
 from edgekd.export.graph import write_model
 from edgekd.export.int8_chain import FineTune, Int8Result, quantize_keeping_answers
 from edgekd.export.ranges import Batches, collect_ranges
-from edgekd.export.samples import ExportSamples, cached_batches, network_logits
+from edgekd.export.samples import ExportSamples, cached_batches, logits_of_batches
 from edgekd.models.stems import Shape
 from edgekd.recipe import ExportTable
 from edgekd.run.cards.exported import (
@@ -94,14 +94,14 @@ class ExportMetrics:
 def write_all(job: ExportJob, folder: Path) -> ExportMetrics:
     """Write the ONNX files that pass, parity.json, agreement.json and, with INT8, calibration.json."""
     held_out = cached_batches(job.samples.stream("export/held-out", job.table.holdout_samples))
-    student_logits = network_logits(job.student, job.samples.as_network_input(held_out()))
+    student_logits = logits_of_batches(job.student, job.samples.as_network_input(held_out()))
     if not np.isfinite(student_logits).all():
         raise GateError(
             "the student answers NaN or infinity on synthetic samples, so no file is made of it; look for a training "
             "that diverged, or a negative running_var in its weights."
         )
     numbers = ExportMetrics(len(student_logits))
-    teacher_logits = network_logits(job.teacher.network, job.samples.as_network_input(held_out()))
+    teacher_logits = logits_of_batches(job.teacher.network, job.samples.as_network_input(held_out()))
     numbers.chain["teacher -> student"] = _link(teacher_logits, student_logits, fidelity.TOLERANCE_FP32)
     fp32 = folder / "student.fp32.onnx"
     _write_floats(job, fp32, held_out, student_logits, numbers)

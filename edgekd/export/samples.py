@@ -114,7 +114,7 @@ def cached_batches(batches: Batches) -> Batches:
     return lambda: iter(cache)
 
 
-def network_logits(network: nn.Module, batches: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+def logits_of_batches(network: nn.Module, batches: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
     """Run a PyTorch network on batches of normalised samples; logits of all, N×K."""
     with torch.no_grad():
         return np.concatenate([network(torch.from_numpy(batch)).numpy() for batch in batches])
