@@ -14,6 +14,7 @@ from typing import ClassVar
 from pydantic import JsonValue
 
 from edgekd.recipe import Recipe
+from edgekd.recipe.method import MethodTable
 from edgekd.run.cards.teacher import PixelsCard, TeacherCard
 from edgekd.run.files import digest
 from edgekd.run.ownership import REPLAY_WEIGHTS, STUDENT_WEIGHTS, TEACHER_WEIGHTS
@@ -37,6 +38,14 @@ def _images_hash(folder: str, name: str, recorded: Mapping[str, str], count: int
 
     images = realdata.open_unlabeled(Path(folder), count) if Path(folder).is_dir() else None
     return {name: images.sha256() if images else recorded.get(name, "")}
+
+
+ADDED_METHOD_KEYS = {
+    "generator": ("batch_size",),
+    "procedural": ("share",),
+    "student": ("mixup", "cutmix", "hint_schedule", "hint_adapters"),
+}
+"""Keys that came after version 1 of distill; at their defaults they change nothing, so older runs stay up to date."""
 
 
 class Ingest(Stage):
@@ -105,6 +114,10 @@ class Distill(Stage):
     def slice(self, recipe: Recipe) -> dict[str, JsonValue]:
         """Return seed, precision, student and method."""
         method = recipe.method.model_dump(mode="json", exclude={"minutes", "source", "steps_by_area"})
+        defaults = MethodTable().model_dump(mode="json")
+        for table, keys in ADDED_METHOD_KEYS.items():
+            method[table] = {k: v for k, v in method[table].items() if k not in keys or v != defaults[table][k]}
+        method = {name: table for name, table in method.items() if table != {}}
         student: dict[str, JsonValue] = {"name": recipe.student.name}
         if recipe.student.weights:  # their content comes with the inputs
             student["weights"] = "from a file"

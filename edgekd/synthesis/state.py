@@ -97,8 +97,9 @@ class State:
         self.replay.load_state_dict(branch(state, "replay"))
         restore_optimizer(self.student_optimizer, branch(state, "student_optimizer"))
         restore_optimizer(self.generator_optimizer, branch(state, "generator_optimizer"))
+        counters = {"macs": 0, **branch(state, "counters")}  # which were not counted before
         for name in _COUNTERS:
-            setattr(self, name, int(number_of(branch(state, "counters"), name)))
+            setattr(self, name, int(number_of(counters, name)))
         self.health = _HEALTH.validate_python(state.get("health", []))
         if self.hints is not None and self.hint_adapters:
             self.hints.adapters.load_state_dict(tensors_of(state, "hint_adapters"))

@@ -24,7 +24,7 @@ from edgekd.run.cards.record import DistillNotes, Record
 from edgekd.run.directory import RunDir
 from edgekd.run.files import read_json
 from edgekd.stages import distill
-from edgekd.stages.catalog import DISTILL
+from edgekd.stages.catalog import ADDED_METHOD_KEYS, DISTILL
 from edgekd.stopping import Stop
 from edgekd.synthesis import health, losses, steps
 from edgekd.synthesis.networks.generator import Generator
@@ -774,3 +774,17 @@ def test_bf16_arithmetic_keeps_float32_state(teacher_file: Path, tmp_path: Path)
     run = toy.advance(tmp_path / "toy", toy.toy_recipe(teacher_file, precision="bf16", method={"steps": 4}), ENDED)
     tensors = checkpoint.load_tensors(run.stage("distill") / "checkpoints/step-00000004/state.safetensors")
     assert {t.dtype for t in tensors.values() if t.is_floating_point()} == {torch.float32}
+
+
+def test_recipe_keys_that_came_later_are_hashed_only_where_they_change_something(teacher_file: Path) -> None:
+    added = {f"{table}.{key}" for table, keys in ADDED_METHOD_KEYS.items() for key in keys}
+    before = DISTILL.slice(toy.toy_recipe(teacher_file))["method"]
+    assert isinstance(before, dict)
+    names = {f"{table}.{key}" for table, keys in before.items() if isinstance(keys, dict) for key in keys}
+    assert not added & names
+    assert "procedural" not in before
+    mixed = DISTILL.slice(toy.toy_recipe(teacher_file, method={"student": {"mixup": 0.5}}))["method"]
+    assert isinstance(mixed, dict)
+    assert isinstance(mixed["student"], dict)
+    assert mixed["student"]["mixup"] == 0.5
+    assert len(mixed["student"]) == len(before["student"]) + 1  # type: ignore[arg-type]
