@@ -47,6 +47,7 @@ def test_export_measures_clipping_and_calibrates_on_real_images_only_when_asked(
     assert Result("export", "images", "--calib-data", "nowhere").exit_code == 4
     assert Result("export", "images", "--no-int8", "--calib-data", "images").exit_code == 2
     assert Result("export", "images", "--no-int8", "--images", "images").exit_code == 2
+    assert Result("export", "images", "--no-int8", "--set", "export.calibrate_on_real=images").exit_code == 2
     assert recipe.load_resolved(Path("runs/images/recipe.toml")).export.int8 is True
     real = Result("export", "images", "--images", "images")
     assert real.exit_code == 0

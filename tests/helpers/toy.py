@@ -17,17 +17,35 @@ import torch
 from PIL import Image
 
 from edgekd import pipeline, recipe
+from edgekd.errors import StoppedEarly
 from edgekd.models import artefacts, registry
 from edgekd.models.description import Description
 from edgekd.recipe import Recipe
 from edgekd.run.directory import RunDir
 from edgekd.stages import catalog
-from edgekd.stopping import graceful
+from edgekd.stopping import Stop, graceful
 from edgekd.synthesis.teacher import Teacher
 
 SHAPE, CLASSES, ARCH, STUDENT = (1, 8, 8), 4, "resnet8@0.5", "resnet8@0.25"
 CHAIN = ("ingest", "distill", "select", "export")
 STAGES = {stage.name: stage for stage in catalog.STAGES}
+
+
+class StopAt(Stop):
+    """A stop that is requested from the `count`-th time the loop asks."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.left = count
+
+    @property
+    def requested(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+    def raise_if_requested(self, what: str = "the run") -> None:
+        if self.left < 0:
+            raise StoppedEarly(what)
 
 
 def write_teacher(path: Path, shape: tuple[int, int, int] = SHAPE) -> Path:

@@ -25,7 +25,6 @@ from edgekd.run.directory import RunDir
 from edgekd.run.files import read_json
 from edgekd.stages import distill
 from edgekd.stages.catalog import ADDED_METHOD_KEYS, DISTILL
-from edgekd.stopping import Stop
 from edgekd.synthesis import health, losses, steps
 from edgekd.synthesis.networks.generator import Generator
 from edgekd.synthesis.state import State
@@ -348,28 +347,11 @@ def test_the_generator_rests_in_consolidation(teacher_file: Path, tmp_path: Path
 # Whole runs
 
 
-class StopAt(Stop):
-    """A stop that is requested from the `count`-th time the loop asks."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.left = count
-
-    @property
-    def requested(self) -> bool:
-        self.left -= 1
-        return self.left < 0
-
-    def raise_if_requested(self, what: str = "the run") -> None:
-        if self.left < 0:
-            raise StoppedEarly(what)
-
-
 def interrupted(folder: Path, wanted: recipe.Recipe, asked: int, **extras: Any) -> RunDir:
     """Distil until the loop has asked `asked` times whether to stop."""
     run = toy.advance(folder, wanted, ("ingest",))
     with run.lock(), pytest.raises(StoppedEarly, match="distillation at step"):
-        pipeline.advance(run, pipeline.adopt(run, wanted), DISTILL, stop=StopAt(asked), **extras)
+        pipeline.advance(run, pipeline.adopt(run, wanted), DISTILL, stop=toy.StopAt(asked), **extras)
     return run
 
 

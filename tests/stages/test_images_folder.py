@@ -12,33 +12,12 @@ from command import Result
 import toy
 from edgekd import pipeline
 from edgekd.errors import RecipeError, StoppedEarly
+from edgekd.export.graph import metadata
 from edgekd.recipe import with_changes
 from edgekd.run.cards.record import Record
 from edgekd.stages.catalog import DISTILL
-from edgekd.stopping import Stop
 
 PIXELS = {"mean": [0.5], "std": [0.25]}
-
-
-def property_of(path: Path, key: str) -> str:
-    return str(next(entry.value for entry in onnx.load(path).metadata_props if entry.key == key))
-
-
-class StopAt(Stop):
-    """A stop that is requested from the `count`-th time the loop asks."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.left = count
-
-    @property
-    def requested(self) -> bool:
-        self.left -= 1
-        return self.left < 0
-
-    def raise_if_requested(self, what: str = "the run") -> None:
-        if self.left < 0:
-            raise StoppedEarly(what)
 
 
 def test_a_student_learns_on_pictures_of_the_user_and_everything_says_so(
@@ -52,10 +31,10 @@ def test_a_student_learns_on_pictures_of_the_user_and_everything_says_so(
     purposes = [entry.purpose for entry in ledger.real_images]
     assert purposes == ["distillation", "choosing the student", "samples for export"]
     assert (ledger.data_free, ledger.real_images[0].images) == (False, 5 * toy.CLASSES)
-    assert property_of(untouched.stage("export") / "student.fp32.onnx", "edgekd.data_free") == "false"
+    assert metadata(onnx.load(untouched.stage("export") / "student.fp32.onnx"))["edgekd.data_free"] == "false"
     run = toy.advance(tmp_path / "toy", wanted, ("ingest",))
     with run.lock(), pytest.raises(StoppedEarly):
-        pipeline.advance(run, pipeline.adopt(run, wanted), DISTILL, stop=StopAt(6))
+        pipeline.advance(run, pipeline.adopt(run, wanted), DISTILL, stop=toy.StopAt(6))
     assert run.data_free() is False, "from the first step on"
     toy.advance(run.path, wanted, ("ingest", "distill"))
     ended, resumed = Record.read(untouched.stage("distill")), Record.read(run.stage("distill"))
@@ -99,9 +78,7 @@ def test_a_folder_that_does_not_do_is_refused_before_the_first_step(
         assert list(tmp_path.glob("runs/*/distill/checkpoints/step-0*")) == []
 
 
-def test_the_old_names_go_on_working_and_name_the_new_ones(
-    teacher_file: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_old_names_go_on_working_and_name_the_new_ones(teacher_file: Path, photos: Path, tmp_path: Path) -> None:
     both = Result("export", "toy", "--images", photos, "--calibrate-on-real", photos)
     assert (both.exit_code, "--images alone" in both.stderr) == (2, True)
     assert "is now called --images" in Result("export", "toy", "--int8", "--calibrate-on-real", photos).stderr

@@ -163,7 +163,8 @@ def _refuse_idle_keys(resolved: Recipe, recipe: Recipe) -> None:
 
 def _refuse_idle_images(recipe: Recipe, changed: Changes, clipping_of: Path | None) -> None:
     """Raise `UsageError` when real images are given for INT8 ranges and no INT8 file is made."""
-    asked = {"--calib-data": clipping_of, "--images": changed.get("export", {}).get("images")}
+    table = changed.get("export", {})
+    asked = {"--calib-data": clipping_of, "--images": table.get("images") or table.get("calibrate_on_real")}
     for flag, value in asked.items():
         if value and not recipe.export.int8:
             raise UsageError(f"{flag} is about the ranges of INT8 files; add --int8.")
