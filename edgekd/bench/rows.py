@@ -1,4 +1,7 @@
-"""The rows of bench's table, one for each artefact. Field names are the keys of results.json and `bench --json`."""
+"""The rows of bench's table, one for each artefact, a model file that is timed.
+
+Field names are the keys of results.json and `bench --json`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ class _RowContext:
 
     artefact: str = field(metadata=required(schema.NAME))
     kind: Kind = field(metadata=required(KIND))
-    """The precision by the artefact's file name, or "any"."""
+    """The precision by the artefact's file name, or "any" where the name tells none."""
     runtime: Runtime = field(metadata=required(RUNTIME))
     provider: str = field(metadata=required(text()))
     batch: int = field(metadata=required(schema.BATCH))
@@ -48,7 +51,7 @@ class Row(LatencySummary, _RowContext):
     stable: bool = field(metadata=required(boolean))
     """Whether the times settled within the warm-up."""
     integer_share: float | None = field(metadata=required(optional(schema.SHARE)))
-    """The share of compute nodes (Conv, Gemm, MatMul) that ran in integers, 0 to 1; None if the runtime tells none."""
+    """The share of the nodes of convolution and matrix product that ran in integers; None if the runtime tells none."""
     sha256: str = field(metadata=required(schema.SHA256))
     """Of the model file."""
     reference: str | None = field(metadata=required(optional(schema.NAME)))

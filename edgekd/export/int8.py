@@ -162,7 +162,10 @@ def try_ranges(
 
 
 def layer_sensitivity(plan: QuantizationPlan, held_out: HeldOutSet) -> dict[str, float]:
-    """Measure the output loss of quantising each compute node alone; the largest loss comes first."""
+    """Measure the output loss of quantising each compute node alone; the largest loss comes first.
+
+    Compute nodes are those of convolution and matrix product with constant weights (`quantize.compute_nodes`).
+    """
     losses, ranges = {}, plan.widened_ranges
     for node in compute_nodes(plan.source):
         if node in plan.float_nodes:

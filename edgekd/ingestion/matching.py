@@ -163,7 +163,8 @@ def nearest(
     """Find the architecture most similar to `weights`, for the message that none fits.
 
     Without a `requested` one, `mismatches` are joined by architectures with about as many tensors and by each family's
-    fixed `neighbors`, and, if none of them is similar, by its `lookalikes`: one or two of each kind.
+    fixed `neighbors`, and, if none of them is similar, by its `lookalikes`: one or two samples of that kind of
+    network.
     """
     if requested is None:
         counts = registry.tensor_counts()

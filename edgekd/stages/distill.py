@@ -113,7 +113,7 @@ def learn(state: State, context: StepContext, run_logger: RunLogger, stop: Stop)
                 progress.update(state.step, facts)
             run_logger.accuracy(state)
             run_logger.checkpoint(state)
-            failpoint("distill.step")
+            failpoint("distill.step")  # where the tests of crashes kill the process
 
 
 def build_state(context: StepContext, initial: Mapping[str, Tensor] | None = None) -> State:

@@ -56,7 +56,7 @@ class StepContext:
 
     @property
     def uses_generator(self) -> bool:
-        """Whether a generator takes part at all."""
+        """Whether a generator takes part: not with pictures, nor where all images are procedural."""
         return self.pictures is None and self.recipe.method.procedural.leaves_generator
 
 
