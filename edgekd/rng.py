@@ -24,7 +24,7 @@ def generator(seed: int, *key: str | int, device: torch.device | str = "cpu") ->
 
 
 @contextmanager
-def forked_global(seed: int, *key: str | int) -> Iterator[None]:
+def seeded_global_rng(seed: int, *key: str | int) -> Iterator[None]:
     """Seed the global CPU generator for code that knows no other, and restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(keyed_seed(seed, *key))

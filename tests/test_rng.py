@@ -31,20 +31,20 @@ def test_a_generator_gives_the_same_numbers_again() -> None:
     assert not torch.equal(first, other)
 
 
-def test_the_forked_global_generator_is_keyed_and_restored() -> None:
+def test_the_seeded_global_rng_generator_is_keyed_and_restored() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    with rng.forked_global(1, "build", "student"):
+    with rng.seeded_global_rng(1, "build", "student"):
         inside = torch.rand(4)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(inside, torch.rand(4, generator=rng.generator(1, "build", "student")))
 
 
-def test_the_forked_global_generator_is_restored_after_an_error() -> None:
+def test_the_seeded_global_rng_generator_is_restored_after_an_error() -> None:
     before = torch.get_rng_state()
 
     def fail() -> None:
-        with rng.forked_global(1):
+        with rng.seeded_global_rng(1):
             torch.rand(4)
             raise ValueError("inside")
 

@@ -209,6 +209,6 @@ def build_settled(name: str, shape: Shape, classes: int) -> nn.Module:
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             module.momentum = None  # the average over all batches seen: of this one
-    with torch.no_grad(), rng.forked_global(0, "students"):
+    with torch.no_grad(), rng.seeded_global_rng(0, "students"):
         network.train()(torch.randn(4, *shape))
     return network.eval()

@@ -48,7 +48,8 @@ class HeldOutSet:
 
     batches: Batches
     float_logits: NDArray[np.float32]
-    tolerance: float = TOLERANCE_FP32  # a sample whose top-2 margin exceeds it is clear; a share of the logit range
+    # A sample whose top-2 margin exceeds it is clear; a share of the range of the float32 model's logits.
+    tolerance: float = TOLERANCE_FP32
 
     @classmethod
     def of(cls, source: Path | ModelProto, batches: Batches) -> HeldOutSet:
@@ -61,7 +62,7 @@ class HeldOutSet:
         The kernels are those whose sums of products do not saturate on this CPU; `default_kernels` are what ONNX
         Runtime would take unasked (see `ort_session.saturates`).
         """
-        logits = all_logits(model, self.batches(), kind=flavor.kind, default_kernels=default_kernels)
+        logits = all_logits(model, self.batches(), file_kind=flavor.file_kind, default_kernels=default_kernels)
         agreement = compare_answers(self.float_logits, logits, self.tolerance)
         if not np.isfinite(logits).all():
             return Quality(math.inf, agreement)

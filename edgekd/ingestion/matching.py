@@ -162,16 +162,16 @@ def nearest(
 ) -> Mismatch:
     """Find the architecture most similar to `weights`, for the message that none fits.
 
-    Without a `requested` one, `mismatches` are joined by architectures with about as many tensors and by each family's
-    fixed `neighbors`, and, if none of them is similar, by its `lookalikes`: one or two samples of that kind of
-    network.
+    Without a `requested` one, `mismatches` are joined by architectures with about as many tensors and by those that a
+    family wants `compared_first`, and, if none of them is similar, by its `lookalikes`: one or two samples of that
+    kind of network.
     """
     if requested is None:
         counts = registry.tensor_counts()
         by_count = sorted(counts, key=lambda name: abs(counts[name] - len(weights)))
-        neighbors = [name for family in families.FAMILIES for name in family.neighbors]
+        usual = [name for family in families.FAMILIES for name in family.compared_first]
         lookalikes = [name for family in families.FAMILIES for name in family.lookalikes]
-        for names in ([*by_count[:6], *neighbors], lookalikes):
+        for names in ([*by_count[:6], *usual], lookalikes):
             if any(mismatch.similarity >= 0.5 for mismatch in mismatches):
                 break
             outcomes = (match(ArchSpec(name), weights, None, None) for name in names)

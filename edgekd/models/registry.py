@@ -67,7 +67,7 @@ def build(spec: ArchSpec | str, *, input_shape: Shape, classes: int, seed: int) 
     from edgekd import rng  # which imports torch, and parsing does without
 
     family = family_of(spec.name)
-    with rng.forked_global(seed, "build", str(spec)):
+    with rng.seeded_global_rng(seed, "build", str(spec)):
         try:
             net = family.make(spec, input_shape, classes)
         except (ValueError, AssertionError) as error:

@@ -23,7 +23,7 @@ from edgekd.errors import MachineError
 from edgekd.export.samples import read_pictures
 from edgekd.models import artefacts, inheritance
 from edgekd.recipe import Recipe
-from edgekd.rng import KeyedDraws, forked_global
+from edgekd.rng import KeyedDraws, seeded_global_rng
 from edgekd.run.cards.record import DistillNotes, Environment
 from edgekd.run.failpoints import failpoint
 from edgekd.run.run_logger import RunLogger
@@ -33,7 +33,7 @@ from edgekd.synthesis import health, replay
 from edgekd.synthesis.hints import Hints
 from edgekd.synthesis.macs import MacRates
 from edgekd.synthesis.networks.generator import Generator
-from edgekd.synthesis.revival import ReluMaxima
+from edgekd.synthesis.revival import ReluInputMaxima
 from edgekd.synthesis.state import State, generator_optimizer, student_optimizer
 from edgekd.synthesis.steps import StepContext, generator_step, student_step
 from edgekd.synthesis.teacher import Teacher
@@ -142,8 +142,9 @@ def build_state(context: StepContext, initial: Mapping[str, Tensor] | None = Non
         inherited=tuple(inherited),
         hints=hints,
     )
-    if method.student.revive > 0:  # after State copied the student into its average, whose ReLUs are not to be watched
-        state.relu_maxima = ReluMaxima(student)
+    # Where dead ReLU channels are to be revived. After State copied the student: its average is not to be watched.
+    if method.student.revive > 0:
+        state.relu_input_maxima = ReluInputMaxima(student)
     state.replay = replay.SOURCES[method.replay.source].build(context, state)
     return state
 
@@ -156,7 +157,7 @@ def build_hints(context: StepContext, student: nn.Module, *, shares_tensors: boo
         pairs = inheritance.matched_maps(student, teacher, shape)
     if not pairs or table.hint == 0:
         return None
-    with forked_global(context.recipe.seed, "build", "hint-adapters"):
+    with seeded_global_rng(context.recipe.seed, "build", "hint-adapters"):
         hints = Hints(student, teacher, pairs)
     hints.adapters.to(context.device).to(memory_format=torch.channels_last)
     return hints
@@ -165,7 +166,7 @@ def build_hints(context: StepContext, student: nn.Module, *, shares_tensors: boo
 def build_generator(context: StepContext, generation: int) -> Generator:
     """Draw a generator's weights; each re-initialisation is a generation of its own."""
     description = context.description
-    with forked_global(context.recipe.seed, "build", "generator", generation):
+    with seeded_global_rng(context.recipe.seed, "build", "generator", generation):
         return Generator.from_table(
             context.recipe.method.generator, description.input_shape, batchnorm=description.batchnorm
         )
@@ -202,6 +203,7 @@ def notes(state: State, recipe: Recipe, final: str, environment: Environment) ->
         reinits=state.reinits,
         rescues=state.rescues,
         inherited_tensors=len(state.inherited),
+        # Modules of the student. The key of the file calls them stages, as papers call the parts of a network.
         hinted_stages=[pair.student for pair in state.hints.pairs] if state.hints else [],
         replay=recipe.method.replay.source,
         replay_ready=state.replay.ready,

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from edgekd.synthesis.hooks import HookRecorder
 
 
-class ReluMaxima(HookRecorder[Tensor]):
+class ReluInputMaxima(HookRecorder[Tensor]):
     """Records the highest input of each ReLU channel over a batch: one vector a ReLU, channel by channel."""
 
     def __init__(self, network: nn.Module) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from edgekd.models.description import Description
 from edgekd.recipe import Recipe
 from edgekd.recipe.method import MethodTable
-from edgekd.rng import KeyedDraws, forked_global
+from edgekd.rng import KeyedDraws, seeded_global_rng
 from edgekd.state_dict import StateDict, branch, tensor_of, tensors_of
 from edgekd.synthesis import replay
 from edgekd.synthesis.images import ImageSource
@@ -52,7 +52,7 @@ class Sampler:
         `pictures` are those that the run was distilled on, if any.
         """
         method, shape, batchnorm = recipe.method, description.input_shape, description.batchnorm
-        with forked_global(recipe.seed, "build", "replay"):  # drawn only to be replaced by what was trained
+        with seeded_global_rng(recipe.seed, "build", "replay"):  # drawn only to be replaced by what was trained
             generator = Generator.from_table(method.generator, shape, batchnorm=batchnorm)
             doublings = method.generator.upsamplings
             decoder = VAE.from_table(method.vae, shape, batchnorm=batchnorm, upsamplings=doublings).decoder

@@ -24,7 +24,7 @@ from edgekd.state_dict import (
 from edgekd.synthesis.hints import Hints
 from edgekd.synthesis.networks.generator import Generator
 from edgekd.synthesis.replay import Replay
-from edgekd.synthesis.revival import ReluMaxima
+from edgekd.synthesis.revival import ReluInputMaxima
 
 
 @torch.no_grad()
@@ -53,7 +53,7 @@ class State:
     generator_optimizer: torch.optim.Optimizer
     student_autocast: Precision
     generator_autocast: Precision
-    relu_maxima: ReluMaxima | None = None
+    relu_input_maxima: ReluInputMaxima | None = None
     """Records of the student where its dead channels are to be revived."""
     hints: Hints | None = None
     """The feature maps that the student learns from the teacher's, where the method has any."""

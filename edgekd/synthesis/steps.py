@@ -123,7 +123,7 @@ def student_step(state: State, context: StepContext) -> dict[str, Tensor]:
     state.student.train()
     with (
         state.student_autocast(),
-        recording(state.relu_maxima) as maxima,
+        recording(state.relu_input_maxima) as input_maxima,
         recording(hints.of_student if hints else None) as student_maps,
     ):
         logits = state.student(x).float()
@@ -131,8 +131,8 @@ def student_step(state: State, context: StepContext) -> dict[str, Tensor]:
     parts = {"student": losses.logit_distance(logits, outputs.logits, objective.loss, objective.temperature)}
     if hints is not None and student_maps:
         parts["hint"] = schedules.hint_weight(table, step, context.steps) * hints.distance(student_maps, teacher_maps)
-    if maxima:
-        parts["revival"] = table.revive * revival.pull(maxima)
+    if input_maxima:
+        parts["revival"] = table.revive * revival.pull(input_maxima)
     state.student_optimizer.zero_grad()
     torch.stack(list(parts.values())).sum().backward()
     del student_maps, teacher_maps  # feature maps, which the VAE's step has no memory for
@@ -147,8 +147,8 @@ def student_step(state: State, context: StepContext) -> dict[str, Tensor]:
     parts_of_batch = {"novel": agrees[:novel_count], "procedural": agrees[generated_count:novel_count]}
     parts_of_batch["replay"] = agrees[novel_count:]
     logged |= {f"agreement_{name}": part.mean() for name, part in parts_of_batch.items() if len(part)}
-    if maxima:
-        logged["dead_relus"] = revival.dead_share(maxima)
+    if input_maxima:
+        logged["dead_relus"] = revival.dead_share(input_maxima)
     if context.replay_learns(state):
         learned = state.replay.learn(step, x[:novel_count], outputs.first(novel_count), context.draws)
         logged |= {f"replay_{name}": value.detach() for name, value in learned.items()}

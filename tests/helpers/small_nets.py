@@ -53,7 +53,7 @@ def small_shufflenet() -> nn.Module:
 
 def live(make: Callable[[], nn.Module], shape: tuple[int, int, int] = SHAPE) -> nn.Module:
     """Return a net whose BatchNorm statistics fit its activations and whose logits differ between samples."""
-    with rng.forked_global(0, "tests", "net"):
+    with rng.seeded_global_rng(0, "tests", "net"):
         net = make().train()
         for module in net.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -343,7 +343,7 @@ def test_public_checkpoints_load_with_nothing_but_their_name(name: str) -> None:
      ("mnasnet0_5", "mnasnet@0.5")],
 )  # fmt: skip
 def test_what_torchvision_saved_answers_as_it_did(tmp_path: Path, name: str, arch: str) -> None:
-    with rng.forked_global(0, "test", name):
+    with rng.seeded_global_rng(0, "test", name):
         quick = {"init_weights": False} if name == "googlenet" else {}
         net = torchvision.models.get_model(name, weights=None, num_classes=10, **quick)
         if any(isinstance(module, nn.BatchNorm2d) for module in net.modules()):

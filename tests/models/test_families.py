@@ -86,7 +86,7 @@ def test_a_new_family_is_one_object(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_weights_are_what_the_network_draws_under_the_key_of_its_spec(text: str, make: Callable[[], nn.Module]) -> None:
     built = registry.build(text, input_shape=(3, 32, 32), classes=4, seed=5).state_dict()
-    with rng.forked_global(5, "build", text):
+    with rng.seeded_global_rng(5, "build", text):
         drawn = make().state_dict()
     assert built.keys() == drawn.keys()
     assert all(torch.equal(built[name], drawn[name]) for name in drawn)
@@ -102,5 +102,5 @@ def test_a_name_belongs_to_one_family() -> None:
     owned = [name for family in families.FAMILIES for name in {*family.students, *family.tensors}]
     assert sorted(owned) == sorted(registry.names())
     for family in families.FAMILIES:
-        for name in (*family.students, *family.tensors, *family.neighbors, *family.lookalikes):
+        for name in (*family.students, *family.tensors, *family.compared_first, *family.lookalikes):
             assert registry.family_of(name) is family

@@ -12,7 +12,7 @@ from edgekd.synthesis.losses import logit_distance
 
 
 def network() -> nn.Sequential:
-    with rng.forked_global(0, "tests", "qat"):
+    with rng.seeded_global_rng(0, "tests", "qat"):
         net = nn.Sequential(
             *(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU()),
             *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)),

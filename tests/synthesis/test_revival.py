@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from edgekd.synthesis import revival
 from edgekd.synthesis.hooks import recording
-from edgekd.synthesis.revival import ReluMaxima
+from edgekd.synthesis.revival import ReluInputMaxima
 
 
 def network() -> nn.Sequential:
@@ -35,7 +35,7 @@ def images() -> Tensor:
 def test_the_highest_input_of_each_channel_is_seen() -> None:
     net, x = network(), images()
     before = net[0](x)
-    with recording(ReluMaxima(net)) as maxima:
+    with recording(ReluInputMaxima(net)) as maxima:
         net(x)
     assert [len(part) for part in maxima] == [3, 2]
     assert torch.allclose(maxima[0], before.amax(dim=(0, 2, 3)))
@@ -46,10 +46,10 @@ def test_the_highest_input_of_each_channel_is_seen() -> None:
 
 def test_nothing_is_seen_outside_or_without_a_watch() -> None:
     net = network()
-    inputs = ReluMaxima(net)
+    inputs = ReluInputMaxima(net)
     net(images())
     assert inputs.recorded is None
-    nobody: ReluMaxima | None = None
+    nobody: ReluInputMaxima | None = None
     with recording(nobody) as maxima:
         net(images())
     assert maxima == []
@@ -57,7 +57,7 @@ def test_nothing_is_seen_outside_or_without_a_watch() -> None:
 
 def test_the_pull_moves_dead_channels_alone_and_brings_them_back() -> None:
     net, x = network(), images()
-    inputs = ReluMaxima(net)
+    inputs = ReluInputMaxima(net)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
     old = {name: value.clone() for name, value in net.state_dict().items()}
     shares = []

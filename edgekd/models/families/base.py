@@ -88,7 +88,7 @@ class Family:
     """Prefixes of auxiliary heads that published checkpoints carry and inference never runs."""
     telltale: str = ""
     """A tensor by which weights with such heads are known."""
-    neighbors: tuple[str, ...] = ()
+    compared_first: tuple[str, ...] = ()
     """What weights that fit nothing are compared with first, beside networks of about as many tensors."""
     lookalikes: tuple[str, ...] = ()
     """One network of each kind, for saying what weights that fit nothing else either are most like."""

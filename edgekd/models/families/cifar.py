@@ -78,7 +78,7 @@ CIFAR_RESNET = Family(
     widths=None,
     side=32,
     archs_with=_resnets_with,
-    neighbors=_STUDENTS,
+    compared_first=_STUDENTS,
 )
 WIDE_RESNET = Family(
     _make_wide,

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from edgekd.machine import Precision, precision_for
 from edgekd.recipe.method import MethodTable, VaeTable
-from edgekd.rng import KeyedDraws, forked_global
+from edgekd.rng import KeyedDraws, seeded_global_rng
 from edgekd.state_dict import (
     StateDict,
     branch,
@@ -42,7 +42,7 @@ class VaeReplay(Replay):
     def build(cls, context: StepContext, state: State) -> VaeReplay:
         """Build a VAE whose images have the teacher's shape, its weights drawn from the seed."""
         recipe, method, description = context.recipe, context.recipe.method, context.description
-        with forked_global(recipe.seed, "build", "vae"):
+        with seeded_global_rng(recipe.seed, "build", "vae"):
             vae = VAE.from_table(
                 method.vae,
                 description.input_shape,
