@@ -59,10 +59,11 @@ class HeldOutSet:
     def measure(self, model: Path | ModelProto, flavor: Flavor, *, default_kernels: bool = False) -> Quality:
         """Run an INT8 model of a flavour in ONNX Runtime on the CPU and compare its logits with float32.
 
+        The session follows the rules of the flavour's target, such as int8-cpu-arm.
         The kernels are those whose sums of products do not saturate on this CPU; `default_kernels` are what ONNX
         Runtime would take unasked (see `ort_session.saturates`).
         """
-        logits = all_logits(model, self.batches(), file_kind=flavor.file_kind, default_kernels=default_kernels)
+        logits = all_logits(model, self.batches(), target=flavor.target, default_kernels=default_kernels)
         agreement = compare_answers(self.float_logits, logits, self.tolerance)
         if not np.isfinite(logits).all():
             return Quality(math.inf, agreement)

@@ -239,7 +239,7 @@ def _publish(result: Int8Result, path: Path) -> str | None:
 def _default_mode(result: Int8Result, held_out_set: int8.HeldOutSet, *, published: bool) -> AgreementPart | None:
     """How a file for x86 agrees in ONNX Runtime's default mode, where that saturates on this CPU; say so."""
     flavor, kept_answers = result.plan.flavor, result.quality.agreement.share
-    if flavor.file_kind != "int8-cpu-x86" or not ort_session.saturates():
+    if flavor.target != "int8-cpu-x86" or not ort_session.saturates():
         return None
     agreement = held_out_set.measure(result.plan.build(), flavor, default_kernels=True).agreement
     if published:

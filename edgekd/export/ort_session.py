@@ -124,10 +124,10 @@ def logits(session: onnxruntime.InferenceSession, batch: NDArray[Any]) -> NDArra
 
 
 def open_for_target(
-    source: Path | ModelProto, file_kind: str, *, threads: int = 1, default_kernels: bool = False
+    source: Path | ModelProto, target: str, *, threads: int = 1, default_kernels: bool = False
 ) -> onnxruntime.InferenceSession:
-    """Open a CPU session by the rules of what a kind of file is for: int8-cpu-arm, int8-trt, …; others have none."""
-    arm, tensorrt = file_kind == "int8-cpu-arm", file_kind.startswith("int8-trt")
+    """Open a CPU session by the rules of what a file is made for: int8-cpu-arm, int8-trt, …; others have none."""
+    arm, tensorrt = target == "int8-cpu-arm", target.startswith("int8-trt")
     return open_session(source, threads=threads, arm_rules=arm, as_written=tensorrt, default_kernels=default_kernels)
 
 
@@ -151,11 +151,11 @@ def all_logits(
     batches: Iterable[NDArray[Any]],
     *,
     threads: int = 1,
-    file_kind: str = "",
+    target: str = "",
     default_kernels: bool = False,
 ) -> NDArray[np.float32]:
     """Return the logits of all batches, one under the other, from a CPU session (see `open_for_target`)."""
-    session = open_for_target(source, file_kind, threads=threads, default_kernels=default_kernels)
+    session = open_for_target(source, target, threads=threads, default_kernels=default_kernels)
     return np.concatenate([logits(session, batch) for batch in batches])
 
 

@@ -63,14 +63,14 @@ class Flavor:
         return 254 if self.symmetric else 255
 
     @property
-    def file_kind(self) -> str:
-        """What comes between `student.` and `.onnx` in the file's name, such as int8-trt."""
+    def target(self) -> str:
+        """What its file is made for, such as int8-trt; the file is named after it."""
         return f"int8-{self.name}"
 
     @property
     def file_name(self) -> str:
         """The file's name in export/."""
-        return f"student.{self.file_kind}.onnx"
+        return f"student.{self.target}.onnx"
 
 
 FLAVORS = {

@@ -76,10 +76,10 @@ def test_integer_share_counts_what_really_runs_as_integers(student: Student) -> 
 @pytest.mark.parametrize("name", ["cpu-x86", "cpu-arm"])
 def test_integers_are_added_without_saturating_whatever_the_cpu(name: str, student: Student) -> None:
     model, held_out = quantize(student.path, FLAVORS[name], student.ranges, "absmax"), student.held_out.batches
-    kind = FLAVORS[name].file_kind
+    kind = FLAVORS[name].target
     exact = np.concatenate([logits(open_session(model, as_written=True), batch) for batch in held_out()])
     extent = np.ptp(exact)
-    found = all_logits(model, held_out(), file_kind=kind)
+    found = all_logits(model, held_out(), target=kind)
     np.testing.assert_allclose(found, exact, rtol=0, atol=1e-4 * extent)
     if name == "cpu-x86":
         entries = [
@@ -88,7 +88,7 @@ def test_integers_are_added_without_saturating_whatever_the_cpu(name: str, stude
         assert entries[0].get_session_config_entry(PRECISION) == "1"
         with pytest.raises(RuntimeError, match=PRECISION):
             entries[1].get_session_config_entry(PRECISION)
-        default = all_logits(model, held_out(), file_kind=kind, default_kernels=True)
+        default = all_logits(model, held_out(), target=kind, default_kernels=True)
         assert (np.abs(default - exact).max() > 1e-3 * extent) == saturates()
 
 

@@ -252,11 +252,11 @@ class Study:
         def logits(*, default_kernels: bool = False) -> NDArray[np.float32]:
             threads = self.subject.threads
             return ort_session.all_logits(
-                model, self.images(), file_kind=flavor.file_kind, threads=threads, default_kernels=default_kernels
+                model, self.images(), target=flavor.target, threads=threads, default_kernels=default_kernels
             )
 
         found = logits()
-        saturates = flavor.file_kind == "int8-cpu-x86" and ort_session.saturates()
+        saturates = flavor.target == "int8-cpu-x86" and ort_session.saturates()
         return {
             "right": self.right(found),
             "accuracy": self.right(found) / len(self.labels),
