@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from edgekd import console, pipeline
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from edgekd.models.footprint import Footprint
     from edgekd.pipeline.plan import CostPlan
 
-PERIOD_STEPS_FOR_MINUTES = 20
+TIMED_UPDATES_FOR_MINUTES = 20
 
 
 def wanted_recipe(run: RunDir, flags: Changes) -> Recipe:
@@ -109,12 +108,12 @@ def steps(run: RunDir, recipe: Recipe, stop: Stop) -> tuple[Recipe, CostPlan | N
     started = run.stage("distill").exists()
     cost = None
     if not started or not recipe.method.steps:
-        least = PERIOD_STEPS_FOR_MINUTES if recipe.method.minutes else 1
+        least = TIMED_UPDATES_FOR_MINUTES if recipe.method.minutes else 1
         cost = plan.measure_cost(run, recipe, stop, least_steps=least)
     count = recipe.method.steps
     if not count and recipe.method.minutes:
         assert cost is not None
-        count = max(1, math.floor(60 * recipe.method.minutes / cost.seconds_per_step))
+        count = cost.steps_within(60 * recipe.method.minutes)
     count = count or recipe.method.steps_for(description.pixels, description.classes)
     if count != recipe.method.steps:
         recipe = pipeline.adopt(run, with_changes(recipe, {"method": {"steps": count}}))

@@ -59,7 +59,8 @@ class HeldOutSet:
     def measure(self, model: Path | ModelProto, flavor: Flavor, *, default_kernels: bool = False) -> Quality:
         """Run an INT8 model of a flavour in ONNX Runtime on the CPU and compare its logits with float32.
 
-        The session follows the rules of the flavour's target, such as int8-cpu-arm.
+        The session has the options that stand for the flavour's target (int8-cpu-arm: int8 activations stay int8;
+        int8-trt: no operators are fused across Q/DQ pairs).
         The kernels are those whose sums of products do not saturate on this CPU; `default_kernels` are what ONNX
         Runtime would take unasked (see `ort_session.saturates`).
         """

@@ -8,8 +8,9 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 from pydantic import JsonValue
@@ -29,38 +30,97 @@ from edgekd.synthesis.state import State
 from edgekd.synthesis.steps import StepContext, generator_step, student_step
 from edgekd.synthesis.teacher import Teacher
 
-_PERIODS = 1000
-"""Length of the imagined run whose last period is timed."""
-_LONGEST_S = 60.0
-"""No further round is timed after so many seconds: where one takes minutes, the first says enough."""
+_LONGEST_S = 20.0
+"""No update of one kind is timed again after so many seconds: where one takes long, the first says enough."""
+_LEAST_S = 0.3
+"""Short updates are timed again until so many seconds have passed."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds and FLOPs of some work, the FLOPs by the precision they run in."""
+
+    seconds: float
+    flops: Mapping[torch.dtype, float]
+
+    def plus(self, other: Cost) -> Cost:
+        """Return the cost of both."""
+        dtypes = {*self.flops, *other.flops}
+        flops = {dtype: self.flops.get(dtype, 0.0) + other.flops.get(dtype, 0.0) for dtype in dtypes}
+        return Cost(self.seconds + other.seconds, flops)
+
+    def minus(self, other: Cost) -> Cost:
+        """Return the cost of what this does beside the other."""
+        return self.plus(other.times(-1))
+
+    def times(self, factor: float) -> Cost:
+        """Return the cost of so many of it."""
+        return Cost(factor * self.seconds, {dtype: factor * count for dtype, count in self.flops.items()})
+
+
+NOTHING = Cost(0.0, {})
 
 
 @dataclass(frozen=True)
 class CostPlan:
-    """The expected cost of a distillation, with the arithmetic of a step by part."""
+    """The expected cost of a distillation: seconds and arithmetic of a step by part, memory."""
 
     steps: int
-    seconds_per_step: float
+    cost_by_part: Mapping[str, Cost]
+    """Mean cost a step of updating the generator, showing novel images to the student, training the replay, and showing
+    replayed images."""
+    waits: bool
+    """Whether replay begins only once it is good enough, so that `replayed` may be paid from early on or never."""
+    warmup: Cost
+    """Of the generator's updates before the first step."""
     peak_memory_bytes: int
     device: str
     threads: int
     precision: str
-    flops_by_part: dict[str, float]
-    """FLOPs a step of the generator's, the student's and the replay's updates, at their share of a step."""
     parameters: dict[str, int]
     """Parameters of each network that is trained."""
     machine_peak_flops: float
     """FLOP/s of matrix products on this machine, in the mix of precisions that the step runs in."""
 
     @property
+    def step(self) -> Cost:
+        """Mean cost of a step, all parts."""
+        return reduce(Cost.plus, self.cost_by_part.values(), NOTHING)
+
+    @property
+    def step_without_replay(self) -> Cost:
+        """The same where nothing is ever replayed."""
+        return reduce(Cost.plus, (cost for part, cost in self.cost_by_part.items() if part != "replayed"), NOTHING)
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Mean seconds of a step, with replay from its start on."""
+        return self.step.seconds
+
+    @property
     def eta_seconds(self) -> float:
-        """Expected seconds of training."""
-        return self.steps * self.seconds_per_step
+        """Expected seconds of training, with replay from its start on."""
+        return self._total(self.step).seconds
+
+    @property
+    def eta_seconds_without_replay(self) -> float:
+        """The same where nothing is ever replayed."""
+        return self._total(self.step_without_replay).seconds
+
+    @property
+    def macs(self) -> float:
+        """Multiply-accumulates of the whole run, with replay from its start on."""
+        return sum(self._total(self.step).flops.values()) / 2
+
+    @property
+    def macs_without_replay(self) -> float:
+        """The same where nothing is ever replayed."""
+        return sum(self._total(self.step_without_replay).flops.values()) / 2
 
     @property
     def flops_per_step(self) -> float:
         """FLOPs of one step, all parts."""
-        return sum(self.flops_by_part.values())
+        return sum(self.step.flops.values())
 
     @property
     def utilization(self) -> float:
@@ -71,12 +131,19 @@ class CostPlan:
         """Return the plan for another number of steps."""
         return replace(self, steps=steps)
 
+    def steps_within(self, seconds: float) -> int:
+        """Return how many steps, at least one, fit into the seconds, with replay from its start on."""
+        return max(1, math.floor((seconds - self.warmup.seconds) / self.seconds_per_step))
+
     def sentence(self) -> str:
         """Return the plan in one line."""
         memory = f"{self.peak_memory_bytes / 2**30:.1f} GiB"
         where = f"{self.device}, {self.precision}, {self.threads} threads"
         rate = f"{1000 * self.seconds_per_step:.0f} ms a step"
-        return f"{where}, {rate}, about {console.duration(self.eta_seconds)}, {memory} memory"
+        eta = f"about {console.duration(self.eta_seconds)}"
+        if self.waits:
+            eta += f" ({console.duration(self.eta_seconds_without_replay)} if replay never begins)"
+        return f"{where}, {rate}, {eta}, {memory} memory"
 
     def to_json(self) -> dict[str, JsonValue]:
         """Return what `distill --dry-run --json` prints."""
@@ -84,17 +151,26 @@ class CostPlan:
             "steps": self.steps,
             "seconds_per_step": self.seconds_per_step,
             "flops_per_step": self.flops_per_step,
-            "flops_by_part": {**self.flops_by_part},
+            "flops_by_part": {part: sum(cost.flops.values()) for part, cost in self.cost_by_part.items()},
             "parameters": {**self.parameters},
             "machine_peak_flops": self.machine_peak_flops,
             "utilisation": self.utilization,
             "eta_seconds": self.eta_seconds,
+            "eta_seconds_without_replay": self.eta_seconds_without_replay,
+            "macs": self.macs,
+            "macs_without_replay": self.macs_without_replay,
             "peak_memory_bytes": self.peak_memory_bytes,
         }
 
+    def _total(self, step: Cost) -> Cost:
+        return self.warmup.plus(step.times(self.steps))
+
 
 def measure_cost(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: int = 1) -> CostPlan:
-    """Time whole generator periods after one of warming up, with replay at work; the run's own state is untouched."""
+    """Time each kind of update on throwaway networks and weigh them by how often a run makes them.
+
+    The run's own state is untouched. Each kind is timed `least_steps` times at least.
+    """
     device = machine.resolve_device(recipe.machine.device)
     threads = machine.use_threads(recipe.machine.threads)
     machine.keep_malloc_pages()
@@ -103,122 +179,104 @@ def measure_cost(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: in
     steps = recipe.method.steps_for(description.pixels, description.classes)
     pictures = ProceduralImages(description.input_shape) if recipe.images.folder else None  # of the same cost
     context = StepContext(recipe, steps, teacher, description, KeyedDraws(recipe.seed, "plan", device), pictures)
-    share = context.exploration_steps / steps
     try:
         state = distill.build_state(context)
-        state.replay.assume_ready()
-        exploring = _exploring(context)
-        # The first call of each kernel is slow, and the VAE rehearses from its second update on.
-        _period(state, exploring, stop)
-        parts = {name: _scaled(flops, share) for name, flops in _flops(state, exploring).items()}
-        seconds = share * _seconds_per_step(_period, state, exploring, stop, least_steps)
-        if share < 1:
-            parts["consolidation"] = _scaled(_consolidation_flops(state, context, stop), 1 - share)
-            seconds += (1 - share) * _seconds_per_step(_consolidation, state, context, stop, least_steps)
+        waits = bool(state.replay.waits_for) and recipe.method.replay.batch_size > 0
+        cost_by_part, warmup = _costs(state, context, _Clock(stop, device, least_steps))
     except torch.OutOfMemoryError as error:
         raise MachineError(
             f"{device} has too little memory for batches of {recipe.method.student.batch_size}; "
             f"{_largest_batch(context, stop)}"
         ) from error
     kinds = {"bf16" if p.bf16 else "fp32" for p in (teacher.precision, state.student_autocast)}
-    total: Counter[torch.dtype] = sum(parts.values(), Counter())
-    return CostPlan(
+    plan = CostPlan(
         steps=steps,
-        seconds_per_step=seconds,
+        cost_by_part=cost_by_part,
+        waits=waits,
+        warmup=warmup,
         peak_memory_bytes=_peak_memory_bytes(device),
         device=str(device),
         threads=threads,
         precision="/".join(sorted(kinds)),
-        flops_by_part={name: float(sum(flops.values())) for name, flops in parts.items()},
         parameters=_parameters(state),
-        machine_peak_flops=effective_peak(total, device),
+        machine_peak_flops=1.0,
     )
+    return replace(plan, machine_peak_flops=effective_peak(Counter(plan.step.flops), device))
 
 
-def _exploring(context: StepContext) -> StepContext:
-    """The context of a run of `_PERIODS` generator periods without consolidation."""
-    return _consolidating_from(1.0, replace(context, steps=_PERIODS * context.recipe.method.generator.period))
+@dataclass(frozen=True)
+class _Clock:
+    """Measures the cost of work that is done again and again."""
+
+    stop: Stop
+    device: torch.device
+    least_rounds: int
+
+    def cost(self, work: Callable[[], object]) -> Cost:
+        """Return the FLOPs of the work, and the median of its seconds, since other work only ever slows.
+
+        The first call of each kernel is slow, so the work is done once before, and counted then.
+        """
+        self.stop.raise_if_requested("planning")
+        with FlopsByDtype() as counter:
+            work()
+        rounds: list[float] = []
+        while self._wants_another(rounds):
+            self.stop.raise_if_requested("planning")
+            start = time.perf_counter()
+            work()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            rounds.append(time.perf_counter() - start)
+        return Cost(statistics.median(rounds), dict(counter.flops))
+
+    def _wants_another(self, rounds: list[float]) -> bool:
+        total = sum(rounds)
+        enough = len(rounds) >= max(3, self.least_rounds) and total >= _LEAST_S
+        return not rounds or (not enough and total < _LONGEST_S)
 
 
-def _consolidating_from(start: float, context: StepContext) -> StepContext:
-    method = context.recipe.method
-    method = method.model_copy(update={"consolidation": method.consolidation.model_copy(update={"start": start})})
-    return replace(context, recipe=context.recipe.model_copy(update={"method": method}))
-
-
-def _late(context: StepContext, offset: int = 0) -> int:
-    """A step with the given place in the last period, when adversary and replay take part."""
-    return context.steps - context.recipe.method.generator.period + offset
-
-
-def _period(state: State, context: StepContext, stop: Stop) -> int:
-    """Make the updates of one generator period; return the number of steps."""
-    period = context.recipe.method.generator.period
-    state.step = _late(context)
-    if context.uses_generator:
-        generator_step(state, context)
-    for offset in range(period):
-        stop.raise_if_requested("planning")
-        state.step = _late(context, offset)
-        student_step(state, context)
-    return period
-
-
-def _consolidation(state: State, context: StepContext, stop: Stop) -> int:
-    """Make one of the last steps, in which the student alone learns; return 1."""
-    stop.raise_if_requested("planning")
-    state.step = context.steps - 1
-    student_step(state, context)
-    return 1
-
-
-def _seconds_per_step(
-    work: Callable[[State, StepContext, Stop], int],
-    state: State,
-    context: StepContext,
-    stop: Stop,
-    least_steps: int,
-) -> float:
-    """The median over three rounds of `work`, or more if they are short, fewer if they take minutes.
-
-    A median, since other work only ever slows. `work` or what it consists of has run before.
-    """
-    rounds: list[float] = []
-    steps, total = 0, 0.0
-    while not rounds or (total < _LONGEST_S and (len(rounds) < 3 or steps < least_steps or total < 1.0)):
-        start = time.perf_counter()
-        done = work(state, context, stop)
-        if context.draws.device.type == "cuda":
-            torch.cuda.synchronize(context.draws.device)
-        seconds = time.perf_counter() - start
-        rounds.append(seconds / done)
-        steps, total = steps + done, total + seconds
-    return statistics.median(rounds)
-
-
-def _consolidation_flops(state: State, context: StepContext, stop: Stop) -> Counter[torch.dtype]:
-    with FlopsByDtype() as student:
-        _consolidation(state, context, stop)
-    return Counter(student.flops)
-
-
-def _flops(state: State, context: StepContext) -> dict[str, Counter[torch.dtype]]:
-    """Count the FLOPs of one generator period by part, divided by its number of steps."""
-    method = context.recipe.method
+def _costs(state: State, context: StepContext, clock: _Clock) -> tuple[dict[str, Cost], Cost]:
+    """Return the mean cost a step of each part, and the cost of the generator's warm-up."""
+    method, steps, explored = context.recipe.method, context.steps, context.exploration_steps
     period = method.generator.period
-    state.step = _late(context)
-    with FlopsByDtype() as generator:
-        if context.uses_generator:
-            generator_step(state, context)
-    with FlopsByDtype() as both:
-        student_step(state, context)
-    with FlopsByDtype() as student:  # a step in which the replay does not learn
-        student_step(state, _consolidating_from(0.0, context))
-    return {
-        "generator": _scaled(generator.flops, 1 / period),
-        "student": student.flops,
-        "replay": _scaled(both.flops - student.flops, sum(map(state.replay.learns_at, range(period))) / period),
+    middle = period * (steps // 2 // period)  # here the replay may learn, and procedural images have their mean share
+
+    def cost(update: Callable[[State, StepContext], object], where: StepContext, step: int = middle) -> Cost:
+        def work() -> None:
+            state.step = step
+            update(state, where)
+
+        return clock.cost(work)
+
+    parts, warmup = {}, NOTHING
+    if context.uses_generator:
+        # At the last step, when an adversary has its full weight.
+        parts["generator"] = cost(generator_step, context, steps - 1).times(math.ceil(explored / period) / steps)
+        if method.generator.warmup:
+            warmup = cost(generator_step, context, 0).times(method.generator.warmup)
+    shown = parts["student"] = cost(student_step, _changed(context, explores=False, replays=False))
+    learning_steps = explored * sum(map(state.replay.learns_at, range(period))) / period
+    if state.replay.networks() and learning_steps:
+        learning = _changed(context, explores=True, replays=False)
+        student_step(state, learning)  # the VAE rehearses from its second update on
+        parts["replay"] = cost(student_step, learning).minus(shown).times(learning_steps / steps)
+    state.replay.assume_ready()
+    if state.replay.ready and method.replay.batch_size:
+        replaying = cost(student_step, _changed(context, explores=False, replays=True))
+        parts["replayed"] = replaying.minus(shown).times(1 - method.replay.start)
+    return parts, warmup
+
+
+def _changed(context: StepContext, *, explores: bool, replays: bool) -> StepContext:
+    """Return the context in which all steps explore and replay, or none does."""
+    method = context.recipe.method
+    tables = {
+        "consolidation": method.consolidation.model_copy(update={"start": float(explores)}),
+        "replay": method.replay.model_copy(update={"start": float(not replays)}),
     }
+    method = method.model_copy(update=tables)
+    return replace(context, recipe=context.recipe.model_copy(update={"method": method}))
 
 
 def _parameters(state: State) -> dict[str, int]:
@@ -227,12 +285,8 @@ def _parameters(state: State) -> dict[str, int]:
     return {name: sum(weight.numel() for weight in network.parameters()) for name, network in networks.items()}
 
 
-def _scaled(flops: Counter[torch.dtype], share: float) -> Counter[torch.dtype]:
-    return Counter({dtype: math.ceil(count * share) for dtype, count in flops.items()})
-
-
 def _largest_batch(context: StepContext, stop: Stop) -> str:
-    """Halve the batch until one period fits and say so."""
+    """Halve the batch until a step with all its updates fits, and say so."""
     recipe = context.recipe
     size = recipe.method.student.batch_size // 2
     while size >= 8:
@@ -253,7 +307,12 @@ def _fits(context: StepContext, size: int, stop: Stop) -> bool:
     try:
         state = distill.build_state(smaller)
         state.replay.assume_ready()
-        _period(state, _exploring(smaller), stop)
+        stop.raise_if_requested("planning")
+        everything = _changed(smaller, explores=True, replays=True)
+        if everything.uses_generator:
+            generator_step(state, everything)
+        for _ in range(2):  # the VAE rehearses from its second update on
+            student_step(state, everything)
     except torch.OutOfMemoryError:
         return False
     return True

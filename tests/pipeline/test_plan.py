@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,42 +14,69 @@ from edgekd.agent.device.machine import sha256_of
 from edgekd.errors import MachineError
 from edgekd.models import footprint
 from edgekd.pipeline import plan
-from edgekd.pipeline.plan import CostPlan
+from edgekd.pipeline.plan import Cost, CostPlan
+from edgekd.recipe import Recipe
+from edgekd.run.cards.events import TrainEvent
 from edgekd.run.directory import RunDir
 from edgekd.stopping import Stop
 from edgekd.synthesis.networks.vae import VAE
 from edgekd.synthesis.state import State
 from edgekd.synthesis.steps import StepContext, student_step
 
-PARTS = {"generator": 1e9, "student": 2e9, "replay": 1e9}
+PARTS = {
+    "generator": Cost(0.0625, {torch.float32: 1e9}),
+    "student": Cost(0.125, {torch.float32: 1.5e9, torch.bfloat16: 0.5e9}),
+    "replayed": Cost(0.0625, {torch.float32: 1e9}),
+}
 COST = CostPlan(
     steps=2000,
-    seconds_per_step=0.25,
+    cost_by_part=PARTS,
+    waits=True,
+    warmup=Cost(1.0, {torch.float32: 4e9}),
     peak_memory_bytes=3 << 30,
     device="cpu",
     threads=2,
     precision="fp32",
-    flops_by_part=PARTS,
     parameters={"student": 10, "generator": 20},
     machine_peak_flops=64e9,
 )
 
 
 def test_a_plan_is_one_line_and_one_object() -> None:
-    assert COST.sentence() == "cpu, fp32, 2 threads, 250 ms a step, about 8 min 20 s, 3.0 GiB memory"
+    assert COST.sentence() == (
+        "cpu, fp32, 2 threads, 250 ms a step, about 8 min 21 s (6 min 16 s if replay never begins), 3.0 GiB memory"
+    )
+    assert "never" not in replace(COST, waits=False).sentence()
     assert COST.to_json() == {
         "steps": 2000,
         "seconds_per_step": 0.25,
         "flops_per_step": 4e9,
-        "flops_by_part": PARTS,
+        "flops_by_part": {"generator": 1e9, "student": 2e9, "replayed": 1e9},
         "parameters": {"student": 10, "generator": 20},
         "machine_peak_flops": 64e9,
         "utilisation": 0.25,
-        "eta_seconds": 500.0,
+        "eta_seconds": 501.0,
+        "eta_seconds_without_replay": 376.0,
+        "macs": 4002e9,
+        "macs_without_replay": 3002e9,
         "peak_memory_bytes": 3 << 30,
     }
-    assert COST.with_steps(4).eta_seconds == 1.0
+    assert COST.with_steps(4).eta_seconds == 2.0
     assert COST.steps == 2000
+    assert COST.steps_within(60) == 236
+    assert COST.steps_within(0.5) == 1
+
+
+@pytest.fixture(autouse=True)
+def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time each kind of update as few times as a plan may."""
+    monkeypatch.setattr(plan, "_LEAST_S", 0.0)
+
+
+def flops_by_part(run: RunDir, recipe: Recipe) -> dict[str, float]:
+    """Return the FLOPs a step that a plan counts for each part."""
+    cost = plan.measure_cost(run, recipe, Stop())
+    return {part: sum(each.flops.values()) for part, each in cost.cost_by_part.items()}
 
 
 def test_measuring_leaves_the_run_and_the_global_generators_alone(teacher_file: Path, ingested: RunDir) -> None:
@@ -59,36 +88,56 @@ def test_measuring_leaves_the_run_and_the_global_generators_alone(teacher_file: 
     assert (cost.steps, cost.device, cost.threads, cost.precision) == (12, "cpu", 1, "fp32")
     assert 1e-4 < cost.seconds_per_step < 5
     assert cost.peak_memory_bytes > 50 << 20
-    assert all(flops > 0 for flops in cost.flops_by_part.values())
+    assert all(sum(part.flops.values()) > 0 for part in cost.cost_by_part.values())
     assert 0 < cost.utilization < 1
 
 
 @pytest.mark.parametrize("least", [1, 8])
-def test_whole_periods_are_timed_with_replay_at_work(
+def test_each_kind_of_update_is_timed_several_times(
     least: int, teacher_file: Path, ingested: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[int, bool]] = []
+    kinds: Counter[tuple[bool, bool]] = Counter()
     real = student_step
 
     def watched(state: State, context: StepContext) -> dict[str, torch.Tensor]:
         logged = real(state, context)
-        seen.append((state.step % 3, "agreement_replay" in logged))
+        kinds["agreement_replay" in logged, "replay_pixel" in logged] += 1
         return logged
 
     monkeypatch.setattr(plan, "student_step", watched)
     wanted = toy.toy_recipe(teacher_file, method={"replay": {"start": 0.9}, "vae": {"gate": 0.5}})
     plan.measure_cost(ingested, wanted, Stop(), least_steps=least)
-    periods = seen[3 + len(seen) % 3 :]  # before them a period warms up and single steps are counted
-    assert [offset for offset, _ in periods] == [0, 1, 2] * (len(periods) // 3)
-    assert len(periods) >= 3 * 3, "three are timed at least"
-    assert len(periods) >= least
-    assert all(replayed for _, replayed in periods)
+    assert set(kinds) == {(False, False), (False, True), (True, False)}
+    assert all(count > max(3, least) for count in kinds.values()), "counted once, then timed"
+
+
+@pytest.mark.parametrize("gate", [0.0, 1.0])
+@pytest.mark.parametrize("share", [(0.0, 0.0), (0.5, 0.0)])
+def test_the_macs_of_a_plan_are_those_that_the_run_executes(
+    gate: float, share: tuple[float, float], teacher_file: Path, tmp_path: Path
+) -> None:
+    method = {
+        "steps": 12,
+        "replay": {"start": 0.25},
+        "vae": {"gate": gate},
+        "generator": {"warmup": 2},
+        "procedural": {"share": share},
+        "consolidation": {"start": 0.75},
+    }
+    recipe = toy.toy_recipe(teacher_file, method=method)
+    run = toy.advance(tmp_path / "toy", recipe, ("ingest",))
+    cost = plan.measure_cost(run, recipe, Stop())
+    executed = toy.advance(run.path, recipe, ("distill",)).logged(TrainEvent)[-1].macs
+    # The first update of the VAE has nothing to rehearse, and the shares of procedural images are whole images.
+    planned = cost.macs if gate == 0 else cost.macs_without_replay
+    assert planned == pytest.approx(executed, rel=0.05)
+    assert cost.macs > cost.macs_without_replay
 
 
 def test_the_rehearsal_of_the_vae_counts_too(teacher_file: Path, ingested: RunDir) -> None:
     def flops(rehearsed: int) -> float:
         recipe = toy.toy_recipe(teacher_file, method={"vae": {"gate": 0.0, "rehearsed": rehearsed}})
-        return plan.measure_cost(ingested, recipe, Stop()).flops_by_part["replay"]
+        return flops_by_part(ingested, recipe)["replay"]
 
     assert flops(8) > 1.2 * flops(0)
 
@@ -98,7 +147,7 @@ def test_student_and_replay_are_told_apart_where_every_step_trains_the_vae(
 ) -> None:
     def flops(period: int) -> dict[str, float]:
         method = {"generator": {"period": period}, "vae": {"updates": 1, "gate": 0.0}, "replay": {"start": 0.0}}
-        return plan.measure_cost(ingested, toy.toy_recipe(teacher_file, method=method), Stop()).flops_by_part
+        return flops_by_part(ingested, toy.toy_recipe(teacher_file, method=method))
 
     every, second = flops(1), flops(2)
     assert every["student"] == second["student"]
@@ -117,16 +166,17 @@ def test_the_networks_that_are_trained_are_counted(teacher_file: Path, ingested:
     assert list(plan.measure_cost(ingested, without, Stop()).parameters) == ["student", "generator"]
 
 
-def test_consolidation_counts_with_its_share_of_the_steps(teacher_file: Path, ingested: RunDir) -> None:
+def test_generator_and_replay_count_with_the_share_of_the_steps_they_learn_in(
+    teacher_file: Path, ingested: RunDir
+) -> None:
     def flops(start: float) -> dict[str, float]:
         method = {"consolidation": {"start": start}, "vae": {"gate": 0.0}, "replay": {"start": 0.0}}
-        return plan.measure_cost(ingested, toy.toy_recipe(teacher_file, method=method), Stop()).flops_by_part
+        return flops_by_part(ingested, toy.toy_recipe(teacher_file, method=method))
 
     whole, quarter = flops(1.0), flops(0.25)
-    assert set(quarter) == {*whole, "consolidation"}
-    for name, expected in whole.items():
-        assert quarter[name] == pytest.approx(0.25 * expected, rel=0.01)
-    assert quarter["consolidation"] == pytest.approx(0.75 * whole["student"], rel=0.01)
+    assert set(quarter) == set(whole) == {"generator", "student", "replay", "replayed"}
+    for part, share in {"generator": 0.25, "replay": 0.25, "student": 1, "replayed": 1}.items():
+        assert quarter[part] == pytest.approx(share * whole[part], rel=0.01)
 
 
 def test_too_little_memory_names_the_largest_batch_that_fits(

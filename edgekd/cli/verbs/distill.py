@@ -183,7 +183,7 @@ def _dry_run(cost: CostPlan | None, *, json: bool) -> None:
         console.print_json(cost.to_json())
     else:
         console.print_table(("network", "parameters"), [(name, f"{n:,}") for name, n in cost.parameters.items()])
-        rows = [(part, f"{flops / 1e9:.3f}") for part, flops in cost.flops_by_part.items()]
+        rows = [(part, f"{sum(each.flops.values()) / 1e9:.3f}") for part, each in cost.cost_by_part.items()]
         rows.append(("all", f"{cost.flops_per_step / 1e9:.3f}"))
         console.print_table(("update", "GFLOP a step"), rows)
         peak = f"{cost.machine_peak_flops / 1e9:.0f} GFLOP/s of matrix products here"
