@@ -91,7 +91,7 @@ class MacRates:
     def of_student_step(self, state: State, context: StepContext) -> int:
         """Return the multiply-accumulates of the state's next student step."""
         method = context.recipe.method
-        procedural = schedules.procedural_count(method, state.step, context.steps)
+        procedural = context.procedural_count(state.step)
         macs = method.student.batch_size * self.view + (method.student.batch_size - procedural) * self.generated
         if context.replays(state):
             macs += method.replay.batch_size * (self.view + self.replayed)

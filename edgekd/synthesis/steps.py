@@ -54,6 +54,10 @@ class StepContext:
         """Whether the replay learns in the state's step."""
         return self.explores(state.step) and state.replay.learns_at(state.step % self.recipe.method.generator.period)
 
+    def procedural_count(self, step: int) -> int:
+        """How many of a step's novel images are procedural: none beside the user's pictures."""
+        return 0 if self.pictures else schedules.procedural_count(self.recipe.method, step, self.steps)
+
     @property
     def uses_generator(self) -> bool:
         """Whether a generator takes part: not with pictures, nor where all images are procedural."""
@@ -111,7 +115,7 @@ def student_step(state: State, context: StepContext) -> dict[str, Tensor]:
     the procedural images are a part of the novel ones.
     """
     method, step, table = context.recipe.method, state.step, context.recipe.method.student
-    novel_count, procedural_count = table.batch_size, schedules.procedural_count(method, step, context.steps)
+    novel_count, procedural_count = table.batch_size, context.procedural_count(step)
     x = novel_images(state, context, procedural_count)
     if context.replays(state):
         x = torch.cat([x, state.replay.sample(step, method.replay.batch_size, context.draws)])

@@ -24,9 +24,13 @@ def test_a_student_learns_on_pictures_of_the_user_and_everything_says_so(
     teacher_file: Path, photos: Path, tmp_path: Path
 ) -> None:
     mine = Path(shutil.copytree(photos, tmp_path / "mine"))
-    wanted = toy.toy_recipe(teacher_file, images={"folder": str(mine)}, pixels=PIXELS, checkpoint_period=2)
+    method = {"procedural": {"share": [0.5, 0.5]}}
+    wanted = toy.toy_recipe(
+        teacher_file, method=method, images={"folder": str(mine)}, pixels=PIXELS, checkpoint_period=2
+    )
     untouched = toy.advance(tmp_path / "untouched" / "toy", wanted, toy.CHAIN)
     assert untouched.events("generator") == [], "there is none"
+    assert not any("agreement_procedural" in event for event in untouched.events("train")), "nor procedural images"
     ledger = untouched.ledger()
     purposes = [entry.purpose for entry in ledger.real_images]
     assert purposes == ["distillation", "choosing the student", "samples for export"]

@@ -102,33 +102,49 @@ def _coordinates(shape: Shape, device: torch.device) -> tuple[Tensor, Tensor]:
     return rows[:, None], columns[None, :]
 
 
-def _leaf_mask(draw: _Uniform, count: int, shape: Shape, *, least: float) -> Tensor:
-    """Return masks (N, H, W), each one turned ellipse or rectangle; few are large, as areas in photographs."""
+def _topmost_leaves(draw: _Uniform, count: int, shape: Shape, *, least: float) -> Tensor:
+    """Return which leaf lies on top at each pixel, (N, H, W): 1 to `_LEAVES`, and 0 where there is none.
+
+    The leaves are turned ellipses and rectangles by turns; few are large, as areas in photographs.
+    """
     rows, columns = _coordinates(shape, draw.source.device)
-    y, x = (draw(-1, 1, count)[:, None, None] for _ in range(2))
-    angle, boxy = draw(0, math.pi, count)[:, None, None], draw(0, 1, count)[:, None, None] < 0.5
-    u = torch.rand(2, count, generator=draw.source, device=draw.source.device)
+    y, x = draw(-1, 1, 2, count, _LEAVES, 1, 1)
+    angle = draw(0, math.pi, count, _LEAVES, 1, 1)
+    cosine, sine = angle.cos(), angle.sin()
     # The density of a radius r falls with 1/r^3 between `least` and 1 (dead leaves keep the statistics of scenes so).
-    radii = least / (1 - u * (1 - least**2)).sqrt()
-    along = ((columns - x) * angle.cos() + (rows - y) * angle.sin()) / radii[0][:, None, None]
-    across = ((rows - y) * angle.cos() - (columns - x) * angle.sin()) / radii[1][:, None, None]
-    return torch.where(boxy, torch.maximum(along.abs(), across.abs()) < 0.8, along.square() + across.square() < 1)
+    along, across = least / (1 - draw(0, 1, 2, count, _LEAVES, 1, 1) * (1 - least**2)).sqrt()
+    # Sums of a row's part and a column's part, so that only these sums are as large as all leaves' pixels.
+    u = (columns - x) * (cosine / along) + (rows - y) * (sine / along)
+    v = (rows - y) * (cosine / across) - (columns - x) * (sine / across)
+    level = torch.arange(1, _LEAVES + 1, dtype=torch.int16, device=rows.device)[:, None, None]
+    ellipses = (u[:, ::2].square() + v[:, ::2].square() < 1) * level[::2]
+    rectangles = (torch.maximum(u[:, 1::2].abs(), v[:, 1::2].abs()) < 0.8) * level[1::2]
+    topmost: Tensor = torch.maximum(ellipses.amax(1), rectangles.amax(1)).long()
+    return topmost
 
 
 def _leaves(draw: _Uniform, count: int, shape: Shape) -> Tensor:
     """Paint shapes over each other, each with a colour, a shade that grows across the picture, and some texture."""
     rows, columns = _coordinates(shape, draw.source.device)
-    textures = [_noise(draw, count, shape) for _ in range(_TEXTURES)]
+    topmost = _topmost_leaves(draw, count, shape, least=0.12).flatten(1)  # of each pixel
 
-    def surface(texture: Tensor) -> Tensor:
-        shade = 0.5 * (draw.normal(count, 1, 1, 1) * rows + draw.normal(count, 1, 1, 1) * columns)
-        return _colors(draw, count, shape[0]) + shade + 0.5 * draw(0, 1, count, 1, 1, 1).square() * texture
+    def of_leaf(values: Tensor) -> Tensor:
+        """Give every pixel the values (N, leaves, V) of its leaf: (N, V, H, W)."""
+        chosen = values.gather(1, topmost[:, :, None].expand(-1, -1, values.shape[2]))
+        return chosen.transpose(1, 2).reshape(count, values.shape[2], *shape[1:])
 
-    images = surface(textures[0])
-    for index in range(_LEAVES):
-        mask = _leaf_mask(draw, count, shape, least=0.12)[:, None]
-        images = torch.where(mask, surface(textures[index % _TEXTURES]), images)
-    return images
+    leaves = _LEAVES + 1  # with the ground
+    chroma = _CHROMA * draw.normal(count, leaves, shape[0])
+    colors = draw.normal(count, leaves, 1) + chroma - chroma.mean(2, keepdim=True)
+    slopes = 0.5 * draw.normal(count, leaves, 2)
+    noise = _noise(draw, count, shape)
+    textures = torch.stack([noise.roll(index, 0) for index in range(_TEXTURES)], 1)  # shared with other pictures
+    strength = 0.5 * draw(0, 1, count, leaves, 1).square()
+    which = torch.arange(leaves, device=rows.device) % _TEXTURES
+    strengths = strength * F.one_hot(which, _TEXTURES)
+    down, right = of_leaf(slopes).split(1, 1)
+    shaded = of_leaf(colors) + down * rows + right * columns
+    return shaded.add_((of_leaf(strengths)[:, :, None] * textures).sum(1))
 
 
 def _noise(draw: _Uniform, count: int, shape: Shape) -> Tensor:
@@ -146,20 +162,23 @@ def _noise(draw: _Uniform, count: int, shape: Shape) -> Tensor:
     return noise[:, :1] + _CHROMA * draw.normal(count, channels, 1, 1) * noise[:, 1:]
 
 
-def _product(x: Tensor, weights: Tensor) -> Tensor:
-    """Multiply (N, P, I) by (N, I, O) as sums of elements: matrix products are counted as work of the networks."""
-    return torch.stack([x[:, :, i, None] * weights[:, None, i] for i in range(x.shape[2])]).sum(0)
+def _product(weights: Tensor, x: Tensor) -> Tensor:
+    """Multiply (N, O, I) by (N, I, P) as sums of elements: matrix products are counted as work of the networks."""
+    total: Tensor = weights[:, :, 0, None] * x[:, None, 0]
+    for i in range(1, x.shape[1]):
+        total = torch.addcmul(total, weights[:, :, i, None], x[:, None, i])
+    return total
 
 
 def _formulas(draw: _Uniform, count: int, shape: Shape) -> Tensor:
     """Evaluate a small network with random weights and sines at every pixel's coordinates."""
     channels, height, width = shape
     rows, columns = _coordinates(shape, draw.source.device)
-    plane = torch.stack([rows.expand(height, width), columns.expand(height, width)], -1).reshape(1, -1, 2)
+    plane = torch.stack([rows.expand(height, width), columns.expand(height, width)]).reshape(1, 2, -1)
     zoom = 2 * draw(0, 2, count, 1, 1).exp()
-    x = _product(plane * zoom, draw.normal(count, 2, _HIDDEN)) + draw(-math.pi, math.pi, count, 1, _HIDDEN)
+    x = _product(draw.normal(count, _HIDDEN, 2), plane * zoom) + draw(-math.pi, math.pi, count, _HIDDEN, 1)
     for _ in range(2):
-        x = _product(x.sin(), draw.normal(count, _HIDDEN, _HIDDEN)) + draw(-math.pi, math.pi, count, 1, _HIDDEN)
-    colors = _product(x.sin(), draw.normal(count, _HIDDEN, channels))
-    images = _standardized(colors.transpose(1, 2).reshape(count, channels, height, width))
+        x = _product(draw.normal(count, _HIDDEN, _HIDDEN), x.sin()) + draw(-math.pi, math.pi, count, _HIDDEN, 1)
+    colors = _product(draw.normal(count, channels, _HIDDEN), x.sin())
+    images = _standardized(colors.reshape(count, channels, height, width))
     return images.mean(1, keepdim=True) + _CHROMA * images
