@@ -252,7 +252,9 @@ def _costs(state: State, context: StepContext, clock: _Clock) -> tuple[dict[str,
     parts, warmup = {}, NOTHING
     if context.uses_generator:
         # At the last step, when an adversary has its full weight.
-        parts["generator"] = cost(generator_step, context, steps - 1).times(math.ceil(explored / period) / steps)
+        parts["generator"] = cost(generator_step, context, steps - 1).times(
+            sum(map(context.generator_learns, range(steps))) / steps
+        )
         if method.generator.warmup:
             warmup = cost(generator_step, context, 0).times(method.generator.warmup)
     shown = parts["student"] = cost(student_step, _changed(context, explores=False, replays=False))

@@ -44,6 +44,8 @@ class GeneratorTable(Table):
     """Images of an update; 0 takes `student.batch_size`."""
     period: int = Field(5, ge=1)
     """Student steps per generator update."""
+    every_step_until: float = Field(0.0, ge=0, le=1)
+    """Fraction of the steps before which it learns at every step instead: a fresh generator has little to show."""
     warmup: int = Field(0, ge=0)
     """Generator updates, without adversary, before the first student step."""
     reinit_period: int = Field(0, ge=0)
@@ -68,6 +70,10 @@ class GeneratorTable(Table):
     """Let no gradient of the disagreement flow through the teacher (released: true)."""
     student_mode: Literal["eval", "train"] = "eval"
     """Mode of the student in the generator step (released: train)."""
+
+    def period_at(self, step: int, steps: int) -> int:
+        """Return the student steps per generator update at a step."""
+        return 1 if step < self.every_step_until * steps else self.period
 
 
 class StudentUpdateTable(Table):
@@ -102,6 +108,9 @@ class StudentUpdateTable(Table):
     inherit: bool = False
     """Begin as the teacher, if one of both has every tensor of the other by name and shape (a ResNet of fewer blocks);
     `student.weights` comes before."""
+    inherit_slices: bool = False
+    """With `inherit`, begin with slices of the teacher where the student is a narrower or shallower network of its kind
+    (a WRN-16-1 of a WRN-40-2): evenly spaced channels, and evenly spaced blocks of each stage."""
     hint: float = Field(0.0, ge=0)
     """Weight of the relative squared error of feature maps at the end of each stage, for a student of that family."""
     hint_schedule: Literal["constant", "linear"] = "constant"

@@ -74,7 +74,7 @@ class RunLogger:
         self.run, self.key = run, key
         self.steps, self.environment = steps, environment
         self._accuracy = accuracy
-        self._generator_period = recipe.method.generator.period
+        self._generator = recipe.method.generator
         self._obey_period = recipe.checkpoint_period > 0
         self._checkpoint_period = recipe.checkpoint_period or max(1, steps // 20)
         self._saved_at, self._saving_seconds = time.monotonic(), 0.0
@@ -112,7 +112,7 @@ class RunLogger:
 
     def generator(self, state: LoggedState, parts: Mapping[str, Tensor]) -> None:
         """Log the generator's losses and health, about 200 times a run: the first update from each due step on."""
-        if state.step % self._log_period < self._generator_period:
+        if state.step % self._log_period < self._generator.period_at(state.step, self.steps):
             values = self._finite(state, parts)
             self._event(state, GeneratorEvent.kind, {**values, **state.health[-1]})
 

@@ -70,7 +70,7 @@ def distill_student(execution: Execution) -> None:
     )
     run_logger.restore(state)
     if state.inherited and state.step == 0:
-        console.say(f"student  of the teacher's family: starts from {len(state.inherited)} of its tensors")
+        console.say(f"student  of the teacher's kind: starts from {len(state.inherited)} of its tensors")
     try:
         learn(state, context, run_logger, execution.stop)
     except torch.OutOfMemoryError as error:
@@ -101,7 +101,7 @@ def learn(state: State, context: StepContext, run_logger: RunLogger, stop: Stop)
                 if state.step:  # the checkpoint of step 0 is from before the warm-up, which is repeated
                     run_logger.save(state)
                 stop.raise_if_requested(f"distillation at step {state.step} of {steps}")
-            if context.uses_generator and context.explores(state.step) and state.step % method.generator.period == 0:
+            if context.generator_learns(state.step):
                 state.macs += macs.of_generator_step(context, state.step)
                 run_logger.generator(state, generator_step(state, context))
                 maybe_reinit_generator(state, context, run_logger)
@@ -122,8 +122,10 @@ def build_state(context: StepContext, initial: Mapping[str, Tensor] | None = Non
     method = recipe.method
     student = artefacts.build_student(recipe, context.description, initial)
     machine.float32_head(student, artefacts.student_head(student, shape))
-    shared_tensors = inheritance.shared_tensors(student, teacher.network)
-    inherited = shared_tensors if method.student.inherit and not initial else {}
+    shared_tensors, inherited = inheritance.shared_tensors(student, teacher.network), {}
+    if method.student.inherit and not initial:
+        slices = method.student.inherit_slices and not shared_tensors
+        inherited = inheritance.sliced_tensors(student, teacher.network) if slices else shared_tensors
     if inherited:
         student.load_state_dict(inherited, strict=False)
     student = student.to(device).to(memory_format=torch.channels_last)

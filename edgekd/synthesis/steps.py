@@ -45,6 +45,11 @@ class StepContext:
         """Whether generator and replay still learn at a step; afterwards the student consolidates."""
         return step < self.exploration_steps
 
+    def generator_learns(self, step: int) -> bool:
+        """Whether a generator update comes before the student's at a step."""
+        period = self.recipe.method.generator.period_at(step, self.steps)
+        return self.uses_generator and self.explores(step) and step % period == 0
+
     def replays(self, state: State) -> bool:
         """Whether the state's step shows the student replayed images, too."""
         table = self.recipe.method.replay

@@ -53,6 +53,42 @@ def test_of_a_network_of_other_classes_nothing_is_taken() -> None:
     assert inheritance.shared_tensors(network("resnet8"), network("resnet20", classes=6)) == {}
 
 
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [
+        ("wrn-16-1", "wrn-22-2"),
+        ("resnet8@0.5", "resnet20"),
+        ("mobilenetv2@0.5", "mobilenetv2"),
+        ("resnet18", "resnet34"),
+        ("resnet20", "resnet20"),
+    ],
+)
+def test_a_narrower_or_shallower_network_begins_with_slices(student: str, teacher: str) -> None:
+    ours, theirs = network(student, seed=1), network(teacher, seed=2)
+    start = inheritance.sliced_tensors(ours, theirs)
+    ours.load_state_dict(start)
+    if student == teacher:
+        assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in start.items())
+
+
+def test_slices_are_evenly_spaced_in_channels_and_blocks_and_keep_their_sums() -> None:
+    ours, theirs = network("wrn-16-1", seed=1), network("wrn-22-2", seed=2)
+    start, source = inheritance.sliced_tensors(ours, theirs), theirs.state_dict()
+    norm = start["block2.layer.1.bn1.weight"]
+    assert torch.equal(norm, source["block2.layer.2.bn1.weight"][::2]), "the last block of three"
+    kernel = start["block2.layer.1.conv1.weight"]
+    assert torch.equal(kernel, 2 * source["block2.layer.2.conv1.weight"][::2, ::2])
+    assert torch.equal(start["conv1.weight"], source["conv1.weight"]), "of the same width"
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [("mobilenetv2", "resnet18"), ("wrn-16-2", "wrn-16-1"), ("resnet18", "resnet50"), ("resnet20", "resnet8")],
+)
+def test_of_a_smaller_or_another_kind_of_network_there_are_no_slices(student: str, teacher: str) -> None:
+    assert inheritance.sliced_tensors(network(student), network(teacher)) == {}
+
+
 def test_parameters_of_the_network_itself_are_taken_too() -> None:
     class WithToken(nn.Module):
         def __init__(self, value: float, blocks: int) -> None:

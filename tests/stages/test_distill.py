@@ -371,6 +371,7 @@ SOURCES: dict[str, dict[str, Any]] = {
     "views": {"student": {"flip": True, "shift": 1, "mixup": 0.5, "cutmix": 0.5}},
     "procedural": {"procedural": {"share": [1.0, 0.5]}},
     "procedural alone": {"procedural": {"share": [1.0, 1.0]}},
+    "eager generator": {"generator": {"every_step_until": 0.5, "period": 4}},
     "hint adapters": {"student": {"hint": 5.0, "hint_adapters": True, "optimizer": "adamw", "weight_decay": 0.01}},
 }
 
@@ -427,7 +428,7 @@ def test_a_student_of_the_teachers_family_starts_as_it_and_learns_its_feature_ma
     assert ended is not None
     assert ended.notes["inherited_tensors"] == len(teacher)
     assert ended.notes["hinted_stages"] == ["layer1", "layer2", "layer3"]
-    assert f"of the teacher's family: starts from {len(teacher)} of its tensors" in capsys.readouterr().err
+    assert f"of the teacher's kind: starts from {len(teacher)} of its tensors" in capsys.readouterr().err
     hints: list[Any] = [event["hint"] for event in untouched.events("train")]
     assert len(hints) > 1
     assert all(hint > 0 for hint in hints), "batch statistics in the student, the running ones in the teacher"
@@ -435,7 +436,7 @@ def test_a_student_of_the_teachers_family_starts_as_it_and_learns_its_feature_ma
     run = interrupted(tmp_path / "toy", wanted, 6)
     capsys.readouterr()
     toy.advance(run.path, wanted, ENDED)
-    assert "of the teacher's family" not in capsys.readouterr().err, "no longer true of a run that goes on"
+    assert "of the teacher's kind" not in capsys.readouterr().err, "no longer true of a run that goes on"
     resumed = Record.read(run.stage("distill"))
     assert resumed is not None
     assert resumed.outputs == ended.outputs, "the hashes of the last checkpoint"
@@ -449,15 +450,31 @@ def test_a_student_of_the_teachers_family_starts_as_it_and_learns_its_feature_ma
 
 
 @pytest.mark.parametrize(
-    ("student", "inherit"), [(toy.STUDENT, True), (toy.ARCH, False)], ids=["other widths", "not to inherit"]
+    ("student", "inherit", "slices"),
+    [(toy.STUDENT, True, False), (toy.ARCH, False, True)],
+    ids=["other widths", "not to inherit"],
 )
-def test_any_other_student_starts_at_random(student: str, inherit: bool, teacher_file: Path, tmp_path: Path) -> None:
-    method = {"student": {"inherit": inherit}}
+def test_any_other_student_starts_at_random(
+    student: str, inherit: bool, slices: bool, teacher_file: Path, tmp_path: Path
+) -> None:
+    method = {"student": {"inherit": inherit, "inherit_slices": slices}}
     wanted = toy.toy_recipe(teacher_file, student={"name": student}, checkpoint_period=12, method=method)
     run = toy.advance(tmp_path / "toy", wanted, ENDED)
     drawn = artefacts.build_student(wanted, artefacts.description_of(run)).state_dict()
     assert all(torch.equal(started(run)[name], value) for name, value in drawn.items())
     assert any("hint" in event for event in run.events("train")) is (student == toy.ARCH), "of one family, hints remain"
+
+
+def test_a_narrower_student_starts_with_slices_where_asked(
+    teacher_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    method = {"student": {"inherit": True, "inherit_slices": True}}
+    run = toy.advance(
+        tmp_path / "toy", toy.toy_recipe(teacher_file, checkpoint_period=12, method=method), ("ingest", "distill")
+    )
+    teacher = checkpoint.load_tensors(run.stage("teacher") / "teacher.safetensors")
+    assert torch.equal(started(run)["conv1.weight"], teacher["conv1.weight"][::2])
+    assert f"of the teacher's kind: starts from {len(started(run))} of its tensors" in capsys.readouterr().err
 
 
 def test_given_weights_come_before_the_teachers(teacher_file: Path, tmp_path: Path) -> None:

@@ -144,7 +144,8 @@ def _leaves(draw: _Uniform, count: int, shape: Shape) -> Tensor:
     strengths = strength * F.one_hot(which, _TEXTURES)
     down, right = of_leaf(slopes).split(1, 1)
     shaded = of_leaf(colors) + down * rows + right * columns
-    return shaded.add_((of_leaf(strengths)[:, :, None] * textures).sum(1))
+    painted: Tensor = shaded + (of_leaf(strengths)[:, :, None] * textures).sum(1)
+    return painted
 
 
 def _noise(draw: _Uniform, count: int, shape: Shape) -> Tensor:
