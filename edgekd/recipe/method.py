@@ -5,7 +5,7 @@ Attribute docstrings are the reference: docs/recipe.md is made from them.
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -97,10 +97,12 @@ class StudentUpdateTable(Table):
     """Distance of logits: mean absolute difference, or KL at a temperature."""
     temperature: float = Field(4.0, gt=0)
     """Temperature of kl."""
-    flip: bool = False
-    """Mirror half of the images, novel and replayed, left to right before teacher and student see them."""
-    shift: int = Field(0, ge=0)
-    """Move these images by up to so many pixels in both directions, likewise."""
+    flip: bool | Literal["auto"] = False
+    """Mirror half of the images, novel and replayed, left to right before teacher and student see them. "auto" mirrors
+    colour images alone: a mirrored digit or letter is another one."""
+    shift: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
+    """Move these images by up to so many pixels in both directions, likewise; "auto" is an eighth of the shorter side
+    of colour images and a sixteenth of that of grey ones."""
     mixup: float = Field(0.0, ge=0, le=1)
     """Share of these images that become a weighted mean with another one of the batch, the weight uniform."""
     cutmix: float = Field(0.0, ge=0, le=1)

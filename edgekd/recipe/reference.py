@@ -6,7 +6,7 @@ import inspect
 import json
 import sys
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -115,6 +115,11 @@ def _type(kind: Any) -> str:
     parts = get_args(kind)
     if get_origin(kind) is Literal:
         return ", ".join(f"`{_toml(part)}`" for part in parts)
+    if get_origin(kind) is Union:
+        return " or ".join(map(_type, parts))
+    if get_origin(kind) is Annotated:
+        number, *fields = parts
+        return " ".join([_type(number), *(_bounds(field.metadata) for field in fields)])
     if get_origin(kind) is not tuple:
         return _NAMES[kind]
     if parts[-1] is ...:

@@ -21,11 +21,14 @@ def view(x: Tensor, table: StudentUpdateTable, step: int, draws: KeyedDraws) -> 
     What moves in from outside is 0, the mean of the teacher's normalised input space.
     """
     count = len(x)
-    if table.flip:
+    colored, side = x.shape[1] == 3, min(x.shape[2:])
+    flip = colored if table.flip == "auto" else table.flip
+    shift = side // (8 if colored else 16) if table.shift == "auto" else table.shift
+    if flip:
         mirrored = draws.integers(step, "flip", 2, count).bool()
         x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
-    if table.shift:
-        x = _shifted(x, table.shift, step, draws)
+    if shift:
+        x = _shifted(x, shift, step, draws)
     if table.mixup:
         mixed = draws.uniform(step, "mixup", count) < table.mixup
         weight = draws.uniform(step, "mixup-weight", count).where(mixed, torch.ones((), device=x.device))

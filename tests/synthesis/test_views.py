@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from edgekd.recipe.method import StudentUpdateTable
@@ -40,6 +41,13 @@ def test_shifted_images_are_windows_of_the_padded_ones() -> None:
         every_place |= set(places)
     assert len(every_place) > 12, "25 places are possible"
     assert {0, 4} <= {i for i, _ in every_place} & {j for _, j in every_place}
+
+
+@pytest.mark.parametrize(("channels", "flip", "shift"), [(3, True, 2), (1, False, 1), (4, False, 1)])
+def test_colour_images_are_mirrored_and_moved_further_than_grey_ones(channels: int, flip: bool, shift: int) -> None:
+    x = torch.randn(20, channels, 16, 24, generator=torch.Generator().manual_seed(0))
+    automatic = view(x, StudentUpdateTable(flip="auto", shift="auto"), 3, DRAWS)
+    assert torch.equal(automatic, view(x, StudentUpdateTable(flip=flip, shift=shift), 3, DRAWS))
 
 
 def test_draws_belong_to_the_step() -> None:
