@@ -55,3 +55,7 @@ class KeyedDraws:
     def integers(self, step: int, purpose: str, high: int, count: int) -> torch.Tensor:
         """Return `count` integers of [0, high)."""
         return torch.randint(high, (count,), generator=self.source(step, purpose), device=self.device)
+
+    def permutation(self, step: int, purpose: str, count: int) -> torch.Tensor:
+        """Return the integers of [0, count) in random order."""
+        return torch.randperm(count, generator=self.source(step, purpose), device=self.device)

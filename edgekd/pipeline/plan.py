@@ -238,35 +238,42 @@ class _Clock:
 
 def _costs(state: State, context: StepContext, clock: _Clock) -> tuple[dict[str, Cost], Cost]:
     """Return the mean cost a step of each part, and the cost of the generator's warm-up."""
-    method, steps, explored = context.recipe.method, context.steps, context.exploration_steps
-    period = method.generator.period
-    middle = period * (steps // 2 // period)  # here the replay may learn, and procedural images have their mean share
+    method, steps, span = context.recipe.method, context.steps, context.recipe.method.student.span
+    cycle = math.lcm(method.generator.period, span)
+    middle = cycle * (steps // 2 // cycle)  # here the replay may learn, and procedural images have their mean share
 
-    def cost(update: Callable[[State, StepContext], object], where: StepContext, step: int = middle) -> Cost:
+    def updates_cost(step: int) -> Cost:
         def work() -> None:
             state.step = step
-            update(state, where)
+            generator_step(state, context)
+
+        return clock.cost(work)
+
+    def span_cost(where: StepContext) -> Cost:
+        def work() -> None:
+            for state.step in range(middle, middle + span):
+                student_step(state, where)
 
         return clock.cost(work)
 
     parts, warmup = {}, NOTHING
     if context.uses_generator:
-        # At the last step, when an adversary has its full weight.
-        parts["generator"] = cost(generator_step, context, steps - 1).times(
-            sum(map(context.generator_learns, range(steps))) / steps
-        )
+        updates = sum(map(context.generator_learns, range(steps)))
+        parts["generator"] = updates_cost(steps - 1).times(updates / steps)  # an adversary has its full weight then
         if method.generator.warmup:
-            warmup = cost(generator_step, context, 0).times(method.generator.warmup)
-    shown = parts["student"] = cost(student_step, _changed(context, explores=False, replays=False))
-    learning_steps = explored * sum(map(state.replay.learns_at, range(period))) / period
-    if state.replay.networks() and learning_steps:
-        learning = _changed(context, explores=True, replays=False)
+            warmup = updates_cost(0).times(method.generator.warmup)
+    shown = span_cost(_changed(context, explores=False, replays=False))
+    parts["student"] = shown.times(1 / span)
+    learning, period = _changed(context, explores=True, replays=False), method.generator.period
+    learns = [state.replay.learns_at(step % period) for step in range(context.exploration_steps)]
+    if state.replay.networks() and any(learns):
         student_step(state, learning)  # the VAE rehearses from its second update on
-        parts["replay"] = cost(student_step, learning).minus(shown).times(learning_steps / steps)
+        in_span = sum(state.replay.learns_at(place % period) for place in range(span))
+        parts["replay"] = span_cost(learning).minus(shown).times(sum(learns) / in_span / steps)
     state.replay.assume_ready()
     if state.replay.ready and method.replay.batch_size:
-        replaying = cost(student_step, _changed(context, explores=False, replays=True))
-        parts["replayed"] = replaying.minus(shown).times(1 - method.replay.start)
+        replaying = span_cost(_changed(context, explores=False, replays=True))
+        parts["replayed"] = replaying.minus(shown).times((1 - method.replay.start) / span)
     return parts, warmup
 
 

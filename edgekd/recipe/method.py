@@ -81,6 +81,9 @@ class StudentUpdateTable(Table):
 
     batch_size: int = Field(128, ge=2)
     """Novel images a step."""
+    reuse: int = Field(1, ge=1)
+    """Times that the student learns from each view. The teacher answers four batches at once, and their views are dealt
+    to batches anew each time; 1 answers and forgets batch by batch."""
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
     """Optimiser of the student."""
     lr: float = Field(2e-3, gt=0)
@@ -126,6 +129,16 @@ class StudentUpdateTable(Table):
     """Decay a step of the averaged student, which every method logs beside the raw one."""
     ship_average: bool = True
     """Whether the averaged student is a candidate for the final one; comparison presets ship the raw one."""
+
+    @property
+    def answered_batches(self) -> int:
+        """Batches whose views the teacher answers at once."""
+        return 1 if self.reuse == 1 else 4
+
+    @property
+    def span(self) -> int:
+        """Steps that learn from the same views; only between two such spans a checkpoint can lie."""
+        return self.reuse * self.answered_batches
 
 
 class ProceduralTable(Table):

@@ -75,6 +75,7 @@ class RunLogger:
         self.steps, self.environment = steps, environment
         self._accuracy = accuracy
         self._generator = recipe.method.generator
+        self._span = recipe.method.student.span
         self._obey_period = recipe.checkpoint_period > 0
         self._checkpoint_period = recipe.checkpoint_period or max(1, steps // 20)
         self._saved_at, self._saving_seconds = time.monotonic(), 0.0
@@ -143,9 +144,12 @@ class RunLogger:
     def checkpoint(self, state: LoggedState) -> None:
         """Save the state when due: at the recipe's period; without one 20 times a run and every five minutes.
 
-        Which checkpoints were written changes nothing that the next step computes, so the clock may have a say.
+        Which checkpoints were written changes nothing that the next step computes, so the clock may have a say. A due
+        one waits for the end of the steps that share their views.
         """
-        due = state.step % self._checkpoint_period == 0
+        if state.step % self._span and state.step != self.steps:
+            return
+        due = state.step // self._checkpoint_period > (state.step - self._span) // self._checkpoint_period
         if not self._obey_period:
             waited = time.monotonic() - self._saved_at
             due = (due or waited > LONGEST_WAIT_SECONDS) and SAVING_SHARE * waited >= self._saving_seconds

@@ -43,7 +43,7 @@ def _images_hash(folder: str, name: str, recorded: Mapping[str, str], count: int
 ADDED_METHOD_KEYS = {
     "generator": ("batch_size", "every_step_until"),
     "procedural": ("share",),
-    "student": ("mixup", "cutmix", "inherit_slices", "hint_schedule", "hint_adapters"),
+    "student": ("reuse", "mixup", "cutmix", "inherit_slices", "hint_schedule", "hint_adapters"),
 }
 """Keys that came after version 1 of distill; at their defaults they change nothing, so older runs stay up to date."""
 

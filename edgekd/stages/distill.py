@@ -97,7 +97,7 @@ def learn(state: State, context: StepContext, run_logger: RunLogger, stop: Stop)
 
     with console.progress("distil", steps, done=state.step) as progress:
         while state.step < steps:
-            if stop.requested:
+            if state.step % method.student.span == 0 and stop.requested:
                 if state.step:  # the checkpoint of step 0 is from before the warm-up, which is repeated
                     run_logger.save(state)
                 stop.raise_if_requested(f"distillation at step {state.step} of {steps}")

@@ -6,6 +6,7 @@ gradient may differ, so the networks that are kept are never counted.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from torch.utils.flop_counter import flop_registry
 
 from edgekd.synthesis import schedules
 from edgekd.synthesis.state import State
-from edgekd.synthesis.steps import StepContext, generator_step, student_step
+from edgekd.synthesis.steps import StepContext, answered_views, generator_step, student_step
 
 _FEW = 2
 """Images a step that are counted; BatchNorm in train mode needs more than one."""
@@ -26,7 +27,8 @@ _FEW = 2
 class FlopsByDtype(TorchDispatchMode):
     """Count the FLOPs of matrix products and convolutions, forward and backward, by the precision they run in.
 
-    A multiply-accumulate counts as two. The formulas are those of `torch.utils.flop_counter`.
+    A multiply-accumulate counts as two. The formulas are those of `torch.utils.flop_counter`, but for the gradients of
+    convolutions, for which these forget groups: a depthwise layer would count as many times as it has channels.
     """
 
     def __init__(self) -> None:
@@ -39,16 +41,29 @@ class FlopsByDtype(TorchDispatchMode):
         formula = flop_registry.get(func.overloadpacket)
         if formula is not None:
             dtype = next(a.dtype for a in args if isinstance(a, torch.Tensor))
-            self.flops[dtype] += formula(*args, **(kwargs or {}), out_val=out)
+            if func.overloadpacket is torch.ops.aten.convolution_backward:
+                self.flops[dtype] += _convolution_backward_flops(*args)
+            else:
+                self.flops[dtype] += formula(*args, **(kwargs or {}), out_val=out)
         return out
+
+
+def _convolution_backward_flops(gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *options: Any) -> int:
+    """Return the FLOPs of a convolution's gradients: for input and weight as many each as forward."""
+    *_, transposed, _, _, wanted = options
+    places = math.prod((x if transposed else gradient).shape[2:])
+    gradients: int = sum(wanted[:2])
+    return 2 * len(x) * places * weight.numel() * gradients
 
 
 @dataclass(frozen=True)
 class MacRates:
     """Multiply-accumulates of all networks an image, forward and backward."""
 
-    view: float
-    """Of showing one image to teacher and student, and of the student's update."""
+    answer: float
+    """Of the teacher's answer to one view."""
+    update: float
+    """Of showing one view to the student, and of its update."""
     generated: float
     """Of making one novel image, without a gradient."""
     replayed: float
@@ -68,6 +83,7 @@ class MacRates:
         state = build_state(resting)
         with_generator = _counted(student_step, state, resting)
         view = _counted(student_step, state, _procedural(resting))
+        answer = _counted(answered_views, state, _procedural(resting))
         first = _counted(student_step, state, learning) - with_generator
         second = _counted(student_step, state, learning) - with_generator
         rehearsed = context.recipe.method.vae.rehearsed > 0
@@ -79,7 +95,8 @@ class MacRates:
         replaying = _procedural(_few_images(context, replaying=True))
         replayed = _counted(student_step, state, replaying) - 2 * view if replaying.replays(state) else 0
         return cls(
-            view=view / _FEW,
+            answer=answer / _FEW,
+            update=(view - answer) / _FEW,
             generated=(with_generator - view) / _FEW,
             replayed=replayed / _FEW,
             generator_update=update / _FEW,
@@ -90,11 +107,13 @@ class MacRates:
 
     def of_student_step(self, state: State, context: StepContext) -> int:
         """Return the multiply-accumulates of the state's next student step."""
-        method = context.recipe.method
-        procedural = context.procedural_count(state.step)
-        macs = method.student.batch_size * self.view + (method.student.batch_size - procedural) * self.generated
-        if context.replays(state):
-            macs += method.replay.batch_size * (self.view + self.replayed)
+        method, table = context.recipe.method, context.recipe.method.student
+        begins = state.step % table.span == 0 or state.answered is None
+        sizes = context.part_sizes(state) if state.answered is None or begins else state.answered.sizes
+        macs = (sizes.novel + sizes.replayed) * self.update
+        if begins:
+            made = sizes.generated * self.generated + sizes.replayed * self.replayed
+            macs += table.answered_batches * ((sizes.novel + sizes.replayed) * self.answer + made)
         if context.replay_learns(state):
             macs += method.vae.novel * self.replay_update
             if state.step > 0:  # there is nothing to rehearse before the first update
@@ -126,7 +145,7 @@ def _few_images(context: StepContext, *, learning: bool = False, replaying: bool
     replayed = min(_FEW, method.replay.batch_size) if replaying else 0
     tables = {
         "generator": method.generator.model_copy(update={"batch_size": 0}),
-        "student": method.student.model_copy(update={"batch_size": _FEW}),
+        "student": method.student.model_copy(update={"batch_size": _FEW, "reuse": 1}),
         "replay": method.replay.model_copy(update={"batch_size": replayed, "start": 0.0}),
         "vae": method.vae.model_copy(update={"novel": _FEW, "rehearsed": min(_FEW, method.vae.rehearsed)}),
         "consolidation": method.consolidation.model_copy(update={"start": float(learning)}),

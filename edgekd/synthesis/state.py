@@ -21,6 +21,7 @@ from edgekd.state_dict import (
     restore_optimizer,
     tensors_of,
 )
+from edgekd.synthesis.answered import AnsweredViews
 from edgekd.synthesis.hints import Hints
 from edgekd.synthesis.networks.generator import Generator
 from edgekd.synthesis.replay import Replay
@@ -59,6 +60,8 @@ class State:
     """The feature maps that the student learns from the teacher's, where the method has any."""
     inherited: tuple[str, ...] = ()
     """Names of the student's tensors that began as the teacher's."""
+    answered: AnsweredViews | None = None
+    """What the student learns from at present; never saved, since a checkpoint lies between two of them."""
     student_ema: nn.Module = field(init=False)
     generator_ema: nn.Module = field(init=False)
     step: int = 0

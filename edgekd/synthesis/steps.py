@@ -11,6 +11,7 @@ from edgekd.models.description import Description
 from edgekd.recipe import Recipe
 from edgekd.rng import KeyedDraws
 from edgekd.synthesis import health, losses, revival, schedules
+from edgekd.synthesis.answered import AnsweredViews, PartSizes
 from edgekd.synthesis.hooks import recording
 from edgekd.synthesis.images import ImageSource
 from edgekd.synthesis.images.procedural import ProceduralImages
@@ -62,6 +63,12 @@ class StepContext:
     def procedural_count(self, step: int) -> int:
         """How many of a step's novel images are procedural: none beside the user's pictures."""
         return 0 if self.pictures else schedules.procedural_count(self.recipe.method, step, self.steps)
+
+    def part_sizes(self, state: State) -> PartSizes:
+        """How many images of each part the state's batch has."""
+        procedural = self.procedural_count(state.step)
+        replayed = self.recipe.method.replay.batch_size if self.replays(state) else 0
+        return PartSizes(self.recipe.method.student.batch_size - procedural, procedural, replayed)
 
     @property
     def uses_generator(self) -> bool:
@@ -120,14 +127,11 @@ def student_step(state: State, context: StepContext) -> dict[str, Tensor]:
     the procedural images are a part of the novel ones.
     """
     method, step, table = context.recipe.method, state.step, context.recipe.method.student
-    novel_count, procedural_count = table.batch_size, context.procedural_count(step)
-    x = novel_images(state, context, procedural_count)
-    if context.replays(state):
-        x = torch.cat([x, state.replay.sample(step, method.replay.batch_size, context.draws)])
-    x = view(x, table, step, context.draws)
-    hints = state.hints
-    with torch.no_grad(), recording(hints.of_teacher if hints else None) as teacher_maps:
-        outputs = context.teacher.observe(x)
+    place = step % table.span
+    if place == 0 or state.answered is None:
+        state.answered = answered_views(state, context)
+    batch = state.answered.batch(place, step, context.draws)
+    x, outputs, sizes, hints = batch.views, batch.outputs, batch.sizes, state.hints
 
     state.student.train()
     with (
@@ -139,12 +143,15 @@ def student_step(state: State, context: StepContext) -> dict[str, Tensor]:
     objective = schedules.objective_at(method, step, context.steps)
     parts = {"student": losses.logit_distance(logits, outputs.logits, objective.loss, objective.temperature)}
     if hints is not None and student_maps:
-        parts["hint"] = schedules.hint_weight(table, step, context.steps) * hints.distance(student_maps, teacher_maps)
+        distance = hints.distance(student_maps, batch.teacher_maps)
+        parts["hint"] = schedules.hint_weight(table, step, context.steps) * distance
     if input_maxima:
         parts["revival"] = table.revive * revival.pull(input_maxima)
     state.student_optimizer.zero_grad()
     torch.stack(list(parts.values())).sum().backward()
-    del student_maps, teacher_maps  # feature maps, which the VAE's step has no memory for
+    if place == table.span - 1:
+        state.answered = None
+    del batch, student_maps  # feature maps, which the VAE's step has no memory for
     for group in state.student_optimizer.param_groups:
         group["lr"] = objective.lr
     state.student_optimizer.step()
@@ -152,30 +159,42 @@ def student_step(state: State, context: StepContext) -> dict[str, Tensor]:
 
     logged = {name: value.detach() for name, value in parts.items()}
     agrees = (logits.argmax(1) == outputs.logits.argmax(1)).float()
-    generated_count = novel_count - procedural_count
-    parts_of_batch = {"novel": agrees[:novel_count], "procedural": agrees[generated_count:novel_count]}
-    parts_of_batch["replay"] = agrees[novel_count:]
+    parts_of_batch = {"novel": agrees[: sizes.novel], "procedural": agrees[sizes.generated : sizes.novel]}
+    parts_of_batch["replay"] = agrees[sizes.novel :]
     logged |= {f"agreement_{name}": part.mean() for name, part in parts_of_batch.items() if len(part)}
     if input_maxima:
         logged["dead_relus"] = revival.dead_share(input_maxima)
     if context.replay_learns(state):
-        learned = state.replay.learn(step, x[:novel_count], outputs.first(novel_count), context.draws)
+        learned = state.replay.learn(step, x[: sizes.novel], outputs.first(sizes.novel), context.draws)
         logged |= {f"replay_{name}": value.detach() for name, value in learned.items()}
     return logged
 
 
 @torch.no_grad()
-def novel_images(state: State, context: StepContext, procedural_count: int) -> Tensor:
-    """Return the novel images of a step: generated ones or the user's pictures, then the procedural ones."""
-    step, draws, table = state.step, context.draws, context.recipe.method.student
-    count, images = table.batch_size - procedural_count, []
-    if count and context.pictures is not None:
-        images.append(context.pictures.batch(draws, "novel", step, count))
-    elif count:
+def answered_views(state: State, context: StepContext) -> AnsweredViews:
+    """Make the views of as many batches as the teacher answers at once, and let it answer them."""
+    table, step = context.recipe.method.student, state.step
+    sizes = context.part_sizes(state)
+    x = view(images(state, context, sizes.times(table.answered_batches)), table, step, context.draws)
+    with recording(state.hints.of_teacher if state.hints else None) as teacher_maps:
+        outputs = context.teacher.observe(x)
+    return AnsweredViews(x, outputs, tuple(teacher_maps or ()), sizes, table.answered_batches)
+
+
+def images(state: State, context: StepContext, sizes: PartSizes) -> Tensor:
+    """Return the images of a step: generated ones or the user's pictures, procedural ones, then replayed ones."""
+    step, draws = state.step, context.draws
+    parts = []
+    if sizes.generated and context.pictures is not None:
+        parts.append(context.pictures.batch(draws, "novel", step, sizes.generated))
+    elif sizes.generated:
         state.generator.train()
         with state.generator_autocast():
-            images.append(state.generator(draws.normal(step, "novel", count, context.recipe.method.generator.latent)))
-    if procedural_count:
-        procedural = ProceduralImages(context.description.input_shape)
-        images.append(procedural.batch(draws, "procedural", step, procedural_count))
-    return images[0] if len(images) == 1 else torch.cat(images)
+            z = draws.normal(step, "novel", sizes.generated, context.recipe.method.generator.latent)
+            parts.append(state.generator(z))
+    if sizes.procedural:
+        source = ProceduralImages(context.description.input_shape)
+        parts.append(source.batch(draws, "procedural", step, sizes.procedural))
+    if sizes.replayed:
+        parts.append(state.replay.sample(step, sizes.replayed, draws))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

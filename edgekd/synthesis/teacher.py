@@ -26,7 +26,11 @@ class TeacherOutputs:
 
     def first(self, count: int) -> TeacherOutputs:
         """Return what was seen of the first images of the batch."""
-        return replace(self, logits=self.logits[:count], features=self.features[:count])
+        return self.of(slice(count))
+
+    def of(self, images: Tensor | slice) -> TeacherOutputs:
+        """Return what was seen of these images of the batch, by their indices."""
+        return replace(self, logits=self.logits[images], features=self.features[images])
 
 
 class Teacher:

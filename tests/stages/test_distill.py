@@ -371,6 +371,7 @@ SOURCES: dict[str, dict[str, Any]] = {
     "views": {"student": {"flip": True, "shift": 1, "mixup": 0.5, "cutmix": 0.5}},
     "procedural": {"procedural": {"share": [1.0, 0.5]}},
     "procedural alone": {"procedural": {"share": [1.0, 1.0]}},
+    "reused views": {"student": {"reuse": 2, "hint": 1.0, "hint_adapters": True}},
     "eager generator": {"generator": {"every_step_until": 0.5, "period": 4}},
     "hint adapters": {"student": {"hint": 5.0, "hint_adapters": True, "optimizer": "adamw", "weight_decay": 0.01}},
 }
@@ -382,7 +383,8 @@ def test_every_replay_resumes_bit_for_bit_from_the_middle(name: str, teacher_fil
     untouched = toy.advance(tmp_path / "untouched" / "toy", wanted, ENDED)
     replayed = [event for event in untouched.events("train") if "agreement_replay" in event]
     assert bool(replayed) is (name != "none")
-    run = interrupted(tmp_path / "toy", wanted, 6)
+    # Where steps share their views, it is asked only between two such spans.
+    run = interrupted(tmp_path / "toy", wanted, 6 if wanted.method.student.span == 1 else 1)
     assert [p.name for p in run.stage("distill").glob("checkpoints/*")] != []
     toy.advance(run.path, wanted, ENDED)
     assert toy.fingerprint(run) == toy.fingerprint(untouched)

@@ -23,6 +23,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "bank": {"replay": {"source": "bank"}},
     "none": {"replay": {"source": "none"}, "generator": {"adversary": 0.0}},
     "procedural": {"procedural": {"share": [1.0, 0.25]}, "replay": {"source": "none"}},
+    "reused views": {"student": {"reuse": 2}, "vae": {"gate": 0.01}},
     "hints": {"student": {"hint": 1.0, "hint_adapters": True}},
 }
 
@@ -31,7 +32,7 @@ METHODS: dict[str, dict[str, Any]] = {
 def test_the_macs_of_each_step_are_those_that_were_executed(name: str, laboratory: Laboratory) -> None:
     state, context = laboratory(**METHODS[name])
     rates = MacRates.measure(context, build_state)
-    for step in range(5):
+    for step in range(9):
         state.step = step
         expected = rates.of_generator_step(context, step) + rates.of_student_step(state, context)
         with FlopsByDtype() as counter:
@@ -59,6 +60,27 @@ def test_a_convolution_costs_two_a_weight_and_place() -> None:
     with FlopsByDtype() as backward:
         out.sum().backward()
     assert backward.flops == {torch.float32: 2 * macs}, "the images take no gradient"
+
+
+@pytest.mark.parametrize(
+    ("layer", "macs"),
+    [
+        (nn.Conv2d(8, 8, 3, padding=1, groups=8), 2 * 8 * 6 * 6 * 9),
+        (nn.Conv2d(8, 4, 3, stride=2, padding=1, groups=2), 2 * 4 * 3 * 3 * 4 * 9),
+        (nn.ConvTranspose2d(8, 4, 2, stride=2), 2 * 8 * 6 * 6 * 4 * 4),
+    ],
+    ids=["depthwise", "grouped", "transposed"],
+)
+def test_gradients_of_grouped_and_transposed_convolutions_cost_what_their_forward_does(
+    layer: nn.Module, macs: int
+) -> None:
+    x = torch.randn(2, 8, 6, 6, requires_grad=True)
+    with FlopsByDtype() as forward:
+        out = layer(x)
+    assert forward.flops == {torch.float32: 2 * macs}
+    with FlopsByDtype() as backward:
+        out.sum().backward()
+    assert backward.flops == {torch.float32: 4 * macs}, "for the input and for the weights"
 
 
 def test_precisions_are_counted_apart() -> None:
