@@ -27,6 +27,26 @@ from edgekd.stopping import Stop, graceful
 from edgekd.synthesis.teacher import Teacher
 
 SHAPE, CLASSES, ARCH, STUDENT = (1, 8, 8), 4, "resnet8@0.5", "resnet8@0.25"
+PLAIN: dict[str, Any] = {
+    "generator": {"batch_size": 0, "every_step_until": 0.0, "batchnorm": 1.0},
+    "procedural": {"share": [0.0, 0.0]},
+    "student": {
+        "reuse": 1,
+        "schedule": "constant",
+        "loss": "l1",
+        "flip": False,
+        "shift": 0,
+        "mixup": 0.0,
+        "cutmix": 0.0,
+        "inherit": True,
+        "inherit_slices": False,
+        "hint": 5.0,
+        "hint_schedule": "constant",
+        "hint_adapters": False,
+    },
+    "replay": {"source": "vae"},
+}
+"""What toy runs keep to, whatever the default preset becomes with the next measurement: every part is at work."""
 CHAIN = ("ingest", "distill", "select", "export")
 STAGES = {stage.name: stage for stage in catalog.STAGES}
 
@@ -92,6 +112,8 @@ def toy_recipe(teacher_file: Path, **changes: Any) -> Recipe:
         "export": {"target": "cpu", "calibration_samples": 32, "holdout_samples": 64, "min_int8_agreement": 0.0},
         "bench": {"min_runs": 20, "min_seconds": 0.05, "rounds": 2},
     }
+    if changes.get("method", {}).get("preset", "edgekd") == "edgekd":
+        data = recipe.merge(data, {"method": PLAIN})
     return recipe.parse(recipe.merge(data, changes), origin="toy")
 
 
