@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from docs.studies.common import collect, overlay, provenance
 from docs.studies.gpu import run as gpu
 from docs.studies.ingredients import ablate
 from docs.studies.overhead import run as overhead
+from docs.studies.recovery import run as recovery
+from docs.studies.recovery import table as recovery_table
 from edgekd import recipe as recipes
 from edgekd.agent.device.environment import this_machine
 from edgekd.recipe.method import MethodTable
@@ -342,6 +345,36 @@ def test_the_int8_study_goes_on_without_what_is_missing(tmp_path: Path) -> None:
         f"quickstart={runs}/quickstart={runs}/digits "
         f"good={tmp_path}/good={data}/mnist --threads 1"
     )
+
+
+@pytest.mark.slow
+def test_rows_of_the_recovery_study_keep_their_budget_and_make_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = toy.write_teacher(tmp_path / "teacher.pt")
+    for split in ("train", "test"):
+        images(tmp_path / "data" / "toy" / split, toy.CLASSES, 8, "L")
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    shutil.copy(teacher, runs / "teacher.pt")
+    flags = (*TINY, "--set=method.replay.source=none")  # a replay that does not begin leaves its part of the budget
+    monkeypatch.setattr(recovery, "PAIRS", {"toy": recovery.Pair("RUNS/teacher.pt", flags, toy.STUDENT, "toy")})
+    free = recovery.Row("toy", "free", "0.00003T", 1)
+    wanted = [free, replace(free, source="real")]
+    monkeypatch.setattr(recovery, "rows", lambda: wanted)
+    monkeypatch.setattr(recovery_table, "rows", lambda: wanted)
+    monkeypatch.setattr(recovery, "HERE", tmp_path)
+    recovery.main(tmp_path, tmp_path / "data", runs, "toy-*")
+    done = [content(tmp_path / "rows" / f"{row.name}.json") for row in wanted]
+    assert [0.6 * 3e7 < run["macs"] <= 3e7 for run in done] == [True, True]
+    assert done[1]["steps"] > done[0]["steps"], "pictures cost nothing to make"
+    (found, oracle) = recovery_table.groups(tmp_path / "rows")
+    assert len(found.accuracies) == 1
+    cells = recovery_table.line(found, oracle).split(" | ")
+    assert (cells[1], cells[7]) == ("none", f"{found.median / oracle.median:.2f}")
+    written = (tmp_path / "rows" / f"{free.name}.json").stat().st_mtime_ns
+    recovery.main(tmp_path, tmp_path / "data", runs)
+    assert (tmp_path / "rows" / f"{free.name}.json").stat().st_mtime_ns == written, "left alone"
 
 
 @pytest.mark.slow
