@@ -97,6 +97,7 @@ def learn(state: State, context: StepContext, run_logger: RunLogger, stop: Stop)
 
     with console.progress("distil", steps, done=state.step) as progress:
         while state.step < steps:
+            # Where views are reused, a checkpoint only lies between two spans of steps that share theirs.
             if state.step % method.student.span == 0 and stop.requested:
                 if state.step:  # the checkpoint of step 0 is from before the warm-up, which is repeated
                     run_logger.save(state)

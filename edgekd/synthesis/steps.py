@@ -175,13 +175,13 @@ def answered_views(state: State, context: StepContext) -> AnsweredViews:
     """Make the views of as many batches as the teacher answers at once, and let it answer them."""
     table, step = context.recipe.method.student, state.step
     sizes = context.part_sizes(state)
-    x = view(images(state, context, sizes.times(table.answered_batches)), table, step, context.draws)
+    x = view(make_images(state, context, sizes.times(table.answered_batches)), table, step, context.draws)
     with recording(state.hints.of_teacher if state.hints else None) as teacher_maps:
         outputs = context.teacher.observe(x)
     return AnsweredViews(x, outputs, tuple(teacher_maps or ()), sizes, table.answered_batches)
 
 
-def images(state: State, context: StepContext, sizes: PartSizes) -> Tensor:
+def make_images(state: State, context: StepContext, sizes: PartSizes) -> Tensor:
     """Return the images of a step: generated ones or the user's pictures, procedural ones, then replayed ones."""
     step, draws = state.step, context.draws
     parts = []

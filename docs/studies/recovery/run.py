@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from docs.studies.common.collect import facts
+from docs.studies.common.overlay import flags
 from docs.studies.common.provenance import method_of, provenance
 from edgekd.run.cards.events import TrainEvent
 from edgekd.run.directory import RunDir
@@ -37,7 +38,7 @@ CURVE_IMAGES = 200
 
 @dataclass(frozen=True)
 class Pair:
-    """A teacher's file, how its images are normalised, a student, and where the images lie."""
+    """A teacher's file, flags that say how its images are normalised and by which method, a student, and its images."""
 
     teacher: str
     flags: tuple[str, ...]
@@ -47,17 +48,17 @@ class Pair:
     test: str = "test"
 
 
-CIFAR = ("--normalize", "imagenet")
+METHOD = tuple(flags(HERE / "method.toml"))
+CIFAR, DIGITS = ("--normalize", "imagenet"), ("--mean", "0.3", "--std", "0.35")
+MNIST = ("--input", "1x32x32", "--mean", "0.1307", "--std", "0.3081")
+REUSED = ("--set", "method.student.reuse=4")
+"""For a teacher that costs twelve times as much as its student."""
 PAIRS = {
-    "digits": Pair(
-        "recipes/quickstart/teacher.pt", ("--mean", "0.3", "--std", "0.35"), "mobilenetv2@0.35", "digits", "heldout"
-    ),
-    "resnet8": Pair("TEACHERS/cifar10-resnet20.th", CIFAR, "resnet8", "cifar10"),
-    "mobilenetv2": Pair("TEACHERS/cifar10-resnet20.th", CIFAR, "mobilenetv2@0.5", "cifar10"),
-    "wrn": Pair("recipes/cifar10-wrn/teacher.pt", ("--normalize", "cifar10"), "wrn-16-1", "cifar10"),
-    "mnist": Pair(
-        "RUNS/mnist-lenet5.pt", ("--input", "1x32x32", "--mean", "0.1307", "--std", "0.3081"), "lenet5-half", "mnist"
-    ),
+    "digits": Pair("recipes/quickstart/teacher.pt", (*DIGITS, *METHOD), "mobilenetv2@0.35", "digits", "heldout"),
+    "resnet8": Pair("TEACHERS/cifar10-resnet20.th", (*CIFAR, *METHOD), "resnet8", "cifar10"),
+    "mobilenetv2": Pair("TEACHERS/cifar10-resnet20.th", (*CIFAR, *METHOD), "mobilenetv2@0.5", "cifar10"),
+    "wrn": Pair("recipes/cifar10-wrn/teacher.pt", ("--normalize", "cifar10", *METHOD, *REUSED), "wrn-16-1", "cifar10"),
+    "mnist": Pair("RUNS/mnist-lenet5.pt", MNIST, "lenet5-half", "mnist"),
 }
 RANDOM_START = ("--set", "method.student.inherit=false")
 
@@ -104,9 +105,9 @@ def edgekd(*words: str | Path) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout  # noqa: S603
 
 
-def steps_within(tera_macs: float, teacher: Path, flags: list[str | Path], scratch: Path) -> int:
+def steps_within(tera_macs: float, teacher: Path, words: list[str | Path], scratch: Path) -> int:
     """Return how many steps a budget of multiply-accumulates holds."""
-    plan = json.loads(edgekd("distill", teacher, "--steps", "1000", "--run", scratch, "--dry-run", "--json", *flags))
+    plan = json.loads(edgekd("distill", teacher, "--steps", "1000", "--run", scratch, "--dry-run", "--json", *words))
     a_step = plan["flops_per_step"] / 2
     return int((tera_macs * 1e12 - (plan["macs"] - plan["steps"] * a_step)) / a_step)
 
@@ -126,17 +127,17 @@ def measure(row: Row, teachers: Path, data: Path, runs: Path) -> dict[str, Any]:
     pair, run = PAIRS[row.pair], runs / row.name
     teacher = Path(pair.teacher.replace("TEACHERS", str(teachers)).replace("RUNS", str(runs)))
     train, test = data / pair.data / "train", data / pair.data / pair.test
-    flags: list[str | Path] = [*pair.flags, "--student", pair.student, "--threads", "1", "--seed", str(row.seed)]
-    flags += row.flags
+    words: list[str | Path] = [*pair.flags, "--student", pair.student, "--threads", "1", "--seed", str(row.seed)]
+    words += row.flags
     if row.source != "free":
-        flags += ["--images", data / "photos" if row.source == "photos" else train]
+        words += ["--images", data / "photos" if row.source == "photos" else train]
     if row.budget.endswith("min"):
         length = ["--minutes", row.budget.removesuffix("min")]
     else:
         budget = float(row.budget.removesuffix("T"))
-        length = ["--steps", str(steps_within(budget, teacher, flags, runs / f"{row.name}-plan"))]
+        length = ["--steps", str(steps_within(budget, teacher, words, runs / f"{row.name}-plan"))]
     if not (run / "distill" / "record.json").exists():
-        edgekd("distill", teacher, "--run", run, "--data", few(test, runs / f"{pair.data}-curve"), *length, *flags)
+        edgekd("distill", teacher, "--run", run, "--data", few(test, runs / f"{pair.data}-curve"), *length, *words)
     edgekd("eval", run, "--data", test)
     return facts(RunDir(run))
 
