@@ -49,7 +49,7 @@ class Pair:
 
 
 METHOD = tuple(flags(HERE / "method.toml"))
-CIFAR, DIGITS = ("--normalize", "imagenet"), ("--mean", "0.3", "--std", "0.35")
+CIFAR, DIGITS = ("--normalize", "imagenet"), ("--input", "1x16x16", "--mean", "0.3", "--std", "0.35")
 MNIST = ("--input", "1x32x32", "--mean", "0.1307", "--std", "0.3081")
 REUSED = ("--set", "method.student.reuse=4")
 """For a teacher that costs twelve times as much as its student."""
@@ -86,14 +86,14 @@ def rows() -> list[Row]:
     """Return all rows; the larger budgets have their oracle from one seed alone."""
     resnet8, mobile = Row("resnet8", "free", "13T", 1), Row("mobilenetv2", "free", "15T", 1)
     random = replace(resnet8, budget="52T", start="random", flags=RANDOM_START)
-    digits = Row("digits", "free", "0.3T", 1)
+    digits = Row("digits", "free", "1T", 1)
     thrice = [resnet8, replace(resnet8, source="real"), replace(resnet8, budget="52T"), random]
     thrice += [mobile, replace(mobile, source="real"), replace(mobile, source="photos")]
-    thrice += [digits, replace(digits, source="real"), replace(digits, budget="1.2T")]
+    thrice += [digits, replace(digits, source="real"), replace(digits, budget="4T")]
     thrice += [Row("mnist", "free", "8min", 1), Row("mnist", "free", "30min", 1)]
     once = [replace(resnet8, source="real", budget="52T"), replace(random, source="real")]
     once += [replace(mobile, budget="60T"), replace(mobile, source="real", budget="60T")]
-    once += [replace(digits, source="real", budget="1.2T")]
+    once += [replace(digits, source="real", budget="4T")]
     once += [Row("wrn", "free", "65T", 1), Row("wrn", "real", "65T", 1)]
     return [*(replace(row, seed=seed) for row in thrice for seed in (1, 2, 3)), *once]
 
