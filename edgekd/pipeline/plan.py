@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -61,6 +61,10 @@ class Cost:
 NOTHING = Cost(0.0, {})
 
 
+def _sum(costs: Iterable[Cost]) -> Cost:
+    return reduce(Cost.plus, costs, NOTHING)
+
+
 @dataclass(frozen=True)
 class CostPlan:
     """The expected cost of a distillation: seconds and arithmetic of a step by part, memory."""
@@ -85,12 +89,12 @@ class CostPlan:
     @property
     def step(self) -> Cost:
         """Mean cost of a step, all parts."""
-        return reduce(Cost.plus, self.cost_by_part.values(), NOTHING)
+        return _sum(self.cost_by_part.values())
 
     @property
     def step_without_replay(self) -> Cost:
         """The same where nothing is ever replayed."""
-        return reduce(Cost.plus, (cost for part, cost in self.cost_by_part.items() if part != "replayed"), NOTHING)
+        return _sum(cost for part, cost in self.cost_by_part.items() if part != "replayed")
 
     @property
     def seconds_per_step(self) -> float:
@@ -182,6 +186,8 @@ def measure_cost(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: in
     try:
         state = distill.build_state(context)
         waits = bool(state.replay.waits_for) and recipe.method.replay.batch_size > 0
+        state.replay.assume_ready()
+        _everything(state, context, stop)
         cost_by_part, warmup = _costs(state, context, _Clock(stop, device, least_steps))
     except torch.OutOfMemoryError as error:
         raise MachineError(
@@ -189,7 +195,7 @@ def measure_cost(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: in
             f"{_largest_batch(context, stop)}"
         ) from error
     kinds = {"bf16" if p.bf16 else "fp32" for p in (teacher.precision, state.student_autocast)}
-    plan = CostPlan(
+    return CostPlan(
         steps=steps,
         cost_by_part=cost_by_part,
         waits=waits,
@@ -199,9 +205,8 @@ def measure_cost(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: in
         threads=threads,
         precision="/".join(sorted(kinds)),
         parameters=_parameters(state),
-        machine_peak_flops=1.0,
+        machine_peak_flops=effective_peak(Counter(_sum(cost_by_part.values()).flops), device),
     )
-    return replace(plan, machine_peak_flops=effective_peak(Counter(plan.step.flops), device))
 
 
 @dataclass(frozen=True)
@@ -242,7 +247,7 @@ def _costs(state: State, context: StepContext, clock: _Clock) -> tuple[dict[str,
     cycle = math.lcm(method.generator.period, span)
     middle = cycle * (steps // 2 // cycle)  # here the replay may learn, and procedural images have their mean share
 
-    def updates_cost(step: int) -> Cost:
+    def generator_cost(step: int) -> Cost:
         def work() -> None:
             state.step = step
             generator_step(state, context)
@@ -259,18 +264,16 @@ def _costs(state: State, context: StepContext, clock: _Clock) -> tuple[dict[str,
     parts, warmup = {}, NOTHING
     if context.uses_generator:
         updates = sum(map(context.generator_learns, range(steps)))
-        parts["generator"] = updates_cost(steps - 1).times(updates / steps)  # an adversary has its full weight then
+        parts["generator"] = generator_cost(steps - 1).times(updates / steps)  # an adversary has its full weight then
         if method.generator.warmup:
-            warmup = updates_cost(0).times(method.generator.warmup)
+            warmup = generator_cost(0).times(method.generator.warmup)
     shown = span_cost(_changed(context, explores=False, replays=False))
     parts["student"] = shown.times(1 / span)
     learning, period = _changed(context, explores=True, replays=False), method.generator.period
     learns = [state.replay.learns_at(step % period) for step in range(context.exploration_steps)]
     if state.replay.networks() and any(learns):
-        student_step(state, learning)  # the VAE rehearses from its second update on
         in_span = sum(state.replay.learns_at(place % period) for place in range(span))
         parts["replay"] = span_cost(learning).minus(shown).times(sum(learns) / in_span / steps)
-    state.replay.assume_ready()
     if state.replay.ready and method.replay.batch_size:
         replaying = span_cost(_changed(context, explores=False, replays=True))
         parts["replayed"] = replaying.minus(shown).times((1 - method.replay.start) / span)
@@ -286,6 +289,16 @@ def _changed(context: StepContext, *, explores: bool, replays: bool) -> StepCont
     }
     method = method.model_copy(update=tables)
     return replace(context, recipe=context.recipe.model_copy(update={"method": method}))
+
+
+def _everything(state: State, context: StepContext, stop: Stop) -> None:
+    """Make the updates that take the most memory: all of them, with replay at work and the VAE rehearsing."""
+    everything = _changed(context, explores=True, replays=True)
+    if everything.uses_generator:
+        generator_step(state, everything)
+    for _ in range(2):  # the VAE rehearses from its second update on
+        stop.raise_if_requested("planning")
+        student_step(state, everything)
 
 
 def _parameters(state: State) -> dict[str, int]:
@@ -316,12 +329,7 @@ def _fits(context: StepContext, size: int, stop: Stop) -> bool:
     try:
         state = distill.build_state(smaller)
         state.replay.assume_ready()
-        stop.raise_if_requested("planning")
-        everything = _changed(smaller, explores=True, replays=True)
-        if everything.uses_generator:
-            generator_step(state, everything)
-        for _ in range(2):  # the VAE rehearses from its second update on
-            student_step(state, everything)
+        _everything(state, smaller, stop)
     except torch.OutOfMemoryError:
         return False
     return True

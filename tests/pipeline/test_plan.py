@@ -107,6 +107,7 @@ def test_each_kind_of_update_is_timed_several_times(
     monkeypatch.setattr(plan, "student_step", watched)
     wanted = toy.toy_recipe(teacher_file, method={"replay": {"start": 0.9}, "vae": {"gate": 0.5}})
     plan.measure_cost(ingested, wanted, Stop(), least_steps=least)
+    assert kinds.pop((True, True)) == 2, "the step that takes the most memory is made, too"
     assert set(kinds) == {(False, False), (False, True), (True, False)}
     assert all(count > max(3, least) for count in kinds.values()), "counted once, then timed"
 

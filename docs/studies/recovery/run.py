@@ -20,10 +20,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from docs.studies.common.collect import facts
 from docs.studies.common.overlay import flags
@@ -113,17 +113,22 @@ def steps_within(tera_macs: float, teacher: Path, words: list[str | Path], scrat
 
 
 def few(source: Path, target: Path) -> Path:
-    """Copy the first images of each class."""
+    """Copy the first images of each class; what lies at `target` is whole, also if this was cut off or done twice."""
     if not target.exists():
+        part = Path(tempfile.mkdtemp(dir=target.parent))
         for folder in sorted(source.iterdir()):
-            (target / folder.name).mkdir(parents=True)
+            (part / folder.name).mkdir()
             for file in sorted(folder.iterdir())[:CURVE_IMAGES]:
-                shutil.copy(file, target / folder.name)
+                shutil.copy(file, part / folder.name)
+        try:
+            part.rename(target)
+        except OSError:  # another process was faster
+            shutil.rmtree(part)
     return target
 
 
-def measure(row: Row, teachers: Path, data: Path, runs: Path) -> dict[str, Any]:
-    """Make the run of a row, or go on with it, and return what its files say."""
+def finished(row: Row, teachers: Path, data: Path, runs: Path) -> RunDir:
+    """Make the run of a row, or go on with it, and evaluate its student."""
     pair, run = PAIRS[row.pair], runs / row.name
     teacher = Path(pair.teacher.replace("TEACHERS", str(teachers)).replace("RUNS", str(runs)))
     train, test = data / pair.data / "train", data / pair.data / pair.test
@@ -139,7 +144,7 @@ def measure(row: Row, teachers: Path, data: Path, runs: Path) -> dict[str, Any]:
     if not (run / "distill" / "record.json").exists():
         edgekd("distill", teacher, "--run", run, "--data", few(test, runs / f"{pair.data}-curve"), *length, *words)
     edgekd("eval", run, "--data", test)
-    return facts(RunDir(run))
+    return RunDir(run)
 
 
 def main(teachers: Path, data: Path, runs: Path, *patterns: str) -> None:
@@ -148,8 +153,8 @@ def main(teachers: Path, data: Path, runs: Path, *patterns: str) -> None:
         out = HERE / "rows" / f"{row.name}.json"
         if out.exists() or not any(fnmatch(row.name, pattern) for pattern in patterns or ("*",)):
             continue
-        found = measure(row, teachers, data, runs)
-        run = RunDir(runs / row.name)
+        run = finished(row, teachers, data, runs)
+        found = facts(run)
         shipped = found["shipped"]
         found["points"] = {name: found["points"][name] for name in ("step", shipped)}
         found["macs"] = run.logged(TrainEvent)[-1].macs

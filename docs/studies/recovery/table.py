@@ -34,8 +34,8 @@ class Group:
     @property
     def regret(self) -> float:
         """The largest distance of a last point from its curve's best, in points."""
-        total: float = max(100 * run["curve"]["regret"] for run in self.runs)
-        return total
+        largest: float = max(100 * run["curve"]["regret"] for run in self.runs)
+        return largest
 
 
 def accuracy(run: dict[str, Any], network: str) -> float:
