@@ -99,12 +99,12 @@ def test_collected_runs_have_curves_figures_and_no_path_of_this_machine(run: Pat
 
 def test_a_result_says_command_machine_commit_and_method(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(
-        "STUDY_COMMAND", f"MINUTES=0 {ROOT}/docs/studies/mnist/run.sh /elsewhere/data runs label=/elsewhere/run=set"
+        "STUDY_COMMAND", f"MINUTES=0 {ROOT}/docs/studies/mnist/run.sh /elsewhere/data runs ../beside/teachers label=/elsewhere/run=set"
     )
     preset = recipes.parse({"method": {"preset": "dafl"}}, origin="test").method
     found = provenance.provenance({"row": preset})
     assert list(found) == ["command", "machine", "commit", "preset_digest"]
-    assert found["command"] == "MINUTES=0 docs/studies/mnist/run.sh data runs label=run=set"
+    assert found["command"] == "MINUTES=0 docs/studies/mnist/run.sh data runs teachers label=run=set"
     assert found["machine"]["cpu_model"] == this_machine().cpu_model
     assert {"torch", "numpy", "onnxruntime"} <= set(found["machine"]["libraries"])
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)

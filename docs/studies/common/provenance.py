@@ -50,7 +50,7 @@ def command() -> str:
 def _without_folders(text: str) -> str:
     path = Path(text)
     if not path.is_absolute():
-        return text
+        return path.name if ".." in path.parts else text
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
 
 
