@@ -99,7 +99,8 @@ def test_collected_runs_have_curves_figures_and_no_path_of_this_machine(run: Pat
 
 def test_a_result_says_command_machine_commit_and_method(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(
-        "STUDY_COMMAND", f"MINUTES=0 {ROOT}/docs/studies/mnist/run.sh /elsewhere/data runs ../beside/teachers label=/elsewhere/run=set"
+        "STUDY_COMMAND",
+        f"MINUTES=0 {ROOT}/docs/studies/mnist/run.sh /elsewhere/data runs ../beside/teachers label=/elsewhere/run=set",
     )
     preset = recipes.parse({"method": {"preset": "dafl"}}, origin="test").method
     found = provenance.provenance({"row": preset})
