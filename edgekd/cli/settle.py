@@ -1,4 +1,4 @@
-"""What is decided once and kept in recipe.toml: the student of `auto`, and the steps of `--minutes`."""
+"""What is decided once and kept in recipe.toml: the student and the preset of `auto`, and the steps of `--minutes`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from edgekd import console, pipeline
 from edgekd.cli.changes import Changes
-from edgekd.recipe import AUTO, Recipe, load_resolved, parse, with_changes
+from edgekd.recipe import AUTO, Recipe, load_resolved, parse, with_changes, with_preset_for
 from edgekd.run.cards.teacher import TeacherCard
 from edgekd.run.directory import RunDir, command_line
 from edgekd.stages.catalog import INIT
@@ -33,15 +33,30 @@ def wanted_recipe(run: RunDir, flags: Changes) -> Recipe:
     return with_changes(base, flags)
 
 
-def with_kept_answers(run: RunDir, recipe: Recipe) -> Recipe:
-    """Return a recipe file's recipe with what was decided for the same requests in this run before."""
+def with_kept_answers(run: RunDir, recipe: Recipe, given: Changes) -> Recipe:
+    """Return a recipe file's recipe with what was decided for the same requests in this run before.
+
+    `given` is what the file and the flags say, without the values of a preset.
+    """
     if not run.recipe_file.is_file():
         return recipe
     resolved = load_resolved(run.recipe_file)
+    recipe = _with_kept_method(recipe, resolved, given)
     asked, answered = recipe.method, resolved.method
     if not asked.steps and (asked.minutes, asked.steps_by_area) == (answered.minutes, answered.steps_by_area):
         recipe = with_changes(recipe, {"method": {"steps": resolved.method.steps}})
     return _with_kept_student(recipe, resolved)
+
+
+def _with_kept_method(recipe: Recipe, resolved: Recipe, given: Changes) -> Recipe:
+    """Return the recipe with the preset and the number of passes that were chosen for the same teacher before."""
+    for batchnorm in (True, False):
+        chosen = with_preset_for(recipe, given, batchnorm=batchnorm)
+        if chosen.method.preset == resolved.method.preset:
+            recipe = chosen
+    if recipe.method.student.reuse == AUTO:
+        recipe = with_changes(recipe, {"method": {"student": {"reuse": resolved.method.student.reuse}}})
+    return recipe
 
 
 def _with_kept_student(recipe: Recipe, resolved: Recipe) -> Recipe:
@@ -96,6 +111,17 @@ def _chosen(run: RunDir, recipe: Recipe, stop: Stop, host: Host | None) -> Recip
     for warning in chosen.warnings:
         console.warn(warning)
     return pipeline.adopt(run, with_changes(recipe, {"student": {"name": chosen.name}}))
+
+
+def method(run: RunDir, recipe: Recipe, size: Footprint, given: Changes) -> Recipe:
+    """Fix the preset of `auto`, and how often each view is learned; `given` is what `with_kept_answers` takes."""
+    from edgekd.models import artefacts
+
+    batchnorm = artefacts.description_of(run).batchnorm
+    chosen = with_preset_for(recipe, given, batchnorm=bool(batchnorm))
+    reuse = chosen.method.student.reuse_for(run.read(TeacherCard).probe.macs, size.macs)
+    chosen = with_changes(chosen, {"method": {"student": {"reuse": reuse}}})
+    return recipe if chosen == recipe else pipeline.adopt(run, chosen)
 
 
 def steps(run: RunDir, recipe: Recipe, stop: Stop) -> tuple[Recipe, CostPlan | None]:

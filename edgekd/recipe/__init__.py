@@ -1,7 +1,7 @@
 """The recipe: what a run depends on. Its keys are in `tables` and `method`, how it is read and written in `toml`."""
 
+from edgekd.recipe.method import AUTO
 from edgekd.recipe.tables import (
-    AUTO,
     BenchTable,
     EvalTable,
     ExportTable,
@@ -25,6 +25,7 @@ from edgekd.recipe.toml import (
     recipes_folder,
     to_toml,
     with_changes,
+    with_preset_for,
 )
 
 __all__ = [
@@ -50,4 +51,5 @@ __all__ = [
     "recipes_folder",
     "to_toml",
     "with_changes",
+    "with_preset_for",
 ]

@@ -9,6 +9,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+AUTO = "auto"
+"""What stands for a choice that is made once and then kept: a preset, a student, a number of passes."""
+
 
 class Table(BaseModel):
     """A TOML table whose unknown keys are errors, as are numbers that are not finite."""
@@ -81,9 +84,10 @@ class StudentUpdateTable(Table):
 
     batch_size: int = Field(128, ge=2)
     """Novel images a step."""
-    reuse: int = Field(1, ge=1)
+    reuse: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
     """Times that the student learns from each view. The teacher answers four batches at once, and their views are dealt
-    to batches anew each time; 1 answers and forgets batch by batch."""
+    to batches anew each time; 1 answers and forgets batch by batch. "auto" asks how much dearer the teacher is than the
+    student: once below three times the multiply-accumulates, four times from twelve on."""
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
     """Optimiser of the student."""
     lr: float = Field(2e-3, gt=0)
@@ -131,14 +135,23 @@ class StudentUpdateTable(Table):
     """Whether the averaged student is a candidate for the final one; comparison presets ship the raw one."""
 
     @property
+    def passes(self) -> int:
+        """Times that the student learns from each view; once as long as nobody has decided."""
+        return self.reuse if isinstance(self.reuse, int) else 1
+
+    @property
     def answered_batches(self) -> int:
         """Batches whose views the teacher answers at once."""
-        return 1 if self.reuse == 1 else 4
+        return 1 if self.passes == 1 else 4
 
     @property
     def span(self) -> int:
         """Steps that learn from the same views; only between two such spans a checkpoint can lie."""
-        return self.reuse * self.answered_batches
+        return self.passes * self.answered_batches
+
+    def reuse_for(self, teacher_macs: int, student_macs: int) -> int:
+        """Return how often each view is learned, by what the teacher's answer costs beside the student's."""
+        return self.reuse if isinstance(self.reuse, int) else min(4, max(1, teacher_macs // (3 * max(1, student_macs))))
 
 
 class ProceduralTable(Table):
@@ -245,8 +258,9 @@ class HealthTable(Table):
 class MethodTable(Table):
     """A distillation method. Presets: `edgekd recipes`."""
 
-    preset: str = "edgekd"
-    """File of recipes/methods/ that gives the defaults of this table."""
+    preset: str = AUTO
+    """File of recipes/methods/ that gives the defaults of this table; auto takes edgekd where the teacher has BatchNorm
+    and edgekd-replay where it has none."""
     source: str = ""
     """Where the preset's values come from."""
     steps: int = Field(0, ge=0)

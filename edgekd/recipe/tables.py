@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from edgekd import console
 from edgekd.agent.kernels import Runtime
 from edgekd.agent.measurement import BenchSettings
-from edgekd.recipe.method import MethodTable, Table
+from edgekd.recipe.method import AUTO, MethodTable, Table
 from edgekd.recipe.names import name_problem
 
 
@@ -42,10 +42,6 @@ class PixelsTable(Table):
     """Standard deviation per channel."""
     classes: str = ""
     """File with one class name a line."""
-
-
-AUTO = "auto"
-"""The name of a student that is still to be chosen by its latency."""
 
 
 class StudentNetworkTable(Table):

@@ -16,10 +16,13 @@ from pydantic.fields import FieldInfo
 
 from edgekd.agent.device import files
 from edgekd.errors import RecipeError, UsageError, did_you_mean
-from edgekd.recipe.method import Table
+from edgekd.recipe.method import AUTO, Table
 from edgekd.recipe.tables import Recipe
 from edgekd.schema import require_shallow
 from edgekd.text import first_line
+
+WITH_BATCHNORM, WITHOUT = "edgekd", "edgekd-replay"
+"""What the preset `auto` becomes, by whether the teacher has BatchNorm."""
 
 
 def recipes_folder() -> Path:
@@ -55,16 +58,46 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 def parse(data: Mapping[str, Any], *, origin: str) -> Recipe:
-    """Check a recipe's data and complete it with its preset; all problems are raised at once."""
+    """Check a recipe's data and complete it with its preset; all problems are raised at once.
+
+    The preset `auto` has the values of `edgekd` until the teacher is known.
+    """
     method = data.get("method", {})
-    name = method.get("preset", "edgekd") if isinstance(method, Mapping) else "edgekd"
+    name = method.get("preset", AUTO) if isinstance(method, Mapping) else AUTO
     names = presets()
+    names[AUTO] = names[WITH_BATCHNORM]
     if not isinstance(name, str) or name not in names:
         raise RecipeError(
             f'{origin}: there is no method preset "{name}" (known: {", ".join(names)}).{did_you_mean(str(name), names)}'
         )
     preset = {"method": merge(read_toml(names[name]), {"preset": name})}
     return _validate(merge(preset, data), origin=origin)
+
+
+def with_preset_for(recipe: Recipe, asked: Mapping[str, Any], *, batchnorm: bool) -> Recipe:
+    """Return a recipe whose preset is `auto` with the one that suits the teacher, by whether that has BatchNorm.
+
+    What was asked for stays: the values in `asked`, the changes of a recipe file or of flags, and those in which the
+    recipe differs from the values that `auto` began with.
+    """
+    if recipe.method.preset != AUTO:
+        return recipe
+    data, begun = recipe.model_dump(), parse({}, origin="preset").model_dump()
+    changed = _changes(begun["method"], data["method"])
+    method = merge(merge(changed, asked.get("method", {})), {"preset": WITH_BATCHNORM if batchnorm else WITHOUT})
+    return parse({**data, "method": method}, origin="preset")
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the nested values of `new` that `old` has otherwise."""
+    changed: dict[str, Any] = {}
+    for key, value in new.items():
+        if isinstance(value, Mapping):
+            inner = _changes(old.get(key, {}), value)
+            changed |= {key: inner} if inner else {}
+        elif old.get(key) != value:
+            changed[key] = value
+    return changed
 
 
 def _validate(data: Mapping[str, Any], *, origin: str) -> Recipe:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from command import Result
 
 import toy
 from edgekd import recipe
+from edgekd.models import registry
 from edgekd.run.directory import RunDir
 
 SMALL = ("--set=method.student.batch_size=16", "--set=method.vae.novel=8", "--set=select.samples=64")
@@ -39,6 +41,23 @@ def test_distill_opens_with_five_lines_and_closes_with_three(here: Path, teacher
     assert fresh.exit_code == 0
     assert fresh.json()["steps"] == 4
     assert fresh.json()["curve"] is None
+
+
+def test_the_preset_follows_from_the_teacher_and_is_kept(here: Path, teacher_file: Path) -> None:
+    plain = registry.build("lenet5", input_shape=(1, 32, 32), classes=10, seed=0)
+    torch.save(plain.state_dict(), here / "plain.pt")
+    dry = ("--threads", "1", "--dry-run", "--steps", "4")
+    for file, shape, student, preset in (
+        (teacher_file, "1x8x8", toy.STUDENT, "edgekd"),
+        (here / "plain.pt", "1x32x32", "lenet5-half", "edgekd-replay"),
+    ):
+        command = ("distill", file, "--run", preset, "--input", shape, "--student", student, *dry)
+        for asked in ((*SMALL, "--set=method.student.lr=0.123"), ()):  # the second one finds the answers in the run
+            result = Result(*command, *asked)
+            assert result.exit_code == 0, result.stderr
+            assert f"plan     {preset}, 4 steps" in result.stderr
+        kept = recipe.load_resolved(RunDir(here / "runs" / preset).recipe_file).method
+        assert (kept.preset, kept.student.lr, kept.student.reuse) == (preset, 0.123, 1)
 
 
 def test_distill_json_with_data_has_both_curves(here: Path, teacher_file: Path) -> None:
@@ -88,6 +107,7 @@ def test_dry_run_prints_a_plan_and_trains_nothing(here: Path, teacher_file: Path
 def test_large_images_need_consent(here: Path, teacher_file: Path) -> None:
     sets = [f"--set=method.{table}=4" for table in ("student.batch_size", "replay.batch_size", "generator.width")]
     sets += ["--set=method.vae.novel=2", "--set=method.vae.rehearsed=2", "--set=method.vae.width=4"]
+    sets.append("--set=method.replay.source=vae")
     flags = (
         "distill",
         teacher_file,

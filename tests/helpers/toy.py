@@ -112,7 +112,7 @@ def toy_recipe(teacher_file: Path, **changes: Any) -> Recipe:
         "export": {"target": "cpu", "calibration_samples": 32, "holdout_samples": 64, "min_int8_agreement": 0.0},
         "bench": {"min_runs": 20, "min_seconds": 0.05, "rounds": 2},
     }
-    if changes.get("method", {}).get("preset", "edgekd") == "edgekd":
+    if changes.get("method", {}).get("preset", "auto") == "auto":
         data = recipe.merge(data, {"method": PLAIN})
     return recipe.parse(recipe.merge(data, changes), origin="toy")
 

@@ -30,11 +30,51 @@ def problem(data: dict[str, Any]) -> str:
 # Precedence: types < preset < recipe < changes
 
 
-def test_an_empty_recipe_is_the_default_preset() -> None:
-    found = recipe.parse({}, origin="x")
-    assert found == recipe.parse({"method": {"preset": "edgekd"}}, origin="x")
-    assert found.method.source
-    assert found.student.name == "mobilenetv2"
+def test_an_empty_recipe_has_the_values_of_the_default_preset() -> None:
+    empty, named = recipe.parse({}, origin="x"), recipe.parse({"method": {"preset": "edgekd"}}, origin="x")
+    assert empty.method.preset == "auto"
+    assert recipe.with_changes(named, {"method": {"preset": "auto"}}) == empty
+    assert empty.method.source
+    assert empty.student.name == "mobilenetv2"
+
+
+def preset_for(asked: dict[str, Any], *, batchnorm: bool) -> recipe.Recipe:
+    return recipe.with_preset_for(recipe.parse(asked, origin="x"), asked, batchnorm=batchnorm)
+
+
+@pytest.mark.parametrize(("batchnorm", "name"), [(True, "edgekd"), (False, "edgekd-replay")])
+def test_the_preset_of_auto_follows_from_the_teacher(batchnorm: bool, name: str) -> None:
+    named = recipe.parse({"seed": 7, "method": {"preset": name, "steps": 9}}, origin="x")
+    assert preset_for({"seed": 7, "method": {"steps": 9}}, batchnorm=batchnorm) == named
+
+
+def test_what_was_asked_for_stays_whatever_the_preset_becomes() -> None:
+    default = recipe.parse({}, origin="x").method
+    asked = {"method": {"generator": {"period": default.generator.period}, "student": {"lr": 0.123}}}
+    chosen = preset_for(asked, batchnorm=False).method
+    other = recipe.parse({"method": {"preset": "edgekd-replay"}}, origin="x").method
+    assert chosen.student.lr == 0.123
+    assert chosen.generator.period == default.generator.period != other.generator.period
+    assert chosen.student.schedule == other.student.schedule != default.student.schedule
+    # A second command, after a first one that was stopped before it had read the teacher: recipe.toml alone knows it.
+    first = recipe.parse({"method": {"student": {"lr": 0.123}}}, origin="x")
+    assert recipe.with_preset_for(first, {}, batchnorm=False).method.student.lr == 0.123
+
+
+def test_a_named_preset_is_never_exchanged() -> None:
+    asked = {"method": {"preset": "edgekd"}}
+    assert preset_for(asked, batchnorm=False) == recipe.parse(asked, origin="x")
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "times"), [(41, 12, 1), (41, 41, 1), (100, 16, 2), (300, 25, 4), (9, 0, 3), (4000, 1, 4)]
+)
+def test_a_dear_teacher_answers_once_for_several_passes(teacher: int, student: int, times: int) -> None:
+    table = recipe.parse({}, origin="x").method.student
+    assert (table.reuse, table.passes) == ("auto", 1)
+    assert table.reuse_for(teacher, student) == times
+    fixed = recipe.parse({"method": {"student": {"reuse": 3}}}, origin="x").method.student
+    assert (fixed.reuse_for(teacher, student), fixed.span) == (3, 12)
 
 
 def test_types_give_way_to_the_preset_the_preset_to_the_recipe_and_the_recipe_to_changes() -> None:
@@ -57,7 +97,7 @@ def test_another_preset_starts_the_method_anew_and_keeps_everything_else() -> No
     assert (other.seed, other.select.samples) == (5, 100)
     assert (other.method.preset, other.method.steps, other.method.generator.latent) == ("dfad", 0, 256)
     assert other.method.student.batch_size == 64
-    same = recipe.with_changes(written, {"method": {"preset": "edgekd"}})
+    same = recipe.with_changes(written, {"method": {"preset": "auto"}})
     assert same == written
 
 
@@ -175,7 +215,7 @@ def test_the_recipe_of_a_data_set_runs_at_toy_length(
 
 
 def test_the_shipped_presets_are_those_of_the_design() -> None:
-    assert PRESETS == ["dafl", "dfad", "edgekd", "memory-bank", "pre-dfkd", "pre-dfkd-released"]
+    assert PRESETS == ["dafl", "dfad", "edgekd", "edgekd-replay", "memory-bank", "pre-dfkd", "pre-dfkd-released"]
     assert RECIPES
 
 

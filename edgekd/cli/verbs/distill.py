@@ -102,6 +102,7 @@ def distill(
         approval.approve(made, recipe)
         session.read_teacher(made, recipe, stop, data=data)
         recipe, size = settle.student(made, recipe, stop, host)
+        recipe = settle.method(made, recipe, size, changed)
         recipe, cost = settle.steps(made, recipe, stop)
         lines.print_opening(made, recipe, size, cost)
         _expectation(made, yes=yes)

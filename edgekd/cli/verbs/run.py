@@ -31,14 +31,16 @@ def run(
     """Run the whole chain from a recipe: ingest, distill, select, export, bench, eval, report."""
     from edgekd import pipeline
     from edgekd.cli import approval, changes, lines, session, settle, targets
-    from edgekd.recipe import load, recipes_folder, with_changes
+    from edgekd.recipe import parse, read_toml, recipes_folder, with_changes
     from edgekd.stages.catalog import BENCH, DISTILL, EXPORT, SELECT
 
     changed = changes.combine(changes.of_machine(device, threads), changes.of_set(set_))
     approval.approve_typed(changed)
     file = recipe if recipe.is_file() else recipes_folder() / f"{recipe}.toml"
-    loaded = load(file if file.is_file() else recipe)
-    resolved = with_changes(_beside(loaded, file.parent), changed)
+    file = file if file.is_file() else recipe
+    content = read_toml(file)
+    resolved = with_changes(_beside(parse(content, origin=str(file)), file.parent), changed)
+    given = changes.combine(content, changed)
     made = targets.named_run(run) if run else targets.run_called(resolved.name or file.stem)
     needed = (
         resolved.student.weights,
@@ -49,10 +51,11 @@ def run(
     )
     source = Path(resolved.teacher.file)
     with session.locked_run(made, max_seconds=max_seconds, fresh=fresh, teacher=source, needed=needed) as stop:
-        adopted = pipeline.adopt(made, settle.with_kept_answers(made, resolved))
+        adopted = pipeline.adopt(made, settle.with_kept_answers(made, resolved, given))
         approval.approve(made, adopted)
         session.read_teacher(made, adopted, stop, data=data or adopted.eval.data)
         adopted, size = settle.student(made, adopted, stop)
+        adopted = settle.method(made, adopted, size, given)
         adopted, cost = settle.steps(made, adopted, stop)
         lines.print_opening(made, adopted, size, cost)
         pipeline.advance(made, adopted, DISTILL, SELECT, EXPORT, BENCH, stop=stop)
