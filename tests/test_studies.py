@@ -160,7 +160,7 @@ def test_shell_scripts_name_their_command_and_stop_where_an_overlay_cannot_be_re
 
 def test_the_sizes_of_a_comparison_are_those_of_the_default() -> None:
     lean = overlay.assignments(ROOT / "docs/studies/common/lean.toml")
-    default = recipes.parse({"method": {"preset": "edgekd"}}, origin="test")
+    default = recipes.parse({"method": {"preset": "edgekd-replay"}}, origin="test")
     for assignment in lean:
         assert recipes.with_changes(default, recipes.assignment(assignment)) == default, assignment
 
@@ -416,11 +416,11 @@ def test_the_gpu_check_goes_through_at_toy_length_and_goes_on_where_it_stopped(t
     study("gpu.run", *arguments, "--max-seconds", 1500, "--jobs", 2)
     found = content(tmp_path / "out" / f"{pair}.json")
     assert (found["toy"], found["jobs"]) == (True, 2)
-    assert set(found["runs"]) == {"edgekd", "pre-dfkd"}
+    assert set(found["runs"]) == {"edgekd-replay", "pre-dfkd"}
     assert all(set(row["evals"]) == {"curve", "test"} for row in found["runs"].values())
     assert set(found["selection"]) == set(found["runs"])
     assert all("ema+batchnorm" in row["candidates"] for row in found["selection"].values())
     assert [(plan["row"], plan["batch_size"]) for plan in found["plans"]] == [
-        (row, batch) for row in ("edgekd", "pre-dfkd") for batch in (1024, 256)
+        (row, batch) for row in ("edgekd-replay", "pre-dfkd") for batch in (1024, 256)
     ]
     assert all({"seconds_per_step", "utilisation", "peak_memory_bytes"} <= set(plan) for plan in found["plans"])

@@ -122,8 +122,9 @@ class StudentUpdateTable(Table):
     (a WRN-16-1 of a WRN-40-2): evenly spaced channels, and evenly spaced blocks of each stage."""
     hint: float = Field(0.0, ge=0)
     """Weight of the relative squared error of feature maps at the end of each stage, for a student of that family."""
-    hint_schedule: Literal["constant", "linear"] = "constant"
-    """Their weight over the steps: constant, or falling linearly to 0. They teach fast, then stand in the way."""
+    hint_schedule: Literal["auto", "constant", "linear"] = "constant"
+    """Their weight over the steps: constant, or falling linearly to 0. They teach fast, then stand in the way of a
+    student of the teacher's own layers; "auto" lets them fade there and keeps those that go through learned maps."""
     hint_adapters: bool = False
     """Give these hints to every other student, too: at the last map of each resolution that both networks have, through
     a 1x1 convolution that is learned beside the student and dropped afterwards."""

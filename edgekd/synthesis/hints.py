@@ -48,6 +48,11 @@ class Hints:
             nn.Identity() if pair.same else nn.Conv2d(pair.student_channels, pair.teacher_channels, 1) for pair in pairs
         )
 
+    @property
+    def same(self) -> bool:
+        """Whether the maps compare channel by channel, without a learned convolution."""
+        return all(pair.same for pair in self.pairs)
+
     def distance(self, student_maps: Sequence[NamedMap], teacher_maps: Sequence[NamedMap]) -> Tensor:
         """Return the squared error of each map relative to the teacher's mean square, averaged over the pairs.
 

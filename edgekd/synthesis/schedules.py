@@ -58,9 +58,13 @@ def adversarial_weight(table: GeneratorTable, step: int, steps: int) -> float:
     return 0.0 if step <= low else table.adversary * (step - low) / (high - low)
 
 
-def hint_weight(table: StudentUpdateTable, step: int, steps: int) -> float:
-    """Return the weight of hints: constant, or falling linearly to 0 over the steps."""
-    return table.hint if table.hint_schedule == "constant" else table.hint * (1 - step / steps)
+def hint_weight(table: StudentUpdateTable, step: int, steps: int, *, same_maps: bool) -> float:
+    """Return the weight of hints: constant, or falling linearly to 0 over the steps.
+
+    `same_maps` says that student and teacher have the same maps, channel by channel; there "auto" is linear.
+    """
+    falls = table.hint_schedule == "linear" or (table.hint_schedule == "auto" and same_maps)
+    return table.hint * (1 - step / steps) if falls else table.hint
 
 
 def procedural_count(method: MethodTable, step: int, steps: int) -> int:

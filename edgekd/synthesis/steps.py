@@ -144,7 +144,8 @@ def student_step(state: State, context: StepContext) -> dict[str, Tensor]:
     parts = {"student": losses.logit_distance(logits, outputs.logits, objective.loss, objective.temperature)}
     if hints is not None and student_maps:
         distance = hints.distance(student_maps, batch.teacher_maps)
-        parts["hint"] = schedules.hint_weight(table, step, context.steps) * distance
+        weight = schedules.hint_weight(table, step, context.steps, same_maps=hints.same)
+        parts["hint"] = weight * distance
     if input_maxima:
         parts["revival"] = table.revive * revival.pull(input_maxima)
     state.student_optimizer.zero_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 
@@ -98,10 +99,23 @@ def test_a_young_average_follows_faster_and_never_slower_than_asked() -> None:
     assert schedules.ema_decay(0.0, 100) == 0.0
 
 
-def test_hints_keep_their_weight_or_fade_to_nothing() -> None:
-    constant, linear = StudentUpdateTable(hint=4.0), StudentUpdateTable(hint=4.0, hint_schedule="linear")
-    assert [schedules.hint_weight(constant, step, 100) for step in (0, 50, 99)] == [4.0, 4.0, 4.0]
-    assert [schedules.hint_weight(linear, step, 100) for step in (0, 50, 99)] == pytest.approx([4.0, 2.0, 0.04])
+@pytest.mark.parametrize(
+    ("schedule", "same_maps", "weights"),
+    [
+        ("constant", True, [4.0, 4.0, 4.0]),
+        ("constant", False, [4.0, 4.0, 4.0]),
+        ("linear", True, [4.0, 2.0, 0.04]),
+        ("linear", False, [4.0, 2.0, 0.04]),
+        ("auto", True, [4.0, 2.0, 0.04]),
+        ("auto", False, [4.0, 4.0, 4.0]),
+    ],
+)
+def test_hints_keep_their_weight_or_fade_to_nothing(
+    schedule: Literal["auto", "constant", "linear"], same_maps: bool, weights: list[float]
+) -> None:
+    table = StudentUpdateTable(hint=4.0, hint_schedule=schedule)
+    found = [schedules.hint_weight(table, step, 100, same_maps=same_maps) for step in (0, 50, 99)]
+    assert found == pytest.approx(weights)
 
 
 def test_the_number_of_procedural_images_goes_from_one_share_to_the_other() -> None:

@@ -31,10 +31,10 @@ from edgekd.run.files import read_json, write_json
 PIXELS = ("--input", "3x32x32", "--mean", "0.4914,0.4822,0.4465", "--std", "0.2470,0.2435,0.2616")
 MOVED = ("method.student.flip=true", "method.student.shift=4")
 """Mirrored and shifted images for every row, as the teachers were trained."""
-ROWS: dict[str, tuple[str, tuple[str, ...]]] = {"edgekd": ("edgekd", ()), "pre-dfkd": ("pre-dfkd", ())}
+ROWS: dict[str, tuple[str, tuple[str, ...]]] = {"edgekd-replay": ("edgekd-replay", ()), "pre-dfkd": ("pre-dfkd", ())}
 """Preset of each row and the values it changes."""
 FAMILY_ROWS = ROWS | {
-    "edgekd-random-start": ("edgekd", ("method.student.inherit=false", "method.student.hint=0")),
+    "edgekd-replay-random-start": ("edgekd-replay", ("method.student.inherit=false", "method.student.hint=0")),
     "pre-dfkd-head-start": ("pre-dfkd", ("method.student.inherit=true", "method.student.hint=5")),
 }
 """The rows of a student of its teacher's family: what start and hints are worth by themselves."""

@@ -1,7 +1,8 @@
-"""Measure what each ingredient is worth: ablate.py OUT.json TEACHER DATA RUNS --steps N FLAGS...
+"""Measure what each ingredient of `edgekd-replay` is worth: ablate.py OUT.json TEACHER DATA RUNS --steps N FLAGS...
 
-An ingredient is a group of recipe keys in which the presets `edgekd` and `pre-dfkd` differ. Each is taken out of
-`edgekd` (its keys get the values of `pre-dfkd`) and put into `pre-dfkd` (the other way round), everything else equal.
+An ingredient is a group of recipe keys in which the presets `edgekd-replay` and `pre-dfkd` differ. Each is
+taken out of the first (its keys get the values of `pre-dfkd`) and put into `pre-dfkd` (the other way round), everything
+else equal.
 DATA holds development images as class folders: accuracies choose the default, so no test image may be among them. FLAGS
 go to every `edgekd distill`. `--only LABEL`, once or more, takes these rows of the table alone. Finished runs under
 RUNS are kept: the same command goes on.
@@ -23,7 +24,7 @@ from docs.studies.common.provenance import method_of, provenance
 from edgekd import recipe as recipes
 from edgekd.run.directory import RunDir
 
-OURS, PAPER = "edgekd", "pre-dfkd"
+OURS, PAPER = "edgekd-replay", "pre-dfkd"
 INGREDIENTS = {
     "a generator unopposed and moved every step": (
         *("generator.gap", "generator.detach_teacher", "generator.adversary", "generator.adversary_ramp"),
@@ -39,7 +40,7 @@ INGREDIENTS = {
     "consolidation": ("consolidation.start", "consolidation.loss", "consolidation.temperature", "consolidation.lr"),
     "codes of the aggregate posterior, a gate": ("vae.sampling", "vae.decoder_leak", "vae.gate", "replay.start"),
 }
-"""Keys of `[method]` by ingredient; sizes and batches are no ingredients, both presets get those of `edgekd`. The
+"""Keys of `[method]` by ingredient; sizes and batches are no ingredients, both have those of `edgekd-replay`. The
 teacher's layers and hints are none here: a student of another family has neither (cifar10/ measures them). The VAE's
 reconstruction has been the paper's in both since the table showed that leaving features out did not pay."""
 LEAN = overlay.assignments(Path(collect.__file__).with_name("lean.toml"))

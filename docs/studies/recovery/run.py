@@ -26,7 +26,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from docs.studies.common.collect import facts
-from docs.studies.common.overlay import flags
 from docs.studies.common.provenance import method_of, provenance
 from edgekd.run.cards.events import TrainEvent
 from edgekd.run.directory import RunDir
@@ -38,7 +37,7 @@ CURVE_IMAGES = 200
 
 @dataclass(frozen=True)
 class Pair:
-    """A teacher's file, flags that say how its images are normalised and by which method, a student, and its images."""
+    """A teacher's file, flags that say how its images are normalised, a student, and its images."""
 
     teacher: str
     flags: tuple[str, ...]
@@ -48,17 +47,20 @@ class Pair:
     test: str = "test"
 
 
-METHOD = tuple(flags(HERE / "method.toml"))
-CIFAR, DIGITS = ("--normalize", "imagenet"), ("--input", "1x16x16", "--mean", "0.3", "--std", "0.35")
-MNIST = ("--input", "1x32x32", "--mean", "0.1307", "--std", "0.3081")
-REUSED = ("--set", "method.student.reuse=4")
-"""For a teacher that costs twelve times as much as its student."""
 PAIRS = {
-    "digits": Pair("recipes/quickstart/teacher.pt", (*DIGITS, *METHOD), "mobilenetv2@0.35", "digits", "heldout"),
-    "resnet8": Pair("TEACHERS/cifar10-resnet20.th", (*CIFAR, *METHOD), "resnet8", "cifar10"),
-    "mobilenetv2": Pair("TEACHERS/cifar10-resnet20.th", (*CIFAR, *METHOD), "mobilenetv2@0.5", "cifar10"),
-    "wrn": Pair("recipes/cifar10-wrn/teacher.pt", ("--normalize", "cifar10", *METHOD, *REUSED), "wrn-16-1", "cifar10"),
-    "mnist": Pair("RUNS/mnist-lenet5.pt", MNIST, "lenet5-half", "mnist"),
+    "digits": Pair(
+        "recipes/quickstart/teacher.pt",
+        ("--input", "1x16x16", "--mean", "0.3", "--std", "0.35"),
+        "mobilenetv2@0.35",
+        "digits",
+        "heldout",
+    ),
+    "resnet8": Pair("TEACHERS/cifar10-resnet20.th", ("--normalize", "imagenet"), "resnet8", "cifar10"),
+    "mobilenetv2": Pair("TEACHERS/cifar10-resnet20.th", ("--normalize", "imagenet"), "mobilenetv2@0.5", "cifar10"),
+    "wrn": Pair("recipes/cifar10-wrn/teacher.pt", ("--normalize", "cifar10"), "wrn-16-1", "cifar10"),
+    "mnist": Pair(
+        "RUNS/mnist-lenet5.pt", ("--input", "1x32x32", "--mean", "0.1307", "--std", "0.3081"), "lenet5-half", "mnist"
+    ),
 }
 RANDOM_START = ("--set", "method.student.inherit=false")
 
