@@ -27,6 +27,8 @@ class Footprint:
     macs: int
     fp32_bytes: int
     int8_bytes: int
+    grouped: bool
+    """Whether it has grouped convolutions, as MobileNets do."""
 
 
 def footprint_of(net: nn.Module, input_shape: Shape) -> Footprint:
@@ -46,6 +48,7 @@ def footprint_of(net: nn.Module, input_shape: Shape) -> Footprint:
         macs=size.macs,
         fp32_bytes=rest + 4 * weights + _FP32_CHANNEL_BYTES * channels + _FP32_LAYER_BYTES * len(layers),
         int8_bytes=rest + weights + _INT8_CHANNEL_BYTES * channels + _INT8_LAYER_BYTES * len(layers),
+        grouped=any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in layers),
     )
 
 

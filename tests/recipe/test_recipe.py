@@ -66,6 +66,14 @@ def test_a_named_preset_is_never_exchanged() -> None:
     assert preset_for(asked, batchnorm=False) == recipe.parse(asked, origin="x")
 
 
+def test_grouped_convolutions_learn_faster_unless_a_rate_is_given() -> None:
+    table = recipe.parse({}, origin="x").method.student
+    assert (table.lr, table.peak_lr) == ("auto", table.lr_for(grouped=False))
+    assert table.lr_for(grouped=True) > table.lr_for(grouped=False)
+    fixed = recipe.parse({"method": {"student": {"lr": 1}}}, origin="x").method.student
+    assert fixed.lr_for(grouped=True) == fixed.peak_lr == 1.0
+
+
 @pytest.mark.parametrize(
     ("teacher", "student", "times"), [(41, 12, 1), (41, 41, 1), (100, 16, 2), (300, 25, 4), (9, 0, 3), (4000, 1, 4)]
 )
