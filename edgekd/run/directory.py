@@ -25,7 +25,7 @@ from edgekd.recipe import load_resolved
 from edgekd.run import event_log, ownership
 from edgekd.run.cards.base import Card
 from edgekd.run.cards.events import Event
-from edgekd.run.cards.ledger import EnvironmentDifference, LedgerCard, ProbeTiming
+from edgekd.run.cards.ledger import EnvironmentDifference, LedgerCard, PlanningPart, ProbeTiming
 from edgekd.run.cards.record import Record, hash_outputs
 from edgekd.run.failpoints import failpoint
 from edgekd.run.files import canonical_json, discard, disk_errors, fsync, remove
@@ -241,6 +241,10 @@ class RunDir:
     def note_probe(self, timing: ProbeTiming) -> None:
         """Write into the ledger what the probe of the teacher took."""
         self.ledger().with_fields(teacher_probe=timing).write(self.path)
+
+    def note_planning(self, planning: PlanningPart) -> None:
+        """Write into the ledger what a planning measured before it was stopped."""
+        self.ledger().with_fields(planning=planning).write(self.path)
 
     def note_file(self, path: Path, sha256: str) -> None:
         """Add a file from outside the run to the ledger."""
