@@ -75,6 +75,14 @@ class Interrupted(StoppedEarly):
         self.exit_code = 128 + signal_number
 
 
+_NO_MEMORY = ("not enough memory", "out of memory", "allocate memory", "bad allocation", "bad_alloc")
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Return whether an exception says that memory is short; of PyTorch and ONNX Runtime only its words tell."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY)
+
+
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Return ` Did you mean "x"?` for the nearest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.55)

@@ -28,6 +28,11 @@ class Stop:
         """Whether the loop should save its state and call `raise_if_requested`."""
         return bool(self._signal) or (self._deadline is not None and time.monotonic() >= self._deadline)
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal asked for it, and not only the deadline."""
+        return bool(self._signal)
+
     def raise_if_requested(self, what: str = "the run") -> None:
         """Raise `Interrupted` or `StoppedEarly` when a stop was asked for."""
         if self._signal:

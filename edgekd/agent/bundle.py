@@ -24,8 +24,8 @@ from edgekd.agent.measure import Tools, require_some
 from edgekd.agent.measurement import BenchJob, BenchSettings, MeasurementProgress
 from edgekd.agent.messages import LOGITS
 from edgekd.agent.numerics import LogitsCheck
-from edgekd.agent.protocol import entry_point
-from edgekd.agent.refusal import RefusedError
+from edgekd.agent.protocol import ERRORS, entry_point
+from edgekd.agent.refusal import RefusedError, refusal_of
 from edgekd.agent.runners.tensorrt import find_tensorrt
 from edgekd.agent.runners.tensorrt_rules import known
 from edgekd.agent.session import DeviceComparison, DeviceResults
@@ -46,7 +46,7 @@ from edgekd.schema import (
 from edgekd.text import visible
 
 MANIFEST, FORMAT = "manifest.json", 1
-EXIT_CODES = {"file": 4, "usage": 2, "machine": 6, "busy": 7}
+EXIT_CODES = {kind: error.exit_code for kind, error in ERRORS.items()}
 
 
 @dataclass(frozen=True)
@@ -96,13 +96,16 @@ def main(arguments: list[str]) -> int:
     asked = _parser().parse_args(arguments)
     try:
         results = _recorded(asked)
-    except (RefusedError, EdgekdError) as error:
-        code = EXIT_CODES[error.kind] if isinstance(error, RefusedError) else error.exit_code
+    except EdgekdError as error:
         _say(f"error: {error}")
-        return code
+        return error.exit_code
     except OSError as error:
         _say(f"error: {error.filename or 'a file'} cannot be written or read ({error.strerror})")
         return 6
+    except Exception as error:  # noqa: BLE001 - whoever runs a bundle can do nothing with a traceback
+        refused = refusal_of(error)
+        _say(f"error: {refused}")
+        return EXIT_CODES[refused.kind]
     failed = [check for check in results.numerics if not check.passed]
     _say(f"wrote {asked.output}; on the machine with the run: edgekd bench --import {Path(asked.output).name}")
     return 5 if failed else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -34,6 +35,7 @@ ERRORS: dict[str, type[EdgekdError]] = {
     "machine": MachineError,
     "busy": RunBusyError,
     "protocol": MachineError,
+    "fault": EdgekdError,
 }
 _FAREWELL_S = 3.0
 _WORDS = 1500
@@ -264,4 +266,9 @@ def _require_farther(progress: MeasurementProgress, before: MeasurementProgress 
 
 
 def _last_words(messages: Sequence[str]) -> str:
+    """What a process left on stderr; of a traceback its end alone, which says what went wrong."""
+    frames = [number for number, line in enumerate(messages) if line.startswith('  File "')]
+    if frames and os.environ.get("EDGEKD_DEBUG") != "1":
+        rest = itertools.dropwhile(lambda line: line[:1].isspace(), messages[frames[-1] :])
+        messages = list(rest)
     return " Its last messages: " + " | ".join(messages)[-_WORDS:] if messages else " It left no message."

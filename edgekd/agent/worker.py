@@ -34,7 +34,7 @@ from edgekd.agent.device.machine import Activity, Meter
 from edgekd.agent.kernels import runner_for
 from edgekd.agent.measurement import MemoryUse
 from edgekd.agent.messages import PROTOCOL, Done, ReceivedLine, Refusal, Request, answering, asked_in
-from edgekd.agent.refusal import RefusedError
+from edgekd.agent.refusal import RefusedError, refusal_of
 from edgekd.agent.runners import tensorrt, trtexec
 
 if TYPE_CHECKING:
@@ -170,10 +170,9 @@ def serve_request(line: bytes, ops: Ops, on_asked: Callable[[ReceivedLine], None
     on_asked(asked)
     try:
         reply = ops[type(asked.request)](asked.request)
-    except RefusedError as refusal:
+    except Exception as error:  # noqa: BLE001 - a runtime may raise anything
+        refusal = refusal_of(error)
         reply = Refusal(refusal.kind, str(refusal))
-    except OSError as error:
-        reply = Refusal("machine", f"{error.strerror or error} ({error.filename or 'no file'})")
     return answering(asked, reply)
 
 

@@ -19,11 +19,14 @@ from edgekd.agent.kernels import INTEGER_OPS, Arithmetic, kind_of
 from edgekd.agent.measurement import BenchJob
 from edgekd.agent.messages import LogitsArray
 from edgekd.agent.runners.inputs import noise
-from edgekd.errors import InputFileError, UsageError
+from edgekd.errors import InputFileError, MachineError, UsageError, lacks_memory
 from edgekd.export import ort_session
+from edgekd.text import first_line
 
 IMAGES, SEED = 8, 20250115
 _TYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.UINT8: "uint8"}
+
+_NO_TENSORS = ("sequence_type", "map_type")
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,9 @@ def signature(file: Path, image_shape: tuple[int, ...] | None = None) -> Signatu
     inputs = [value for value in model.graph.input if value.name not in initializers]
     if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type not in _TYPES:
         raise InputFileError(f"{file} must have one float or uint8 image input to be measured.")
+    others = [value.name for value in model.graph.output if value.type.WhichOneof("value") in _NO_TENSORS]
+    if others:
+        raise InputFileError(f"{file} must answer with tensors to be measured; {others[0]} is a sequence or a map.")
     sizes = tuple(d.dim_value if d.dim_value > 0 else None for d in inputs[0].type.tensor_type.shape.dim)
     if not sizes:
         raise InputFileError(f"{file} must have an image input with a batch, not a single number.")
@@ -120,8 +126,14 @@ def reference_logits(file: Path, inputs: NDArray[Any]) -> list[list[float]]:
     kind, takes = kind_of(file.name), signature(file, inputs.shape[1:])
     session = ort_session.open_for_target(file, kind)
     step = takes.batch or len(inputs)
-    batches = [ort_session.logits(session, inputs[first : first + step]) for first in range(0, len(inputs), step)]
-    rows: list[list[float]] = np.concatenate(batches).reshape(len(inputs), -1).tolist()
+    try:
+        batches = [ort_session.logits(session, inputs[first : first + step]) for first in range(0, len(inputs), step)]
+        rows: list[list[float]] = np.concatenate(batches).reshape(len(inputs), -1).tolist()
+    except Exception as error:  # ONNX Runtime's own errors have no common base
+        refused = MachineError if lacks_memory(error) else InputFileError
+        raise refused(
+            f"{file} gives no row of numbers for each of {step} images: {first_line(error, 1000)}."
+        ) from error
     return rows
 
 

@@ -15,13 +15,12 @@ if TYPE_CHECKING:
     from edgekd.recipe import Recipe
 
 
-def print_opening(run: RunDir, recipe: Recipe, size: Footprint, cost: CostPlan | None) -> None:
-    """Print the five lines that a distillation begins with."""
+def print_opening(run: RunDir, recipe: Recipe, size: Footprint) -> None:
+    """Print the four lines that a distillation begins with, before its cost is measured, which may take minutes."""
     card = run.read(TeacherCard)
     assumed = [f"{choice.what} {choice.value} assumed ({choice.flag})" for choice in card.assumptions]
-    student, method = recipe.student, recipe.method
+    student = recipe.student
     origin = f", starting from {student.weights}" if student.weights else ""
-    todo = "done or under way" if cost is None else cost.sentence()
     cost_of_teacher = f"{card.probe.parameters:,} parameters, {card.probe.macs:,} MACs"
     console.opening(
         [
@@ -29,9 +28,14 @@ def print_opening(run: RunDir, recipe: Recipe, size: Footprint, cost: CostPlan |
             ("teacher", f"{card.arch}, {cost_of_teacher}; {probe_sentence(run, card)}"),
             ("input", "; ".join([f"{sizes(card.input_shape)}, {card.classes} classes", *assumed])),
             ("student", f"{student.name}, {size.parameters:,} parameters, {size.macs:,} MACs{origin}"),
-            ("plan", f"{method.preset}, {method.steps} steps, {todo}"),
         ]
     )
+
+
+def print_plan(recipe: Recipe, cost: CostPlan | None) -> None:
+    """Print the line that follows them once the cost is known."""
+    todo = "done or under way" if cost is None else cost.sentence()
+    console.opening([("plan", f"{recipe.method.preset}, {recipe.method.steps} steps, {todo}")])
 
 
 def probe_sentence(run: RunDir, card: TeacherCard) -> str:

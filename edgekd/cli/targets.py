@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shlex
 from pathlib import Path
 
 from edgekd import console, pipeline
+from edgekd.agent.device.files import real
+from edgekd.agent.device.machine import sha256_of
 from edgekd.bench.remote import Host
-from edgekd.errors import InputFileError, UsageError
+from edgekd.errors import EdgekdError, InputFileError, UsageError
 from edgekd.ingestion import outside_files
 from edgekd.pipeline import fresh_start
+from edgekd.recipe import load_resolved
 from edgekd.recipe.names import MOST_BYTES, name_problem
+from edgekd.run.cards.record import Record
 from edgekd.run.directory import RunDir
 from edgekd.run.ownership import is_run
 from edgekd.stages.base import Stage
+from edgekd.stages.catalog import INGEST
 
 RUNS = Path("runs")
+_SUFFIXES = re.compile(r"(\.(pth|pt|th|tar|bin|ckpt|safetensors|pkl|pickle|gz))+$", re.IGNORECASE)
+_SAYS_NOTHING = re.compile(
+    r"((best|last|latest|final|ckpt|checkpoint|model|weight|network|net|state|dict|param|pytorch|ema|epoch|step|iter|"
+    r"file|output|\d)s?[-_.= ]*)+",
+    re.IGNORECASE,
+)
+"""Names that many files and folders of checkpoints have, such as `model_best`, `checkpoints` and `epoch_90`."""
 
 
 def named_run(name: str) -> RunDir:
@@ -38,24 +52,57 @@ def run_called(name: str) -> RunDir:
 def run_of(teacher: Path, name: str, label: str = "") -> RunDir:
     """Return the run that a teacher is read into: the named one, else one called after the file and `label`.
 
+    What an older edgekd began with this file, under another name, goes on under that.
+
     Raises InputFileError where there is no such file, unless it moved away from a run that has it already.
     """
     try:
         str(teacher).encode()
     except UnicodeEncodeError:
         raise InputFileError(f"the name of {str(teacher)!r} is not in UTF-8; rename the file.") from None
-    label = f"{teacher.stem.strip('.- ') or 'teacher'}{label}"
+    names = _names_of(teacher, label)
     try:
         outside_files.require_file(teacher)
     except InputFileError:
-        if os.access(teacher, os.F_OK) or name_problem(label):
+        if os.access(teacher, os.F_OK) or any(map(name_problem, names)):
             raise
-        run = named_run(name) if name else run_called(label)
+        for run in [named_run(name)] if name else map(run_called, names):
+            fresh_start.recover(run)
+            if run.recipe_file.is_file() and (name or run.path.name == names[0] or _began_with(run, teacher)):
+                return run
+        raise
+    if name:
+        return named_run(name)
+    *others, latest = map(run_called, reversed(names))
+    return next((run for run in others if not is_run(latest.path) and _began_with(run, teacher)), latest)
+
+
+def _names_of(teacher: Path, label: str) -> list[str]:
+    """Return what a run of a teacher may be called, the present name first; older edgekds took the file's name alone.
+
+    Of a file whose name says nothing, such as `ckpt.pth`, the folders above it are a part of the name, up to one that
+    does.
+    """
+    older = f"{teacher.stem.strip('.- ') or 'teacher'}{label}"
+    folder = Path(os.path.abspath(teacher)).parent  # noqa: PTH100 - of a link, the folder that it lies in
+    parts = [*folder.parts[1:], _SUFFIXES.sub("", teacher.name)]
+    parts = [part.strip(".- ") for part in parts]
+    telling = [place for place, part in enumerate(parts) if part and not _SAYS_NOTHING.fullmatch(part)]
+    name = "-".join(filter(None, parts[telling[-1] if telling else -1 :])) + label
+    return [older] if not telling or telling[-1] == len(parts) - 1 or name_problem(name) else [name, older]
+
+
+def _began_with(run: RunDir, teacher: Path) -> bool:
+    """Return whether a run was begun with this file: by its path, or by its content."""
+    with contextlib.suppress(EdgekdError, OSError):  # a run that cannot be read is another one
         fresh_start.recover(run)
         if not run.recipe_file.is_file():
-            raise
-        return run
-    return named_run(name) if name else run_called(label)
+            return False
+        if real(Path(load_resolved(run.recipe_file).teacher.file)) == real(teacher):
+            return True
+        record = Record.read(run.stage(INGEST.folder))
+        return record is not None and record.inputs.get("file") == sha256_of(teacher)
+    return False
 
 
 def run_argument(run: RunDir) -> str:

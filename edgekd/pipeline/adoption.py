@@ -11,7 +11,7 @@ from edgekd.errors import EdgekdError, RecipeError, RunBusyError, UsageError
 from edgekd.pipeline import fresh_start
 from edgekd.pipeline.run_status import RunStatus
 from edgekd.recipe import Recipe, differences, load_resolved, to_toml, with_changes
-from edgekd.run.cards.record import RECORD, Record
+from edgekd.run.cards.record import RECORD
 from edgekd.run.directory import RunDir
 from edgekd.run.files import write_text
 from edgekd.run.ownership import is_run
@@ -31,14 +31,16 @@ def open_recipe(run: RunDir) -> Recipe:
 def adopt(run: RunDir, asked: Recipe, *, reads_teacher: bool = True) -> Recipe:
     """Make `wanted` the run's recipe, unless it changes what ingest, distill or select were made from.
 
-    Pixels are metadata: they may change at any time. A verb that does not read the files from outside does
+    Pixels are metadata: they may change at any time. How the teacher is read may be corrected as long as nothing was
+    learned from it. A verb that does not read the files from outside does
     not ask whether they are still those the run began with.
     """
     if run.recipe_file.is_file():
         old = load_resolved(run.recipe_file)
         lines = []
+        begun = run.stage(DISTILL.folder).exists()
         for stage in (INGEST, DISTILL, SELECT):
-            if Record.read(run.stage(stage.folder)) is None and not run.stage(stage.folder).exists():
+            if not run.stage(stage.folder).exists() or (stage is INGEST and not begun):
                 continue
             before, after = stage.slice(old), stage.slice(asked)
             before.pop("pixels", None)

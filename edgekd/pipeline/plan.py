@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import platform
 import resource
 import statistics
 import sys
@@ -16,13 +17,17 @@ import torch
 from pydantic import JsonValue
 
 from edgekd import console, machine
-from edgekd.errors import MachineError
+from edgekd.errors import MachineError, StoppedEarly
 from edgekd.models import artefacts
 from edgekd.pipeline.peak import effective_peak
 from edgekd.recipe import Recipe
 from edgekd.rng import KeyedDraws
+from edgekd.run.cards.ledger import CostPart, PlanningPart
+from edgekd.run.cards.record import Record
 from edgekd.run.directory import RunDir
+from edgekd.run.files import digest
 from edgekd.stages import distill
+from edgekd.stages.catalog import DISTILL, INGEST
 from edgekd.stopping import Stop
 from edgekd.synthesis.images.procedural import ProceduralImages
 from edgekd.synthesis.macs import FlopsByDtype
@@ -32,6 +37,8 @@ from edgekd.synthesis.teacher import Teacher
 
 _LONGEST_S = 20.0
 """No update of one kind is timed again after so many seconds: where one takes long, the first says enough."""
+_TELLING_S = 1.0
+"""The same where the number of steps is given, and only what is told of the run depends on it."""
 _LEAST_S = 0.3
 """Short updates are timed again until so many seconds have passed."""
 
@@ -173,7 +180,8 @@ class CostPlan:
 def measure_cost(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: int = 1) -> CostPlan:
     """Time each kind of update on throwaway networks and weigh them by how often a run makes them.
 
-    The run's own state is untouched. Each kind is timed `least_steps` times at least.
+    The run's own state is untouched. Each kind is timed `least_steps` times at least. What was measured before a stop
+    is kept in the ledger, and the next call goes on from there: each measures one thing at least.
     """
     device = machine.resolve_device(recipe.machine.device)
     threads = machine.use_threads(recipe.machine.threads)
@@ -183,12 +191,20 @@ def measure_cost(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: in
     steps = recipe.method.steps_for(description.pixels, description.classes)
     pictures = ProceduralImages(description.input_shape) if recipe.images.folder else None  # of the same cost
     context = StepContext(recipe, steps, teacher, description, KeyedDraws(recipe.seed, "plan", device), pictures)
+    key = _key(run_dir, recipe, steps, device, least_steps)
+    costs, peak_before = _measured_before(run_dir, key)
     try:
         state = distill.build_state(context)
         waits = bool(state.replay.waits_for) and recipe.method.replay.batch_size > 0
         state.replay.assume_ready()
-        _everything(state, context, stop)
-        cost_by_part, warmup = _costs(state, context, _Clock(stop, device, least_steps))
+        clock = _Clock(stop, device, least_steps, costs)
+        rehearses = clock.once("all", lambda: _everything(state, context))
+        cost_by_part, warmup = _costs(state, context, clock, rehearses=rehearses)
+    except StoppedEarly:
+        parts = {name: CostPart(seconds=c.seconds, flops=_by_name(c.flops)) for name, c in costs.items()}
+        peak = max(peak_before, _peak_memory_bytes(device))
+        run_dir.note_planning(PlanningPart(key=key, costs=parts, peak_memory_bytes=peak))
+        raise
     except torch.OutOfMemoryError as error:
         raise MachineError(
             f"{device} has too little memory for batches of {recipe.method.student.batch_size}; "
@@ -200,7 +216,7 @@ def measure_cost(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: in
         cost_by_part=cost_by_part,
         waits=waits,
         warmup=warmup,
-        peak_memory_bytes=_peak_memory_bytes(device),
+        peak_memory_bytes=max(peak_before, _peak_memory_bytes(device)),
         device=str(device),
         threads=threads,
         precision="/".join(sorted(kinds)),
@@ -209,73 +225,126 @@ def measure_cost(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: in
     )
 
 
-@dataclass(frozen=True)
+def _key(run_dir: RunDir, recipe: Recipe, steps: int, device: torch.device, least_steps: int) -> str:
+    """A hash of what the times of a plan depend on."""
+    teacher = Record.read(run_dir.stage(INGEST.folder))
+    work = [DISTILL.slice(recipe), steps, least_steps, None if teacher is None else teacher.key]
+    return digest([*work, str(device), torch.get_num_threads(), torch.__version__, platform.node()])
+
+
+_DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
+
+
+def _by_name(flops: Mapping[torch.dtype, float]) -> dict[str, float]:
+    return {str(dtype): float(count) for dtype, count in flops.items()}
+
+
+def _measured_before(run_dir: RunDir, key: str) -> tuple[dict[str, Cost], int]:
+    """Return what an earlier planning of the same had measured when it was stopped, and its peak memory."""
+    before = run_dir.ledger().planning
+    if before is None or before.key != key or any(part.flops.keys() - _DTYPES for part in before.costs.values()):
+        return {}, 0
+    costs = {
+        name: Cost(part.seconds, {_DTYPES[dtype]: count for dtype, count in part.flops.items()})
+        for name, part in before.costs.items()
+    }
+    return costs, before.peak_memory_bytes
+
+
 class _Clock:
-    """Measures the cost of work that is done again and again."""
+    """Measures the cost of work that is done again and again, unless it is known from before."""
 
-    stop: Stop
-    device: torch.device
-    least_rounds: int
+    def __init__(self, stop: Stop, device: torch.device, least_rounds: int, known: dict[str, Cost]) -> None:
+        self._stop, self._device, self._least_rounds, self._known = stop, device, least_rounds, known
+        self._before = len(known)
+        self._telling_s = _TELLING_S if least_rounds == 1 else _LONGEST_S
 
-    def cost(self, work: Callable[[], object]) -> Cost:
+    def once(self, name: str, work: Callable[[], object]) -> bool:
+        """Do some work once, unless an earlier planning did; return whether it was done now."""
+        to_do = self._is_to_do(name)
+        if to_do:
+            self._known[name] = Cost(self._seconds(work), {})
+        return to_do
+
+    def cost(self, name: str, work: Callable[[], object], *, cold: bool = False) -> Cost:
         """Return the FLOPs of the work, and the median of its seconds, since other work only ever slows.
 
-        The first call of each kernel is slow, so the work is done once before, and counted then.
+        The first call of each kernel is slow, so the work is done once before, and counted then; where it took long,
+        that is no matter. Where it is `cold` its first call is another than all that follow, and counts for nothing.
         """
-        self.stop.raise_if_requested("planning")
-        with FlopsByDtype() as counter:
-            work()
-        rounds: list[float] = []
-        while self._wants_another(rounds):
-            self.stop.raise_if_requested("planning")
-            start = time.perf_counter()
-            work()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            rounds.append(time.perf_counter() - start)
-        return Cost(statistics.median(rounds), dict(counter.flops))
+        if self._is_to_do(name):
+            if cold:
+                work()
+            with FlopsByDtype() as counter:
+                first_s = self._seconds(work)
+            rounds = [first_s] if first_s >= self._telling_s else []
+            while self._wants_another(rounds) and not (rounds and self._stop.requested):
+                rounds.append(self._seconds(work))
+            self._known[name] = Cost(statistics.median(rounds), dict(counter.flops))
+        return self._known[name]
+
+    def _is_to_do(self, name: str) -> bool:
+        """Whether it is not known; a stop is heard here, one by the deadline once this call has measured something."""
+        if name in self._known:
+            return False
+        if self._stop.interrupted or len(self._known) > self._before:
+            self._stop.raise_if_requested("planning")
+        return True
+
+    def _seconds(self, work: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        work()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter() - start
 
     def _wants_another(self, rounds: list[float]) -> bool:
         total = sum(rounds)
-        enough = len(rounds) >= max(3, self.least_rounds) and total >= _LEAST_S
-        return not rounds or (not enough and total < _LONGEST_S)
+        enough = len(rounds) >= max(3, self._least_rounds) and total >= _LEAST_S
+        return not rounds or (not enough and total < _LONGEST_S and rounds[0] < self._telling_s)
 
 
-def _costs(state: State, context: StepContext, clock: _Clock) -> tuple[dict[str, Cost], Cost]:
-    """Return the mean cost a step of each part, and the cost of the generator's warm-up."""
+def _costs(state: State, context: StepContext, clock: _Clock, *, rehearses: bool) -> tuple[dict[str, Cost], Cost]:
+    """Return the mean cost a step of each part, and the cost of the generator's warm-up.
+
+    `rehearses` says whether the VAE of this state has had its first update, which has nothing to rehearse.
+    """
     method, steps, span = context.recipe.method, context.steps, context.recipe.method.student.span
     cycle = math.lcm(method.generator.period, span)
     middle = cycle * (steps // 2 // cycle)  # here the replay may learn, and procedural images have their mean share
 
-    def generator_cost(step: int) -> Cost:
+    def generator_cost(name: str, step: int) -> Cost:
         def work() -> None:
             state.step = step
             generator_step(state, context)
 
-        return clock.cost(work)
+        return clock.cost(name, work)
 
-    def span_cost(where: StepContext) -> Cost:
+    def span_cost(name: str, where: StepContext, *, cold: bool = False) -> Cost:
         def work() -> None:
             for state.step in range(middle, middle + span):
                 student_step(state, where)
 
-        return clock.cost(work)
+        return clock.cost(name, work, cold=cold)
 
     parts, warmup = {}, NOTHING
     if context.uses_generator:
         updates = sum(map(context.generator_learns, range(steps)))
-        parts["generator"] = generator_cost(steps - 1).times(updates / steps)  # an adversary has its full weight then
+        last = steps - 1  # an adversary has its full weight then
+        parts["generator"] = generator_cost("generator", last).times(updates / steps)
         if method.generator.warmup:
-            warmup = generator_cost(0).times(method.generator.warmup)
-    shown = span_cost(_changed(context, explores=False, replays=False))
+            warmup = generator_cost("warmup", 0).times(method.generator.warmup)
+    shown = span_cost("student", _changed(context, explores=False, replays=False))
     parts["student"] = shown.times(1 / span)
     learning, period = _changed(context, explores=True, replays=False), method.generator.period
     learns = [state.replay.learns_at(step % period) for step in range(context.exploration_steps)]
     if state.replay.networks() and any(learns):
         in_span = sum(state.replay.learns_at(place % period) for place in range(span))
-        parts["replay"] = span_cost(learning).minus(shown).times(sum(learns) / in_span / steps)
+        parts["replay"] = (
+            span_cost("replay", learning, cold=not rehearses).minus(shown).times(sum(learns) / in_span / steps)
+        )
     if state.replay.ready and method.replay.batch_size:
-        replaying = span_cost(_changed(context, explores=False, replays=True))
+        replaying = span_cost("replayed", _changed(context, explores=False, replays=True))
         parts["replayed"] = replaying.minus(shown).times((1 - method.replay.start) / span)
     return parts, warmup
 
@@ -291,13 +360,12 @@ def _changed(context: StepContext, *, explores: bool, replays: bool) -> StepCont
     return replace(context, recipe=context.recipe.model_copy(update={"method": method}))
 
 
-def _everything(state: State, context: StepContext, stop: Stop) -> None:
+def _everything(state: State, context: StepContext) -> None:
     """Make the updates that take the most memory: all of them, with replay at work and the VAE rehearsing."""
     everything = _changed(context, explores=True, replays=True)
     if everything.uses_generator:
         generator_step(state, everything)
     for _ in range(2):  # the VAE rehearses from its second update on
-        stop.raise_if_requested("planning")
         student_step(state, everything)
 
 
@@ -313,14 +381,15 @@ def _largest_batch(context: StepContext, stop: Stop) -> str:
     size = recipe.method.student.batch_size // 2
     while size >= 8:
         torch.cuda.empty_cache()
-        if _fits(context, size, stop):
+        stop.raise_if_requested("planning")
+        if _fits(context, size):
             novel = min(size, recipe.method.vae.novel)
             return f"a batch of {size} fits: --set method.student.batch_size={size} --set method.vae.novel={novel}."
         size //= 2
     return "not even a batch of 8 fits; use --device cpu or a smaller teacher."
 
 
-def _fits(context: StepContext, size: int, stop: Stop) -> bool:
+def _fits(context: StepContext, size: int) -> bool:
     recipe = context.recipe
     student = recipe.method.student.model_copy(update={"batch_size": size})
     vae = recipe.method.vae.model_copy(update={"novel": min(size, recipe.method.vae.novel)})
@@ -329,7 +398,7 @@ def _fits(context: StepContext, size: int, stop: Stop) -> bool:
     try:
         state = distill.build_state(smaller)
         state.replay.assume_ready()
-        _everything(state, smaller, stop)
+        _everything(state, smaller)
     except torch.OutOfMemoryError:
         return False
     return True

@@ -16,22 +16,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO, TypedDict, TypeVar
 
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 
 from edgekd import __version__, console, locking
-from edgekd.agent.device import files
 from edgekd.agent.device.files import real
 from edgekd.errors import InputFileError, MachineError, RecipeError, RunBusyError, UsageError
 from edgekd.recipe import load_resolved
-from edgekd.run import ownership
+from edgekd.run import event_log, ownership
 from edgekd.run.cards.base import Card
 from edgekd.run.cards.events import Event
-from edgekd.run.cards.ledger import EnvironmentDifference, LedgerCard, ProbeTiming
+from edgekd.run.cards.ledger import EnvironmentDifference, LedgerCard, PlanningPart, ProbeTiming
 from edgekd.run.cards.record import Record, hash_outputs
 from edgekd.run.failpoints import failpoint
 from edgekd.run.files import canonical_json, discard, disk_errors, fsync, remove
 from edgekd.run.ownership import LOCK, clean_leftovers, exists, strangers
-from edgekd.schema import parse_json
 
 C = TypeVar("C", bound=Card)
 E = TypeVar("E", bound=Event)
@@ -163,31 +161,15 @@ class RunDir:
 
     def events(self, kind: str | None = None) -> list[dict[str, JsonValue]]:
         """Return the events of one kind (or all); a torn last line, left by a kill, is ignored."""
-        if not self.events_file.is_file():
-            return []
-        lines = files.read_bytes(self.events_file, limit=2**33).decode(errors="replace").split("\n")
-        events = []
-        for line in lines[:-1]:  # what follows the last newline is a torn line or nothing
-            try:
-                events.append(parse_json(line))
-            except ValueError as error:
-                raise self._damaged(line) from error
-            if not isinstance(events[-1], dict):
-                raise self._damaged(line)
-        return [event for event in events if kind is None or event.get("kind") == kind]
+        return list(event_log.events(self.events_file, kind)) if self.events_file.is_file() else []
 
-    def logged(self, kind: type[E]) -> list[E]:
-        """Return the events of one kind as what they are; `InputFileError` where one is something else."""
-        events = []
-        for event in self.events(kind.kind):
-            try:
-                events.append(kind.model_validate(event))
-            except ValidationError as error:
-                raise self._damaged(str(event)) from error
-        return events
+    def logged(self, kind: type[E]) -> Iterator[E]:
+        """Yield the events of one kind as what they are; `InputFileError` where one is something else."""
+        return event_log.logged(self.events_file, kind) if self.events_file.is_file() else iter(())
 
-    def _damaged(self, line: str) -> InputFileError:
-        return InputFileError(f"{self.events_file} holds a damaged line: {line[:80]!r}.")
+    def last_logged(self, kind: type[E]) -> E | None:
+        """Return the last event of one kind, which is near the end of the file; None where there is none."""
+        return event_log.last_logged(self.events_file, kind) if self.events_file.is_file() else None
 
     def events_bytes(self) -> int:
         """Return the length of events.jsonl, which a checkpoint records."""
@@ -259,6 +241,10 @@ class RunDir:
     def note_probe(self, timing: ProbeTiming) -> None:
         """Write into the ledger what the probe of the teacher took."""
         self.ledger().with_fields(teacher_probe=timing).write(self.path)
+
+    def note_planning(self, planning: PlanningPart) -> None:
+        """Write into the ledger what a planning measured before it was stopped."""
+        self.ledger().with_fields(planning=planning).write(self.path)
 
     def note_file(self, path: Path, sha256: str) -> None:
         """Add a file from outside the run to the ledger."""

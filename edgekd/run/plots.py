@@ -17,6 +17,9 @@ from edgekd.text import visible
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+LOSSES = ("student", "agreement_novel", "agreement_replay")
+"""What `losses` draws of a point."""
+
 
 def accuracy(points: Sequence[AccuracyEvent]) -> str:
     """Draw the accuracy curves of raw and averaged weights."""

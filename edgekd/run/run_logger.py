@@ -96,7 +96,8 @@ class RunLogger:
             self._note_another_environment(newest)
         state.load_state_dict(newest.state)
         self.run.truncate_events(newest.events_bytes)
-        for last in self.run.logged(TrainEvent)[-1:]:
+        last = self.run.last_logged(TrainEvent)
+        if last is not None:
             self._seconds_before, self._all_saving_seconds = last.seconds, last.saving_seconds
         if state.step:
             console.say(f"continuing at step {state.step}")

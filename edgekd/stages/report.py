@@ -255,12 +255,12 @@ def pictures(run_dir: RunDir, left_out: UnreadableFiles | None = None) -> Iterat
 
 
 def _accuracy_picture(run_dir: RunDir) -> list[tuple[str, str, str]]:
-    points = run_dir.logged(AccuracyEvent)
+    points = curve.thinned(run_dir.logged(AccuracyEvent), ("raw", "ema"))
     return [("Accuracy while distilling", plots.accuracy(points), run_dir.events_file.name)] if points else []
 
 
 def _loss_picture(run_dir: RunDir) -> list[tuple[str, str, str]]:
-    points = run_dir.logged(TrainEvent)
+    points = curve.thinned(run_dir.logged(TrainEvent), plots.LOSSES)
     return [("Distillation loss and agreement", plots.losses(points), run_dir.events_file.name)] if points else []
 
 

@@ -60,6 +60,18 @@ def test_crash_carries_the_last_messages() -> None:
         child.hello()
 
 
+def test_a_traceback_is_told_by_its_end_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EDGEKD_DEBUG", raising=False)
+    code = "input(); deep = lambda n: deep(n - 1) if n else int('seven'); deep(30)"
+    with AgentProcess("net.onnx", python(code), reply_timeout_s=30) as child:
+        with pytest.raises(MachineError) as caught:
+            child.hello()
+        last = "ValueError: invalid literal for int() with base 10: 'seven'"
+        assert (
+            str(caught.value) == f'net.onnx: the agent ended with exit code 1 during "hello". Its last messages: {last}'
+        )
+
+
 def test_silence_is_a_machine_error_and_ends_the_child() -> None:
     code = "import sys, time; print('busy with nothing', file=sys.stderr, flush=True); time.sleep(60)"
     with AgentProcess("net.onnx", python(code), reply_timeout_s=0.5) as child:
@@ -91,7 +103,13 @@ def test_another_protocol_version_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "error"),
-    [("file", InputFileError), ("usage", UsageError), ("machine", MachineError), ("protocol", MachineError)],
+    [
+        ("file", InputFileError),
+        ("usage", UsageError),
+        ("machine", MachineError),
+        ("protocol", MachineError),
+        ("fault", EdgekdError),
+    ],
 )
 def test_refusals_become_errors_by_kind(kind: str, error: type[EdgekdError]) -> None:
     code = f"""input(); print('{{"id": 1, "ok": false, "kind": "{kind}", "error": "why"}}', flush=True); input()"""

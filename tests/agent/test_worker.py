@@ -3,12 +3,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,12 +36,12 @@ from edgekd.agent.messages import (
 )
 from edgekd.agent.protocol import AgentProcess, Local
 from edgekd.agent.refusal import RefusedError
-from edgekd.agent.runners import ort
+from edgekd.agent.runners import inputs, ort
 from edgekd.agent.runners.inputs import noise
 from edgekd.bench import pack
 from edgekd.bench.golden import array_in
 from edgekd.errors import InputFileError, MachineError, UsageError
-from tiny_onnx import conv_net, gemm_net, qlinear_net, two_input_net
+from tiny_onnx import conv_net, gemm_net, map_net, one_number_net, qlinear_net, sequence_net, two_input_net
 
 FOLDER = Path(agent.__file__).parent
 GOLDEN_PIXELS = [56, 180, 230, 82]
@@ -224,6 +225,13 @@ def test_noise_is_the_same_everywhere() -> None:
     assert hashlib.sha256(floats.tobytes()).hexdigest() == GOLDEN_FLOATS
 
 
+def test_noise_of_a_large_batch_is_drawn_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = noise(np, [2**28], "uint8", 7)  # as one number of Python it would have too many bits
+    assert drawn[:4].tolist() == GOLDEN_PIXELS
+    monkeypatch.setattr(inputs, "_PIECE_BYTES", 8)
+    assert noise(np, [23], "uint8", 7).tobytes() == random.Random(7).getrandbits(8 * 23).to_bytes(23, "little")
+
+
 def test_warm_up_ends_when_two_windows_agree(child: AgentProcess, tmp_path: Path) -> None:
     child.ask(load(conv_net(tmp_path / "net.onnx")))
     easy = child.ask(WarmUp(5, 10.0, 10))
@@ -357,6 +365,45 @@ def test_the_work_of_a_child_is_not_other_work() -> None:
 def test_malformed_requests_are_answered(line: str) -> None:
     reply = worker.serve_request(line.encode(), worker.Worker().ops())
     assert (reply["ok"], reply["kind"]) == (False, "protocol")
+
+
+@pytest.mark.parametrize("network", [sequence_net, map_net])
+def test_answers_that_are_no_tensors_are_refused(
+    network: Callable[[Path], Path], child: AgentProcess, tmp_path: Path
+) -> None:
+    with pytest.raises(InputFileError, match=r"must answer with tensors to be measured; it has answer seq\("):
+        child.ask(load(network(tmp_path / "net.onnx")))
+    assert child.hello().python, "it goes on"
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "words"),
+    [
+        (KeyError("nobody foresaw it"), "fault", "a fault of edgekd: KeyError: 'nobody foresaw it'"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "machine", "too little memory"),
+        (MemoryError(), "machine", "too little memory"),
+        (OSError(28, "No space left on device", "/x"), "machine", "No space left on device (/x)"),
+    ],
+)
+def test_whatever_is_raised_is_one_message(
+    raised: Exception, kind: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EDGEKD_DEBUG", raising=False)
+
+    def op(_request: Hello) -> None:
+        raise raised
+
+    reply = worker.serve_request(json.dumps(asking(1, Hello())).encode(), {Hello: op})
+    assert (reply["ok"], reply["kind"]) == (False, kind)
+    assert words in reply["error"]
+
+
+def test_a_network_that_answers_once_for_all_images_has_no_logits(child: AgentProcess, tmp_path: Path) -> None:
+    child.ask(load(one_number_net(tmp_path / "net.onnx")))
+    images = tmp_path / "images.npy"
+    np.save(images, np.zeros((2, 3, 8, 8), np.float32))
+    with pytest.raises(InputFileError, match=r"net\.onnx cannot be run: zero-dimensional arrays"):
+        child.ask(Logits(str(images)))
 
 
 def test_end_of_stdin_ends_a_running_round(child: AgentProcess, tmp_path: Path) -> None:

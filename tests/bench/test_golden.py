@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from edgekd.agent.measurement import BenchJob, BenchSettings
 from edgekd.agent.refusal import RefusedError
 from edgekd.agent.runners.inputs import input_shape
 from edgekd.bench import golden
-from tiny_onnx import conv_net
+from edgekd.errors import InputFileError
+from tiny_onnx import conv_net, map_net, one_number_net, sequence_net
 
 
 @pytest.mark.parametrize("batch", ["N", -1, 0])
@@ -36,3 +38,19 @@ def test_every_type_of_input_is_checked(element: int, tmp_path: Path) -> None:
     ((images, expected),) = golden.write_files([job], tmp_path).values()
     found = session.check_on_device(job, BenchSettings(), Tools(), images, expected)
     assert (found.passed, found.images) == (True, golden.IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (map_net, "must answer with tensors to be measured; answer is a sequence or a map"),
+        (sequence_net, "must answer with tensors to be measured; answer is a sequence or a map"),
+        (one_number_net, "gives no row of numbers for each of 8 images: zero-dimensional arrays"),
+    ],
+)
+def test_answers_that_are_no_rows_of_numbers_are_refused(
+    network: Callable[[Path], Path], words: str, tmp_path: Path
+) -> None:
+    file = network(tmp_path / "net.onnx")
+    with pytest.raises(InputFileError, match=rf"net\.onnx {words}"):
+        golden.reference_logits(file, golden.images(golden.signature(file)))

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from command import Result
 
-from edgekd.cli.targets import named_run, path_argument, run_argument, run_called
+from edgekd.agent.device.machine import sha256_of
+from edgekd.cli.targets import named_run, path_argument, run_argument, run_called, run_of
 from edgekd.errors import UsageError
+from edgekd.recipe import parse, to_toml
+from edgekd.run.cards.record import Record
 from edgekd.run.directory import RunDir
 
 
@@ -56,3 +59,50 @@ def test_links_in_a_circle_are_an_error_of_the_file_system(arguments: tuple[str,
     refused = Result(*arguments)
     assert refused.exit_code in (2, 6), refused.stderr
     assert "a fault of edgekd" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("wrn/ckpt.pth", "wrn-ckpt"),
+        ("wrn/best.pth", "wrn-best"),
+        ("wrn/checkpoint.pth.tar", "wrn-checkpoint"),
+        ("wrn/model_best.pth.tar", "wrn-model_best"),
+        ("wrn/pytorch_model.bin", "wrn-pytorch_model"),
+        ("wrn/Weights.pt", "wrn-Weights"),
+        ("wrn/checkpoint-epoch=90.ckpt", "wrn-checkpoint-epoch=90"),
+        ("exp3/weights/last.pt", "exp3-weights-last"),
+        ("wrn/2026-01-05/0090.pt", "wrn-2026-01-05-0090"),
+        ("wrn/resnet20.th", "resnet20"),
+        ("wrn/teacher.pt", "teacher"),
+        ("wrn/model_a.pt", "model_a"),
+    ],
+)
+def test_a_file_whose_name_says_nothing_takes_its_folders_name(file: str, name: str, here: Path) -> None:
+    path = here / file
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"weights")
+    assert run_of(path, "", "-lenet5").path == Path(f"runs/{name}-lenet5")
+    assert run_of(Path(file), "", "-lenet5").path == Path(f"runs/{name}-lenet5"), "however it is typed"
+    assert run_of(path, "mine").path == Path("runs/mine")
+
+
+def test_a_run_under_the_name_of_before_is_continued(here: Path) -> None:
+    for folder in ("a", "b", "c"):
+        (here / folder).mkdir()
+        (here / folder / "ckpt.pth").write_bytes(b"weights of b" if folder == "c" else folder.encode())
+    for name in ("ckpt/teacher", "c-ckpt"):
+        (here / "runs" / name).mkdir(parents=True)
+    older = RunDir(Path("runs/ckpt"))
+    older.note_command(["edgekd"])
+    older.recipe_file.write_text(to_toml(parse({"teacher": {"file": "a/ckpt.pth"}}, origin="toy")))
+    assert run_of(Path("a/ckpt.pth"), "").path == older.path, "by its path"
+    assert run_of(Path("b/ckpt.pth"), "").path == Path("runs/b-ckpt")
+    Record(
+        stage="ingest", version=1, key="", recipe_slice={}, inputs={"file": sha256_of(Path("c/ckpt.pth"))}, outputs={}
+    ).write(older.stage("teacher"))
+    assert run_of(Path("c/ckpt.pth"), "").path == older.path, "by its content"
+    (here / "a" / "ckpt.pth").unlink()
+    assert run_of(Path("a/ckpt.pth"), "").path == older.path, "although the file is gone"
+    RunDir(Path("runs/c-ckpt")).note_command(["edgekd"])
+    assert run_of(Path("c/ckpt.pth"), "").path == Path("runs/c-ckpt"), "the present name goes first"

@@ -83,6 +83,34 @@ def two_input_net(path: Path) -> Path:
     return save(path, [helper.make_node("Add", ["a", "b"], ["logits"])], values[:2], values[2:], [])
 
 
+def sequence_net(path: Path) -> Path:
+    """Save a network that answers with a sequence: of [N, 3, 8, 8] twice the same."""
+    image = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", 3, 8, 8])
+    answer = helper.make_tensor_sequence_value_info("answer", TensorProto.FLOAT, None)
+    return save(path, [helper.make_node("SequenceConstruct", ["input", "input"], ["answer"])], [image], [answer], [])
+
+
+def map_net(path: Path) -> Path:
+    """Save a network that answers with a map of classes to scores, as classifiers of scikit-learn do."""
+    image = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", 3, 8, 8])
+    answer = onnx.ValueInfoProto(name="answer")
+    kind = answer.type.sequence_type.elem_type.map_type
+    kind.key_type, kind.value_type.tensor_type.elem_type = TensorProto.INT64, TensorProto.FLOAT
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["input"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["scores"]),
+        helper.make_node("ZipMap", ["scores"], ["answer"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2]),
+    ]
+    return save(path, nodes, [image], [answer], [])
+
+
+def one_number_net(path: Path) -> Path:
+    """Save a network that answers with the mean of all images: no row for each."""
+    image = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", 3, 8, 8])
+    answer = helper.make_tensor_value_info("answer", TensorProto.FLOAT, [])
+    return save(path, [helper.make_node("ReduceMean", ["input"], ["answer"], keepdims=0)], [image], [answer], [])
+
+
 def save(
     path: Path,
     nodes: list[onnx.NodeProto],
@@ -91,7 +119,9 @@ def save(
     weights: list[TensorProto],
 ) -> Path:
     graph = helper.make_graph(nodes, "tiny", inputs, outputs, weights)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)], ir_version=8
+    )
     onnx.checker.check_model(model)
     onnx.save(model, str(path))
     return path

@@ -18,6 +18,7 @@ from edgekd.errors import RecipeError, StoppedEarly, UsageError
 from edgekd.pipeline import fresh_start
 from edgekd.recipe import Recipe
 from edgekd.run.cards.record import Record
+from edgekd.run.cards.teacher import TeacherCard
 from edgekd.run.directory import RunDir
 from edgekd.stages.catalog import BENCH, DISTILL, EXPORT, INGEST, SELECT
 from edgekd.stopping import Stop
@@ -275,6 +276,18 @@ def test_a_run_that_has_only_ingested_may_still_change_its_training(wanted: Reci
     assert pipeline.adopt(run, changed) == changed
     (run.stage("distill") / "checkpoints").mkdir(parents=True)
     with pytest.raises(RecipeError, match="seed: 7 -> 1"):
+        pipeline.adopt(run, wanted)
+
+
+def test_how_the_teacher_is_read_may_be_corrected_until_something_was_learned_from_it(
+    wanted: Recipe, tmp_path: Path
+) -> None:
+    run = toy.advance(tmp_path / "toy", wanted, ("ingest",))
+    corrected = recipe.with_changes(wanted, {"teacher": {"arch": f"{toy.ARCH},activation=leaky_relu"}})
+    toy.advance(run.path, corrected, ("ingest",))
+    assert run.read(TeacherCard).arch == corrected.teacher.arch, "it was read anew"
+    (run.stage("distill") / "checkpoints").mkdir(parents=True)
+    with pytest.raises(RecipeError, match=r"teacher\.arch: "):
         pipeline.adopt(run, wanted)
 
 

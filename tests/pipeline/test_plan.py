@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import toy
+from edgekd import recipe
 from edgekd.agent.device.machine import sha256_of
-from edgekd.errors import MachineError
+from edgekd.errors import MachineError, StoppedEarly
 from edgekd.models import footprint
 from edgekd.pipeline import plan
 from edgekd.pipeline.plan import Cost, CostPlan
@@ -128,10 +129,11 @@ def test_the_macs_of_a_plan_are_those_that_the_run_executes(
     recipe = toy.toy_recipe(teacher_file, method=method)
     run = toy.advance(tmp_path / "toy", recipe, ("ingest",))
     cost = plan.measure_cost(run, recipe, Stop())
-    executed = toy.advance(run.path, recipe, ("distill",)).logged(TrainEvent)[-1].macs
+    last = toy.advance(run.path, recipe, ("distill",)).last_logged(TrainEvent)
+    assert last is not None
     # The first update of the VAE has nothing to rehearse, and the shares of procedural images are whole images.
     planned = cost.macs if gate == 0 else cost.macs_without_replay
-    assert planned == pytest.approx(executed, rel=0.05)
+    assert planned == pytest.approx(last.macs, rel=0.05)
     assert cost.macs > cost.macs_without_replay
 
 
@@ -178,6 +180,29 @@ def test_generator_and_replay_count_with_the_share_of_the_steps_they_learn_in(
     assert set(quarter) == set(whole) == {"generator", "student", "replay", "replayed"}
     for part, share in {"generator": 0.25, "replay": 0.25, "student": 1, "replayed": 1}.items():
         assert quarter[part] == pytest.approx(share * whole[part], rel=0.01)
+
+
+def test_what_was_timed_before_a_stop_is_not_timed_again(teacher_file: Path, tmp_path: Path) -> None:
+    wanted = toy.toy_recipe(teacher_file)
+    run = toy.advance(tmp_path / "toy", wanted, ("ingest",))
+    kept = []
+    while len(kept) < 20:
+        try:
+            cost = plan.measure_cost(run, wanted, Stop(0.0))
+            break
+        except StoppedEarly:
+            planning = run.ledger().planning
+            assert planning is not None
+            kept.append(set(planning.costs))
+    assert [len(names) for names in kept] == [*range(1, len(kept) + 1)], "each call measured one thing more"
+    assert kept[2] == {"all", "generator", "warmup"}
+    whole = plan.measure_cost(run, recipe.with_changes(wanted, {"seed": 2}), Stop())
+    assert {p: sum(c.flops.values()) for p, c in cost.cost_by_part.items()} == {
+        p: sum(c.flops.values()) for p, c in whole.cost_by_part.items()
+    }
+    assert cost.peak_memory_bytes > 0
+    with pytest.raises(StoppedEarly):
+        plan.measure_cost(run, recipe.with_changes(wanted, {"seed": 3}), Stop(0.0))
 
 
 def test_too_little_memory_names_the_largest_batch_that_fits(

@@ -30,10 +30,10 @@ def facts(run: RunDir) -> dict[str, Any]:
     summary = curve.summary(run)
     record = Record.read(run.stage("distill"))
     shipped = "ema" if recipe.method.student.ship_average else "raw"
-    points = run.logged(AccuracyEvent)
+    points = list(run.logged(AccuracyEvent))
     curves = {"raw": [p.raw for p in points], "ema": [p.ema for p in points]}
     steps = [p.step for p in points]
-    seconds = _seconds_at(steps, run.logged(TrainEvent))
+    seconds = _seconds_at(steps, list(run.logged(TrainEvent)))
     files = sorted((run.path / "eval").glob("*.json"))
     evals = {path.stem: _without_folder(EvaluationCard.load_file(path)) for path in files}
     return {
@@ -67,7 +67,7 @@ def forgotten(curve: list[float], steps: list[int]) -> dict[str, Any]:
 
 def _agreement(run: RunDir, steps: int) -> dict[str, list[float | None]]:
     """Return the mean agreement of student and teacher on novel and on replayed images, over tenths of the steps."""
-    events = run.logged(TrainEvent)
+    events = list(run.logged(TrainEvent))
     found: dict[str, list[float | None]] = {}
     for kind, values in (
         ("novel", [(e.step, e.agreement_novel) for e in events]),

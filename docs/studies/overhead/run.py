@@ -91,7 +91,7 @@ def main() -> None:
         shutil.rmtree(options.runs, ignore_errors=True)
         first = [*distil, str(stopped), "--max-seconds", str(options.max_seconds)]
         whole_s, stopped_s = side_by_side([[*distil, str(whole)]], [first, [*distil, str(stopped)]])
-        lines, others = RunDir(whole).logged(TrainEvent), RunDir(stopped).logged(TrainEvent)
+        lines, others = (list(RunDir(run).logged(TrainEvent)) for run in (whole, stopped))
         rounds.append(
             {
                 "whole": {"commands_s": whole_s, "training_s": lines[-1].seconds},

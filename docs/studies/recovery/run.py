@@ -159,7 +159,8 @@ def main(teachers: Path, data: Path, runs: Path, *patterns: str) -> None:
         found = facts(run)
         shipped = found["shipped"]
         found["points"] = {name: found["points"][name] for name in ("step", shipped)}
-        found["macs"] = run.logged(TrainEvent)[-1].macs
+        last = run.last_logged(TrainEvent)
+        found["macs"] = None if last is None else last.macs
         out.parent.mkdir(exist_ok=True)
         content = {**provenance({row.name: method_of(run)}), "row": row.name, "source": row.source, **found}
         out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -10,6 +10,9 @@ from typing import Any
 
 from edgekd.agent.refusal import RefusedError
 
+_PIECE_BYTES = 2**20
+"""A multiple of the four bytes that the generator draws at a time, so that pieces are the whole."""
+
 
 def input_shape(path: Path, declared: Sequence[Any] | None, batch: int, image: Sequence[int] | None) -> tuple[int, ...]:
     """Return the declared shape with its open dimensions filled: the batch first, then those of `image`."""
@@ -31,12 +34,18 @@ def input_shape(path: Path, declared: Sequence[Any] | None, batch: int, image: S
     return (batch, *fixed_sides)
 
 
+def random_bytes(seed: int, length: int) -> bytes:
+    """Return seeded bytes; drawn in pieces, since Python draws no more than 256 MiB as one number."""
+    draw, pieces = random.Random(seed), range(0, length, _PIECE_BYTES)
+    sizes = (min(_PIECE_BYTES, length - first) for first in pieces)
+    return b"".join(draw.getrandbits(8 * size).to_bytes(size, "little") for size in sizes)
+
+
 def noise(numpy: Any, shape: Sequence[int], dtype: str, seed: int) -> Any:
     """Return noise that is the same on every machine: bytes, or for floats sums of four, mean 0, variance 1."""
     count = math.prod(shape)
     summands = 1 if dtype == "uint8" else 4
-    length = count * summands
-    drawn = random.Random(seed).getrandbits(8 * length).to_bytes(length, "little")
+    drawn = random_bytes(seed, count * summands)
     values = numpy.frombuffer(drawn, dtype=numpy.uint8).reshape(summands, *shape)
     if dtype == "uint8":
         return values[0].copy()

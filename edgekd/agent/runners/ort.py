@@ -7,6 +7,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from edgekd.agent.device import scratch
 from edgekd.agent.device.machine import memory_use
 from edgekd.agent.kernels import FLOAT_OPS, INTEGER_OPS, PROVIDERS
 from edgekd.agent.messages import Executed, LogitsArray
-from edgekd.agent.refusal import RefusedError
+from edgekd.agent.refusal import RefusedError, refusal_by_runtime
 from edgekd.agent.runners.inputs import input_shape, noise
 from edgekd.agent.runners.npy import array_of
 from edgekd.agent.runners.runner import Runner, timed_runs
@@ -64,9 +66,8 @@ def create_session(
     try:
         session = ort.InferenceSession(str(path), sess_options=options, providers=[provider])
     except runtime_errors(ort) as error:
-        kind = "file" if provider == "CPUExecutionProvider" else "machine"
-        reason = str(error).strip()
-        raise RefusedError(kind, f"{path.name} cannot be loaded on {provider}: {reason}") from error
+        refused = refusal_by_runtime(f"{path.name} cannot be loaded on {provider}", error)
+        raise refused if provider == "CPUExecutionProvider" else RefusedError("machine", str(refused)) from error
     active = session.get_providers()
     if active[0] != provider:
         message = f"{provider} was asked for, but ONNX Runtime fell back to {active}; see its messages"
@@ -92,6 +93,11 @@ class OrtRunner(Runner):
         if len(inputs) != 1 or inputs[0].type not in types:
             described = ", ".join(f"{tensor.name} {tensor.type}" for tensor in inputs) or "none"
             message = f"{self.path.name} must have one float or uint8 image input; it has {described}"
+            raise RefusedError("file", message)
+        answers = [(value.name, value.type) for value in self.session.get_outputs()]
+        others = [f"{name} {kind}" for name, kind in answers if "seq(" in kind or "map(" in kind]
+        if others:
+            message = f"{self.path.name} must answer with tensors to be measured; it has {', '.join(others)}"
             raise RefusedError("file", message)
         self.name, self.dtype, self.declared = inputs[0].name, types[inputs[0].type], inputs[0].shape
         self.images = self._images()
@@ -127,12 +133,18 @@ class OrtRunner(Runner):
             raise RefusedError("file", f"{path} holds {images.dtype} {list(images.shape)}; {takes}")
         return images
 
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Turn what the runtime raises into a refusal."""
+        try:
+            yield
+        except self.errors as error:
+            raise refusal_by_runtime(f"{self.path.name} cannot be run", error) from error
+
     def run(self, images: Any) -> list[Any]:
         """Return the outputs for one batch."""
-        try:
+        with self._running():
             outputs: list[Any] = self.session.run(None, {self.name: images})
-        except self.errors as error:
-            raise RefusedError("file", f"{self.path.name} cannot be run: {str(error).strip()}") from error
         return outputs
 
     def settle(self, runs: int) -> None:
@@ -143,13 +155,15 @@ class OrtRunner(Runner):
     def samples(self, runs: int, seconds: float, most_seconds: float) -> list[float]:
         """Return the milliseconds of each run."""
         run = functools.partial(self.session.run, None, {self.name: self.images})
-        return timed_runs(run, runs, seconds, most_seconds)
+        with self._running():
+            return timed_runs(run, runs, seconds, most_seconds)
 
     def logits(self, images: Path) -> LogitsArray:
         """Return the first output for the images of an .npy file."""
         array = self.read_images(images)
         chunks = (array[first : first + self.batch] for first in range(0, len(array), self.batch))
-        logits = self.numpy.concatenate([self.run(chunk)[0] for chunk in chunks])
+        with self._running():
+            logits = self.numpy.concatenate([self.run(chunk)[0] for chunk in chunks])
         return array_of(logits.dtype.str, logits.shape, logits.tobytes())
 
     def executed(self) -> Executed:
@@ -164,7 +178,8 @@ class OrtRunner(Runner):
         with scratch.folder() as folder:
             prefix = str(folder / "profile")
             session = create_session(self.ort, self.path, self.provider, self.threads, prefix)
-            session.run(None, {self.name: self.images})
+            with self._running():
+                session.run(None, {self.name: self.images})
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         ran = [event["args"] for event in events if event["name"].endswith("_kernel_time")]
         return [(node["op_name"], node["provider"]) for node in ran]

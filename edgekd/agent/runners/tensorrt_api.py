@@ -14,7 +14,7 @@ from edgekd.agent.measurement import MemoryUse
 from edgekd.agent.messages import Executed, Load, LogitsArray
 from edgekd.agent.refusal import RefusedError
 from edgekd.agent.runners.engines import engine_key, engine_of
-from edgekd.agent.runners.inputs import input_shape
+from edgekd.agent.runners.inputs import input_shape, random_bytes
 from edgekd.agent.runners.npy import ITEM_BYTES, array_of, full_batches, logits_in, read_npy
 from edgekd.agent.runners.runner import Runner, timed_runs
 from edgekd.agent.runners.tensorrt_rules import OLDEST_WITH_WORDS, parser_family
@@ -105,12 +105,11 @@ class TensorRTRunner(Runner):
         for name, address in self._addresses.items():
             self._made(context.set_tensor_address(name, address), f"set the address of {name}")
         self._output = outputs[0]
-        draw = random.Random(seed)
-        count = math.prod(self.input_shape)
         if self._type(self.name) == "FLOAT":
+            draw, count = random.Random(seed), math.prod(self.input_shape)
             data = array("f", (draw.uniform(-1.7, 1.7) for _ in range(count))).tobytes()
         else:
-            data = draw.getrandbits(8 * self._sizes[self.name]).to_bytes(self._sizes[self.name], "little")
+            data = random_bytes(seed, self._sizes[self.name])
         self.cuda.upload(self._addresses[self.name], data)
 
     def _type(self, name: str) -> str:

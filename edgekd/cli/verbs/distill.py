@@ -103,8 +103,9 @@ def distill(
         session.read_teacher(made, recipe, stop, data=data)
         recipe, size = settle.student(made, recipe, stop, host)
         recipe = settle.method(made, recipe, size, changed)
+        lines.print_opening(made, recipe, size)
         recipe, cost = settle.steps(made, recipe, stop)
-        lines.print_opening(made, recipe, size, cost)
+        lines.print_plan(recipe, cost)
         _expectation(made, yes=yes)
         if dry_run:
             _dry_run(cost, json=json)

@@ -56,8 +56,9 @@ def run(
         session.read_teacher(made, adopted, stop, data=data or adopted.eval.data)
         adopted, size = settle.student(made, adopted, stop)
         adopted = settle.method(made, adopted, size, given)
+        lines.print_opening(made, adopted, size)
         adopted, cost = settle.steps(made, adopted, stop)
-        lines.print_opening(made, adopted, size, cost)
+        lines.print_plan(adopted, cost)
         pipeline.advance(made, adopted, DISTILL, SELECT, EXPORT, BENCH, stop=stop)
         from edgekd.stages.eval import evaluate
         from edgekd.stages.export import refuse_failures

@@ -56,8 +56,8 @@ def _last_step(run: RunDir) -> int | None:
     """The last step that was logged."""
     from edgekd.run.cards.events import TrainEvent
 
-    last = run.logged(TrainEvent)[-1:]
-    return last[0].step if last else None
+    last = run.last_logged(TrainEvent)
+    return None if last is None else last.step
 
 
 def _making(run: RunDir, recipe: Recipe, stage: Stage) -> str:

@@ -38,6 +38,23 @@ class ProbeTiming(CardPart):
     threads: int
 
 
+class CostPart(CardPart):
+    """Seconds and FLOPs of some work, the FLOPs by the precision they run in."""
+
+    seconds: float
+    flops: dict[str, float]
+
+
+class PlanningPart(CardPart):
+    """What a planning had measured when it was stopped."""
+
+    key: str
+    """A hash of what the times depend on."""
+    costs: dict[str, CostPart]
+    """By the kind of update."""
+    peak_memory_bytes: int
+
+
 class LedgerCard(Card):
     """The ledger of a run; keys that this edgekd does not know are kept."""
 
@@ -59,6 +76,7 @@ class LedgerCard(Card):
     trusted_pickles: dict[str, str] = Field(default_factory=dict)
     """SHA-256 by path, of pickles whose code was run."""
     teacher_probe: ProbeTiming | None = None
+    planning: PlanningPart | None = None
 
     @classmethod
     def blank(cls) -> LedgerCard:
