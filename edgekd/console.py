@@ -10,6 +10,7 @@ import errno
 import io
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -63,6 +64,12 @@ def _plain(message: str) -> str:
     return escape(visible(message))
 
 
+def accept_any_encoding() -> None:
+    """Write out what the encoding of stdout lacks (`\\u2013`), as Python does on stderr, where it would raise."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def say(message: str) -> None:
     """Print one line for people."""
     _stderr.print(_plain(message))
@@ -104,6 +111,8 @@ def print_text(text: str) -> None:
     except OSError as error:
         with suppress(OSError):  # what is left in the buffer would fail once more when the interpreter ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.EPIPE:  # whoever read has read enough: `| head -1`
+            raise SystemExit(128 + signal.SIGPIPE) from None
         raise MachineError(f"the results could not be written to standard output: {error.strerror}.") from None
 
 
@@ -127,7 +136,12 @@ def print_toml(text: str) -> None:
 
 
 def _print_escaped(text: str, escaped: Callable[[str], str]) -> None:
-    lines = ("".join(c if c.isprintable() else escaped(c) for c in line) for line in text.split("\n"))
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+
+    def is_kept(character: str) -> bool:
+        return character.isprintable() and character.encode(encoding, "ignore") != b""
+
+    lines = ("".join(c if is_kept(c) else escaped(c) for c in line) for line in text.split("\n"))
     print_text("\n".join(lines) + "\n")
 
 

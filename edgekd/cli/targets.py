@@ -15,6 +15,7 @@ from edgekd.recipe.names import MOST_BYTES, name_problem
 from edgekd.run.directory import RunDir
 from edgekd.run.ownership import is_run
 from edgekd.stages.base import Stage
+from edgekd.text import is_utf8
 
 RUNS = Path("runs")
 
@@ -40,10 +41,7 @@ def run_of(teacher: Path, name: str, label: str = "") -> RunDir:
 
     Raises InputFileError where there is no such file, unless it moved away from a run that has it already.
     """
-    try:
-        str(teacher).encode()
-    except UnicodeEncodeError:
-        raise InputFileError(f"the name of {str(teacher)!r} is not in UTF-8; rename the file.") from None
+    require_utf8(teacher)
     label = f"{teacher.stem.strip('.- ') or 'teacher'}{label}"
     try:
         outside_files.require_file(teacher)
@@ -56,6 +54,12 @@ def run_of(teacher: Path, name: str, label: str = "") -> RunDir:
             raise
         return run
     return named_run(name) if name else run_called(label)
+
+
+def require_utf8(file: Path) -> None:
+    """Raise InputFileError for a file whose path UTF-8 has no bytes for: neither JSON nor a runtime takes it."""
+    if not is_utf8(file):
+        raise InputFileError(f"the name of {str(file)!r} is not in UTF-8; rename the file.")
 
 
 def run_argument(run: RunDir) -> str:

@@ -6,6 +6,7 @@ The one exception is asked for by name: `--images`, of `distill` and of `export`
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ class ImageFolder:
         """Return one hash over names and bytes of all images."""
         total = hashlib.sha256()
         for file in self.files:
-            total.update(str(file.relative_to(self.path)).encode())
+            total.update(os.fsencode(file.relative_to(self.path)))  # Linux takes any bytes for a name
             try:
                 total.update(hashlib.sha256(file.read_bytes()).digest())
             except OSError as error:

@@ -52,6 +52,16 @@ def test_class_names_decide_the_order(tmp_path: Path) -> None:
     assert [file.parent.name for file in found.files] == ["2", "0", "1"]
 
 
+def test_the_names_of_images_may_be_any_bytes(tmp_path: Path) -> None:
+    plain = open_folder(folders(tmp_path / "plain", "a", "b"), classes=2, names=None).sha256()
+    for number, name in enumerate((b"gr\xf6\xdfe", "größe".encode())):
+        root = folders(tmp_path / str(number), os.fsdecode(name), "b")
+        picture(root / "b" / os.fsdecode(name + b".png"))
+        found = open_folder(root, classes=2, names=None)
+        assert len(found.files) == 3
+        assert found.sha256() == found.sha256() != plain
+
+
 def test_images_are_found_below_and_everything_else_is_passed_over(tmp_path: Path) -> None:
     folders(tmp_path, "a", "b")
     picture(tmp_path / "a" / "deep" / "x.JPG")
