@@ -188,6 +188,24 @@ def test_what_the_encoding_of_stdout_lacks_is_written_out(encoding: str, monkeyp
     assert json.loads(document.decode(encoding)) == tomllib.loads(toml.decode(encoding)) == {WORDS: WORDS}
 
 
+def test_what_other_code_prints_stays_out_of_the_results(capsys: Streams) -> None:
+    with console.stdout_for_results():
+        print("my own network")  # noqa: T201
+        console.print_json({"a": 1})
+        console.print_table(("a",), [("b",)])
+    out, err = capsys.readouterr()
+    assert (out.split(), err) == (["{", '"a":', "1", "}", "a", "b"], "my own network\n")
+
+
+def test_what_libraries_warn_of_is_one_line_without_their_paths() -> None:
+    code = (
+        "import logging, warnings; from edgekd import console; console.tell_warnings(); "
+        "warnings.warn('first\\nsecond', stacklevel=1); logging.getLogger('x').warning('no font %s', 'y')"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.stderr == "warning: first second\nwarning: no font y\n"
+
+
 def test_a_page_of_help_reaches_a_stdout_that_is_not_utf_8() -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "-m", "edgekd", "bench", "--help"]

@@ -92,7 +92,7 @@ def require_some(results: Sequence[BenchJob | Measurement | Skipped]) -> None:
     """Raise `MachineError` with the reasons when nothing of it runs on this machine."""
     reasons = [f"{item.job.label}: {item.reason}" for item in results if isinstance(item, Skipped)]
     if len(reasons) == len(results):
-        raise MachineError(f"nothing could be run: {'; '.join(reasons)}.")
+        raise MachineError(f"nothing could be run: {'; '.join(dict.fromkeys(reasons))}.")
 
 
 def plan(jobs: Sequence[BenchJob], environment: Environment) -> list[BenchJob | Skipped]:

@@ -72,6 +72,7 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def main() -> None:
     """Run the command line; the only place where errors become messages and exit codes."""
     console.accept_any_encoding()
+    console.tell_warnings()
     try:
         _refuse_empty(sys.argv[1:])
         sys.exit(app(standalone_mode=False))

@@ -80,6 +80,11 @@ def path_argument(path: Path | str) -> str:
 def open_run(name: str) -> RunDir:
     """Return the run that the user typed, as a killed command would have left it had it ended."""
     run = named_run(name)
+    if Path(name).is_file() and not run.path.is_dir():
+        raise UsageError(
+            f"{name} is a file, and no run is called so. `edgekd bench` measures files whose names end in .onnx; "
+            "`edgekd distill` begins a run from a checkpoint."
+        )
     fresh_start.recover(run)
     pipeline.open_recipe(run)
     return run

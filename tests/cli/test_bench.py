@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import onnx
 import pytest
+import standins
 from command import Result
 from sshd import Device, device, sshd_device  # noqa: F401 - fixtures
 
@@ -149,6 +151,21 @@ def test_the_next_command_keeps_the_flags_and_fits_the_file(
     result = Result("bench", "net.onnx", *flags)
     assert result.exit_code == 0, result.stderr
     assert f"edgekd bench net.onnx {following}\n" in result.stderr.replace("\n         ", " ")
+
+
+def test_a_tensorrt_of_which_nothing_is_known_times_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    standins.write_unknown_trtexec(tmp_path, 9200)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    conv_net(Path("net.onnx"))
+    result = Result("bench", "net.onnx", "--runtime", "tensorrt")
+    assert (result.exit_code, result.stdout) == (6, "")
+    assert "nothing could be run: net.onnx [tensorrt]: n/a: TensorRT 9.2.0 is installed" in result.stderr
+
+
+def test_a_file_that_is_no_onnx_file_is_told_to_be_one() -> None:
+    Path("plain.ort").write_bytes(b"x")
+    result = Result("bench", "plain.ort")
+    assert (result.exit_code, "plain.ort is a file, and no run is called so" in result.stderr) == (2, True)
 
 
 def test_weights_in_a_second_file_are_refused_here_as_there() -> None:
