@@ -75,6 +75,16 @@ class Interrupted(StoppedEarly):
         self.exit_code = 128 + signal_number
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Return whether an error says that something is larger than the memory; torch has a RuntimeError for it."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _TOO_LARGE)
+    )
+
+
+_TOO_LARGE = ("can't allocate memory", "Storage size calculation overflowed", "CUDA out of memory")
+
+
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Return ` Did you mean "x"?` for the nearest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.55)

@@ -26,8 +26,8 @@ from edgekd.cli.verbs.run import run
 from edgekd.cli.verbs.select import select
 from edgekd.cli.verbs.status import status
 from edgekd.cli.verbs.students import students
-from edgekd.errors import EdgekdError, MachineError, UsageError
-from edgekd.text import visible
+from edgekd.errors import EdgekdError, MachineError, UsageError, lacks_memory
+from edgekd.text import first_line, visible
 
 VERBS = (
     distill,
@@ -92,14 +92,13 @@ def main() -> None:
         what = f"{place} cannot be read or written" if place else "reading or writing failed"
         console.error(f"{what}: {error.strerror or error}.")
         sys.exit(MachineError.exit_code)
-    except MemoryError as error:
-        if os.environ.get("EDGEKD_DEBUG") == "1":
-            raise
-        console.error(f"this machine, or a limit set on this process, has too little memory ({error or 'no more'}).")
-        sys.exit(MachineError.exit_code)
     except Exception as error:
         if os.environ.get("EDGEKD_DEBUG") == "1":
             raise
+        if lacks_memory(error):
+            reason = first_line(error) if str(error) else "no more"
+            console.error(f"this machine, or a limit set on this process, has too little memory ({reason}).")
+            sys.exit(MachineError.exit_code)
         console.error(
             f"a fault of edgekd: {type(error).__name__}: {error}. What was published is intact. "
             "Run again with EDGEKD_DEBUG=1 and report the traceback."
