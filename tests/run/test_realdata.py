@@ -35,6 +35,15 @@ def folders(root: Path, *names: str) -> Path:
 # Classes
 
 
+def test_an_orientation_of_exif_is_passed_over_as_training_does(tmp_path: Path) -> None:
+    pixels = picture(tmp_path / "x.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    for name in ("x.png", "turned.png"):
+        np.testing.assert_array_equal(read_image(tmp_path / name, (3, 8, 8)).permute(1, 2, 0).numpy() * 255, pixels)
+
+
 def test_folders_of_numbers_are_ordered_by_number(tmp_path: Path) -> None:
     found = open_folder(folders(tmp_path, "10", "9", "0"), classes=3, names=None)
     assert found.classes == ("0", "9", "10")
@@ -141,7 +150,9 @@ def test_gray_of_16_bits_is_scaled_not_clipped(suffix: str, channels: int, tmp_p
     np.testing.assert_allclose(found.numpy(), np.stack([values / 65535] * channels), atol=0.51 / 255)
 
 
-@pytest.mark.parametrize("values", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), -3, np.int32)])
+@pytest.mark.parametrize(
+    "values", [np.full((4, 4), 0.5, np.float32), *(np.full((4, 4), value, np.int32) for value in (-3, 200, 60_000))]
+)
 def test_pixels_of_unknown_range_are_refused(values: np.ndarray, tmp_path: Path) -> None:
     Image.fromarray(values).save(tmp_path / "odd.tif")
     with pytest.raises(InputFileError, match=r"odd\.tif cannot be decoded"):
