@@ -48,7 +48,10 @@ def jobs_of(
                 raise UsageError("--runtime torch measures the student of a run; an ONNX file has no PyTorch network.")
             jobs.append(program)
             continue
-        file_jobs = [BenchJob(file.name, file, kind_of(file.name), runtime, image_shape) for file in files]
+        file_jobs = [
+            BenchJob(file.name, file, kind_of(file.name), runtime, image_shape, weights=golden.weights_of(file))
+            for file in files
+        ]
         jobs += [golden.described(job) for job in file_jobs] if runtime == "tensorrt" else file_jobs
     return jobs
 
