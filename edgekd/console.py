@@ -9,11 +9,14 @@ from __future__ import annotations
 import errno
 import io
 import json
+import logging
 import os
+import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any, TextIO, cast
 
 from rich.console import Console
@@ -50,8 +53,23 @@ class _Log:
         return stream
 
 
+_kept: list[TextIO | None] = []
+"""stdout, while other code gets stderr in its place; None where it is closed."""
+
+
+def _results() -> TextIO | None:
+    return _kept[-1] if _kept else sys.stdout
+
+
+class _Stdout:
+    """stdout as it was before it was kept from other code."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_results(), name)
+
+
 _stderr = Console(file=cast("TextIO", _Log()), highlight=False, soft_wrap=True)
-_stdout = Console(highlight=False, soft_wrap=True)
+_stdout = Console(file=cast("TextIO", _Stdout()), highlight=False, soft_wrap=True)
 PIPE_WIDTH = 10_000
 """Characters a line may have where stdout is no terminal: all of them."""
 PLAIN_PERIOD_S = 15.0
@@ -61,6 +79,48 @@ PLAIN_PERIOD_S = 15.0
 def _plain(message: str) -> str:
     """A message without markup, its control characters written out."""
     return escape(visible(message))
+
+
+def accept_any_encoding() -> None:
+    """Write out what the encoding of stdout lacks (`\\u2013`), as Python does on stderr, where it would raise."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def stdout_for_results() -> Iterator[None]:
+    """Keep stdout for results: what other code prints meanwhile, a network of the user's own, goes to stderr."""
+    _kept.append(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _kept.pop()
+
+
+def tell_warnings() -> None:
+    """Tell in one line what libraries warn of or log, without the place in their sources."""
+
+    def told(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        warn(" ".join(str(message).split()))
+
+    warnings.showwarning = told
+    logging.lastResort = _Logged(logging.WARNING)
+
+
+class _Logged(logging.Handler):
+    """What is logged and nobody handles."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Tell it as a warning."""
+        warn(" ".join(record.getMessage().split()))
 
 
 def say(message: str) -> None:
@@ -92,18 +152,21 @@ def closing(written: str, headline: str, following: str) -> None:
 
 def print_text(text: str) -> None:
     """Print a text on stdout as it is, and at once: a full disk behind it is an error now, not after the last line."""
-    if sys.stdout is None:
+    stdout = _results()
+    if stdout is None:
         raise MachineError("the results could not be written to standard output: it is closed.")
     try:
-        raw = getattr(sys.stdout, "buffer", None)
+        raw = getattr(stdout, "buffer", None)
         if isinstance(raw, io.RawIOBase):  # python -u, which does not notice that only a part was written
-            _write_all(raw, text.encode(sys.stdout.encoding, sys.stdout.errors or "strict"))
+            _write_all(raw, text.encode(stdout.encoding, stdout.errors or "strict"))
         else:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            stdout.write(text)
+            stdout.flush()
     except OSError as error:
         with suppress(OSError):  # what is left in the buffer would fail once more when the interpreter ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
+        if error.errno == errno.EPIPE:  # whoever read has read enough: `| head -1`
+            raise SystemExit(128 + signal.SIGPIPE) from None
         raise MachineError(f"the results could not be written to standard output: {error.strerror}.") from None
 
 
@@ -127,7 +190,12 @@ def print_toml(text: str) -> None:
 
 
 def _print_escaped(text: str, escaped: Callable[[str], str]) -> None:
-    lines = ("".join(c if c.isprintable() else escaped(c) for c in line) for line in text.split("\n"))
+    encoding = getattr(_results(), "encoding", None) or "utf-8"
+
+    def is_kept(character: str) -> bool:
+        return character.isprintable() and character.encode(encoding, "ignore") != b""
+
+    lines = ("".join(c if is_kept(c) else escaped(c) for c in line) for line in text.split("\n"))
     print_text("\n".join(lines) + "\n")
 
 
@@ -152,7 +220,11 @@ def _print_whole(table: Table) -> None:
     """Print a table; a terminal folds its later columns, a pipe or a file gets every word on one line."""
     for column in table.columns[:1]:
         column.no_wrap = True
-    whole = _stdout if _stdout.is_terminal else Console(highlight=False, soft_wrap=True, width=PIPE_WIDTH)
+    whole = (
+        _stdout
+        if _stdout.is_terminal
+        else Console(file=_stdout.file, highlight=False, soft_wrap=True, width=PIPE_WIDTH)
+    )
     with whole.capture() as printed:
         whole.print(table)
     print_text(printed.get())

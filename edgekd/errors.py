@@ -75,7 +75,14 @@ class Interrupted(StoppedEarly):
         self.exit_code = 128 + signal_number
 
 
-_NO_MEMORY = ("not enough memory", "out of memory", "allocate memory", "bad allocation", "bad_alloc")
+_NO_MEMORY = (
+    "not enough memory",
+    "out of memory",
+    "allocate memory",
+    "bad allocation",
+    "bad_alloc",
+    "storage size calculation overflowed",
+)
 
 
 def lacks_memory(error: BaseException) -> bool:

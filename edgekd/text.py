@@ -10,6 +10,15 @@ def visible(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def is_utf8(name: object) -> bool:
+    """Return whether UTF-8 has bytes for a name; Linux takes any bytes for one, and so do file systems."""
+    try:
+        str(name).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def listed(names: Iterable[str], at_most: int = 3) -> str:
     """Return the first names and how many more there are."""
     every = list(names)

@@ -159,6 +159,60 @@ def test_results_that_cannot_be_written_are_one_message_and_code_6(verb: tuple[s
     assert "No space left on device" in ran.stderr
 
 
+@pytest.mark.parametrize("verb", [("--version",), ("recipes", "--json"), ("recipes",)])
+def test_a_pipe_that_was_read_enough_ends_the_command_without_a_word(verb: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    ran = subprocess.run(
+        [sys.executable, "-m", "edgekd", *verb], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writing)
+    assert (ran.returncode, ran.stderr) == (141, "")
+
+
+WORDS = "café – 3 × 5 \U0001f600"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_what_the_encoding_of_stdout_lacks_is_written_out(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding=encoding))
+    console.accept_any_encoding()
+    console.print_table((WORDS,), [(WORDS,)])
+    table = raw.getvalue()
+    console.print_json({WORDS: WORDS})
+    document = raw.getvalue()[len(table) :]
+    console.print_toml(tomli_w.dumps({WORDS: WORDS}))
+    toml = raw.getvalue()[len(table) + len(document) :]
+    assert table.decode(encoding).split("\n")[1].rstrip() == WORDS.encode(encoding, "backslashreplace").decode(encoding)
+    assert json.loads(document.decode(encoding)) == tomllib.loads(toml.decode(encoding)) == {WORDS: WORDS}
+
+
+def test_what_other_code_prints_stays_out_of_the_results(capsys: Streams) -> None:
+    with console.stdout_for_results():
+        print("my own network")  # noqa: T201
+        console.print_json({"a": 1})
+        console.print_table(("a",), [("b",)])
+    out, err = capsys.readouterr()
+    assert (out.split(), err) == (["{", '"a":', "1", "}", "a", "b"], "my own network\n")
+
+
+def test_what_libraries_warn_of_is_one_line_without_their_paths() -> None:
+    code = (
+        "import logging, warnings; from edgekd import console; console.tell_warnings(); "
+        "warnings.warn('first\\nsecond', stacklevel=1); logging.getLogger('x').warning('no font %s', 'y')"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.stderr == "warning: first second\nwarning: no font y\n"
+
+
+def test_a_page_of_help_reaches_a_stdout_that_is_not_utf_8() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "edgekd", "bench", "--help"]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 def test_a_log_that_cannot_be_written_ends_nothing() -> None:
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-c", "from edgekd import console; console.warn('x'); console.print_text('done')"]

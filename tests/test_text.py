@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 from edgekd import text
 
 
@@ -8,6 +10,11 @@ def test_names_are_shortened_and_counted() -> None:
     assert text.listed(list("abcde")) == "a, b, c and 2 more"
     assert text.listed(list("abcde"), 5) == "a, b, c, d, e"
     assert text.listed(["x\n" + "y" * 100]) == "x\\n" + "y" * 78
+
+
+def test_a_name_may_hold_bytes_that_utf_8_does_not_have() -> None:
+    assert text.is_utf8("größe")
+    assert not text.is_utf8(os.fsdecode(b"gr\xf6\xdfe"))
 
 
 def test_a_shape_is_written_with_crosses() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.device.disturbance import warnings
 from edgekd.agent.device.environment import Environment
-from edgekd.agent.device.machine import Activity, sha256_of
+from edgekd.agent.device.machine import Activity, sha256_with
 from edgekd.agent.kernels import skip_reason
 from edgekd.agent.measurement import (
     BenchJob,
@@ -92,7 +92,7 @@ def require_some(results: Sequence[BenchJob | Measurement | Skipped]) -> None:
     """Raise `MachineError` with the reasons when nothing of it runs on this machine."""
     reasons = [f"{item.job.label}: {item.reason}" for item in results if isinstance(item, Skipped)]
     if len(reasons) == len(results):
-        raise MachineError(f"nothing could be run: {'; '.join(reasons)}.")
+        raise MachineError(f"nothing could be run: {'; '.join(dict.fromkeys(reasons))}.")
 
 
 def plan(jobs: Sequence[BenchJob], environment: Environment) -> list[BenchJob | Skipped]:
@@ -183,7 +183,8 @@ def load_request(
     """Return the request that loads an artefact on its machine; threads that wait may spin, but not for energy."""
     return Load(
         model=transport.place(job.model),
-        sha256=sha256_of(job.model),
+        sha256=sha256_with(job.model, job.weights),
+        weights=job.weights,
         runtime=job.runtime,
         threads=settings.threads,
         batch=settings.batch,
@@ -209,7 +210,8 @@ class _Subject:
         self._rounds: list[Round] = []
         self._warm: WarmedUp
         request = load_request(job, settings, transport, tools)
-        self._loaded = agent.ask(request, timeout_s=max(LOAD_TIMEOUT_S, settings.reply_timeout_s))
+        builds = LOAD_TIMEOUT_S if job.runtime == "tensorrt" else 0.0
+        self._loaded = agent.ask(request, timeout_s=max(builds, settings.reply_timeout_s))
 
     def warm_up(self) -> None:
         settings = self._settings

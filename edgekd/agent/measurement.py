@@ -11,8 +11,22 @@ from edgekd.agent.device.environment import Environment
 from edgekd.agent.device.machine import Activity
 from edgekd.agent.kernels import ARITHMETIC, KIND, RUNTIME, Arithmetic, Kind, Runtime
 from edgekd.errors import UsageError
-from edgekd.schema import SchemaError, boolean, either, integer, list_of, number, object_of, optional, required, text
+from edgekd.schema import (
+    SchemaError,
+    boolean,
+    either,
+    integer,
+    list_of,
+    number,
+    object_of,
+    optional,
+    required,
+    text,
+    with_default,
+)
 
+FILE_NAME = text(255, r"[^/\0]*[^/\0.][^/\0]*")
+"""The name of a file, without a folder."""
 _ROUNDS = integer(2, 10**5)
 
 
@@ -39,6 +53,8 @@ class BenchJob:
     """Of those that TensorRT makes of the file; else each."""
     arithmetic: Arithmetic = field(default="fp32", metadata=required(ARITHMETIC))
     """By the nodes and weights of the file, whatever its name."""
+    weights: tuple[str, ...] = field(default=(), metadata=with_default(list_of(FILE_NAME, 1000)))
+    """Names of the files beside the model that it keeps weights in."""
 
     @property
     def label(self) -> str:

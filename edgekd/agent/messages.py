@@ -15,7 +15,15 @@ from edgekd.agent.device.environment import Environment
 from edgekd.agent.device.machine import Activity
 from edgekd.agent.device.workplace import FileFacts
 from edgekd.agent.kernels import RUNTIME, Runtime
-from edgekd.agent.measurement import BenchJob, BenchSettings, LoadedFacts, MeasurementProgress, MemoryUse, NodeCounts
+from edgekd.agent.measurement import (
+    FILE_NAME,
+    BenchJob,
+    BenchSettings,
+    LoadedFacts,
+    MeasurementProgress,
+    MemoryUse,
+    NodeCounts,
+)
 from edgekd.schema import (
     SchemaError,
     boolean,
@@ -189,6 +197,8 @@ class Load(Request[Loaded]):
     """Whether threads that wait may spin; not where energy is measured."""
     input: str | None = field(default=None, metadata=omitted_if_none(_FILE))  # An .npy file to run it with; else noise
     trtexec: str | None = field(default=None, metadata=omitted_if_none(_FILE))
+    weights: tuple[str, ...] = field(default=(), metadata=with_default(list_of(FILE_NAME, 1000)))
+    """Names of the files beside the model that it keeps weights in; `sha256` is over all."""
     engines: str | None = field(default=None, metadata=omitted_if_none(_FILE))
     engines_since_s: float | None = field(default=None, metadata=omitted_if_none(schema.NONNEGATIVE_S))
 

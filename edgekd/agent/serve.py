@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.agent import messages, session
 from edgekd.agent.device import jetson, power
-from edgekd.agent.device.machine import governor, installed_runtimes, publish, sha256_of
+from edgekd.agent.device.machine import governor, installed_runtimes, publish, sha256_of, sha256_with
 from edgekd.agent.device.workplace import Workplace, arrived_whole
 from edgekd.agent.measure import Tools
 from edgekd.agent.measurement import BenchJob, MeasurementProgress
@@ -121,7 +121,12 @@ class Server:
         """What `work` finds, or what it found before the connection was cut: for equal files, equally set up."""
         jobs = [replace(job, model=self.folder / job.model) for job in request.jobs]
         tools = Tools(request.trtexec, str(self._place.engines), self._begin_s)
-        about = [request.op, to_json(request), [sha256_of(job.model) for job in jobs], state(jobs, tools)]
+        about = [
+            request.op,
+            to_json(request),
+            [sha256_with(job.model, job.weights) for job in jobs],
+            state(jobs, tools),
+        ]
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         part = self.folder / f"part-{digest[:32]}.json"
         result_file = _kept(part)

@@ -14,7 +14,7 @@ from edgekd import console
 from edgekd.agent.bundle import FORMAT, Golden, Manifest
 from edgekd.agent.device import scratch
 from edgekd.agent.device.environment import Environment
-from edgekd.agent.device.machine import sha256_of
+from edgekd.agent.device.machine import sha256_with
 from edgekd.agent.device.power import Energy, NoEnergy
 from edgekd.agent.device.workplace import FileFacts
 from edgekd.agent.kernels import Runtime, kind_of
@@ -69,7 +69,7 @@ def on_device(
         MachineError: the device cannot be reached or runs none of the files, or the connection was cut.
         RunBusyError: another bench is under way there.
     """
-    key = digest(sorted(sha256_of(file) for file in files))
+    key = digest(sorted(sha256_with(file, golden.weights_of(file)) for file in files))
     asks_tensorrt = not runtimes or "tensorrt" in runtimes  # one that is broken is in nobody's way otherwise
     asked = partial(stop.raise_if_requested, "bench")
     with (
@@ -79,7 +79,8 @@ def on_device(
         chosen = runtimes or (runtime_of(session.environment, host),)
         jobs = [golden.described(job) for job in measuring.jobs_of(files, chosen, image_shape=image_shape)]
         expected = golden.write_files(jobs, place)
-        session.put([*files, *dict.fromkeys(file for file, _ in expected.values())])
+        weights = [job.model.with_name(name) for job in jobs for name in job.weights]
+        session.put([*files, *dict.fromkeys(weights), *dict.fromkeys(file for file, _ in expected.values())])
         comparisons: list[DeviceComparison] = []
         numerics: list[LogitsCheck] = []
         powers: list[Energy | NoEnergy] = []

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from edgekd.agent.device.environment import Environment
-from edgekd.agent.device.machine import sha256_of
+from edgekd.agent.device.machine import sha256_of, sha256_with
 from edgekd.agent.device.power import POWER, Energy, NoEnergy
 from edgekd.agent.device.workplace import FileFacts
 from edgekd.agent.kernels import TOLERANCES
@@ -91,7 +91,7 @@ class DeviceSession:
             return compared
 
         compared = self._part(Measure(tuple(jobs), settings, self._trtexec), asked, on_progress or (lambda _: None))
-        hashes = {job.model.name: sha256_of(job.model) for job in jobs}
+        hashes = {job.model.name: sha256_with(job.model, job.weights) for job in jobs}
         for result in compared.comparison.results:
             name = result.job.model.name
             if isinstance(result, Measurement) and result.sha256 != hashes[name]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,18 +50,11 @@ def signature(file: Path, image_shape: tuple[int, ...] | None = None) -> Signatu
     """Read the input of an ONNX file; `image_shape` fills what the file leaves open.
 
     Raises:
-        InputFileError: it is no ONNX file, has not one image input, or keeps its weights in another file.
+        InputFileError: it is no ONNX file, has not one image input, or keeps weights where `weights_of` refuses them.
         UsageError: the image size is open and not given, or not the given one.
     """
-    try:
-        model = onnx.load(str(file), load_external_data=False)
-    except Exception as error:  # protobuf's own errors have no common base
-        raise InputFileError(f"{file} is not a readable ONNX file ({type(error).__name__}: {error}).") from error
-    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
-        raise InputFileError(
-            f"{file} keeps its weights in a second file, which neither its size nor its hash would cover; save it "
-            "as one file (onnx.save of onnx.load without external data)."
-        )
+    model = _read(file)
+    weights_in(model, file)
     initializers = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in initializers]
     if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type not in _TYPES:
@@ -80,6 +73,50 @@ def signature(file: Path, image_shape: tuple[int, ...] | None = None) -> Signatu
     shape = tuple(int(size) for size in rest if size is not None)
     dtype = _TYPES[inputs[0].type.tensor_type.elem_type]
     return Signature(inputs[0].name, dtype, shape, sizes, _arithmetic(model.graph))
+
+
+def _read(file: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(str(file), load_external_data=False)
+    except Exception as error:  # protobuf's own errors have no common base
+        raise InputFileError(f"{file} is not a readable ONNX file ({type(error).__name__}: {error}).") from error
+
+
+def weights_of(file: Path) -> tuple[str, ...]:
+    """Return the names of the files beside an ONNX file that it keeps weights in, as PyTorch exports large ones.
+
+    Raises InputFileError for weights in another folder, behind a link, or in what is no file: what an ONNX file names
+    may be anything.
+    """
+    return weights_in(_read(file), file)
+
+
+def weights_in(model: onnx.ModelProto, file: Path) -> tuple[str, ...]:
+    """Return what `weights_of` does, of a model that was read from the file."""
+    names = set()
+    in_functions = (node for function in model.functions for node in function.node)
+    for tensor in _tensors([*model.graph.initializer], [*model.graph.node, *in_functions]):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            names.add(next((entry.value for entry in tensor.external_data if entry.key == "location"), ""))
+    for name in names:
+        place = file.with_name(name) if name and Path(name).name == name else None
+        if place is None or place.is_symlink() or not place.is_file():
+            raise InputFileError(
+                f"{file} keeps weights in {name!r}, and only a file beside it is read, not one in another folder or "
+                "behind a link; save it as one file (onnx.save of onnx.load)."
+            )
+    return tuple(sorted(names))
+
+
+def _tensors(tensors: list[TensorProto], nodes: Sequence[onnx.NodeProto]) -> Iterator[TensorProto]:
+    """Every tensor of a graph: its initializers, those in its nodes, and those of the graphs in its nodes."""
+    yield from tensors
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            yield from (sparse.values, sparse.indices)
+        for graph in (attribute.g, *attribute.graphs):
+            yield from _tensors([*graph.initializer], graph.node)
 
 
 def _arithmetic(graph: onnx.GraphProto) -> Arithmetic:

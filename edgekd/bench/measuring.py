@@ -11,7 +11,7 @@ import torch
 
 from edgekd import console
 from edgekd.agent.kernels import Runtime, kind_of
-from edgekd.agent.measure import measure_jobs
+from edgekd.agent.measure import measure_jobs, require_some
 from edgekd.agent.measurement import BenchJob, BenchSettings, Comparison, MeasurementProgress
 from edgekd.bench import comparing, golden
 from edgekd.bench.results import Results
@@ -48,7 +48,10 @@ def jobs_of(
                 raise UsageError("--runtime torch measures the student of a run; an ONNX file has no PyTorch network.")
             jobs.append(program)
             continue
-        file_jobs = [BenchJob(file.name, file, kind_of(file.name), runtime, image_shape) for file in files]
+        file_jobs = [
+            BenchJob(file.name, file, kind_of(file.name), runtime, image_shape, weights=golden.weights_of(file))
+            for file in files
+        ]
         jobs += [golden.described(job) for job in file_jobs] if runtime == "tensorrt" else file_jobs
     return jobs
 
@@ -56,13 +59,17 @@ def jobs_of(
 def measure_side_by_side(
     jobs: Sequence[BenchJob], table: BenchTable, stop: Stop, run_dir: RunDir | None = None
 ) -> tuple[Results, list[Comparison]]:
-    """Measure jobs against one another for each batch size and thread count; return results.json and raw samples."""
+    """Measure jobs against one another for each batch size and thread count; return results.json and raw samples.
+
+    Raises MachineError with the reasons where this machine runs none of them.
+    """
     comparisons = []
     for settings in comparing.settings_of(table):
         stop.raise_if_requested("bench")
         with shown(jobs, settings, stop) as show:
             asked = partial(stop.raise_if_requested, "bench")
             comparisons.append(measure_jobs(jobs, settings, show, while_waiting=asked))
+    require_some([result for comparison in comparisons for result in comparison.results])
     return comparing.results_of(comparisons, jobs[0].model.parent, run_dir), comparisons
 
 

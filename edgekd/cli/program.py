@@ -71,6 +71,8 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def main() -> None:
     """Run the command line; the only place where errors become messages and exit codes."""
+    console.accept_any_encoding()
+    console.tell_warnings()
     try:
         _refuse_empty(sys.argv[1:])
         sys.exit(app(standalone_mode=False))
@@ -94,7 +96,8 @@ def main() -> None:
         if os.environ.get("EDGEKD_DEBUG") == "1":
             raise
         if lacks_memory(error):
-            console.error(f"this machine, or a limit set on this process, has too little memory ({first_line(error)}).")
+            reason = first_line(error) if str(error) else "no more"
+            console.error(f"this machine, or a limit set on this process, has too little memory ({reason}).")
             sys.exit(MachineError.exit_code)
         console.error(
             f"a fault of edgekd: {type(error).__name__}: {error}. What was published is intact. "

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edgekd import pipeline
 from edgekd.agent.device.files import read_bytes
-from edgekd.errors import InputFileError, MachineError, RecipeError, UsageError
+from edgekd.errors import InputFileError, MachineError, RecipeError, UsageError, lacks_memory
 from edgekd.ingestion import outside_files
 from edgekd.pipeline.fresh_start import FreshStart
 from edgekd.recipe import AUTO, Recipe
@@ -53,7 +53,8 @@ def locked_run(
             yield stop
         except BaseException as error:
             beginning.settle()
-            if isinstance(error, UsageError | RecipeError | InputFileError | MachineError | OSError):
+            refused = isinstance(error, UsageError | RecipeError | InputFileError | MachineError | OSError)
+            if refused or lacks_memory(error):
                 before.restore(run, made)
             raise
         beginning.settle(succeeded=True)

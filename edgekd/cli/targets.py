@@ -22,6 +22,7 @@ from edgekd.run.directory import RunDir
 from edgekd.run.ownership import is_run
 from edgekd.stages.base import Stage
 from edgekd.stages.catalog import INGEST
+from edgekd.text import is_utf8
 
 RUNS = Path("runs")
 _SUFFIXES = re.compile(r"(\.(pth|pt|th|tar|bin|ckpt|safetensors|pkl|pickle|gz))+$", re.IGNORECASE)
@@ -56,10 +57,7 @@ def run_of(teacher: Path, name: str, label: str = "") -> RunDir:
 
     Raises InputFileError where there is no such file, unless it moved away from a run that has it already.
     """
-    try:
-        str(teacher).encode()
-    except UnicodeEncodeError:
-        raise InputFileError(f"the name of {str(teacher)!r} is not in UTF-8; rename the file.") from None
+    require_utf8(teacher)
     names = _names_of(teacher, label)
     try:
         outside_files.require_file(teacher)
@@ -105,6 +103,12 @@ def _began_with(run: RunDir, teacher: Path) -> bool:
     return False
 
 
+def require_utf8(file: Path) -> None:
+    """Raise InputFileError for a file whose path UTF-8 has no bytes for: neither JSON nor a runtime takes it."""
+    if not is_utf8(file):
+        raise InputFileError(f"the name of {str(file)!r} is not in UTF-8; rename the file.")
+
+
 def run_argument(run: RunDir) -> str:
     """Return what to type for a run: its name below runs/, else its path."""
     name, path = run.path.name, str(run.path)
@@ -123,6 +127,11 @@ def path_argument(path: Path | str) -> str:
 def open_run(name: str) -> RunDir:
     """Return the run that the user typed, as a killed command would have left it had it ended."""
     run = named_run(name)
+    if Path(name).is_file() and not run.path.is_dir():
+        raise UsageError(
+            f"{name} is a file, and no run is called so. `edgekd bench` measures files whose names end in .onnx; "
+            "`edgekd distill` begins a run from a checkpoint."
+        )
     fresh_start.recover(run)
     pipeline.open_recipe(run)
     return run

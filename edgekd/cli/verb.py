@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from edgekd import console
 from edgekd.errors import Interrupted
 from edgekd.models import trust
 
@@ -23,14 +24,15 @@ class Verb:
 def verb(*examples: str) -> Callable[[Callable[..., None]], Verb]:
     """Make a function a verb of its name, with examples; its parameters are the verb's arguments and flags.
 
-    Ctrl-C outside of the graceful loops becomes the interrupted exit code, and --trust-code is taken up.
+    Ctrl-C outside of the graceful loops becomes the interrupted exit code, --trust-code is taken up, and stdout is kept
+    for what the verb itself prints.
     """
 
     def made(function: Callable[..., None]) -> Verb:
         @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> None:
             try:
-                with trust.session(kwargs.get("trust_code") or ()):
+                with console.stdout_for_results(), trust.session(kwargs.get("trust_code") or ()):
                     function(*args, **kwargs)
             except KeyboardInterrupt:
                 raise Interrupted("interrupted; the same command continues.", 2) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +25,8 @@ from edgekd.text import first_line
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 PRECISION = "session.x64quantprecision"
 """The session option that makes U8×S8 products exact on every x86 CPU, and slower on one without VNNI."""
+LONGEST_RUN_S = 600.0
+"""An ONNX file from anywhere may hold a Loop that never ends."""
 
 # ONNX Runtime's exceptions have no common base but Exception.
 _LOAD_ERRORS = (
@@ -118,8 +121,29 @@ def open_session(
 
 
 def logits(session: onnxruntime.InferenceSession, batch: NDArray[Any]) -> NDArray[np.float32]:
-    """Return the first output, N×K, for one batch in the layout and type of the model's input."""
-    (output, *_) = session.run(None, {session.get_inputs()[0].name: batch})
+    """Return the first output, N×K, for one batch in the layout and type of the model's input.
+
+    Raises InputFileError where it takes longer than `LONGEST_RUN_S`.
+    """
+    options, late = onnxruntime.RunOptions(), threading.Event()
+
+    def end() -> None:
+        late.set()
+        options.terminate = True
+
+    timer = threading.Timer(LONGEST_RUN_S, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        (output, *_) = session.run(None, {session.get_inputs()[0].name: batch}, options)
+    except _LOAD_ERRORS as error:
+        if late.is_set():
+            raise InputFileError(
+                f"one batch was not answered within {LONGEST_RUN_S:g} s; has the model a Loop without an end?"
+            ) from error
+        raise
+    finally:
+        timer.cancel()
     return np.asarray(output, dtype=np.float32)
 
 

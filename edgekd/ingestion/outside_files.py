@@ -87,8 +87,7 @@ def require_checkpoint(path: Path) -> tuple[bytes, int]:
 def read_class_names(path: Path) -> list[str]:
     """Read one class name a line; raise InputFileError for a file that cannot be read as text."""
     try:
-        # "-sig": editors on Windows begin a file with a mark.
-        lines = files.read_bytes(path).decode("utf-8-sig").splitlines()
+        lines = files.read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputFileError(f"class names {path} cannot be read ({reason}).") from error

@@ -6,7 +6,7 @@ Order of precedence: defaults of the types, then the preset, then the recipe fil
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,12 @@ from edgekd.agent.device import files
 from edgekd.errors import RecipeError, UsageError, did_you_mean
 from edgekd.recipe.method import AUTO, Table
 from edgekd.recipe.tables import Recipe
-from edgekd.schema import require_shallow
+from edgekd.schema import MAX_DEPTH, require_shallow
 from edgekd.text import first_line
 
+LARGEST_FILE_BYTES = 2**20
+LARGEST_SEED, LARGEST_COUNT = 2**63 - 1, 2**31 - 1
+"""What whole numbers may be: a seed, and anything else."""
 WITH_BATCHNORM, WITHOUT = "edgekd", "edgekd-replay"
 """What the preset `auto` becomes, by whether the teacher has BatchNorm."""
 
@@ -40,7 +43,7 @@ def presets() -> dict[str, Path]:
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; a missing or malformed one is a `RecipeError` that names it."""
     try:
-        return require_shallow(tomllib.loads(files.read_text(path)))
+        return require_shallow(tomllib.loads(files.read_text(path, limit=LARGEST_FILE_BYTES)))
     except FileNotFoundError:
         raise RecipeError(f"there is no recipe {path}; `edgekd recipes` lists those that come along.") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -101,11 +104,28 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _validate(data: Mapping[str, Any], *, origin: str) -> Recipe:
+    absurd = list(_absurdities(data))
+    if absurd:
+        raise RecipeError(f"{origin}: " + "; ".join(absurd[:3]))
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
         lines = [_problem(problem["loc"], problem["type"], problem["msg"]) for problem in error.errors()]
         raise RecipeError(f"{origin}: " + "; ".join(lines)) from None
+
+
+def _absurdities(data: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Say what no key takes: a NUL, which no name of a file holds, and whole numbers beyond the size of any tensor."""
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _absurdities(value, f"{prefix}{key}.")
+            continue
+        for item in value if isinstance(value, (list, tuple)) else (value,):
+            largest = LARGEST_SEED if (prefix, key) == ("", "seed") else LARGEST_COUNT
+            if isinstance(item, str) and "\0" in item:
+                yield f"{prefix}{key}: it holds a NUL character"
+            elif isinstance(item, int) and abs(item) > largest:
+                yield f"{prefix}{key}: a whole number of at most {largest:,} is meant"
 
 
 def _problem(location: tuple[int | str, ...], kind: str, message: str) -> str:
@@ -169,6 +189,8 @@ def assignment(text: str) -> dict[str, Any]:
         parsed = value
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
         raise RecipeError(f"--set {key}: the value is out of all reason ({first_line(error)}).") from None
+    if key.count(".") > MAX_DEPTH:
+        raise RecipeError(f"--set {key[:40]}…: no key of a recipe has so many parts.")
     table = _names_table(key.split("."))
     if table and not isinstance(parsed, dict):
         raise RecipeError(f"--set {key}: [{key}] is a table; set one of its keys, such as {key}.{next(iter(table))}.")

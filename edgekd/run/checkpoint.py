@@ -12,9 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from edgekd.agent.device.machine import sha256_of
 from edgekd.errors import InputFileError, RecipeError
-from edgekd.run.cards.record import RECORD, CheckpointNotes, Environment, Record
+from edgekd.run.cards.record import CheckpointNotes, Environment, Record, hash_as_recorded
 from edgekd.run.directory import RunDir
 from edgekd.run.failpoints import failpoint
 from edgekd.run.files import read_json
@@ -28,17 +27,6 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     The bytes are made in memory and written by Python, whose errors say what the disk said.
     """
     path.write_bytes(save({k: v.detach().cpu().contiguous().clone() for k, v in sorted(tensors.items())}))
-
-
-def hash_as_recorded(path: Path) -> str:
-    """Return the SHA-256 of a stage's output; `InputFileError` where its record says another one."""
-    sha256, record = sha256_of(path), Record.read(path.parent)
-    if record is not None and record.outputs.get(path.name, sha256) != sha256:
-        raise InputFileError(
-            f"{path} is damaged: it does not hash as {RECORD} beside it says. Make {record.stage} again; "
-            "`edgekd status` names the command."
-        )
-    return sha256
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ flushed to disk, the record with their hashes comes last, and one rename publish
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import platform
 import shutil
@@ -26,7 +27,7 @@ from edgekd.run import event_log, ownership
 from edgekd.run.cards.base import Card
 from edgekd.run.cards.events import Event
 from edgekd.run.cards.ledger import EnvironmentDifference, LedgerCard, PlanningPart, ProbeTiming
-from edgekd.run.cards.record import Record, hash_outputs
+from edgekd.run.cards.record import DistillNotes, Record, hash_outputs
 from edgekd.run.failpoints import failpoint
 from edgekd.run.files import canonical_json, discard, disk_errors, fsync, remove
 from edgekd.run.ownership import LOCK, clean_leftovers, exists, strangers
@@ -174,6 +175,27 @@ class RunDir:
     def events_bytes(self) -> int:
         """Return the length of events.jsonl, which a checkpoint records."""
         return self.events_file.stat().st_size if self.events_file.is_file() else 0
+
+    def events_logged(self, size_bytes: int | None = None) -> tuple[int, str]:
+        """Return the length and the hash of events.jsonl, or of no more than its first bytes."""
+        size = self.events_bytes() if size_bytes is None else size_bytes
+        return (
+            event_log.digest(self.events_file, size)
+            if self.events_file.is_file()
+            else (0, hashlib.sha256().hexdigest())
+        )
+
+    def require_events(self) -> None:
+        """Raise `InputFileError` where events.jsonl is no longer what a distillation that has ended logged."""
+        record = Record.read(self.stage("distill"))
+        notes = None if record is None else record.notes_as(DistillNotes)
+        if notes is None or notes.events_sha256 is None:  # under way, or of an older edgekd
+            return
+        if self.events_logged(notes.events_bytes) != (notes.events_bytes, notes.events_sha256):
+            raise InputFileError(
+                f"{self.events_file} is damaged: it does not hash as the record in distill/ says. Only the curves of "
+                "the report depend on it."
+            )
 
     def sync_events(self) -> None:
         """Flush events.jsonl to disk, so that a checkpoint never records more than survives a power cut."""

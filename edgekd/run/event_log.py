@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from io import BufferedReader
@@ -36,6 +37,16 @@ def logged(file: Path, kind: type[E]) -> Iterator[E]:
 def last_logged(file: Path, kind: type[E]) -> E | None:
     """Return the last event of one kind, looked for from the end of the file; None where there is none."""
     return next(_typed(file, _of_kind(file, _lines_from_the_end(file), kind.kind), kind), None)
+
+
+def digest(file: Path, size_bytes: int) -> tuple[int, str]:
+    """Return the length and the SHA-256 of the file, or of no more than its first bytes."""
+    sha256, left = hashlib.sha256(), size_bytes
+    with open_regular(file) as stream:
+        while block := stream.read(min(_BLOCK, left)):
+            sha256.update(block)
+            left -= len(block)
+    return size_bytes - left, sha256.hexdigest()
 
 
 def _typed(file: Path, found: Iterable[dict[str, JsonValue]], kind: type[E]) -> Iterator[E]:

@@ -6,6 +6,7 @@ The one exception is asked for by name: `--images`, of `distill` and of `export`
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ CROP_FROM_PX = 128
 CROP_RANGE = 8
 """Pictures that are cropped at random keep up to so many times the teacher's side; more shows nothing at its size."""
 CACHE_BYTES = 2 << 30
+BITS_PER_SAMPLE = 258
+"""A tag of TIFF."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class ImageFolder:
         """Return one hash over names and bytes of all images."""
         total = hashlib.sha256()
         for file in self.files:
-            total.update(str(file.relative_to(self.path)).encode())
+            total.update(os.fsencode(file.relative_to(self.path)))  # Linux takes any bytes for a name
             try:
                 total.update(hashlib.sha256(file.read_bytes()).digest())
             except OSError as error:
@@ -145,12 +148,14 @@ def _decoded(path: Path, channels: int) -> Tensor:
 def _eight_bit(image: Image.Image) -> Image.Image:
     """A grey image of 16 bits with 8, scaled; Pillow's own conversion would clip it to white.
 
-    Pillow opens such files as integers of 16 or 32 bits, whatever the file's depth.
+    Pillow opens such files as integers of 16 or 32 bits, whatever the file's depth; a TIFF tells it.
     """
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range")
     if not image.mode.startswith("I"):
         return image
+    if max(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))) > 16:
+        raise ValueError("its pixels are whole numbers of more than 16 bits, of unknown range")
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError(f"its values reach from {values.min()} to {values.max()}, not within 16 bits")

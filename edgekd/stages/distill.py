@@ -81,7 +81,10 @@ def distill_student(execution: Execution) -> None:
     if not state.replay.ready and method.replay.batch_size and state.replay.waits_for:
         console.warn(f"nothing was replayed: {state.replay.waits_for}; train longer")
     final, outputs = run_logger.close(state)
-    execution.publish_in_place(outputs, notes(state, recipe, final, environment))
+    size, sha256 = execution.run.events_logged()
+    facts = notes(state, recipe, final, environment)
+    logged = {"events_bytes": size, "events_sha256": sha256}
+    execution.publish_in_place(outputs, facts.model_copy(update=logged))
 
 
 def learn(state: State, context: StepContext, run_logger: RunLogger, stop: Stop) -> None:

@@ -14,8 +14,8 @@ from edgekd.export.onnx_export import Normalization
 from edgekd.models import artefacts
 from edgekd.models.images import labeled
 from edgekd.recipe import Recipe
-from edgekd.run import checkpoint
 from edgekd.run.cards.evaluation import EvaluationCard
+from edgekd.run.cards.record import hash_as_recorded
 from edgekd.run.cards.teacher import PixelsCard
 from edgekd.run.directory import RunDir
 from edgekd.run.files import digest, write_json
@@ -49,7 +49,7 @@ def _measured(run_dir: RunDir, data: Path, images: RealImages, threads: int, sto
         for done, file in enumerate(files, start=1):
             stop.raise_if_requested("eval")
             name = file.name if file in models else file.stem
-            hashes[name] = checkpoint.hash_as_recorded(file)
+            hashes[name] = hash_as_recorded(file)
             if file == teacher_file:
                 accuracy[name] = images.network_accuracy(artefacts.teacher_network(run_dir, description))
             elif file == student_file:

@@ -19,7 +19,7 @@ from edgekd.run.cards.evaluation import EvaluationCard, SelectionCard
 from edgekd.run.cards.events import AccuracyEvent, TrainEvent
 from edgekd.run.cards.exported import AgreementCard, ParityCard
 from edgekd.run.cards.ledger import LedgerCard
-from edgekd.run.cards.record import Record
+from edgekd.run.cards.record import Record, hash_as_recorded
 from edgekd.run.cards.report import ArtefactPart, DevicePart, DistillationCard, ReportCard
 from edgekd.run.cards.teacher import TeacherCard
 from edgekd.run.directory import RunDir
@@ -46,11 +46,19 @@ def write_report(run_dir: RunDir) -> ReportCard:
 
 
 def _there(kind: type[C], folder: Path) -> C | None:
-    return kind.load(folder) if (folder / kind.file).is_file() else None
+    """A card, if there is one; what a record knows of must be as it says, for a digit that fell over is one, too."""
+    if not (folder / kind.file).is_file():
+        return None
+    card = kind.load(folder)
+    hash_as_recorded(folder / kind.file)
+    return card
 
 
 def _distillation(run_dir: RunDir) -> DistillationCard | None:
-    return curve.summary(run_dir) if run_dir.stage("distill").exists() else None
+    if not run_dir.stage("distill").exists():
+        return None
+    run_dir.require_events()
+    return curve.summary(run_dir)
 
 
 def collect(run_dir: RunDir, left_out: UnreadableFiles | None = None) -> ReportCard:
@@ -95,7 +103,11 @@ def _size_bytes(file: Path) -> int:
 
 def _bench(folder: Path) -> Results | None:
     file = folder / RESULTS
-    return read_results(file) if file.is_file() else None
+    if not file.is_file():
+        return None
+    results = read_results(file)
+    hash_as_recorded(file)
+    return results
 
 
 def _verdict(rows: Sequence[Row | SkippedRow], run_dir: RunDir, left_out: UnreadableFiles) -> str | None:
@@ -255,11 +267,13 @@ def pictures(run_dir: RunDir, left_out: UnreadableFiles | None = None) -> Iterat
 
 
 def _accuracy_picture(run_dir: RunDir) -> list[tuple[str, str, str]]:
+    run_dir.require_events()
     points = curve.thinned(run_dir.logged(AccuracyEvent), ("raw", "ema"))
     return [("Accuracy while distilling", plots.accuracy(points), run_dir.events_file.name)] if points else []
 
 
 def _loss_picture(run_dir: RunDir) -> list[tuple[str, str, str]]:
+    run_dir.require_events()
     points = curve.thinned(run_dir.logged(TrainEvent), plots.LOSSES)
     return [("Distillation loss and agreement", plots.losses(points), run_dir.events_file.name)] if points else []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,20 +11,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
+import standins
 from command import Result
 from sshd import Device, device, sshd_device  # noqa: F401 - fixtures
 
 import toy
 from edgekd import recipe
-from edgekd.agent.measurement import BenchSettings
-from edgekd.bench import comparing, measuring, sized_students
+from edgekd.agent.measure import measure_jobs
+from edgekd.agent.measurement import BenchJob, BenchSettings
+from edgekd.bench import comparing, golden, measuring, sized_students
 from edgekd.bench import device as stages_device
 from edgekd.bench.results import Results
+from edgekd.errors import InputFileError, MachineError
+from edgekd.export import ort_session
 from edgekd.export.graph import set_metadata
 from edgekd.run.directory import RunDir
-from tiny_onnx import conv_net
+from tiny_onnx import conv_net, endless_net
 
 
 @pytest.fixture(autouse=True)
@@ -151,11 +157,81 @@ def test_the_next_command_keeps_the_flags_and_fits_the_file(
     assert f"edgekd bench net.onnx {following}\n" in result.stderr.replace("\n         ", " ")
 
 
-def test_weights_in_a_second_file_are_refused_here_as_there() -> None:
+def test_a_tensorrt_of_which_nothing_is_known_times_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    standins.write_unknown_trtexec(tmp_path, 9200)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     conv_net(Path("net.onnx"))
-    onnx.save(onnx.load("net.onnx"), "two.onnx", save_as_external_data=True, size_threshold=0, location="two.data")
-    result = Result("bench", "two.onnx")
-    assert (result.exit_code, "keeps its weights in a second file" in result.stderr) == (4, True), result.stderr
+    result = Result("bench", "net.onnx", "--runtime", "tensorrt")
+    assert (result.exit_code, result.stdout) == (6, "")
+    assert "nothing could be run: net.onnx [tensorrt]: n/a: TensorRT 9.2.0 is installed" in result.stderr
+
+
+def test_a_file_that_is_no_onnx_file_is_told_to_be_one() -> None:
+    Path("plain.ort").write_bytes(b"x")
+    result = Result("bench", "plain.ort")
+    assert (result.exit_code, "plain.ort is a file, and no run is called so" in result.stderr) == (2, True)
+
+
+def two_files(folder: Path = Path()) -> None:
+    """Write net.onnx and net.onnx.data, as PyTorch exports a network."""
+    conv_net(folder / "one.onnx")
+    model = onnx.load(folder / "one.onnx")
+    onnx.save(model, folder / "net.onnx", save_as_external_data=True, size_threshold=0, location="net.onnx.data")
+
+
+def test_weights_in_a_file_beside_it_are_a_part_of_the_file() -> None:
+    two_files()
+    result = Result("bench", "net.onnx", "--json")
+    assert result.exit_code == 0, result.stderr
+    (row,) = result.json()["results"]
+    assert row["size_bytes"] == sum(Path(name).stat().st_size for name in ("net.onnx", "net.onnx.data"))
+    data = bytearray(Path("net.onnx.data").read_bytes())
+    data[0] ^= 1
+    Path("net.onnx.data").write_bytes(data)
+    assert Result("bench", "net.onnx", "--json").json()["results"][0]["sha256"] != row["sha256"]
+
+
+def test_weights_in_a_file_beside_it_travel(device: Device) -> None:  # noqa: F811
+    two_files()
+    result = Result("bench", "net.onnx", "--on", "device", "--no-energy", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert result.json()["results"][0]["size_bytes"] > Path("net.onnx.data").stat().st_size
+
+
+@pytest.mark.parametrize("where", ["initializer", "constant", "subgraph"])
+@pytest.mark.parametrize("location", ["../net.onnx.data", "link.data", "below/net.onnx.data", "none.data", "", "fifo"])
+def test_weights_anywhere_else_are_refused(location: str, where: str) -> None:
+    Path("below").mkdir()
+    for place in ("../net.onnx.data", "below/net.onnx.data"):
+        Path(place).write_bytes(bytes(4096))
+    Path("link.data").symlink_to("below/net.onnx.data")
+    os.mkfifo("fifo")
+    model = onnx.load(conv_net(Path("one.onnx")))
+    weight = model.graph.initializer[0]
+    outside = onnx.TensorProto()
+    outside.CopyFrom(weight)
+    outside.ClearField("raw_data")
+    outside.data_location = onnx.TensorProto.EXTERNAL
+    outside.external_data.add(key="location", value=location)
+    if where == "initializer":
+        weight.CopyFrom(outside)
+    else:
+        constant = onnx.helper.make_node("Constant", [], ["outside"], value=outside)
+        graph = onnx.helper.make_graph([constant], "g", [], [])
+        model.graph.node.append(constant if where == "constant" else onnx.helper.make_node("If", ["c"], ["o"], g=graph))
+    Path("net.onnx").write_bytes(model.SerializeToString())
+    result = Result("bench", "net.onnx")
+    assert (result.exit_code, "only a file beside it is read" in result.stderr) == (4, True), result.stderr
+
+
+def test_a_loop_without_an_end_is_left_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    endless_net(Path("net.onnx"))
+    monkeypatch.setattr(ort_session, "LONGEST_RUN_S", 0.5)
+    with pytest.raises(InputFileError, match=r"not answered within 0\.5 s; has the model a Loop without an end"):
+        golden.reference_logits(Path("net.onnx"), np.zeros((1, 3, 8, 8), np.float32))
+    job = BenchJob("net.onnx", Path("net.onnx"))
+    with pytest.raises(MachineError, match='no answer to "load" within 3 s'):
+        measure_jobs([job], BenchSettings(reply_timeout_s=3.0))
 
 
 def test_a_name_in_capitals_is_a_file() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -265,7 +266,7 @@ def test_a_resolved_recipe_does_not_ask_the_preset_again(tmp_path: Path) -> None
     assert recipe.load(path).method.generator.latent == 100
 
 
-@pytest.mark.parametrize("content", [None, "a = ", "[method\n", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [None, "a = ", "[method\n", b"\xff", b"\xff\xfea"])
 def test_an_unreadable_file_is_named(content: str | bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     if content is not None:
@@ -350,6 +351,30 @@ def test_a_value_out_of_all_reason_is_a_recipe_error(value: str, tmp_path: Path)
 def test_a_table_takes_no_value(text: str) -> None:
     with pytest.raises(RecipeError, match=r"is a table; set one of its keys, such as "):
         recipe.assignment(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("method.student.batch_size=10000000000", "method.student.batch_size: a whole number of at most 2,147,483,647"),
+        (f"seed={2**63}", "seed: a whole number of at most"),
+        ("bench.batch=[1, 99999999999]", "bench.batch: a whole number of at most"),
+        ('teacher.file="a\\u0000b"', "teacher.file: it holds a NUL character"),
+        ('images.folder="\\u0000"', "images.folder: it holds a NUL character"),
+    ],
+)
+def test_a_value_that_nothing_can_have_is_named_with_its_key(text: str, key: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(key)):
+        recipe.with_changes(recipe.parse({}, origin="x"), recipe.assignment(text))
+
+
+def test_a_seed_may_have_as_many_digits_as_torch_takes() -> None:
+    assert recipe.parse({"seed": 2**63 - 1}, origin="x").seed == 2**63 - 1
+
+
+def test_a_key_of_a_hundred_thousand_parts_is_none() -> None:
+    with pytest.raises(RecipeError, match="no key of a recipe has so many parts"):
+        recipe.assignment(".".join(["a"] * 10**5) + "=1")
 
 
 def test_a_device_is_no_recipe() -> None:

@@ -35,6 +35,16 @@ def folders(root: Path, *names: str) -> Path:
 # Classes
 
 
+def test_an_orientation_of_exif_is_passed_over_as_training_does(tmp_path: Path) -> None:
+    pixels = picture(tmp_path / "x.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    for name in ("x.png", "turned.png"):
+        found = read_image(tmp_path / name, (3, 8, 8)).permute(1, 2, 0).numpy()
+        np.testing.assert_allclose(found * 255, pixels, atol=1e-3)
+
+
 def test_folders_of_numbers_are_ordered_by_number(tmp_path: Path) -> None:
     found = open_folder(folders(tmp_path, "10", "9", "0"), classes=3, names=None)
     assert found.classes == ("0", "9", "10")
@@ -50,6 +60,16 @@ def test_class_names_decide_the_order(tmp_path: Path) -> None:
     found = open_folder(folders(tmp_path, "1", "0", "2"), classes=3, names=("2", "0", "1"))
     assert found.classes == ("2", "0", "1")
     assert [file.parent.name for file in found.files] == ["2", "0", "1"]
+
+
+def test_the_names_of_images_may_be_any_bytes(tmp_path: Path) -> None:
+    plain = open_folder(folders(tmp_path / "plain", "a", "b"), classes=2, names=None).sha256()
+    for number, name in enumerate((b"gr\xf6\xdfe", "größe".encode())):
+        root = folders(tmp_path / str(number), os.fsdecode(name), "b")
+        picture(root / "b" / os.fsdecode(name + b".png"))
+        found = open_folder(root, classes=2, names=None)
+        assert len(found.files) == 3
+        assert found.sha256() == found.sha256() != plain
 
 
 def test_images_are_found_below_and_everything_else_is_passed_over(tmp_path: Path) -> None:
@@ -131,7 +151,9 @@ def test_gray_of_16_bits_is_scaled_not_clipped(suffix: str, channels: int, tmp_p
     np.testing.assert_allclose(found.numpy(), np.stack([values / 65535] * channels), atol=0.51 / 255)
 
 
-@pytest.mark.parametrize("values", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), -3, np.int32)])
+@pytest.mark.parametrize(
+    "values", [np.full((4, 4), 0.5, np.float32), *(np.full((4, 4), value, np.int32) for value in (-3, 200, 60_000))]
+)
 def test_pixels_of_unknown_range_are_refused(values: np.ndarray, tmp_path: Path) -> None:
     Image.fromarray(values).save(tmp_path / "odd.tif")
     with pytest.raises(InputFileError, match=r"odd\.tif cannot be decoded"):

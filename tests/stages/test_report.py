@@ -15,8 +15,10 @@ from edgekd.agent.device.machine import sha256_of
 from edgekd.bench import comparing, tables
 from edgekd.bench.results import Results
 from edgekd.bench.rows import SkippedRow
+from edgekd.run.cards.evaluation import EvaluationCard
 from edgekd.run.cards.report import ReportCard
 from edgekd.run.directory import RunDir
+from edgekd.run.files import write_json
 from edgekd.schema import object_of
 from edgekd.stages import report
 
@@ -107,6 +109,30 @@ def test_a_record_of_accuracy_that_is_still_being_written_is_not_read(run: RunDi
     run.stage("eval").mkdir()
     (run.stage("eval") / ".tmp-photos.json").write_text('{"half')
     assert report.write_report(run).evaluations == {}
+
+
+DIGIT = re.compile(r"(?<=\d\.\d)\d")
+
+
+@pytest.mark.parametrize("how", ["emptied", "flipped"])
+@pytest.mark.parametrize("name", ["events.jsonl", "eval/photos.json", "select/selection.json", "export/parity.json"])
+def test_a_file_that_was_emptied_or_in_which_a_digit_fell_over_is_named(name: str, how: str, run: RunDir) -> None:
+    run.stage("eval").mkdir()
+    card = EvaluationCard(run="toy", accuracy={"teacher": 0.915}, artefacts_sha256={})
+    write_json(run.stage("eval") / "photos.json", card.to_json())
+    assert report.collect(run).left_out == []
+    text = (run.path / name).read_text()
+    digit = DIGIT.search(text)
+    assert digit is not None
+    changed = text[: digit.start()] + str((int(digit[0]) + 1) % 10) + text[digit.end() :]
+    (run.path / name).write_text(changed if how == "flipped" else "")
+    (sentence,) = report.collect(run).left_out
+    assert sentence.startswith(f"left out: {run.path / name}")
+
+
+def test_events_may_grow_after_the_end(run: RunDir) -> None:
+    run.append_event({"kind": "accuracy", "step": 12, "raw": 0.5, "ema": 0.5})
+    assert report.collect(run).left_out == []
 
 
 def test_tables_are_printed_whole(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 import stat
@@ -55,5 +56,9 @@ def read_bytes(path: Path, *, limit: int = LARGEST_BYTES) -> bytes:
 
 
 def read_text(path: Path, *, limit: int = LARGEST_BYTES) -> str:
-    """Read a regular file as UTF-8; raise OSError as `read_bytes` does, and UnicodeDecodeError."""
-    return read_bytes(path, limit=limit).decode("utf-8")
+    """Read a regular file as UTF-8; raise OSError as `read_bytes` does, and UnicodeDecodeError.
+
+    Windows begins a text with a mark of its encoding, which is not part of it, and may write UTF-16.
+    """
+    data = read_bytes(path, limit=limit)
+    return data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")

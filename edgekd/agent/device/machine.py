@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -255,3 +256,11 @@ def sha256_of(path: Path) -> str:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+def sha256_with(path: Path, others: Sequence[str]) -> str:
+    """Return the hex SHA-256 of a file and of others beside it, by their names; of one alone it is the file's own."""
+    if not others:
+        return sha256_of(path)
+    lines = [sha256_of(path), *(f"{sha256_of(path.with_name(name))} {name}" for name in others)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.agent.device.machine import memory_use, sha256_of
+from edgekd.agent.device.machine import memory_use, sha256_with
 from edgekd.agent.measurement import MemoryUse
 from edgekd.agent.messages import Executed, Loaded, LogitsArray, Sustained
 from edgekd.agent.refusal import RefusedError
@@ -44,10 +44,11 @@ class Runner(ABC):
     def __init__(self, request: Load) -> None:
         """Take the file that a request names; its content must be the one that is expected."""
         self.request, self.path = request, Path(request.model)
+        self.files = [self.path, *map(self.path.with_name, request.weights)]
         self.commands: list[str] = []
         if not self.path.is_file():
             raise RefusedError("file", f"{self.path} is not a file")
-        self.sha256 = sha256_of(self.path)
+        self.sha256 = sha256_with(self.path, request.weights)
         if request.sha256 not in (None, self.sha256):
             message = f"{self.path} has SHA-256 {self.sha256}, not {request.sha256}: changed or copied in part"
             raise RefusedError("file", message)
@@ -100,7 +101,7 @@ class Runner(ABC):
         """Return what is known once it is loaded."""
         return Loaded(
             sha256=self.sha256,
-            size_bytes=self.path.stat().st_size,
+            size_bytes=sum(file.stat().st_size for file in self.files),
             runtime_version=self.runtime_version,
             provider=self.provider,
             input_shape=self.input_shape,

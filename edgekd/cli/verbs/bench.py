@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgekd import console
+from edgekd.agent.device.files import real
 from edgekd.agent.kernels import RUNTIMES
 from edgekd.cli import flags
 from edgekd.cli.verb import verb
@@ -150,9 +151,11 @@ def _clean(host: Host, *, json: bool) -> None:
 
 def _file(file: Path, asked: _BenchRequest) -> None:
     """Measure one ONNX file, which needs no run."""
+    from edgekd.cli import targets
+
     if not file.is_file():
         raise InputFileError(f"{file} is not a file; nothing was measured.")
-    from edgekd.cli import targets
+    targets.require_utf8(real(file))
     from edgekd.models.stems import parse_shape
     from edgekd.recipe import parse, with_changes
     from edgekd.stopping import graceful

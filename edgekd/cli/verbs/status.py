@@ -35,7 +35,9 @@ def status(run: flags.RunArgument = "", json: flags.Json = False) -> None:
             state, reason = "open", f"{error.filename} cannot be read ({error.strerror})"
             console.warn(f"{reason}.")
         stages.append({"stage": stage.name, "state": state, "reason": reason})
-    last = UnreadableFiles().unless(_last_step, run_dir)
+    left_out = UnreadableFiles()
+    last = left_out.unless(_last_step, run_dir)
+    left_out.unless(run_dir.ledger)
     result: dict[str, Any] = {"run": run_dir.name, "data_free": run_dir.data_free(), "stages": stages, "step": last}
     result["steps"] = recipe.method.steps or None
     if json:
@@ -56,6 +58,7 @@ def _last_step(run: RunDir) -> int | None:
     """The last step that was logged."""
     from edgekd.run.cards.events import TrainEvent
 
+    run.require_events()
     last = run.last_logged(TrainEvent)
     return None if last is None else last.step
 

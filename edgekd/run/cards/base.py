@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, V
 
 from edgekd.agent.device.files import read_bytes
 from edgekd.errors import InputFileError
-from edgekd.run.files import write_json
+from edgekd.run.files import digest, read_json, write_json
 from edgekd.text import visible
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -43,6 +44,9 @@ class Card(CardPart):
     hashed_into_stage_keys: ClassVar[bool] = False
     """Whether the file is hashed into stage keys: then it omits schema 1, which would change the keys of older runs."""
 
+    seal: ClassVar[str] = ""
+    """Under which key the file holds a hash of the rest of itself, where no record does; older files lack it."""
+
     schema_number: int = Field(1, alias="schema", ge=1)
     """Is raised when an older edgekd would misread the file; files from before there were schemas lack it."""
 
@@ -70,7 +74,11 @@ class Card(CardPart):
             InputFileError: it cannot be read, or does not hold what belongs there.
         """
         try:
-            return cls.model_validate_json(read_bytes(path), context=path)
+            data = read_bytes(path)
+            card = cls.model_validate_json(data.removeprefix(BOM_UTF8), context=path)
+            if cls.seal and not _is_intact(read_json(path), cls.seal):
+                raise InputFileError(f"{path} is damaged: it does not hash as its {cls.seal} says.")
+            return card
         except OSError as error:
             raise InputFileError(f"{path} cannot be read as JSON ({error}).") from error
         except ValidationError as error:
@@ -84,11 +92,18 @@ class Card(CardPart):
         content.pop("schema", None)
         if self.hashed_into_stage_keys and self.newest_schema == 1:
             return content
-        return {"schema": self.newest_schema, **content}
+        content = {"schema": self.newest_schema, **content}
+        return {**content, self.seal: digest(content)} if self.seal else content
 
     def write(self, folder: Path) -> None:
         """Write the file into its folder atomically."""
         write_json(folder / self.file, self.to_json())
+
+
+def _is_intact(content: dict[str, JsonValue], seal: str) -> bool:
+    """Whether the content of a file hashes as it says itself; that of an older edgekd does not say."""
+    rest = {key: value for key, value in content.items() if key != seal}
+    return seal not in content or content[seal] == digest(rest)
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -42,6 +42,7 @@ class EvaluationCard(Card):
     """The accuracy of a run's networks and files on one folder of real images, after which the card's file is named."""
 
     folder: ClassVar[str] = "eval"
+    seal: ClassVar[str] = "sha256_of_the_rest"
 
     run: str
     data_free: bool = True

@@ -57,6 +57,9 @@ class DistillNotes(Notes):
     replay_bytes: int | None = None
     replay_bytes_as_uint8_images: int | None = None
     """The number of uint8 images that would take as much memory."""
+    events_bytes: int | None = None
+    events_sha256: str | None = None
+    """The length of events.jsonl at the end, and the hash of so much of it; it may grow later."""
 
 
 class ExportNotes(Notes):
@@ -128,3 +131,14 @@ def hash_outputs(folder: Path) -> dict[str, str]:
     """Hash every file under `folder` except its record: SHA-256 by relative path."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != RECORD)
     return {str(p.relative_to(folder)): sha256_of(p) for p in files}
+
+
+def hash_as_recorded(path: Path) -> str:
+    """Return the SHA-256 of a stage's output; `InputFileError` where its record says another one."""
+    sha256, record = sha256_of(path), Record.read(path.parent)
+    if record is not None and record.outputs.get(path.name, sha256) != sha256:
+        raise InputFileError(
+            f"{path} is damaged: it does not hash as {RECORD} beside it says. Make {record.stage} again; "
+            "`edgekd status` names the command."
+        )
+    return sha256

@@ -29,6 +29,12 @@ def test_a_file_is_read_through_a_link_up_to_its_limit(tmp_path: Path) -> None:
         files.read_bytes(tmp_path / "y", limit=6)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_text_may_begin_with_the_mark_that_windows_puts_there(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes("größe\r\n".encode(encoding))
+    assert files.read_text(tmp_path / "x") == "größe\r\n"
+
+
 def test_json_is_as_deep_as_anybody_needs() -> None:
     deepest = "[" * schema.MAX_DEPTH + "]" * schema.MAX_DEPTH
     assert schema.parse_json(deepest) == schema.require_shallow(schema.parse_json(deepest.encode()))
