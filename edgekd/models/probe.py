@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from edgekd import rng
@@ -20,6 +21,20 @@ from edgekd.models.stems import Shape
 from edgekd.text import first_line, sizes
 
 _SUM_TOLERANCE = 1e-3
+LARGEST_LOGIT = 1e4
+"""No trained classifier answers noise with larger ones, and no student would reach them within a run."""
+SMALLEST_SPREAD = 1e-4
+"""Logits that differ by less between classes say next to nothing: a softmax of them is uniform."""
+_SIGMOIDS = ("sigmoid", "hardsigmoid", "log_sigmoid", "log_sigmoid_forward")
+_BOUNDING = ("tanh", "hardtanh", "clamp", "clip")
+_RELUS = ("relu", "threshold")
+_SUMS = ("addmm", "mm", "bmm", "linear", "convolution", "mean", "_adaptive_avg_pool2d", "avg_pool2d", *_RELUS)
+"""What logits come from: weighted sums, also of feature maps after their mean."""
+_PASSING = (
+    *("view", "_unsafe_view", "reshape", "squeeze", "unsqueeze", "permute", "transpose", "t", "alias", "detach"),
+    *("clone", "_to_copy", "contiguous", "slice", "select", "expand", "copy"),
+)
+"""Operations that leave each number as it is."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +62,25 @@ class Probe:
     macs: int
     batch: int
     seconds_per_batch: float = field(compare=False)
+    remarks: tuple[str, ...] = field(default=(), compare=False)
+    """What the user ought to know of its answers, a sentence each."""
 
 
 def probe(model: nn.Module, *, input_shape: Shape, classes: int, seed: int) -> Probe:
     """Run the model on seeded noise and report what comes out.
 
-    Raises InputFileError where it cannot take `input_shape`, is no classifier of `classes`, or answers NaN.
+    Raises InputFileError where it cannot take `input_shape`, is no classifier of `classes`, answers NaN, or answers
+    with numbers that are no logits and cannot be turned into any.
     """
     batch = 32 if min(input_shape[1:]) <= 64 else 4
     device = _device_of(model)
     images = torch.randn(batch, *input_shape, generator=rng.generator(seed, "probe")).to(device)
     output = network_logits(model, images, classes)
     network_logits(model, images[:1], classes)  # later stages count and trace with one
+    few = images[:3]
+    for what, others in (("images of one shade", _flat(few)), ("noise of three times the contrast", 3 * few)):
+        network_logits(model, others, classes, of=what)
+    ends_in = last_operation(model, images[:1])
     with _evaluating(model):
         started = time.perf_counter()
         model(images)
@@ -66,19 +88,101 @@ def probe(model: nn.Module, *, input_shape: Shape, classes: int, seed: int) -> P
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - started
     emits = _kind_of(output)
-    scores = output.log() if emits == "probabilities" else output
+    scores = output.clamp_min(1e-7).log() if emits == "probabilities" else output
+    head_alive = bool(output.std(dim=0).max() > 1e-6 * output.abs().max())
+    _require_logits(output, emits, ends_in)
     size = complexity(model, input_shape)
     return Probe(
         emits=emits,
         undo="log" if emits == "probabilities" else "none",
         batchnorm_layers=len(batchnorm_names(model)),
-        head_alive=bool(output.std(dim=0).max() > 1e-6 * output.abs().max()),
+        head_alive=head_alive,
         noise_confidence=float(scores.softmax(dim=1).amax(dim=1).mean()),
         parameters=size.parameters,
         macs=size.macs,
         batch=batch,
         seconds_per_batch=seconds,
+        remarks=tuple(_remarks(output, scores, ends_in)),
     )
+
+
+def _flat(images: Tensor) -> Tensor:
+    """Images of one shade each, from dark to bright, as many as there are and of their size."""
+    shades = torch.linspace(-2, 2, len(images), device=images.device)
+    return shades[:, None, None, None].expand_as(images).contiguous()
+
+
+def _require_logits(output: Tensor, emits: str, ends_in: str) -> None:
+    """Refuse answers that are no logits of several classes: of a sigmoid, or beyond what a student can learn."""
+    if output.shape[1] == 1:
+        raise InputFileError(
+            "The network has a single output; a classifier has one for each class. Of two classes with one number x, "
+            "make the logits 0 and x, in code that --arch package.module:factory names."
+        )
+    between = emits == "logits" and bool((output >= 0).all()) and bool((output <= 1).all())
+    if ends_in in _SIGMOIDS or (between and ends_in not in _SUMS):
+        what = "ends in a sigmoid" if ends_in in _SIGMOIDS else "answers with numbers from 0 to 1 that do not sum to 1"
+        raise InputFileError(
+            f"The network {what}, as one does that gives an image several labels at once; edgekd distils classifiers "
+            "whose classes exclude each other. If these do, return the logits: leave the sigmoid out, or whatever "
+            "brings the answers between 0 and 1, in the code that --arch package.module:factory names."
+        )
+    largest = float(output.abs().max())
+    if largest > LARGEST_LOGIT:
+        raise InputFileError(
+            f"The network answers noise with logits up to {largest:.3g}; no student learns numbers beyond "
+            f"{LARGEST_LOGIT:g}. Divide the weights and the bias of its last layer by {largest / 10:.0e}: every image "
+            "keeps its class."
+        )
+
+
+def _remarks(output: Tensor, scores: Tensor, ends_in: str) -> Iterator[str]:
+    """Say of logits that they hardly differ, or are bounded, which limits how sure the teacher can be."""
+    spread = float((scores.amax(dim=1) - scores.amin(dim=1)).max())
+    if spread < SMALLEST_SPREAD:
+        yield (
+            f"the teacher gives all classes the same answer but for {spread:.1g}: it was never trained, or the weights "
+            "of its last layer are of another scale (multiplied by any number they keep each image's class)."
+        )
+    if ends_in in _BOUNDING:
+        low, high = float(output.min()), float(output.max())
+        yield (
+            f"the teacher's logits are bounded (they end in {ends_in}, here from {low:.3g} to {high:.3g}), so it is "
+            "never sure of a class; where the layer before has the logits, let the network return those."
+        )
+    elif ends_in in _RELUS:
+        yield (
+            "the teacher's logits end in a ReLU, so that all classes which it rules out are alike to it; where the "
+            "layer before has the logits, let the network return those."
+        )
+
+
+class _Origins(TorchDispatchMode):
+    """Remembers which operation made each tensor, past those that only give it another shape."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.made: dict[int, str] = {}
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        name = operation.overloadpacket.__name__.removesuffix("_")
+        if name in _PASSING and args and isinstance(args[0], Tensor):
+            name = self.made.get(id(args[0]), name)
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor):
+                self.made[id(tensor)] = name
+        return result
+
+
+def last_operation(model: nn.Module, images: Tensor) -> str:
+    """Return the name that PyTorch gives the operation whose numbers a model answers with, such as `addmm`."""
+    origins = _Origins()
+    with _evaluating(model), origins:
+        output = model(images)
+    return origins.made.get(id(output), "")
 
 
 def complexity(model: nn.Module, input_shape: Shape) -> Complexity:
@@ -174,8 +278,11 @@ def call_network(model: nn.Module, images: Tensor) -> Any:
         ) from error
 
 
-def network_logits(model: nn.Module, images: Tensor, classes: int) -> Tensor:
-    """Return the answers (N, classes) of a model in eval mode; raise InputFileError where they are anything else."""
+def network_logits(model: nn.Module, images: Tensor, classes: int, of: str = "ordinary noise") -> Tensor:
+    """Return the answers (N, classes) of a model in eval mode; raise InputFileError where they are anything else.
+
+    `of` says in words what the images are.
+    """
     with _evaluating(model):
         output = call_network(model, images)
     if not isinstance(output, Tensor):
@@ -190,7 +297,8 @@ def network_logits(model: nn.Module, images: Tensor, classes: int) -> Tensor:
     if output.shape[1] != classes:
         raise InputFileError(f"The network has {output.shape[1]} outputs, not the {classes} classes expected of it.")
     if not bool(torch.isfinite(output).all()):
-        raise InputFileError("The network answers NaN or infinity on ordinary noise; its weights are damaged.")
+        cause = "its weights are damaged" if of == "ordinary noise" else "look for a division by zero, or an overflow"
+        raise InputFileError(f"The network answers NaN or infinity on {of}; {cause}.")
     return output.float()
 
 

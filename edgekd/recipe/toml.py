@@ -110,7 +110,15 @@ def _validate(data: Mapping[str, Any], *, origin: str) -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        lines = [_problem(problem["loc"], problem["type"], problem["msg"]) for problem in error.errors()]
+        problems: dict[str, list[str]] = {}
+        for problem in error.errors():
+            key, text = _problem(problem["loc"], problem["type"], problem["msg"])
+            problems.setdefault(key, []).append(text)
+        # A key that may be of several types has a problem with each of them.
+        lines = [
+            key + " or ".join([first, *(text.split(" be ")[-1] for text in others)])
+            for key, (first, *others) in problems.items()
+        ]
         raise RecipeError(f"{origin}: " + "; ".join(lines)) from None
 
 
@@ -128,13 +136,27 @@ def _absurdities(data: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
                 yield f"{prefix}{key}: a whole number of at most {largest:,} is meant"
 
 
-def _problem(location: tuple[int | str, ...], kind: str, message: str) -> str:
-    key = ".".join(str(part) for part in location) or "recipe"
+def _problem(location: tuple[int | str, ...], kind: str, message: str) -> tuple[str, str]:
+    """Return the beginning of a sentence, which names the key, and the rest."""
     if kind == "extra_forbidden":
-        table = _table_at(location[:-1])
-        return f"unknown key {key}.{did_you_mean(str(location[-1]), table)}"
+        key = ".".join(map(str, location))
+        return f"unknown key {key}.", did_you_mean(str(location[-1]), _table_at(location[:-1]))
+    key = ".".join(map(str, _without_type(location))) or "recipe"
     message = message.removeprefix("Value error, ")
-    return f"{key}: {message[:1].lower()}{message[1:]}"
+    return f"{key}: ", f"{message[:1].lower()}{message[1:]}"
+
+
+def _without_type(location: tuple[int | str, ...]) -> Iterator[int | str]:
+    """Yield the parts of a path to a key, without the name of the type that its value might have had."""
+    table: dict[str, FieldInfo] | None = dict(Recipe.model_fields)
+    for part in location:
+        if table is None and isinstance(part, str):
+            return
+        yield part
+        annotation = table[str(part)].annotation if table and str(part) in table else None
+        table = None
+        if isinstance(annotation, type) and issubclass(annotation, Table):
+            table = dict(annotation.model_fields)
 
 
 def _table_at(location: Iterable[int | str]) -> dict[str, FieldInfo]:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from edgekd.run.cards.ledger import ImagesReadPart
 from edgekd.run.cards.record import RECORD
 from edgekd.run.directory import RunDir
-from edgekd.run.realdata import ImageFolder
+from edgekd.run.image_folder import ImageFolder
 
 
 class ImageAccount:

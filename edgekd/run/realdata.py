@@ -5,10 +5,7 @@ The one exception is asked for by name: `--images`, of `distill` and of `export`
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -20,12 +17,11 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
 from edgekd.errors import InputFileError, MachineError, UsageError
-from edgekd.run.files import require_image_folder
+from edgekd.run.image_folder import ImageFolder
 from edgekd.text import sizes
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 """What a file may hold, whatever it is called: other decoders of Pillow start programs (PostScript: gs)."""
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 CROP_FROM_PX = 128
 """From this side on images are resized by their shorter side and cropped, as ImageNet models expect."""
 CROP_RANGE = 8
@@ -33,73 +29,7 @@ CROP_RANGE = 8
 CACHE_BYTES = 2 << 30
 BITS_PER_SAMPLE = 258
 """A tag of TIFF."""
-
-
-@dataclass(frozen=True)
-class ImageFolder:
-    """Files and labels of a folder with one subfolder per class."""
-
-    path: Path
-    files: tuple[Path, ...]
-    labels: Tensor
-    classes: tuple[str, ...]
-
-    def sha256(self) -> str:
-        """Return one hash over names and bytes of all images."""
-        total = hashlib.sha256()
-        for file in self.files:
-            total.update(os.fsencode(file.relative_to(self.path)))  # Linux takes any bytes for a name
-            try:
-                total.update(hashlib.sha256(file.read_bytes()).digest())
-            except OSError as error:
-                raise InputFileError(f"{file} cannot be read ({error.strerror}).") from error
-        return total.hexdigest()
-
-
-def open_folder(path: Path, *, classes: int, names: tuple[str, ...] | None) -> ImageFolder:
-    """List a folder's images; the order of classes is that of `names`, else by number, else by name."""
-    require_image_folder(path, by_class=True)
-    folders = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if len(folders) != classes:
-        raise InputFileError(f"{path} has {len(folders)} class folders, but the teacher has {classes} classes.")
-    if names is not None:
-        missing = [name for name in names if name not in folders]
-        if missing:
-            raise InputFileError(f"{path} has no folder for class {missing[0]!r} of the class names.")
-        order = list(names)
-    elif all(name.isdecimal() for name in folders):
-        order = sorted(folders, key=int)
-    else:
-        order = folders
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(order):
-        images = _images_below(path / name)
-        files += images
-        labels += [label] * len(images)
-    if not files:
-        raise InputFileError(f"{path} holds no images (looked for {', '.join(sorted(SUFFIXES))}).")
-    return ImageFolder(path, tuple(files), torch.tensor(labels), tuple(order))
-
-
-def _images_below(folder: Path) -> list[Path]:
-    """The files below a folder that are called images; a pipe would be waited for, so it is refused."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    for path in files:
-        if not path.is_file():
-            raise InputFileError(f"{path} cannot be decoded as an image (it is not a regular file).")
-    return files
-
-
-def open_unlabeled(path: Path, count: int | None = None) -> ImageFolder:
-    """List a folder's images at any depth, without labels; with `count` at most so many, evenly spread."""
-    require_image_folder(path, by_class=False)
-    files = _images_below(path)
-    if not files:
-        raise InputFileError(f"{path} holds no images (looked for {', '.join(sorted(SUFFIXES))}).")
-    if count is not None and count < len(files):
-        files = [files[index * len(files) // count] for index in range(count)]
-    return ImageFolder(path, tuple(files), torch.zeros(0, dtype=torch.long), ())
+NO_ANSWER = -1
 
 
 def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
@@ -140,9 +70,13 @@ def _decoded(path: Path, channels: int) -> Tensor:
         with Image.open(path, formats=FORMATS) as opened:
             pixels = np.array(_eight_bit(opened).convert("L" if channels == 1 else "RGB"))
     except Exception as error:  # Pillow's decoders raise whatever they stumble upon
-        raise InputFileError(f"{path} cannot be decoded as an image ({error}).") from error
+        raise _undecodable(path, error) from error
     x = torch.from_numpy(pixels)
     return x[None] if channels == 1 else x.permute(2, 0, 1)
+
+
+def _undecodable(path: Path, error: Exception) -> InputFileError:
+    return InputFileError(f"{path} cannot be decoded as an image ({error}).")
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -269,18 +203,42 @@ class RealImages:
                 files = self.folder.files[start : start + size]
                 yield torch.stack([self.normalized(file) for file in files]), labels
 
-    def accuracy(self, logits: Callable[[Tensor], Tensor]) -> float:
-        """Return the share of images whose largest logit is their label."""
-        hits = sum(int((logits(x).argmax(1) == labels).sum()) for x, labels in self.batches())
-        return hits / len(self)
+    def answers(self, logits: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the class with the largest logit by image; `NO_ANSWER` where a logit is NaN or infinite."""
+        found = []
+        for x, _ in self.batches():
+            batch = logits(x)
+            found.append(batch.argmax(1).where(batch.isfinite().all(1), NO_ANSWER))
+        return torch.cat(found)
+
+    def share_right(self, answers: Tensor) -> float:
+        """Return the share of images whose answer is their label."""
+        return int((answers == self.folder.labels).sum()) / len(self)
 
     @torch.no_grad()
-    def network_accuracy(self, network: nn.Module) -> float:
-        """Return a network's accuracy in eval mode and float32, its mode restored afterwards."""
+    def network_answers(self, network: nn.Module) -> Tensor:
+        """Return a network's answers in eval mode and float32, its mode restored afterwards."""
         was_training = network.training
         device = next(network.parameters()).device
         network.eval()
         try:
-            return self.accuracy(lambda x: network(x.to(device)).cpu())
+            return self.answers(lambda x: network(x.to(device)).cpu())
         finally:
             network.train(was_training)
+
+    def network_accuracy(self, network: nn.Module) -> float:
+        """Return the share of images that a network gives the right answer to."""
+        return self.share_right(self.network_answers(network))
+
+    def own_size(self, at_most: int = 32) -> tuple[int, int] | None:
+        """Return the size (height, width) that the files have, by some of them; None where it differs."""
+        found: set[tuple[int, int]] = set()
+        step = max(len(self) // at_most, 1)
+        for file in self.folder.files[::step]:
+            self._open(file)
+            try:
+                with Image.open(file, formats=FORMATS) as opened:
+                    found.add((opened.height, opened.width))
+            except Exception as error:  # Pillow's decoders raise whatever they stumble upon
+                raise _undecodable(file, error) from error
+        return found.pop() if len(found) == 1 else None

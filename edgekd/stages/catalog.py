@@ -34,9 +34,9 @@ def _images_hash(folder: str, name: str, recorded: Mapping[str, str], count: int
     """Return the hash of a folder's pictures, or of `count` of them, under a name; nothing without a folder."""
     if not folder:
         return {}
-    from edgekd.run import realdata
+    from edgekd.run import image_folder
 
-    images = realdata.open_unlabeled(Path(folder), count) if Path(folder).is_dir() else None
+    images = image_folder.open_unlabeled(Path(folder), count) if Path(folder).is_dir() else None
     return {name: images.sha256() if images else recorded.get(name, "")}
 
 

@@ -13,14 +13,14 @@ from edgekd import console
 from edgekd.agent.device import files
 from edgekd.agent.device.machine import sha256_of
 from edgekd.errors import InputFileError, UsageError
-from edgekd.ingestion import foreign, identify, outside_files
+from edgekd.ingestion import claims, foreign, identify, outside_files
 from edgekd.models import probe
 from edgekd.models.stems import parse_shape
 from edgekd.recipe import PixelsTable, Recipe, TeacherTable
 from edgekd.run import checkpoint
 from edgekd.run.cards.ledger import ProbeTiming
 from edgekd.run.cards.record import IngestNotes, Record
-from edgekd.run.cards.teacher import AssumptionPart, PixelsCard, ProbePart, TeacherCard
+from edgekd.run.cards.teacher import AssumptionPart, ClaimsPart, PixelsCard, ProbePart, TeacherCard
 from edgekd.run.directory import RunDir
 from edgekd.run.files import json_text, write_text
 from edgekd.run.ownership import TEACHER_WEIGHTS
@@ -51,6 +51,8 @@ def ingest_teacher(execution: Execution) -> None:
         tensors = dict(inferred.state_dict)
         written = json_text(card.to_json())
     pixels = pixel_moments(recipe.pixels, channels=card.input_shape[0], classes=card.classes)
+    if pixels.class_names is None and card.claims is not None and card.claims.class_names:
+        pixels = pixels.model_copy(update={"class_names": card.claims.class_names})
     if recipe.pixels.classes:
         run_dir.note_file(Path(recipe.pixels.classes), sha256_of(Path(recipe.pixels.classes)))
     with execution.publish() as (folder, kept_notes):
@@ -92,7 +94,8 @@ def _examined(
         console.warn(f"--trust-pickle: any code that {path} names is run, sha256 {sha256}")
         notes = IngestNotes(trusted_pickle=sha256)
         run_dir.note_trust(path, sha256)
-    weights = identify.weights_of(foreign.read_checkpoint(path, trust_pickle=table.trust_pickle))
+    content = foreign.read_checkpoint(path, trust_pickle=table.trust_pickle)
+    weights = identify.weights_of(content)
     inferred = _identified(weights, table)
     network = identify.build_teacher(inferred)
     seen = probe.probe(network, input_shape=inferred.input_shape, classes=inferred.classes, seed=recipe.seed)
@@ -102,7 +105,10 @@ def _examined(
         _hold_to_module(weights.module, network, inferred, recipe.seed)
     timing = ProbeTiming(images=seen.batch, seconds=seen.seconds_per_batch, threads=torch.get_num_threads())
     run_dir.note_probe(timing)
-    return inferred, teacher_card(inferred, seen, network), notes.to_json()
+    for remark in seen.remarks:
+        console.warn(remark)
+    said = _claims_part(path, claims.claims_of(content), inferred.classes)
+    return inferred, teacher_card(inferred, seen, network, said), notes.to_json()
 
 
 def _identified(weights: identify.Weights, table: TeacherTable) -> identify.Inferred:
@@ -134,9 +140,21 @@ def _hold_to_module(module: nn.Module, network: nn.Module, inferred: identify.In
         )
 
 
-def teacher_card(inferred: identify.Inferred, seen: probe.Probe, network: nn.Module) -> TeacherCard:
-    """Return what identify.json holds."""
-    return TeacherCard(
+def _claims_part(path: Path, claimed: claims.Claims, classes: int) -> ClaimsPart | None:
+    """What the file says of itself, if anything; names that do not fit the network are left out with a warning."""
+    if claimed.class_names and len(claimed.class_names) != classes:
+        console.warn(
+            f"{path} names {len(claimed.class_names)} classes, but the network has {classes}; they are not used."
+        )
+        claimed = replace(claimed, class_names=())
+    return None if claimed == claims.Claims() else ClaimsPart.model_validate(asdict(claimed))
+
+
+def teacher_card(
+    inferred: identify.Inferred, seen: probe.Probe, network: nn.Module, said: ClaimsPart | None = None
+) -> TeacherCard:
+    """Return what teacher.json holds."""
+    card = TeacherCard(
         arch=str(inferred.arch),
         input_shape=inferred.input_shape,
         classes=inferred.classes,
@@ -146,6 +164,7 @@ def teacher_card(inferred: identify.Inferred, seen: probe.Probe, network: nn.Mod
         mapping=dict(inferred.mapping),
         probe=ProbePart.model_validate(asdict(seen)),  # without its timing, which would make equal teachers differ
     )
+    return card if said is None else card.model_copy(update={"claims": said})
 
 
 def pixel_moments(table: PixelsTable, *, channels: int, classes: int) -> PixelsCard:
@@ -169,10 +188,11 @@ def pixel_moments(table: PixelsTable, *, channels: int, classes: int) -> PixelsC
 
 
 def class_names(path: Path, classes: int) -> list[str]:
-    """Read one class name a line; another number than the teacher has is an `InputFileError`."""
+    """Read one class name a line; another number than the teacher has is an `InputFileError`.
+
+    Names may be there twice, as ImageNet's are; where folders are matched by name, they must not.
+    """
     names = outside_files.read_class_names(path)
-    if len(names) != classes or len(set(names)) != classes:
-        raise InputFileError(
-            f"{path} names {len(set(names))} different classes, but the teacher has {classes}; one name a line."
-        )
+    if len(names) != classes:
+        raise InputFileError(f"{path} names {len(names)} classes, but the teacher has {classes}; one name a line.")
     return names

@@ -33,7 +33,10 @@ def test_eval_and_bench_json_have_the_promised_form(finished: tuple[Path, Result
     folder, _ = finished
     monkeypatch.chdir(folder)
     found = Result("eval", "toy", "--data", "images", "--json").json()
-    assert set(found) == {"run", "data_free", "images", "accuracy", "accuracy_default_mode"}
+    assert set(found) == {
+        *("run", "data_free", "images", "classes", "class_order", "accuracy", "accuracy_default_mode"),
+        *("teacher_claim", "warnings"),
+    }
     assert ort_session.saturates() or found["accuracy_default_mode"] == {}, "nothing to tell where nothing saturates"
     assert found["images"] == 3 * toy.CLASSES
     assert all(0 <= value <= 1 for value in found["accuracy"].values())

@@ -12,8 +12,9 @@ from edgekd.cli.session import locked_run
 from edgekd.cli.targets import named_run
 from edgekd.errors import InputFileError, MachineError, UsageError
 from edgekd.run.directory import RunDir
+from edgekd.run.image_folder import open_unlabeled
 from edgekd.run.ledger import ImageAccount
-from edgekd.run.realdata import RealImages, open_unlabeled
+from edgekd.run.realdata import RealImages
 
 
 def publish(run: RunDir) -> None:

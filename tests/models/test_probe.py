@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -67,6 +69,85 @@ def test_dead_head_is_seen() -> None:
     net = small()
     nn.init.zeros_(net.get_parameter("linear.weight"))
     assert not probe.probe(net, input_shape=SHAPE, classes=5, seed=0).head_alive
+
+
+class _Then(nn.Module):
+    """A classifier with something behind its logits."""
+
+    def __init__(self, end: Callable[[torch.Tensor], torch.Tensor], logits: nn.Module | None = None) -> None:
+        super().__init__()
+        self.net, self.end = logits or small(), end
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.end(self.net(images))
+
+
+def probed(end: Callable[[torch.Tensor], torch.Tensor]) -> probe.Probe:
+    return probe.probe(_Then(end).eval(), input_shape=SHAPE, classes=5, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        (torch.sigmoid, "ends in a sigmoid, as one does that gives an image several labels at once"),
+        (lambda x: torch.sigmoid_(x).view(-1, 5).clone(), "ends in a sigmoid"),
+        (nn.functional.logsigmoid, "ends in a sigmoid"),
+        (nn.functional.hardsigmoid, "ends in a sigmoid"),
+        (lambda x: 1 / (1 + torch.exp(-x)), "answers with numbers from 0 to 1 that do not sum to 1"),
+        (lambda x: (torch.tanh(x) + 1) / 2, "answers with numbers from 0 to 1 that do not sum to 1"),
+        (lambda x: x.clamp(0, 1), "answers with numbers from 0 to 1 that do not sum to 1"),
+        (lambda x: 1e30 * x, "answers noise with logits up to"),
+        (lambda x: 1e30 * x.log_softmax(1), "answers noise with logits up to"),
+    ],
+)
+def test_answers_that_are_no_logits_are_refused(end: Callable[[torch.Tensor], torch.Tensor], said: str) -> None:
+    with pytest.raises(InputFileError, match=said):
+        probed(end)
+
+
+def test_a_network_with_one_output_is_refused() -> None:
+    net = nn.Sequential(small(), nn.Linear(5, 1)).eval()
+    with pytest.raises(InputFileError, match="a single output"):
+        probe.probe(net, input_shape=SHAPE, classes=1, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        (torch.tanh, "bounded (they end in tanh"),
+        (lambda x: nn.functional.hardtanh(x).reshape(-1, 5), "bounded (they end in hardtanh"),
+        (lambda x: nn.functional.relu6(10 * x), "bounded (they end in hardtanh"),
+        (torch.relu, "end in a ReLU"),
+        (lambda x: 1e-30 * x, "gives all classes the same answer but for"),
+        (lambda x: x.mean(1, keepdim=True).expand(-1, 5), "gives all classes the same answer"),
+        (lambda x: (1e-6 * x).softmax(1), "gives all classes the same answer but for"),
+        (lambda x: x, ""),
+        (lambda x: x.softmax(1), ""),
+        (lambda x: (1000 * x).softmax(1), ""),
+    ],
+)
+def test_logits_that_say_little_get_a_word(end: Callable[[torch.Tensor], torch.Tensor], said: str) -> None:
+    remarks = probed(end).remarks
+    assert len(remarks) == bool(said)
+    assert said in "".join(remarks)
+
+
+@pytest.mark.parametrize("of", ["images of one shade", "noise of three times the contrast"])
+def test_a_network_that_answers_some_images_with_nan_is_refused(of: str) -> None:
+    class Whitening(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            deviation = images.std((1, 2, 3), keepdim=True)
+            return images / deviation if "shade" in of else images + (2 - deviation).sqrt()
+
+    net = nn.Sequential(Whitening(), small()).eval()
+    with pytest.raises(InputFileError, match=f"NaN or infinity on {of}"):
+        probe.probe(net, input_shape=SHAPE, classes=5, seed=0)
+
+
+def test_untrained_networks_of_the_zoo_are_classifiers() -> None:
+    for name, shape in (("squeezenet", (3, 64, 64)), ("lenet5", (1, 32, 32)), ("mobilenetv2", (1, 32, 32))):
+        net = registry.build(name, input_shape=shape, classes=5, seed=0).eval()
+        assert probe.probe(net, input_shape=shape, classes=5, seed=0).emits == "logits"
 
 
 class _Pair(nn.Module):

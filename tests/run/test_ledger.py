@@ -10,9 +10,10 @@ import pytest
 import toy
 from edgekd.errors import InputFileError, Interrupted, UsageError
 from edgekd.run.directory import RunDir
+from edgekd.run.image_folder import open_folder, open_unlabeled
 from edgekd.run.ledger import ImageAccount
 from edgekd.run.ownership import is_run, refuse_foreign
-from edgekd.run.realdata import RealImages, open_folder, open_unlabeled
+from edgekd.run.realdata import RealImages
 
 COUNT = 5 * toy.CLASSES
 

@@ -1,4 +1,4 @@
-"""Real images: the order of classes, sizes and channels, and one clear error for each way a folder can be wrong."""
+"""Real images: sizes, channels and batches, and one clear error for each way a file can be wrong."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torchvision.transforms.v2 import functional as transforms
 
 from edgekd.errors import InputFileError, UsageError
 from edgekd.run import realdata
-from edgekd.run.realdata import RealImages, open_folder, read_image
+from edgekd.run.image_folder import open_folder
+from edgekd.run.realdata import RealImages, read_image
 
 
 def picture(path: Path, *, size: tuple[int, int] = (8, 8), seed: int = 0, mode: str = "RGB") -> np.ndarray:
@@ -32,7 +33,7 @@ def folders(root: Path, *names: str) -> Path:
     return root
 
 
-# Classes
+# Pixels
 
 
 def test_an_orientation_of_exif_is_passed_over_as_training_does(tmp_path: Path) -> None:
@@ -43,77 +44,6 @@ def test_an_orientation_of_exif_is_passed_over_as_training_does(tmp_path: Path) 
     for name in ("x.png", "turned.png"):
         found = read_image(tmp_path / name, (3, 8, 8)).permute(1, 2, 0).numpy()
         np.testing.assert_allclose(found * 255, pixels, atol=1e-3)
-
-
-def test_folders_of_numbers_are_ordered_by_number(tmp_path: Path) -> None:
-    found = open_folder(folders(tmp_path, "10", "9", "0"), classes=3, names=None)
-    assert found.classes == ("0", "9", "10")
-    assert [file.parent.name for file in found.files] == ["0", "9", "10"]
-    assert found.labels.tolist() == [0, 1, 2]
-
-
-def test_other_folders_are_ordered_by_name(tmp_path: Path) -> None:
-    assert open_folder(folders(tmp_path, "dog", "10", "cat"), classes=3, names=None).classes == ("10", "cat", "dog")
-
-
-def test_class_names_decide_the_order(tmp_path: Path) -> None:
-    found = open_folder(folders(tmp_path, "1", "0", "2"), classes=3, names=("2", "0", "1"))
-    assert found.classes == ("2", "0", "1")
-    assert [file.parent.name for file in found.files] == ["2", "0", "1"]
-
-
-def test_the_names_of_images_may_be_any_bytes(tmp_path: Path) -> None:
-    plain = open_folder(folders(tmp_path / "plain", "a", "b"), classes=2, names=None).sha256()
-    for number, name in enumerate((b"gr\xf6\xdfe", "größe".encode())):
-        root = folders(tmp_path / str(number), os.fsdecode(name), "b")
-        picture(root / "b" / os.fsdecode(name + b".png"))
-        found = open_folder(root, classes=2, names=None)
-        assert len(found.files) == 3
-        assert found.sha256() == found.sha256() != plain
-
-
-def test_images_are_found_below_and_everything_else_is_passed_over(tmp_path: Path) -> None:
-    folders(tmp_path, "a", "b")
-    picture(tmp_path / "a" / "deep" / "x.JPG")
-    (tmp_path / "a" / "notes.txt").write_text("x")
-    (tmp_path / ".hidden").mkdir()
-    (tmp_path / "labels.csv").write_text("x")
-    found = open_folder(tmp_path, classes=2, names=None)
-    assert [str(file.relative_to(tmp_path)) for file in found.files] == ["a/0.png", "a/deep/x.JPG", "b/1.png"]
-    assert found.labels.tolist() == [0, 0, 1]
-
-
-def test_another_number_of_folders_than_classes_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InputFileError, match="has 2 class folders, but the teacher has 3 classes"):
-        open_folder(folders(tmp_path, "a", "b"), classes=3, names=None)
-
-
-def test_a_missing_class_name_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputFileError, match="no folder for class 'cat'"):
-        open_folder(folders(tmp_path, "a", "b"), classes=2, names=("a", "cat"))
-
-
-def test_a_folder_without_images_or_no_folder_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    with pytest.raises(InputFileError, match="holds no images"):
-        open_folder(tmp_path, classes=1, names=None)
-    with pytest.raises(InputFileError, match="is not a folder"):
-        open_folder(tmp_path / "nowhere", classes=1, names=None)
-
-
-def test_the_hash_knows_names_and_bytes(tmp_path: Path) -> None:
-    folder = open_folder(folders(tmp_path, "a", "b"), classes=2, names=None)
-    before = folder.sha256()
-    assert before == open_folder(tmp_path, classes=2, names=None).sha256()
-    picture(tmp_path / "a" / "0.png", seed=9)
-    assert folder.sha256() != before
-    picture(tmp_path / "a" / "0.png", seed=0)
-    assert folder.sha256() == before
-    (tmp_path / "a" / "0.png").rename(tmp_path / "a" / "1.png")
-    assert open_folder(tmp_path, classes=2, names=None).sha256() != before
-
-
-# Pixels
 
 
 def test_pixels_come_as_fractions_with_the_channels_of_the_teacher(tmp_path: Path) -> None:
@@ -237,9 +167,9 @@ def test_batches_are_normalized_and_in_order(cached: bool, tmp_path: Path, monke
 
 def test_accuracy_is_the_share_of_right_answers(tmp_path: Path) -> None:
     found = images(tmp_path)
-    assert found.accuracy(lambda x: torch.tensor([[1.0, 0.0]]).repeat(len(x), 1)) == 0.5
+    assert found.share_right(found.answers(lambda x: torch.tensor([[1.0, 0.0]]).repeat(len(x), 1))) == 0.5
     right = nn.functional.one_hot(found.folder.labels, 2).float()
-    assert found.accuracy(lambda x: right) == 1.0
+    assert found.share_right(found.answers(lambda x: right)) == 1.0
     assert len(found) == 10
 
 
@@ -271,12 +201,6 @@ def test_a_png_that_is_damaged_further_on_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(InputFileError, match=r"a\.png cannot be decoded"):
         realdata.read_image(tmp_path / "a.png", (1, 300, 300))
-
-
-def test_a_pipe_called_an_image_is_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "a.png")
-    with pytest.raises(InputFileError, match="not a regular file"):
-        realdata.open_unlabeled(tmp_path)
 
 
 def test_a_picture_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

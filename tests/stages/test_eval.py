@@ -93,6 +93,30 @@ def test_a_damaged_artefact_is_named_and_not_measured(
         evaluation.evaluate(run, pipeline.open_recipe(run), photos, Stop())
 
 
+def test_what_was_measured_and_what_speaks_against_it_is_printed_and_kept(
+    finished: Any, photos: Path, teacher_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The toy teacher is untrained, so it is told to be no better than chance."""
+    run = copied(finished, teacher_file, tmp_path / "toy")
+    data = Path(shutil.copytree(photos, tmp_path / "photos"))
+    next((data / "class3").iterdir()).rename(data / "class0" / "more.png")
+    (data / "class1" / "labels.txt").write_text("x")
+    (data / "class1" / ".ipynb_checkpoints").mkdir()
+    shutil.copy(next((data / "class1").glob("*.png")), data / "class1" / ".ipynb_checkpoints" / "0-checkpoint.png")
+    found = evaluation.evaluate(run, pipeline.open_recipe(run), data, Stop())
+    card = EvaluationCard.load_file(run.stage("eval") / "photos.json")
+    assert card.to_json() == found.to_json()
+    assert [(part.name, part.images) for part in card.classes] == [
+        *(("class0", 6), ("class1", 5), ("class2", 5), ("class3", 4))
+    ]
+    assert (card.class_order, card.passed_over) == ("text", "1 .txt, 1 of hidden or system names")
+    assert any("chance" in warning for warning in card.warnings)
+    said = capfd.readouterr().err
+    assert "images   20 of 4 classes, class0 6, class1 5, class2 5, class3 4; passed over: 1 .txt, 1 of hidden" in said
+    assert "assumed  order of the classes = text: class0, class1, class2, class3 (change it with edgekd ingest" in said
+    assert all(f"warning: {warning}" in said for warning in card.warnings)
+
+
 def test_after_ingest_alone_the_teacher_is_measured(
     finished: Any, photos: Path, teacher_file: Path, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ from edgekd.errors import InputFileError, UsageError
 from edgekd.recipe import PixelsTable
 from edgekd.run import checkpoint
 from edgekd.run.cards.record import Record
+from edgekd.run.cards.teacher import ClaimsPart, PixelsCard, TeacherCard
 from edgekd.run.directory import RunDir
 from edgekd.stages import ingest
 
@@ -128,13 +129,49 @@ def test_class_names_are_read_one_a_line(tmp_path: Path) -> None:
     assert found.class_names == ("cat", "dog", "bird")
 
 
-@pytest.mark.parametrize("text", ["cat\ndog\n", "cat\ndog\ncat\n", "a\nb\nc\nd\n", ""])
+@pytest.mark.parametrize("text", ["cat\ndog\n", "a\nb\nc\nd\n", ""])
 def test_another_number_of_names_than_classes_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text(text)
     with pytest.raises(InputFileError, match="the teacher has 3; one name a line"):
         ingest.class_names(tmp_path / "names.txt", 3)
     with pytest.raises(InputFileError, match="cannot be read"):
         ingest.class_names(tmp_path / "nowhere.txt", 3)
+
+
+def test_a_name_may_be_there_twice_as_in_imagenet(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("crane\nkite\ncrane\n")
+    assert ingest.class_names(tmp_path / "names.txt", 3) == ["crane", "kite", "crane"]
+
+
+def test_what_the_file_says_of_itself_is_kept_and_its_class_names_are_used(teacher_file: Path, tmp_path: Path) -> None:
+    names = {"owl": 1, "cat": 0, "dog": 2, "bee": 3}
+    said = {"best_acc1": torch.tensor(75.0), "epoch": 9, "class_to_idx": names}
+    torch.save({"state_dict": torch.load(teacher_file), **said}, tmp_path / "teacher.pt")
+    wanted = toy.toy_recipe(tmp_path / "teacher.pt")
+    run = toy.advance(tmp_path / "toy", wanted, ("ingest",))
+    card = run.read(TeacherCard)
+    assert card.claims == ClaimsPart(
+        accuracy=0.75, accuracy_key="best_acc1", epoch=9, class_names=("cat", "owl", "dog", "bee")
+    )
+    assert run.read(PixelsCard).class_names == ("cat", "owl", "dog", "bee")
+    (tmp_path / "teacher.pt").unlink()
+    toy.advance(run.path, recipe.with_changes(wanted, {"pixels": {"normalize": "mnist"}}), ("ingest",))
+    assert run.read(PixelsCard).class_names == ("cat", "owl", "dog", "bee"), "without the file, too"
+    (tmp_path / "names.txt").write_text("a\nb\nc\nd\n")
+    toy.advance(
+        run.path, recipe.with_changes(wanted, {"pixels": {"classes": str(tmp_path / "names.txt")}}), ("ingest",)
+    )
+    assert run.read(PixelsCard).class_names == ("a", "b", "c", "d"), "the user knows better"
+
+
+def test_names_of_another_number_of_classes_are_left_out_with_a_word(
+    teacher_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"state_dict": torch.load(teacher_file), "classes": ["cat", "dog"]}, tmp_path / "teacher.pt")
+    run = toy.advance(tmp_path / "toy", toy.toy_recipe(tmp_path / "teacher.pt"), ("ingest",))
+    assert "names 2 classes, but the network has 4; they are not used" in capfd.readouterr().err
+    assert run.read(TeacherCard).claims is None
+    assert run.read(PixelsCard).class_names is None
 
 
 def test_names_with_a_byte_order_mark_are_read_and_a_pipe_is_not_waited_for(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from edgekd.models import artefacts
 from edgekd.run.cards.teacher import PixelsCard
 from edgekd.run.directory import RunDir
-from edgekd.run.realdata import ImageFolder, RealImages, open_folder
+from edgekd.run.image_folder import ImageFolder, open_folder
+from edgekd.run.realdata import RealImages
 
 
 def labeled(run: RunDir, folder: Path, limit: int = 0, *, cache: bool = True) -> RealImages:

@@ -201,9 +201,11 @@ def _accuracy(run: RunDir, recipe: Recipe, data: Path | None, stop: Stop) -> Ite
         return
     from edgekd import machine
     from edgekd.models.images import labeled
+    from edgekd.stages.eval import doubt_teacher
 
     machine.use_threads(recipe.machine.threads)
     with labeled(run, data, purpose="accuracy curve", stop=stop) as images:
         images.load()  # before hours are spent
+        doubt_teacher(run, images)
         images.poll = lambda: None  # from here on the loop looks itself, between steps that it can save
         yield images.network_accuracy

@@ -36,7 +36,10 @@ def eval_(
 
         result = evaluate(run_dir, recipe, folder, stop)
     if json:
-        shown = ("run", "data_free", "images", "accuracy", "accuracy_default_mode")
+        shown = (
+            *("run", "data_free", "images", "classes", "class_order", "accuracy", "accuracy_default_mode"),
+            *("teacher_claim", "warnings"),
+        )
         console.print_json({key: value for key, value in result.to_json().items() if key in shown})
     else:
         rows = [(artefact, f"{value:.2%}") for artefact, value in result.accuracy.items()]

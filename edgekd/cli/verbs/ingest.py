@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -76,6 +77,7 @@ def ingest(
 def _say_what_it_is(run: RunDir, card: TeacherCard, pixels: PixelsCard) -> None:
     from edgekd.cli import lines
     from edgekd.ingestion.identify import mapping_in_short
+    from edgekd.text import listed
 
     pairs = mapping_in_short(card.mapping)
     for pair in pairs[:MAPPED_LINES]:
@@ -91,7 +93,17 @@ def _say_what_it_is(run: RunDir, card: TeacherCard, pixels: PixelsCard) -> None:
     console.say(f"pixels   {normalization}")
     if pixels.class_names:
         names = pixels.class_names
-        console.say(f"classes  {', '.join(names[:5])}{f' … {names[-1]}' if len(names) > 5 else ''}")
+        of_file = card.claims is not None and names == card.claims.class_names
+        origin = ", as the teacher's file says (change it with --classes FILE)" if of_file else ""
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        origin += f"; more than once: {listed(twice)}" if twice else ""
+        console.say(f"classes  {', '.join(names[:5])}{f' … {names[-1]}' if len(names) > 5 else ''}{origin}")
+    if card.claims is not None:
+        accuracy, epoch = card.claims.accuracy, card.claims.epoch
+        said = [f"accuracy {accuracy:.2%} ({card.claims.accuracy_key})"] if accuracy is not None else []
+        said += [f"epoch {epoch}"] if epoch is not None else []
+        said += [f"{len(card.claims.class_names)} class names"] if card.claims.class_names else []
+        console.say(f"claims   of the file, unchecked: {', '.join(said)}")
     console.say(f"probe    {lines.probe_sentence(run, card)}")
 
 

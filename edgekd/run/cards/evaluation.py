@@ -38,6 +38,13 @@ class SelectionCard(Card):
     candidates: Annotated[list[SelectionCandidate], Field(max_length=1000)]
 
 
+class ClassPart(CardPart):
+    """A class of the teacher, as the class names or the folders call it, and how many images of it were measured."""
+
+    name: Name
+    images: int
+
+
 class EvaluationCard(Card):
     """The accuracy of a run's networks and files on one folder of real images, after which the card's file is named."""
 
@@ -52,6 +59,12 @@ class EvaluationCard(Card):
     """A hash of the folder's path."""
     images_sha256: str = ""
     images: int = 0
+    classes: list[ClassPart] = Field(default_factory=list)
+    """All classes in the order of the logits."""
+    class_order: str = ""
+    """What that order was taken from: `class names`, `number` or `text` of the folders' names."""
+    passed_over: str = ""
+    """What else lies in the folder, in words."""
     transform: str = ""
     """How the images were resized and cropped, in words."""
     accuracy: dict[Name, Share]
@@ -59,3 +72,7 @@ class EvaluationCard(Card):
     accuracy_default_mode: dict[Name, Share] = Field(default_factory=dict)
     """Top-1 with ONNX Runtime's default kernels, for INT8 files that saturate in them on this CPU."""
     artefacts_sha256: dict[str, str]
+    teacher_claim: Share | None = None
+    """The accuracy that the teacher's file says it has, on whatever images."""
+    warnings: list[str] = Field(default_factory=list)
+    """What speaks against the labels, the images or the accuracies, a sentence each."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from edgekd.run.cards.base import Card, CardPart
+from edgekd.run.cards.base import Card, CardPart, Name, Share
 
 
 class AssumptionPart(CardPart):
@@ -36,6 +36,17 @@ class ProbePart(CardPart):
     """Images of noise."""
 
 
+class ClaimsPart(CardPart):
+    """What the teacher's file says of itself, unchecked."""
+
+    accuracy: Share | None = None
+    accuracy_key: str = ""
+    """The entry of the file that says so."""
+    epoch: int | None = None
+    class_names: tuple[Name, ...] = ()
+    """In the order of the logits; empty where the file has none, or another number than the network has classes."""
+
+
 class TeacherCard(Card):
     """The teacher: its architecture, input, output, and what was assumed."""
 
@@ -54,6 +65,8 @@ class TeacherCard(Card):
     mapping: dict[str, str] = Field(default_factory=dict)
     """Tensor names of the zoo by those of the checkpoint, where they differ."""
     probe: ProbePart
+    claims: ClaimsPart | None = None
+    """None where the file says nothing of itself."""
 
 
 class PixelsCard(Card):
