@@ -65,7 +65,7 @@ class _Stdout:
     """stdout as it was before it was kept from other code."""
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(_results(), name)
+        return getattr(_results() or io.StringIO(), name)
 
 
 _stderr = Console(file=cast("TextIO", _Log()), highlight=False, soft_wrap=True)

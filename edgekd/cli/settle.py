@@ -116,10 +116,12 @@ def _chosen(run: RunDir, recipe: Recipe, stop: Stop, host: Host | None) -> Recip
 def method(run: RunDir, recipe: Recipe, size: Footprint, given: Changes) -> Recipe:
     """Fix what the method leaves to teacher and student: the preset, how often a view is learned, the learning rate.
 
-    `given` is what `with_kept_answers` takes.
+    What has begun stays as it is. `given` is what `with_kept_answers` takes.
     """
     from edgekd.models import artefacts
 
+    if run.stage("distill").exists():
+        return recipe
     batchnorm = artefacts.description_of(run).batchnorm
     chosen = with_preset_for(recipe, given, batchnorm=batchnorm)
     table, teacher_macs = chosen.method.student, run.read(TeacherCard).probe.macs

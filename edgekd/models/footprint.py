@@ -17,6 +17,8 @@ from edgekd.text import first_line, sizes
 # output channel has a bias, in INT8 also scales and zero points.
 _FP32_LAYER_BYTES, _FP32_CHANNEL_BYTES = 450, 4
 _INT8_LAYER_BYTES, _INT8_CHANNEL_BYTES = 2200, 13
+SIZES = ("parameters", "macs", "fp32_bytes", "int8_bytes")
+"""What tables of students show of a footprint."""
 
 
 @dataclass(frozen=True)

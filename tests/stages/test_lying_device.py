@@ -193,7 +193,7 @@ def test_a_lie_in_any_key_ends_in_one_message(op: str, every: int, scene: Scene)
 RAW: dict[str, tuple[dict[str, Any], str]] = {
     "not JSON": ({"raw": "hello, here is your answer\n"}, "not what an agent"),
     "half a line, and the end": ({"do": "os.write(1, b'{\"id\": '); os._exit(0)"}, "connection to device was cut"),
-    "the end": ({"do": "os._exit(3)"}, "connection to device was cut"),
+    "the end": ({"do": "os._exit(3)"}, "the agent ended with exit code 3"),
     "deep nesting": ({"raw": '{"id": ID, "ok": ' + "[" * 100_000 + "\n"}, "nested too deeply"),
     "many parts": ({"do": "os.write(1, b'{\"id\": 1, \"ok\": [' + b'[],' * 300000 + b']}\\n')"}, "not what an agent"),
     "NaN": ({"raw": '{"id": ID, "ok": true, "x": NaN}\n'}, "NaN is no number"),
