@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from edgekd.bench.latency import summarize
 from edgekd.errors import EdgekdError, InputFileError, MachineError, UsageError
 from edgekd.export.onnx_export import export_fp32
 from edgekd.models import footprint, registry
-from edgekd.models.footprint import SIZES, Footprint
+from edgekd.models.footprint import Footprint
 from edgekd.models.stems import Shape
 from edgekd.stopping import Stop
 from edgekd.text import first_line, listed
@@ -50,7 +50,7 @@ class SizedStudent:
 
     def to_json(self, budget_ms: float | None) -> dict[str, Any]:
         """Return a flat row; what is unknown is None."""
-        size = dict.fromkeys(SIZES) if self.size is None else {name: getattr(self.size, name) for name in SIZES}
+        size = {member.name: None for member in fields(Footprint)} if self.size is None else asdict(self.size)
         fits = None if budget_ms is None else self.fits(budget_ms)
         row = {"student": self.name, **size, "latency_ms": self.latency_ms, "fits": fits, "reason": self.reason}
         return {**row, "warnings": list(self.warnings)}

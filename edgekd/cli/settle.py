@@ -49,14 +49,14 @@ def with_kept_answers(run: RunDir, recipe: Recipe, given: Changes) -> Recipe:
 
 
 def _with_kept_method(recipe: Recipe, resolved: Recipe, given: Changes) -> Recipe:
-    """Return the recipe with the preset and the values that were chosen for the same teacher and student before."""
+    """Return the recipe with the preset and the number of passes that were chosen for the same networks before."""
     for batchnorm in (True, False):
         chosen = with_preset_for(recipe, given, batchnorm=batchnorm)
         if chosen.method.preset == resolved.method.preset:
             recipe = chosen
-    asked, answered = recipe.method.student, resolved.method.student
-    kept = {key: getattr(answered, key) for key in ("reuse", "lr") if getattr(asked, key) == AUTO}
-    return with_changes(recipe, {"method": {"student": kept}})
+    if recipe.method.student.reuse == AUTO:
+        recipe = with_changes(recipe, {"method": {"student": {"reuse": resolved.method.student.reuse}}})
+    return recipe
 
 
 def _with_kept_student(recipe: Recipe, resolved: Recipe) -> Recipe:
@@ -114,7 +114,7 @@ def _chosen(run: RunDir, recipe: Recipe, stop: Stop, host: Host | None) -> Recip
 
 
 def method(run: RunDir, recipe: Recipe, size: Footprint, given: Changes) -> Recipe:
-    """Fix what the method leaves to teacher and student: the preset, how often a view is learned, the learning rate.
+    """Fix what the method leaves to teacher and student: the preset, and how often a view is learned.
 
     What has begun stays as it is. `given` is what `with_kept_answers` takes.
     """
@@ -124,9 +124,8 @@ def method(run: RunDir, recipe: Recipe, size: Footprint, given: Changes) -> Reci
         return recipe
     batchnorm = artefacts.description_of(run).batchnorm
     chosen = with_preset_for(recipe, given, batchnorm=batchnorm)
-    table, teacher_macs = chosen.method.student, run.read(TeacherCard).probe.macs
-    decided = {"reuse": table.reuse_for(teacher_macs, size.macs), "lr": table.lr_for(grouped=size.grouped)}
-    chosen = with_changes(chosen, {"method": {"student": decided}})
+    reuse = chosen.method.student.reuse_for(run.read(TeacherCard).probe.macs, size.macs)
+    chosen = with_changes(chosen, {"method": {"student": {"reuse": reuse}}})
     return recipe if chosen == recipe else pipeline.adopt(run, chosen)
 
 

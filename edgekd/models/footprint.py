@@ -17,8 +17,6 @@ from edgekd.text import first_line, sizes
 # output channel has a bias, in INT8 also scales and zero points.
 _FP32_LAYER_BYTES, _FP32_CHANNEL_BYTES = 450, 4
 _INT8_LAYER_BYTES, _INT8_CHANNEL_BYTES = 2200, 13
-SIZES = ("parameters", "macs", "fp32_bytes", "int8_bytes")
-"""What tables of students show of a footprint."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,6 @@ class Footprint:
     macs: int
     fp32_bytes: int
     int8_bytes: int
-    grouped: bool
-    """Whether it has grouped convolutions, as MobileNets do."""
 
 
 def footprint_of(net: nn.Module, input_shape: Shape) -> Footprint:
@@ -50,7 +46,6 @@ def footprint_of(net: nn.Module, input_shape: Shape) -> Footprint:
         macs=size.macs,
         fp32_bytes=rest + 4 * weights + _FP32_CHANNEL_BYTES * channels + _FP32_LAYER_BYTES * len(layers),
         int8_bytes=rest + weights + _INT8_CHANNEL_BYTES * channels + _INT8_LAYER_BYTES * len(layers),
-        grouped=any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in layers),
     )
 
 

@@ -90,8 +90,8 @@ class StudentUpdateTable(Table):
     student: once below three times the multiply-accumulates, four times from twelve on."""
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
     """Optimiser of the student."""
-    lr: Annotated[float, Field(gt=0)] | Literal["auto"] = 2e-3
-    """Peak learning rate; "auto" is 0.005, and 0.01 for a student with grouped convolutions, such as a MobileNet."""
+    lr: float = Field(2e-3, gt=0)
+    """Peak learning rate."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of sgd."""
     weight_decay: float = Field(0.0, ge=0)
@@ -149,15 +149,6 @@ class StudentUpdateTable(Table):
     def span(self) -> int:
         """Steps that learn from the same views; only between two such spans a checkpoint can lie."""
         return self.passes * self.answered_batches
-
-    @property
-    def peak_lr(self) -> float:
-        """Peak learning rate; that of most networks as long as nobody has decided."""
-        return self.lr if isinstance(self.lr, float) else self.lr_for(grouped=False)
-
-    def lr_for(self, *, grouped: bool) -> float:
-        """Return the peak learning rate, by whether the student has grouped convolutions."""
-        return self.lr if isinstance(self.lr, float) else 1e-2 if grouped else 5e-3
 
     def reuse_for(self, teacher_macs: int, student_macs: int) -> int:
         """Return how often each view is learned, by what the teacher's answer costs beside the student's."""

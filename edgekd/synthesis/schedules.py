@@ -37,8 +37,8 @@ def learning_rate(table: StudentUpdateTable, step: int, steps: int) -> float:
     """Return the student's learning rate while G explores: a linear warm-up, then constant or half a cosine to zero."""
     warmup = int(table.warmup * steps)
     if step < warmup:
-        return table.peak_lr * (step + 1) / warmup
-    return _decayed(table.peak_lr, table.schedule, (step - warmup) / max(1, steps - warmup))
+        return table.lr * (step + 1) / warmup
+    return _decayed(table.lr, table.schedule, (step - warmup) / max(1, steps - warmup))
 
 
 def generator_learning_rate(table: GeneratorTable, step: int, steps: int) -> float:

@@ -139,10 +139,10 @@ def student_optimizer(
     student: nn.Module, table: StudentUpdateTable, *, fused: bool, adapters: Iterable[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
     """Return the optimiser of the student and of what is learned beside it; each step sets its learning rate."""
-    weights, lr, decay = [*student.parameters(), *adapters], table.peak_lr, table.weight_decay
+    weights, decay = [*student.parameters(), *adapters], table.weight_decay
     make: dict[str, Callable[[], torch.optim.Optimizer]] = {
-        "sgd": lambda: torch.optim.SGD(weights, lr=lr, momentum=table.momentum, weight_decay=decay, fused=fused),
-        "adam": lambda: torch.optim.Adam(weights, lr=lr, weight_decay=decay, fused=fused),
-        "adamw": lambda: torch.optim.AdamW(weights, lr=lr, weight_decay=decay, fused=fused),
+        "sgd": lambda: torch.optim.SGD(weights, lr=table.lr, momentum=table.momentum, weight_decay=decay, fused=fused),
+        "adam": lambda: torch.optim.Adam(weights, lr=table.lr, weight_decay=decay, fused=fused),
+        "adamw": lambda: torch.optim.AdamW(weights, lr=table.lr, weight_decay=decay, fused=fused),
     }
     return make[table.optimizer]()

@@ -67,14 +67,6 @@ def test_a_named_preset_is_never_exchanged() -> None:
     assert preset_for(asked, batchnorm=False) == recipe.parse(asked, origin="x")
 
 
-def test_grouped_convolutions_learn_faster_unless_a_rate_is_given() -> None:
-    table = recipe.parse({}, origin="x").method.student
-    assert (table.lr, table.peak_lr) == ("auto", table.lr_for(grouped=False))
-    assert table.lr_for(grouped=True) > table.lr_for(grouped=False)
-    fixed = recipe.parse({"method": {"student": {"lr": 1}}}, origin="x").method.student
-    assert fixed.lr_for(grouped=True) == fixed.peak_lr == 1.0
-
-
 @pytest.mark.parametrize(
     ("teacher", "student", "times"), [(41, 12, 1), (41, 41, 1), (100, 16, 2), (300, 25, 4), (9, 0, 3), (4000, 1, 4)]
 )
@@ -139,7 +131,7 @@ def test_merging_replaces_values_and_merges_tables() -> None:
         ({"method": {"generator": {"betas": [0.9]}}}, "method.generator.betas"),
         ({"method": {"generator": {"adversary_ramp": [0.5, 0.2]}}}, "method: generator.adversary_ramp must be two"),
         ({"bench": {"batch": ["a"]}}, "bench.batch.0: input should be a valid integer"),
-        ({"method": {"student": {"lr": float("inf")}}}, "method.student.lr: input should be a finite number or 'auto'"),
+        ({"method": {"student": {"lr": float("inf")}}}, "method.student.lr: input should be a finite number"),
         ({"method": {"student": {"shift": -1}}}, "method.student.shift: input should be greater than or equal to 0 or"),
         ({"method": {"generator": {"betas": [1, "x"]}}}, "method.generator.betas.1: input should be a valid number"),
         ({"pixels": {"mean": [float("nan")]}}, "pixels.mean.0: input should be a finite number"),
