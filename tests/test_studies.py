@@ -24,7 +24,7 @@ from PIL import Image
 import toy
 from docs.studies.common import collect, overlay, provenance
 from docs.studies.gpu import run as gpu
-from docs.studies.ingredients import ablate
+from docs.studies.ingredients import ablate, one_out
 from docs.studies.overhead import run as overhead
 from docs.studies.recovery import run as recovery
 from docs.studies.recovery import table as recovery_table
@@ -346,6 +346,17 @@ def test_the_int8_study_goes_on_without_what_is_missing(tmp_path: Path) -> None:
         f"quickstart={runs}/quickstart={runs}/digits "
         f"good={tmp_path}/good={data}/mnist --threads 1"
     )
+
+
+def test_each_ingredient_that_is_taken_out_changes_the_default() -> None:
+    default = recipes.parse({"method": {"preset": "edgekd"}}, origin="test")
+    rows = one_out.rows()
+    assert len({row.name for row in rows}) == len(rows)
+    for row in rows:
+        changes = [recipes.assignment(flag.removeprefix("--set=")) for flag in row.flags]
+        changed = [recipes.with_changes(default, change) != default for change in changes]
+        assert all(changed), row.name
+        assert bool(changes) == ("nothing" not in row.name)
 
 
 @pytest.mark.slow

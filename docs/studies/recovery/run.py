@@ -129,9 +129,9 @@ def few(source: Path, target: Path) -> Path:
     return target
 
 
-def finished(row: Row, teachers: Path, data: Path, runs: Path) -> RunDir:
+def finished(row: Row, pair: Pair, teachers: Path, data: Path, runs: Path) -> RunDir:
     """Make the run of a row, or go on with it, and evaluate its student."""
-    pair, run = PAIRS[row.pair], runs / row.name
+    run = runs / row.name
     teacher = Path(pair.teacher.replace("TEACHERS", str(teachers)).replace("RUNS", str(runs)))
     train, test = data / pair.data / "train", data / pair.data / pair.test
     words: list[str | Path] = [*pair.flags, "--student", pair.student, "--threads", "1", "--seed", str(row.seed)]
@@ -144,26 +144,30 @@ def finished(row: Row, teachers: Path, data: Path, runs: Path) -> RunDir:
         budget = float(row.budget.removesuffix("T"))
         length = ["--steps", str(steps_within(budget, teacher, words, runs / f"{row.name}-plan"))]
     if not (run / "distill" / "record.json").exists():
-        edgekd("distill", teacher, "--run", run, "--data", few(test, runs / f"{pair.data}-curve"), *length, *words)
+        curve = few(test, runs / f"{pair.data}-{Path(pair.test).name}-curve")
+        edgekd("distill", teacher, "--run", run, "--data", curve, *length, *words)
     edgekd("eval", run, "--data", test)
     return RunDir(run)
+
+
+def measure(row: Row, pair: Pair, out: Path, folders: tuple[Path, Path, Path]) -> None:
+    """Write the file of a row, unless it is there; `folders` are TEACHERS, DATA and RUNS."""
+    if out.exists():
+        return
+    run = finished(row, pair, *folders)
+    found = facts(run)
+    found["points"] = {name: found["points"][name] for name in ("step", found["shipped"])}
+    *_, last = run.logged(TrainEvent)
+    content = {**provenance({row.name: method_of(run)}), "row": row.name, "source": row.source, **found}
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps({**content, "macs": last.macs}, indent=1) + "\n", encoding="utf-8")
 
 
 def main(teachers: Path, data: Path, runs: Path, *patterns: str) -> None:
     """Run every row that is asked for and has no file yet."""
     for row in rows():
-        out = HERE / "rows" / f"{row.name}.json"
-        if out.exists() or not any(fnmatch(row.name, pattern) for pattern in patterns or ("*",)):
-            continue
-        run = finished(row, teachers, data, runs)
-        found = facts(run)
-        shipped = found["shipped"]
-        found["points"] = {name: found["points"][name] for name in ("step", shipped)}
-        last = run.last_logged(TrainEvent)
-        found["macs"] = None if last is None else last.macs
-        out.parent.mkdir(exist_ok=True)
-        content = {**provenance({row.name: method_of(run)}), "row": row.name, "source": row.source, **found}
-        out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        if any(fnmatch(row.name, pattern) for pattern in patterns or ("*",)):
+            measure(row, PAIRS[row.pair], HERE / "rows" / f"{row.name}.json", (teachers, data, runs))
 
 
 if __name__ == "__main__":
