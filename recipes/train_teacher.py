@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from edgekd import machine, rng
 from edgekd.models import registry
-from edgekd.run.realdata import RealImages, open_folder
+from edgekd.run.image_folder import open_folder
+from edgekd.run.realdata import RealImages
 
 
 def arguments() -> argparse.Namespace:

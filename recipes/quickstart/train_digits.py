@@ -13,7 +13,8 @@ import torch
 from torch.nn import functional as F
 
 from edgekd.models import registry
-from edgekd.run.realdata import RealImages, open_folder
+from edgekd.run.image_folder import open_folder
+from edgekd.run.realdata import RealImages
 
 ARCH, SHAPE, CLASSES = "resnet14@2.25", (1, 16, 16), 10
 MEAN, STD = (0.3,), (0.35,)

@@ -28,6 +28,7 @@ from edgekd.synthesis.teacher import Teacher
 
 SHAPE, CLASSES, ARCH, STUDENT = (1, 8, 8), 4, "resnet8@0.5", "resnet8@0.25"
 PLAIN: dict[str, Any] = {
+    "preset": "edgekd",
     "generator": {"batch_size": 0, "every_step_until": 0.0, "batchnorm": 1.0},
     "procedural": {"share": [0.0, 0.0]},
     "student": {

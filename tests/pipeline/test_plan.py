@@ -185,7 +185,7 @@ def test_generator_and_replay_count_with_the_share_of_the_steps_they_learn_in(
 def test_what_was_timed_before_a_stop_is_not_timed_again(teacher_file: Path, tmp_path: Path) -> None:
     wanted = toy.toy_recipe(teacher_file)
     run = toy.advance(tmp_path / "toy", wanted, ("ingest",))
-    kept = []
+    kept: list[set[str]] = []
     while len(kept) < 20:
         try:
             cost = plan.measure_cost(run, wanted, Stop(0.0))
