@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from edgekd.text import is_utf8
+
 _ACCURACIES = (
     *("best_acc1", "best_prec1", "best_acc", "best_accuracy", "best_top1", "val_acc1", "val_acc", "val_accuracy"),
     *("test_acc", "test_accuracy", "acc1", "acc", "accuracy", "prec1", "top1"),
@@ -82,7 +84,7 @@ def _names(value: object) -> tuple[str, ...]:
         value = [named.get(number) for number in range(len(value))]
     if not isinstance(value, list | tuple):
         return ()
-    sound = [name for name in value if isinstance(name, str) and 0 < len(name) <= _LONGEST_NAME and _is_utf8(name)]
+    sound = [name for name in value if isinstance(name, str) and 0 < len(name) <= _LONGEST_NAME and is_utf8(name)]
     return tuple(sound) if len(sound) == len(value) else ()
 
 
@@ -92,11 +94,3 @@ def _whole(value: object) -> int | None:
         return int(value) if value.isdecimal() and len(value) < 10 else None
     number = _number(value)
     return None if number is None else int(number)
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -32,8 +32,8 @@ def adopt(run: RunDir, asked: Recipe, *, reads_teacher: bool = True) -> Recipe:
     """Make `wanted` the run's recipe, unless it changes what ingest, distill or select were made from.
 
     Pixels are metadata: they may change at any time. How the teacher is read may be corrected as long as nothing was
-    learned from it. A verb that does not read the files from outside does
-    not ask whether they are still those the run began with.
+    learned from it. A verb that does not read the files from outside does not ask whether they are still those the run
+    began with.
     """
     if run.recipe_file.is_file():
         old = load_resolved(run.recipe_file)

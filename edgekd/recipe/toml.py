@@ -6,7 +6,7 @@ Order of precedence: defaults of the types, then the preset, then the recipe fil
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,7 @@ def _problem(location: tuple[int | str, ...], kind: str, message: str) -> tuple[
     """Return the beginning of a sentence, which names the key, and the rest."""
     if kind == "extra_forbidden":
         key = ".".join(map(str, location))
-        return f"unknown key {key}.", did_you_mean(str(location[-1]), _table_at(location[:-1]))
+        return f"unknown key {key}.", did_you_mean(str(location[-1]), _names_table(location[:-1]) or {})
     key = ".".join(map(str, _without_type(location))) or "recipe"
     message = message.removeprefix("Value error, ")
     return f"{key}: ", f"{message[:1].lower()}{message[1:]}"
@@ -148,25 +148,10 @@ def _problem(location: tuple[int | str, ...], kind: str, message: str) -> tuple[
 
 def _without_type(location: tuple[int | str, ...]) -> Iterator[int | str]:
     """Yield the parts of a path to a key, without the name of the type that its value might have had."""
-    table: dict[str, FieldInfo] | None = dict(Recipe.model_fields)
-    for part in location:
-        if table is None and isinstance(part, str):
+    for place, part in enumerate(location):
+        if isinstance(part, str) and _names_table(location[:place]) is None:
             return
         yield part
-        annotation = table[str(part)].annotation if table and str(part) in table else None
-        table = None
-        if isinstance(annotation, type) and issubclass(annotation, Table):
-            table = dict(annotation.model_fields)
-
-
-def _table_at(location: Iterable[int | str]) -> dict[str, FieldInfo]:
-    table: type[Table] = Recipe
-    for part in location:
-        annotation = table.model_fields[str(part)].annotation
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, Table)
-        table = annotation
-    return dict(table.model_fields)
 
 
 def load(path: Path) -> Recipe:
@@ -221,11 +206,11 @@ def assignment(text: str) -> dict[str, Any]:
     return dict(parsed)
 
 
-def _names_table(path: Sequence[str]) -> dict[str, FieldInfo] | None:
+def _names_table(path: Sequence[int | str]) -> dict[str, FieldInfo] | None:
     """The keys of the table that a path leads to; None where it leads to a value or nowhere."""
     table: type[Table] = Recipe
     for part in path:
-        field = table.model_fields.get(part)
+        field = table.model_fields.get(str(part))
         if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, Table):
             return None
         table = field.annotation

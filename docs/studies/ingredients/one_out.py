@@ -9,13 +9,12 @@ steps as its budget of multiply-accumulates holds, a file in one_out/ at its end
 
 from __future__ import annotations
 
-import shutil
 import sys
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
-from docs.studies.recovery.run import PAIRS, Row, measure
+from docs.studies.recovery.run import PAIRS, Row, few, measure
 
 HERE = Path(__file__).parent
 SEEDS = (1, 2, 3)
@@ -66,25 +65,13 @@ def rows() -> list[Row]:
     ]
 
 
-def held_back(train: Path, target: Path) -> Path:
-    """Copy the last images of each class; what lies at `target` is whole."""
-    if not target.exists():
-        part = target.with_name(f"{target.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        for folder in sorted(train.iterdir()):
-            (part / folder.name).mkdir(parents=True)
-            for file in sorted(folder.iterdir())[-DEVELOPMENT_IMAGES:]:
-                shutil.copy(file, part / folder.name)
-        part.rename(target)
-    return target
-
-
 def main(teachers: Path, data: Path, runs: Path, *patterns: str) -> None:
     """Run every row that is asked for and has no file yet."""
     for row in rows():
         if any(fnmatch(row.name, pattern) for pattern in patterns or ("*",)):
             pair = PAIRS[row.pair]
-            development = held_back(data / pair.data / "train", runs.resolve() / f"{pair.data}-development")
+            held_back = slice(-DEVELOPMENT_IMAGES, None)
+            development = few(data / pair.data / "train", runs.resolve() / f"{pair.data}-development", held_back)
             measure(
                 row, replace(pair, test=str(development)), HERE / "one_out" / f"{row.name}.json", (teachers, data, runs)
             )

@@ -114,13 +114,16 @@ def steps_within(tera_macs: float, teacher: Path, words: list[str | Path], scrat
     return int((tera_macs * 1e12 - (plan["macs"] - plan["steps"] * a_step)) / a_step)
 
 
-def few(source: Path, target: Path) -> Path:
-    """Copy the first images of each class; what lies at `target` is whole, also if this was cut off or done twice."""
+def few(source: Path, target: Path, which: slice = slice(CURVE_IMAGES)) -> Path:
+    """Copy the first images of each class, or those that `which` takes of their order.
+
+    What lies at `target` is whole, also if this was cut off or done twice.
+    """
     if not target.exists():
         part = Path(tempfile.mkdtemp(dir=target.parent))
         for folder in sorted(source.iterdir()):
             (part / folder.name).mkdir()
-            for file in sorted(folder.iterdir())[:CURVE_IMAGES]:
+            for file in sorted(folder.iterdir())[which]:
                 shutil.copy(file, part / folder.name)
         try:
             part.rename(target)
