@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from latencies import compared, measured
 
+from edgekd.agent.envelope import answer_in, answering, asked_in, asking
 from edgekd.agent.measurement import BenchJob, Comparison, Skipped
-from edgekd.agent.messages import Close, Hello, Load, LogitsArray, answer_in, answering, asked_in, asking
+from edgekd.agent.messages import Close, Hello, Load, LogitsArray
 from edgekd.schema import (
     SchemaError,
     boolean,

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from edgekd.agent import messages
+from edgekd.agent import envelope
 from edgekd.agent.messages import PROTOCOL, Hello, Refusal, Request
 from edgekd.agent.pipes import FloodError, Pipes, SilentError
 from edgekd.errors import EdgekdError, InputFileError, MachineError, RunBusyError, UsageError
@@ -169,7 +169,7 @@ class AgentProcess:
         farthest: MeasurementProgress | None = None
         try:
             try:
-                self._pipes.send(json.dumps(messages.asking(number, request)).encode() + b"\n", end_s)
+                self._pipes.send(json.dumps(envelope.asking(number, request)).encode() + b"\n", end_s)
             except OSError as error:
                 raise self._died(op) from error
             while True:
@@ -179,13 +179,13 @@ class AgentProcess:
                 reply = self._understood(line, number)
                 if reply is None:
                     continue
-                if not messages.reports_progress(reply):
-                    answer = messages.answer_in(reply, request)
+                if not envelope.reports_progress(reply):
+                    answer = envelope.answer_in(reply, request)
                     break
                 if on_progress is None:
                     self._pipes.stray(line)
                 else:
-                    end_s, progress = time.monotonic() + timeout_s, messages.progress_in(reply)
+                    end_s, progress = time.monotonic() + timeout_s, envelope.progress_in(reply)
                     _require_farther(progress, farthest)
                     farthest = progress
                     on_progress(progress)
@@ -217,7 +217,7 @@ class AgentProcess:
         self._heard = True
         if not isinstance(reply, dict) or reply.get("id") != number:
             raise SchemaError("", reply, f"an object with the id {number}")
-        other = messages.other_protocol(reply)
+        other = envelope.other_protocol(reply)
         if other is not None:
             raise self._stopped(
                 f"the agent speaks protocol {other}, this edgekd {PROTOCOL}; "

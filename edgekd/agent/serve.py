@@ -19,9 +19,10 @@ from edgekd.agent import messages, session
 from edgekd.agent.device import jetson, power
 from edgekd.agent.device.machine import governor, installed_runtimes, publish, sha256_of, sha256_with
 from edgekd.agent.device.workplace import Workplace, arrived_whole
+from edgekd.agent.envelope import ReceivedLine, reporting
 from edgekd.agent.measure import Tools
 from edgekd.agent.measurement import BenchJob, MeasurementProgress
-from edgekd.agent.messages import ReceivedLine, ResumableRequest, Sealed, reporting
+from edgekd.agent.messages import ResumableRequest, Sealed
 from edgekd.agent.protocol import ERRORS, arriving, entry_point
 from edgekd.agent.refusal import RefusedError
 from edgekd.agent.runners import tensorrt

@@ -31,9 +31,10 @@ from edgekd.agent import messages
 from edgekd.agent.device import jetson
 from edgekd.agent.device.environment import this_machine
 from edgekd.agent.device.machine import Activity, Meter
+from edgekd.agent.envelope import ReceivedLine, answering, asked_in
 from edgekd.agent.kernels import runner_for
 from edgekd.agent.measurement import MemoryUse
-from edgekd.agent.messages import PROTOCOL, Done, ReceivedLine, Refusal, Request, answering, asked_in
+from edgekd.agent.messages import PROTOCOL, Done, Refusal, Request
 from edgekd.agent.refusal import RefusedError, refusal_of
 from edgekd.agent.runners import tensorrt, trtexec
 

@@ -22,18 +22,8 @@ from onnx import TensorProto
 from edgekd import agent
 from edgekd.agent import worker
 from edgekd.agent.device import machine
-from edgekd.agent.messages import (
-    CountNodes,
-    Executed,
-    Hello,
-    Load,
-    Logits,
-    Memory,
-    Observe,
-    TimeRound,
-    WarmUp,
-    asking,
-)
+from edgekd.agent.envelope import asking
+from edgekd.agent.messages import CountNodes, Executed, Hello, Load, Logits, Memory, Observe, TimeRound, WarmUp
 from edgekd.agent.protocol import AgentProcess, Local
 from edgekd.agent.refusal import RefusedError
 from edgekd.agent.runners import inputs, ort

@@ -204,7 +204,11 @@ def test_a_pickled_module_is_refused_with_the_classes_it_would_run(here: Path) -
     network = registry.build("resnet8", input_shape=(3, 32, 32), classes=10, seed=0)
     result = Result("ingest", saved(network))
     assert result.exit_code == 4
-    for name in ("edgekd.models.cifar.CifarResNet", "torch.nn.modules.conv.Conv2d", "torch.nn.modules.linear.Linear"):
+    for name in (
+        "edgekd.models.networks.cifar.CifarResNet",
+        "torch.nn.modules.conv.Conv2d",
+        "torch.nn.modules.linear.Linear",
+    ):
         assert name in result.stderr
     assert "Nothing was run" in result.stderr
     assert "--trust-pickle" in result.stderr

@@ -15,9 +15,10 @@ from torch import nn
 from docs import students
 from edgekd import rng
 from edgekd.ingestion.identify import infer, state_dict_of
-from edgekd.models import cifar, families, lenet, registry
+from edgekd.models import families, registry
 from edgekd.models.families.base import Family, Option, always
 from edgekd.models.families.lenet import LENET5
+from edgekd.models.networks import cifar, lenet
 from edgekd.models.registry import ArchSpec
 from edgekd.models.stems import Shape
 

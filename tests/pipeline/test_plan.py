@@ -14,8 +14,9 @@ from edgekd import recipe
 from edgekd.agent.device.machine import sha256_of
 from edgekd.errors import MachineError, StoppedEarly
 from edgekd.models import footprint
-from edgekd.pipeline import plan
-from edgekd.pipeline.plan import Cost, CostPlan
+from edgekd.pipeline import cost, plan
+from edgekd.pipeline.cost import Cost
+from edgekd.pipeline.plan import CostPlan
 from edgekd.recipe import Recipe
 from edgekd.run.cards.events import TrainEvent
 from edgekd.run.directory import RunDir
@@ -71,7 +72,7 @@ def test_a_plan_is_one_line_and_one_object() -> None:
 @pytest.fixture(autouse=True)
 def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time each kind of update as few times as a plan may."""
-    monkeypatch.setattr(plan, "_LEAST_S", 0.0)
+    monkeypatch.setattr(cost, "_LEAST_S", 0.0)
 
 
 def flops_by_part(run: RunDir, recipe: Recipe) -> dict[str, float]:

@@ -22,7 +22,7 @@ _MOST_BLOCKS = 200
 
 
 def _make_resnet(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
-    from edgekd.models import cifar
+    from edgekd.models.networks import cifar
 
     depth, base = int(spec.name.removeprefix("resnet")), max(1, round(16 * (spec.width or 1.0)))
     return cifar.CifarResNet(depth, base, input_shape[0], classes, spec.options.get("shortcut", "A"))
@@ -43,7 +43,7 @@ def _resnets_with(tensors: int) -> Sequence[str]:
 
 
 def _make_wide(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
-    from edgekd.models import cifar
+    from edgekd.models.networks import cifar
 
     _, depth, widen = spec.name.split("-")
     return cifar.WideResNet(int(depth), int(widen), input_shape[0], classes)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def _make(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
     import torchvision.models as tv
 
-    from edgekd.models.torchvision_zoo import as_student
+    from edgekd.models.networks.torchvision_zoo import as_student
 
     return as_student(tv.efficientnet_b0(num_classes=classes), spec, input_shape, ("features.0", "features.2"))
 

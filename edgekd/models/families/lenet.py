@@ -26,7 +26,7 @@ def _make_half(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
 
 
 def _net(spec: ArchSpec, input_shape: Shape, classes: int, width: float) -> nn.Module:
-    from edgekd.models import lenet
+    from edgekd.models.networks import lenet
 
     activation, pool = spec.options.get("activation", "relu"), spec.options.get("pool", "max")
     return lenet.LeNet5(input_shape, classes, width, activation, pool)

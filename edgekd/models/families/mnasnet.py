@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def _make(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
-    from edgekd.models.torchvision_zoo import as_student, build_mnasnet
+    from edgekd.models.networks.torchvision_zoo import as_student, build_mnasnet
 
     net = build_mnasnet(spec.width or 1.0, classes)
     return as_student(net, spec, input_shape, ("layers.0", "layers.8"))

@@ -24,7 +24,7 @@ _EARLY = {
 def _make(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
     import torchvision.models as tv
 
-    from edgekd.models.torchvision_zoo import as_student
+    from edgekd.models.networks.torchvision_zoo import as_student
 
     build = {
         "mobilenetv2": tv.mobilenet_v2,

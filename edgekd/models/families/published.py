@@ -20,7 +20,7 @@ def _make(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
 
 
 def _published(spec: ArchSpec, input_shape: Shape, classes: int, **arguments: Any) -> nn.Module:
-    from edgekd.models.torchvision_zoo import build_published
+    from edgekd.models.networks.torchvision_zoo import build_published
 
     return build_published(spec.name, input_shape, classes, **arguments)
 

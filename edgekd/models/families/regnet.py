@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def _make(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
     import torchvision.models as tv
 
-    from edgekd.models.torchvision_zoo import as_student
+    from edgekd.models.networks.torchvision_zoo import as_student
 
     net = tv.regnet_y_400mf(num_classes=classes)
     return as_student(net, spec, input_shape, ("stem", "trunk_output.block1.block1-0"))

@@ -19,7 +19,7 @@ _STEMS = ("3x3", "5x5", "7x7")
 
 
 def _make(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
-    from edgekd.models.torchvision_zoo import build_resnet
+    from edgekd.models.networks.torchvision_zoo import build_resnet
 
     stem = spec.options.get("stem", stems.resnet_stem(input_shape))
     as_published = stem == "7x7" or stems.resnet_maxpool(input_shape)

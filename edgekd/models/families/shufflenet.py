@@ -19,7 +19,7 @@ _WIDTHS = {0.5: "x0_5", 1.0: "x1_0", 1.5: "x1_5", 2.0: "x2_0"}
 def _make(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
     import torchvision.models as tv
 
-    from edgekd.models.torchvision_zoo import as_student
+    from edgekd.models.networks.torchvision_zoo import as_student
 
     net = tv.get_model(f"shufflenet_v2_{_WIDTHS[spec.width or 1.0]}", weights=None, num_classes=classes)
     return as_student(net, spec, input_shape, ("conv1", "maxpool"))

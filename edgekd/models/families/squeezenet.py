@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def _make(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
     import torchvision.models as tv
 
-    from edgekd.models.torchvision_zoo import as_student, remove_logit_relu
+    from edgekd.models.networks.torchvision_zoo import as_student, remove_logit_relu
 
     net = as_student(tv.squeezenet1_1(num_classes=classes), spec, input_shape, ("features.0", "features.2"))
     if spec.options.get("logit_relu") != "true":
