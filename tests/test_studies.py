@@ -30,6 +30,7 @@ from docs.studies.recovery import run as recovery
 from docs.studies.recovery import table as recovery_table
 from edgekd import recipe as recipes
 from edgekd.agent.device.environment import this_machine
+from edgekd.pipeline import expectation
 from edgekd.recipe.method import MethodTable
 from edgekd.run.cards.events import TrainEvent
 
@@ -370,7 +371,9 @@ def test_rows_of_the_recovery_study_keep_their_budget_and_make_a_table(
     runs.mkdir()
     shutil.copy(teacher, runs / "teacher.pt")
     flags = (*TINY, "--set=method.replay.source=none")  # a replay that does not begin leaves its part of the budget
-    monkeypatch.setattr(recovery, "PAIRS", {"toy": recovery.Pair("RUNS/teacher.pt", flags, toy.STUDENT, "toy")})
+    pair = recovery.Pair("RUNS/teacher.pt", flags, toy.STUDENT, "toy", "toy", "toys", (1, 16, 16))
+    for module in (recovery, recovery_table):
+        monkeypatch.setattr(module, "PAIRS", {"toy": pair})
     free = recovery.Row("toy", "free", "0.0003T", 1)
     wanted = [free, replace(free, source="real")]
     monkeypatch.setattr(recovery, "rows", lambda: wanted)
@@ -384,9 +387,16 @@ def test_rows_of_the_recovery_study_keep_their_budget_and_make_a_table(
     assert len(found.accuracies) == 1
     cells = recovery_table.line(found, oracle).split(" | ")
     assert (cells[1], cells[7]) == ("none", f"{found.median / oracle.median:.2f}")
+    (expected,) = recovery_table.expectations([found, oracle])
+    assert (expected.images, expected.macs, expected.runs) == ("toys", done[0]["macs"], 1)
     written = (tmp_path / "rows" / f"{free.name}.json").stat().st_mtime_ns
     recovery.main(tmp_path, tmp_path / "data", runs)
     assert (tmp_path / "rows" / f"{free.name}.json").stat().st_mtime_ns == written, "left alone"
+
+
+def test_the_plan_tells_what_the_rows_of_the_recovery_study_say() -> None:
+    known = recovery_table.expectations(recovery_table.groups())
+    assert list(expectation.measured()) == known, "run python -m docs.studies.recovery.table"
 
 
 @pytest.mark.slow

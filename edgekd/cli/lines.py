@@ -33,9 +33,16 @@ def print_opening(run: RunDir, recipe: Recipe, size: Footprint) -> None:
 
 
 def print_plan(recipe: Recipe, cost: CostPlan | None) -> None:
-    """Print the line that follows them once the cost is known."""
+    """Print the lines that follow them once the cost is known: what it takes, and what such students reached."""
+    from edgekd.pipeline.expectation import tera
+
     todo = "done or under way" if cost is None else cost.sentence()
-    console.opening([("plan", f"{recipe.method.preset}, {recipe.method.steps} steps, {todo}")])
+    rows = [("plan", f"{recipe.method.preset}, {recipe.method.steps} steps, {todo}")]
+    if cost is not None:
+        near = cost.expectation
+        planned = f"{tera(cost.macs)} TMAC planned"
+        rows.append(("expect", f"{planned}; {near.sentence() if near else 'nothing like it was measured'}"))
+    console.opening(rows)
 
 
 def probe_sentence(run: RunDir, card: TeacherCard) -> str:

@@ -16,7 +16,9 @@ from pydantic import JsonValue
 from edgekd import console, machine
 from edgekd.errors import MachineError, StoppedEarly
 from edgekd.models import artefacts
+from edgekd.pipeline import expectation
 from edgekd.pipeline.cost import NOTHING, Clock, Cost, total
+from edgekd.pipeline.expectation import Expectation
 from edgekd.pipeline.peak import effective_peak
 from edgekd.recipe import Recipe
 from edgekd.rng import KeyedDraws
@@ -53,6 +55,9 @@ class CostPlan:
     """Parameters of each network that is trained."""
     machine_peak_flops: float
     """FLOP/s of matrix products on this machine, in the mix of precisions that the step runs in."""
+    input_shape: tuple[int, ...]
+    starts_from_teacher: bool
+    """Whether the student begins with weights of the teacher."""
 
     @property
     def step(self) -> Cost:
@@ -99,6 +104,11 @@ class CostPlan:
         """Achieved FLOP/s over the machine's peak."""
         return self.flops_per_step / self.seconds_per_step / self.machine_peak_flops
 
+    @property
+    def expectation(self) -> Expectation | None:
+        """What students like this one reached at such a budget; None where nothing like it was measured."""
+        return expectation.nearest(self.macs, self.input_shape, starts_from_teacher=self.starts_from_teacher)
+
     def with_steps(self, steps: int) -> CostPlan:
         """Return the plan for another number of steps."""
         return replace(self, steps=steps)
@@ -132,6 +142,7 @@ class CostPlan:
             "macs": self.macs,
             "macs_without_replay": self.macs_without_replay,
             "peak_memory_bytes": self.peak_memory_bytes,
+            "expectation": None if self.expectation is None else self.expectation.model_dump(mode="json"),
         }
 
     def _total(self, step: Cost) -> Cost:
@@ -183,6 +194,8 @@ def measure_cost(run_dir: RunDir, recipe: Recipe, stop: Stop, *, least_steps: in
         precision="/".join(sorted(kinds)),
         parameters=_parameters(state),
         machine_peak_flops=effective_peak(Counter(total(cost_by_part.values()).flops), device),
+        input_shape=description.input_shape,
+        starts_from_teacher=bool(state.inherited),
     )
 
 

@@ -41,6 +41,8 @@ COST = CostPlan(
     precision="fp32",
     parameters={"student": 10, "generator": 20},
     machine_peak_flops=64e9,
+    input_shape=(3, 32, 32),
+    starts_from_teacher=False,
 )
 
 
@@ -62,6 +64,7 @@ def test_a_plan_is_one_line_and_one_object() -> None:
         "macs": 4002e9,
         "macs_without_replay": 3002e9,
         "peak_memory_bytes": 3 << 30,
+        "expectation": None if COST.expectation is None else COST.expectation.model_dump(mode="json"),
     }
     assert COST.with_steps(4).eta_seconds == 2.0
     assert COST.steps == 2000

@@ -44,22 +44,56 @@ class Pair:
     student: str
     data: str
     """Folder in DATA with its class folders: train, and `test`."""
+    called: str
+    """The teacher's architecture."""
+    images: str
+    input_shape: tuple[int, int, int]
+    alike: bool = False
+    """Whether the student is of the teacher's kind, and begins with its layers."""
     test: str = "test"
 
 
+_CIFAR10 = ("CIFAR-10", (3, 32, 32))
 PAIRS = {
     "digits": Pair(
         "recipes/quickstart/teacher.pt",
         ("--input", "1x16x16", "--mean", "0.3", "--std", "0.35"),
         "mobilenetv2@0.35",
         "digits",
-        "heldout",
+        "resnet14",
+        "the quickstart's digits",
+        (1, 16, 16),
+        test="heldout",
     ),
-    "resnet8": Pair("TEACHERS/cifar10-resnet20.th", ("--normalize", "imagenet"), "resnet8", "cifar10"),
-    "mobilenetv2": Pair("TEACHERS/cifar10-resnet20.th", ("--normalize", "imagenet"), "mobilenetv2@0.5", "cifar10"),
-    "wrn": Pair("recipes/cifar10-wrn/teacher.pt", ("--normalize", "cifar10"), "wrn-16-1", "cifar10"),
+    "resnet8": Pair(
+        "TEACHERS/cifar10-resnet20.th",
+        ("--normalize", "imagenet"),
+        "resnet8",
+        "cifar10",
+        "resnet20",
+        *_CIFAR10,
+        alike=True,
+    ),
+    "mobilenetv2": Pair(
+        "TEACHERS/cifar10-resnet20.th", ("--normalize", "imagenet"), "mobilenetv2@0.5", "cifar10", "resnet20", *_CIFAR10
+    ),
+    "wrn": Pair(
+        "recipes/cifar10-wrn/teacher.pt",
+        ("--normalize", "cifar10"),
+        "wrn-16-1",
+        "cifar10",
+        "wrn-40-2",
+        *_CIFAR10,
+        alike=True,
+    ),
     "mnist": Pair(
-        "RUNS/mnist-lenet5.pt", ("--input", "1x32x32", "--mean", "0.1307", "--std", "0.3081"), "lenet5-half", "mnist"
+        "RUNS/mnist-lenet5.pt",
+        ("--input", "1x32x32", "--mean", "0.1307", "--std", "0.3081"),
+        "lenet5-half",
+        "mnist",
+        "lenet5",
+        "MNIST",
+        (1, 32, 32),
     ),
 }
 RANDOM_START = ("--set", "method.student.inherit=false")

@@ -1,4 +1,9 @@
-"""Print the table of docs/studies/recovery as Markdown: python -m docs.studies.recovery.table."""
+"""Print the table of docs/studies/recovery as Markdown, and write what a plan tells of it.
+
+    python -m docs.studies.recovery.table
+
+The rows without data go to edgekd/pipeline/expectations.json, from which `edgekd distill` says what to expect.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from docs.studies.recovery.run import HERE, Row, rows
+from docs.studies.recovery.run import HERE, PAIRS, Row, rows
+from edgekd.pipeline import expectation
+from edgekd.pipeline.expectation import Expectation
 
 SOURCES = {"free": "none", "real": "training images", "photos": "1,000 photographs of other things"}
 
@@ -75,9 +82,29 @@ def line(group: Group, oracle: Group | None) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def expectations(measured: list[Group]) -> list[Expectation]:
+    """Return what a plan may tell of the rows: those that no real image had a part in."""
+    return [
+        Expectation(
+            teacher=PAIRS[row.pair].called,
+            student=PAIRS[row.pair].student,
+            images=PAIRS[row.pair].images,
+            input_shape=PAIRS[row.pair].input_shape,
+            starts_from_teacher=PAIRS[row.pair].alike and row.start != "random",
+            macs=statistics.median(run["macs"] for run in group.runs),
+            share=round(group.median / 100 / accuracy(group.runs[0], "teacher"), 3),
+            runs=len(group.runs),
+        )
+        for group in measured
+        if (row := group.row).source == "free"
+    ]
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the table, and write the file of expectations."""
     measured = groups()
+    text = expectation.to_json(expectations(measured))
+    Path(expectation.__file__).with_name(expectation.FILE).write_text(text, encoding="utf-8")
     oracles = {
         (group.row.pair, group.row.start, group.row.budget): group for group in measured if group.row.source == "real"
     }
