@@ -1,0 +1,474 @@
+"""Read a chain of convolutions, BatchNorms and linear layers off a checkpoint, whatever its names.
+
+A state dict names the layers that have weights, in order. What lies between them it does not say: activations, pools,
+padding, strides. Most of that follows all the same: the first linear layer takes as many values as the last feature map
+has, for few image sizes and few places of the pools; where layers are numbered in a Sequential, a gap says how many
+layers without weights lie between. What is left is several readings, of which the caller chooses or asks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from edgekd.errors import InputFileError
+from edgekd.models.families.plain import LAYER_NAME, MOST_LAYERS, NAME, Op, program_text
+from edgekd.models.registry import ArchSpec
+from edgekd.models.stems import Shape
+from edgekd.text import listed, sizes
+
+USUAL_SIDES = {1: (28, 32, 48, 64, 96, 224), 3: (32, 64, 224, 96, 48, 28)}
+"""Usual sides of images by their channels, the likeliest first."""
+FURTHER_SIDES = (128, 256, 160, 192, 150, 100, 200, 112, 50, 40, 36, 24, 20, 16, 299, 300, 227, 180, 120, 80, 56, 512)
+_MOST_SUBSETS = 10
+"""Convolutions up to which every place of pools or strides is tried."""
+_BRANCHES = re.compile(
+    r"short_?cut|down_?sampl|skip|resid|(^|\.)res\d*[_.]|identity|squeeze|excit|attn|attention|(^|\.)se\d?(\.|$)|branch|lateral|decoder"
+    r"|proj|(^|\.)(layer|stage|block)s?\d*\.\d+\.(.*\.)?conv\d"
+)
+"""Names of layers that lie beside the chain, or in blocks with a way round them: such a network is no chain."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer with weights: `conv`, `bn` or `linear`."""
+
+    kind: str
+    name: str
+    shape: tuple[int, ...]
+    """Of the weight: (out, in, height, width), (out, in) or (channels,)."""
+    bias: bool
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """What a state dict does not say of a chain, one entry for each convolution."""
+
+    side: tuple[int, int]
+    pools: tuple[bool, ...]
+    strides: tuple[int, ...]
+    paddings: tuple[int, ...]
+    activation: str = "relu"
+    pooling: str = "max"
+    order: str = "bn-act"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One network that the weights may be of."""
+
+    spec: ArchSpec
+    input_shape: Shape
+    classes: int
+    words: str
+    """Its wiring as a user reads it: `max-pool after conv1, conv2 · relu · no padding`."""
+    flag: str
+    """`--arch` and, where the size is not fixed by the user, `--input`, which lead to this reading alone."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The layers of a chain in order, and what follows from their places in a Sequential."""
+
+    convs: tuple[Layer, ...]
+    norms: tuple[Layer | None, ...]
+    """The BatchNorm of each convolution."""
+    linears: tuple[Layer, ...]
+    linear_norms: tuple[Layer | None, ...]
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images; of a network without convolutions only its number of inputs is known."""
+        return self.convs[0].shape[1] if self.convs else 0
+
+    @property
+    def classes(self) -> int:
+        """Outputs of the last layer."""
+        return (self.linears or self.convs)[-1].shape[0]
+
+    @property
+    def words(self) -> str:
+        """What it is made of, in words."""
+        norms = sum(norm is not None for norm in (*self.norms, *self.linear_norms))
+        parts = (len(self.convs), "convolution"), (norms, "BatchNorm"), (len(self.linears), "linear layer")
+        return ", ".join(f"{n} {what}{'' if n == 1 else 's'}" for n, what in parts if n)
+
+
+def chain_of(weights: Mapping[str, Tensor]) -> Chain | None:
+    """Return the layers as one chain; None where they are none, or more than a chain."""
+    layers = _layers(weights)
+    if layers is None or any(_BRANCHES.search(layer.name) or not LAYER_NAME.fullmatch(layer.name) for layer in layers):
+        return None
+    convs = [layer for layer in layers if layer.kind == "conv"]
+    linears = [layer for layer in layers if layer.kind == "linear"]
+    if not linears and len(convs) < 2:
+        return None
+    widths = [layer.shape[0] for layer in convs]
+    for before, layer in zip(widths, convs[1:], strict=False):
+        groups, rest = divmod(before, layer.shape[1])
+        if rest or layer.shape[0] % groups:
+            return None
+    if any(before.shape[0] != layer.shape[1] for before, layer in itertools.pairwise(linears)):
+        return None
+    if convs and linears and linears[0].shape[1] % widths[-1]:
+        return None
+    norms = _norms_by_layer(layers)
+    if norms is None:
+        return None
+    of_convs, of_linears = (tuple(norms.get(layer.name) for layer in part) for part in (convs, linears))
+    chain = Chain(tuple(convs), of_convs, tuple(linears), of_linears)
+    return None if of_linears and of_linears[-1] is not None else chain
+
+
+def readings(chain: Chain, requested: ArchSpec | None, input_shape: Shape | None) -> list[Reading]:
+    """Return the networks that a chain may be of, the likeliest first.
+
+    `requested` is `plain` with the options that the user has settled; `input_shape` fixes the size of the images.
+    The usual is looked for first: only where nothing usual fits are strides, other sizes and odd places tried.
+
+    Raises:
+        InputFileError: a setting contradicts the weights.
+    """
+    options = {} if requested is None else dict(requested.options)
+    if not chain.convs:
+        return _of_linear_layers(chain, options, input_shape)
+    if input_shape is not None and input_shape[0] != chain.channels:
+        raise InputFileError(
+            f"The weights take {chain.channels} channels, not {input_shape[0]}: "
+            f"--input {chain.channels}x{input_shape[1]}x{input_shape[2]}."
+        )
+    asked = _Asked.of(chain, options)
+    for wirings in _tiers(chain, asked, input_shape):
+        fitting = [wiring for wiring in wirings if _fits(chain, wiring)]
+        if fitting:
+            orders = _orders(chain, options)
+            several = [replace(wiring, order=order) for wiring in _one_size_each(fitting) for order in orders]
+            return [_reading(chain, _with_kinds(wiring, options), input_shape, options) for wiring in several]
+    return []
+
+
+def _layers(weights: Mapping[str, Tensor]) -> list[Layer] | None:
+    """The layers that hold the weights, in order; None where there is any other."""
+    modules: dict[str, dict[str, Tensor]] = {}
+    for name in _in_order(weights):
+        module, _, role = name.rpartition(".")
+        modules.setdefault(module, {})[role] = weights[name]
+    if not 1 <= len(modules) <= MOST_LAYERS or "" in modules:
+        return None
+    layers = []
+    for name, roles in modules.items():
+        layer = _layer(name, roles)
+        if layer is None:
+            return None
+        layers.append(layer)
+    return layers
+
+
+def _layer(name: str, roles: Mapping[str, Tensor]) -> Layer | None:
+    shapes = {role: tuple(tensor.shape) for role, tensor in roles.items()}
+    shape = shapes.get("weight", ())
+    if shapes.keys() == {"weight", "bias", "running_mean", "running_var"} and len(set(shapes.values())) == 1:
+        return Layer("bn", name, shape, bias=True) if len(shape) == 1 else None
+    if shapes.keys() - {"bias"} != {"weight"} or 0 in shape or shapes.get("bias", shape[:1]) != shape[:1]:
+        return None
+    kind = {4: "conv", 2: "linear"}.get(len(shape))
+    return None if kind is None else Layer(kind, name, shape, bias="bias" in shapes)
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Names as they were registered; sorted ones, as safetensors leaves them, by their numbers."""
+    given = list(names)
+    return sorted(given, key=_natural) if given == sorted(given) else given
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _norms_by_layer(layers: Sequence[Layer]) -> dict[str, Layer] | None:
+    """The BatchNorm that follows each layer: the next one, or where all stand together the one of its number."""
+    found: dict[str, Layer] = {}
+    for before, layer in itertools.pairwise(layers):
+        if layer.kind == "bn" and before.kind != "bn" and before.shape[0] == layer.shape[0]:
+            found[before.name] = layer
+    norms = [layer for layer in layers if layer.kind == "bn"]
+    if len(found) == len(norms):
+        return found
+    found, free = {}, [layer for layer in layers if layer.kind != "bn"]
+    for norm in norms:
+        fitting = [layer for layer in free if layer.shape[0] == norm.shape[0]]
+        numbered = [layer for layer in fitting if re.findall(r"\d+$", layer.name) == re.findall(r"\d+$", norm.name)]
+        owner = next(iter(numbered or fitting), None)
+        if owner is None:
+            return None
+        found[owner.name] = norm
+        free = free[free.index(owner) + 1 :] if not numbered else [layer for layer in free if layer is not owner]
+    return found
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the user has settled, for each convolution; None where nothing."""
+
+    pools: tuple[bool, ...] | None
+    strides: tuple[int, ...] | None
+    paddings: tuple[int, ...] | None
+
+    @staticmethod
+    def of(chain: Chain, options: Mapping[str, str]) -> _Asked:
+        names, count = [layer.name for layer in chain.convs], len(chain.convs)
+        pool, padding, stride = options.get("pool"), options.get("padding"), options.get("stride")
+        pools = {None: None, "each": (True,) * count, "none": (False,) * count}.get(pool, ())
+        if pools == () and pool is not None:
+            after = pool.split("+")
+            unknown = [name for name in after if name not in names]
+            if unknown:
+                raise InputFileError(f"There is no convolution {listed(unknown)}; there are {listed(names, 20)}.")
+            pools = tuple(name in after for name in names)
+        kinds = {None: None, "none": (0,) * count, "same": _same(chain)}
+        paddings = kinds[padding] if padding in kinds else _numbers(chain, "padding", padding or "")
+        strides = None if stride is None else _numbers(chain, "stride", stride)
+        if strides is not None and 0 in strides:
+            raise InputFileError("A stride is 1 or more.")
+        return _Asked(pools, strides, paddings)
+
+
+def _numbers(chain: Chain, what: str, text: str) -> tuple[int, ...]:
+    numbers = tuple(map(int, text.split("+")))
+    if len(numbers) not in (1, len(chain.convs)):
+        raise InputFileError(f"{what} takes one number, or {len(chain.convs)} joined by +, one for each convolution.")
+    return numbers * len(chain.convs) if len(numbers) == 1 else numbers
+
+
+def _tiers(chain: Chain, asked: _Asked, input_shape: Shape | None) -> Iterator[Iterator[Wiring]]:
+    """Yield sets of wirings, from what most networks look like to what few do."""
+    count = len(chain.convs)
+    ones = (1,) * count
+    usual = USUAL_SIDES.get(chain.channels, USUAL_SIDES[3])
+    sides = [input_shape[1:]] if input_shape is not None else [(side, side) for side in usual]
+    more = sides if input_shape is not None else [(side, side) for side in FURTHER_SIDES]
+    paddings = [asked.paddings] if asked.paddings is not None else _uniform_paddings(chain)
+    strides = [asked.strides] if asked.strides is not None else [ones]
+    pools = [asked.pools] if asked.pools is not None else _regular_pools(chain)
+
+    def wirings(
+        sides: Iterable[tuple[int, int]],
+        pools: Iterable[tuple[bool, ...]],
+        strides: Iterable[tuple[int, ...]],
+        paddings: Iterable[tuple[int, ...]],
+    ) -> Iterator[Wiring]:
+        for one in itertools.product(sides, pools, paddings, strides):
+            yield Wiring(one[0], one[1], one[3], one[2])
+
+    yield wirings(sides, pools, strides, paddings)
+    unpooled = [asked.pools] if asked.pools is not None else [(False,) * count]
+    strided = [asked.strides] if asked.strides is not None else _regular_strides(chain)
+    yield wirings(sides, unpooled, strided, paddings)
+    yield wirings(more, pools, strides, paddings)
+    mixed = [asked.paddings] if asked.paddings is not None else _first_padded(chain)
+    yield wirings(sides, pools, strides, mixed)
+    if asked.pools is None:
+        yield wirings(sides, _all_pools(chain), strides, [*paddings, *mixed])
+    yield wirings(more, unpooled, strided, paddings)
+    yield wirings(sides, pools, strided, [*paddings, *mixed])
+
+
+def _same(chain: Chain) -> tuple[int, ...]:
+    """The padding with which a map keeps its size, or is halved by a stride of 2 where the kernel's size is even."""
+    return tuple((layer.shape[2] - 1) // 2 for layer in chain.convs)
+
+
+def _uniform_paddings(chain: Chain) -> list[tuple[int, ...]]:
+    return list(dict.fromkeys(((0,) * len(chain.convs), _same(chain))))
+
+
+def _first_padded(chain: Chain) -> list[tuple[int, ...]]:
+    """The first convolution padded and no other, as LeNet on images of 28 pixels, or the first two."""
+    same = _same(chain)
+    return [tuple(same[:first]) + (0,) * (len(same) - first) for first in (1, 2) if first < len(same)]
+
+
+def _tails(chain: Chain) -> list[bool | None]:
+    """Whether a pool follows each convolution, as gaps between numbers in a Sequential say; None where they do not."""
+    tails: list[bool | None] = []
+    for place, (conv, norm) in enumerate(zip(chain.convs, chain.norms, strict=True)):
+        following = (*chain.convs, *chain.linears)[place + 1 : place + 2]
+        gap = _gap((norm or conv).name, following[0].name) if following else None
+        if gap is not None and following[0].kind == "linear":
+            gap -= 1  # the flatten
+        activated = norm is not None and (_gap(conv.name, norm.name) or 0) > 0
+        before_pool = 0 if activated else 1
+        tails.append(None if gap is None else gap > before_pool)
+    if not chain.linears:
+        tails[-1] = False  # the last convolution makes the logits
+    return tails
+
+
+def _gap(first: str, second: str) -> int | None:
+    """Layers without weights between two that are numbered in one Sequential; None where they are not."""
+    (parent, _, number), (other, _, next_number) = first.rpartition("."), second.rpartition(".")
+    if parent != other or not (number.isdecimal() and next_number.isdecimal()) or len(next_number) > 6:
+        return None
+    return int(next_number) - int(number) - 1
+
+
+def _regular_pools(chain: Chain) -> list[tuple[bool, ...]]:
+    """The usual places of pools that agree with the gaps: at regular distances, or at the ends of blocks."""
+    count, tails = len(chain.convs), _tails(chain)
+    parents = [conv.name.rpartition(".")[0] for conv in chain.convs]
+    ends = tuple(parents[place + 1 : place + 2] != [parent] for place, parent in enumerate(parents))
+    patterns: list[tuple[bool, ...]] = []
+    if len(set(parents)) > 1:
+        patterns.append(ends)
+    patterns += [tuple((place + 1) % period == 0 for place in range(count)) for period in (1, 2, 3, count)]
+    patterns += [tuple(place < count - 1 for place in range(count)), (False,) * count]
+    known = [
+        tuple(tail if tail is not None else pattern[place] for place, tail in enumerate(tails)) for pattern in patterns
+    ]
+    return list(dict.fromkeys(known))
+
+
+def _all_pools(chain: Chain) -> Iterator[tuple[bool, ...]]:
+    if len(chain.convs) > _MOST_SUBSETS:
+        return iter(())
+    choices = [(True, False) if tail is None else (tail,) for tail in _tails(chain)]
+    return itertools.product(*choices)
+
+
+def _regular_strides(chain: Chain) -> list[tuple[int, ...]]:
+    """Strides of 2 at regular places, of every convolution or of all but the first."""
+    count = len(chain.convs)
+    patterns = [tuple(2 if (place + 1) % period == 0 else 1 for place in range(count)) for period in (1, 2, 3)]
+    patterns += [tuple(2 if place % 2 == 0 else 1 for place in range(count))]
+    patterns += [tuple(2 if place else 1 for place in range(count)), (2, *(1,) * (count - 1))]
+    return list(dict.fromkeys(patterns))
+
+
+def _fits(chain: Chain, wiring: Wiring) -> bool:
+    """Whether the last feature map has as many values as the first linear layer takes."""
+    height, width = wiring.side
+    for conv, pool, stride, padding in zip(chain.convs, wiring.pools, wiring.strides, wiring.paddings, strict=True):
+        height = (height + 2 * padding - conv.shape[2]) // stride + 1
+        width = (width + 2 * padding - conv.shape[3]) // stride + 1
+        if pool:
+            height, width = height // 2, width // 2
+        if min(height, width) < 1:
+            return False
+    return _pooled_away(chain) or height * width * chain.convs[-1].shape[0] == chain.linears[0].shape[1]
+
+
+def _pooled_away(chain: Chain) -> bool:
+    """Whether the head takes one value of each channel: a global average pool stands before it."""
+    return not chain.linears or chain.linears[0].shape[1] == chain.convs[-1].shape[0]
+
+
+def _one_size_each(wirings: Sequence[Wiring]) -> list[Wiring]:
+    """Of wirings that differ in the size of the images alone keep the first, whose size is the most usual."""
+    first: dict[Wiring, Wiring] = {}
+    for wiring in wirings:
+        first.setdefault(replace(wiring, side=(0, 0)), wiring)
+    return list(first.values())
+
+
+def _orders(chain: Chain, options: Mapping[str, str]) -> list[str]:
+    """In what order BatchNorm and activation run, as far as gaps or the user say; a BatchNorm comes first usually."""
+    if "order" in options:
+        return [options["order"]]
+    gaps = [_gap(c.name, n.name) for c, n in zip(chain.convs, chain.norms, strict=True) if n is not None]
+    return ["act-bn"] if any(gap is not None and gap > 0 for gap in gaps) else ["bn-act"]
+
+
+def _with_kinds(wiring: Wiring, options: Mapping[str, str]) -> Wiring:
+    return replace(wiring, activation=options.get("activation", "relu"), pooling=options.get("pooling", "max"))
+
+
+def _steps(chain: Chain, wiring: Wiring) -> Iterator[Op]:
+    """Yield the steps of a chain as it is wired."""
+    before = chain.channels
+    last = (*chain.convs, *chain.linears)[-1]
+    for place, conv in enumerate(chain.convs):
+        out, channels, *kernel = conv.shape
+        groups, norm = before // channels, chain.norms[place]
+        yield Op(
+            "conv",
+            conv.name,
+            out,
+            (kernel[0], kernel[1]),
+            wiring.strides[place],
+            wiring.paddings[place],
+            groups,
+            conv.bias,
+        )
+        yield from _after(norm, wiring, last=conv is last)
+        if wiring.pools[place]:
+            yield Op(wiring.pooling, kernel=(2, 2), stride=2)
+        before = out
+    if chain.convs and _pooled_away(chain):
+        yield Op("gap", out=1)
+    yield Op("flatten")
+    for place, linear in enumerate(chain.linears):
+        yield Op("linear", linear.name, linear.shape[0], bias=linear.bias)
+        yield from _after(chain.linear_norms[place], wiring, last=linear is last)
+
+
+def _after(norm: Layer | None, wiring: Wiring, *, last: bool) -> Iterator[Op]:
+    """Yield what follows a layer with weights: BatchNorm and activation, nothing after the last."""
+    steps = [] if norm is None else [Op("bn", norm.name)]
+    if not last:
+        steps.insert(len(steps) if wiring.order == "bn-act" else 0, Op(wiring.activation))
+    return iter(steps)
+
+
+def _reading(chain: Chain, wiring: Wiring, input_shape: Shape | None, options: Mapping[str, str]) -> Reading:
+    shape = (chain.channels, *wiring.side)
+    named = [conv.name for conv, pool in zip(chain.convs, wiring.pools, strict=True) if pool]
+    pool = "none" if not named else "each" if len(named) == len(chain.convs) else "+".join(named)
+    same, zero = _same(chain), (0,) * len(chain.convs)
+    padding = "none" if wiring.paddings == zero else "same" if wiring.paddings == same else _joined(wiring.paddings)
+    words = [
+        f"{wiring.pooling}-pool 2x2 after {', '.join(named)}" if named else "no pool",
+        wiring.activation,
+        {"none": "no padding", "same": "same padding"}.get(padding, f"padding {padding}"),
+    ]
+    settled = {"padding": padding, "pool": pool}
+    if set(wiring.strides) != {1}:
+        words.append(f"strides {', '.join(map(str, wiring.strides))}")
+        settled["stride"] = _joined(wiring.strides)
+    if _pooled_away(chain):
+        words.append("global average pool")
+    if wiring.order != "bn-act":
+        words.append("activation before BatchNorm")
+    arch = ArchSpec(NAME, options=dict(sorted({**settled, **options}.items())))
+    size = "" if input_shape is not None else f" --input {sizes(shape)}"
+    spec = ArchSpec(program_text(tuple(_steps(chain, wiring))))
+    return Reading(spec, shape, chain.classes, " · ".join(words), f"--arch {arch}{size}")
+
+
+def _of_linear_layers(chain: Chain, options: Mapping[str, str], input_shape: Shape | None) -> list[Reading]:
+    """Return the reading of a network without convolutions, whose images are square, grey or coloured."""
+    inputs = chain.linears[0].shape[1]
+    if input_shape is None:
+        shape = next(
+            ((c, side, side) for c in (1, 3) for side in [math.isqrt(inputs // c)] if c * side * side == inputs), None
+        )
+        if shape is None or shape[1] < 4:
+            return []
+    elif math.prod(input_shape) != inputs:
+        raise InputFileError(
+            f"The weights take {inputs} values, not the {math.prod(input_shape)} of --input {sizes(input_shape)}."
+        )
+    else:
+        shape = input_shape
+    wiring = _with_kinds(Wiring(shape[1:], (), (), (), order=options.get("order", "bn-act")), options)
+    spec = ArchSpec(program_text(tuple(_steps(chain, wiring))))
+    arch = ArchSpec(NAME, options={"activation": wiring.activation, **options})
+    return [Reading(spec, shape, chain.classes, f"linear layers alone · {wiring.activation}", f"--arch {arch}")]
+
+
+def _joined(numbers: Iterable[int]) -> str:
+    return "+".join(map(str, numbers))
