@@ -10,6 +10,7 @@ from torch import Tensor
 
 from edgekd.errors import InputFileError
 from edgekd.ingestion import judging, matching, outside, plain, search, views
+from edgekd.ingestion.chain import chain_of
 from edgekd.ingestion.inferred import Assumption, Inferred, build_teacher
 from edgekd.ingestion.matching import Match
 from edgekd.ingestion.search import NamedReading, ZooComparison
@@ -63,7 +64,7 @@ def infer(
     findings = search.compare_with_zoo(weights, requested, input_shape, classes, hint)
     chosen = findings.exact or findings.mapped
     if chosen is None:
-        if requested is None and findings.entangled is None and plain.chain_of(search.plain(weights)) is not None:
+        if requested is None and findings.entangled is None and chain_of(search.plain(weights)) is not None:
             return _plain(search.plain(weights), requested, input_shape, judge)
         raise findings.entangled or _nothing_fits(search.plain(weights), findings, requested)
     chosen_match, decided = _only_one(chosen, hint if requested is None else "")
@@ -83,7 +84,7 @@ def _plain(
     weights: Mapping[str, Tensor], requested: ArchSpec | None, input_shape: Shape | None, judge: StatisticsJudge | None
 ) -> Inferred:
     """Return the one way in which a chain of layers can be wired; several are the user's choice."""
-    chain = plain.chain_of(weights)
+    chain = chain_of(weights)
     if chain is None:
         raise InputFileError(
             "The weights are no chain of convolutions, BatchNorms and linear layers; give your own code with "

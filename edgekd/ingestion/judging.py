@@ -38,12 +38,12 @@ def rewired(inferred: Inferred, settled: Mapping[str, str], judge: StatisticsJud
     """
     if registry.is_custom(inferred.arch.name):
         return inferred
-    begun = judge.distances([_network(inferred)], enough=ENOUGH)
-    if begun is None or begun[0] <= ENOUGH:
+    begun = judge.distances([_network(inferred)])
+    if begun is None:
         return inferred
     own = begun[0]
     for rarer in (False, True):
-        if own > ENOUGH:
+        if own > ENOUGH or not rarer:
             inferred, own = _nearest(inferred, list(_others(inferred, settled, rarer=rarer)), judge, own)
     if own > FAR:
         remark = (
@@ -112,19 +112,19 @@ def chain(inferred: Inferred, flag: str, judge: StatisticsJudge, *, any_activati
     Raises:
         InputFileError: they speak against all of them, so that it is no chain, or wired in some unusual way.
     """
-    begun = judge.distances([_network(inferred)], enough=ENOUGH)
+    begun = judge.distances([_network(inferred)])
     if begun is None:
         return inferred
     own = begun[0]
     for rarer in (False, True):
-        if own > ENOUGH and any_activation:
+        if any_activation and (own > ENOUGH or not rarer):
             inferred, own = _nearest(inferred, list(activations(inferred, flag, rarer=rarer)), judge, own)
     if own > FAR:
         raise InputFileError(
-            f"The weights could be a chain of layers ({inferred.assumptions[0].value}), but no images bring that near its "
-            f"own BatchNorm statistics ({own:.2g} from them, where others come to 0.03): it may have a way round some "
-            f"layers, or other strides and pools. Give your own code with --arch package.module:factory, or write out "
-            f"its layers: --arch {inferred.arch}."
+            f"The weights could be a chain of layers ({inferred.assumptions[0].value}), but no images bring it near "
+            f"its own BatchNorm statistics ({own:.2g} from them, where others come to 0.03): it may have a way round "
+            "some layers, or other strides and pools. Give your own code with --arch package.module:factory, or write "
+            f"out its layers: --arch {inferred.arch}."
         )
     return inferred
 

@@ -1,4 +1,4 @@
-"""Read a chain of convolutions, BatchNorms and linear layers off a checkpoint, whatever its names.
+"""Find out how a chain of layers is wired: what a checkpoint does not say of it.
 
 A state dict names the layers that have weights, in order. What lies between them it does not say: activations, pools,
 padding, strides. Most of that follows all the same: the first linear layer takes as many values as the last feature map
@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from edgekd.errors import InputFileError
-from edgekd.models.families.plain import LAYER_NAME, MOST_LAYERS, NAME, Op, program_text
+from edgekd.ingestion.chain import Chain, Layer, gap_between
+from edgekd.models.families.plain import NAME, Op, program_text
 from edgekd.models.registry import ArchSpec
 from edgekd.models.stems import Shape
 from edgekd.text import listed, sizes
@@ -27,22 +25,6 @@ USUAL_SIDES = {1: (28, 32, 48, 64, 96, 224), 3: (32, 64, 224, 96, 48, 28)}
 FURTHER_SIDES = (128, 256, 160, 192, 150, 100, 200, 112, 50, 40, 36, 24, 20, 16, 299, 300, 227, 180, 120, 80, 56, 512)
 _MOST_SUBSETS = 10
 """Convolutions up to which every place of pools or strides is tried."""
-_BRANCHES = re.compile(
-    r"short_?cut|down_?sampl|skip|resid|(^|\.)res\d*[_.]|identity|squeeze|excit|attn|attention|(^|\.)se\d?(\.|$)|branch|lateral|decoder"
-    r"|proj|(^|\.)(layer|stage|block)s?\d*\.\d+\.(.*\.)?conv\d"
-)
-"""Names of layers that lie beside the chain, or in blocks with a way round them: such a network is no chain."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A layer with weights: `conv`, `bn` or `linear`."""
-
-    kind: str
-    name: str
-    shape: tuple[int, ...]
-    """Of the weight: (out, in, height, width), (out, in) or (channels,)."""
-    bias: bool
 
 
 @dataclass(frozen=True)
@@ -71,60 +53,6 @@ class Reading:
     """`--arch` and, where the size is not fixed by the user, `--input`, which lead to this reading alone."""
 
 
-@dataclass(frozen=True)
-class Chain:
-    """The layers of a chain in order, and what follows from their places in a Sequential."""
-
-    convs: tuple[Layer, ...]
-    norms: tuple[Layer | None, ...]
-    """The BatchNorm of each convolution."""
-    linears: tuple[Layer, ...]
-    linear_norms: tuple[Layer | None, ...]
-
-    @property
-    def channels(self) -> int:
-        """Channels of the images; of a network without convolutions only its number of inputs is known."""
-        return self.convs[0].shape[1] if self.convs else 0
-
-    @property
-    def classes(self) -> int:
-        """Outputs of the last layer."""
-        return (self.linears or self.convs)[-1].shape[0]
-
-    @property
-    def words(self) -> str:
-        """What it is made of, in words."""
-        norms = sum(norm is not None for norm in (*self.norms, *self.linear_norms))
-        parts = (len(self.convs), "convolution"), (norms, "BatchNorm"), (len(self.linears), "linear layer")
-        return ", ".join(f"{n} {what}{'' if n == 1 else 's'}" for n, what in parts if n)
-
-
-def chain_of(weights: Mapping[str, Tensor]) -> Chain | None:
-    """Return the layers as one chain; None where they are none, or more than a chain."""
-    layers = _layers(weights)
-    if layers is None or any(_BRANCHES.search(layer.name) or not LAYER_NAME.fullmatch(layer.name) for layer in layers):
-        return None
-    convs = [layer for layer in layers if layer.kind == "conv"]
-    linears = [layer for layer in layers if layer.kind == "linear"]
-    if not linears and len(convs) < 2:
-        return None
-    widths = [layer.shape[0] for layer in convs]
-    for before, layer in zip(widths, convs[1:], strict=False):
-        groups, rest = divmod(before, layer.shape[1])
-        if rest or layer.shape[0] % groups:
-            return None
-    if any(before.shape[0] != layer.shape[1] for before, layer in itertools.pairwise(linears)):
-        return None
-    if convs and linears and linears[0].shape[1] % widths[-1]:
-        return None
-    norms = _norms_by_layer(layers)
-    if norms is None:
-        return None
-    of_convs, of_linears = (tuple(norms.get(layer.name) for layer in part) for part in (convs, linears))
-    chain = Chain(tuple(convs), of_convs, tuple(linears), of_linears)
-    return None if of_linears and of_linears[-1] is not None else chain
-
-
 def readings(chain: Chain, requested: ArchSpec | None, input_shape: Shape | None) -> list[Reading]:
     """Return the networks that a chain may be of, the likeliest first.
 
@@ -150,65 +78,6 @@ def readings(chain: Chain, requested: ArchSpec | None, input_shape: Shape | None
             several = [replace(wiring, order=order) for wiring in _one_size_each(fitting) for order in orders]
             return [_reading(chain, _with_kinds(wiring, options), input_shape, options) for wiring in several]
     return []
-
-
-def _layers(weights: Mapping[str, Tensor]) -> list[Layer] | None:
-    """The layers that hold the weights, in order; None where there is any other."""
-    modules: dict[str, dict[str, Tensor]] = {}
-    for name in _in_order(weights):
-        module, _, role = name.rpartition(".")
-        modules.setdefault(module, {})[role] = weights[name]
-    if not 1 <= len(modules) <= MOST_LAYERS or "" in modules:
-        return None
-    layers = []
-    for name, roles in modules.items():
-        layer = _layer(name, roles)
-        if layer is None:
-            return None
-        layers.append(layer)
-    return layers
-
-
-def _layer(name: str, roles: Mapping[str, Tensor]) -> Layer | None:
-    shapes = {role: tuple(tensor.shape) for role, tensor in roles.items()}
-    shape = shapes.get("weight", ())
-    if shapes.keys() == {"weight", "bias", "running_mean", "running_var"} and len(set(shapes.values())) == 1:
-        return Layer("bn", name, shape, bias=True) if len(shape) == 1 else None
-    if shapes.keys() - {"bias"} != {"weight"} or 0 in shape or shapes.get("bias", shape[:1]) != shape[:1]:
-        return None
-    kind = {4: "conv", 2: "linear"}.get(len(shape))
-    return None if kind is None else Layer(kind, name, shape, bias="bias" in shapes)
-
-
-def _in_order(names: Iterable[str]) -> list[str]:
-    """Names as they were registered; sorted ones, as safetensors leaves them, by their numbers."""
-    given = list(names)
-    return sorted(given, key=_natural) if given == sorted(given) else given
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def _norms_by_layer(layers: Sequence[Layer]) -> dict[str, Layer] | None:
-    """The BatchNorm that follows each layer: the next one, or where all stand together the one of its number."""
-    found: dict[str, Layer] = {}
-    for before, layer in itertools.pairwise(layers):
-        if layer.kind == "bn" and before.kind != "bn" and before.shape[0] == layer.shape[0]:
-            found[before.name] = layer
-    norms = [layer for layer in layers if layer.kind == "bn"]
-    if len(found) == len(norms):
-        return found
-    found, free = {}, [layer for layer in layers if layer.kind != "bn"]
-    for norm in norms:
-        fitting = [layer for layer in free if layer.shape[0] == norm.shape[0]]
-        numbered = [layer for layer in fitting if re.findall(r"\d+$", layer.name) == re.findall(r"\d+$", norm.name)]
-        owner = next(iter(numbered or fitting), None)
-        if owner is None:
-            return None
-        found[owner.name] = norm
-        free = free[free.index(owner) + 1 :] if not numbered else [layer for layer in free if layer is not owner]
-    return found
 
 
 @dataclass(frozen=True)
@@ -298,23 +167,15 @@ def _tails(chain: Chain) -> list[bool | None]:
     tails: list[bool | None] = []
     for place, (conv, norm) in enumerate(zip(chain.convs, chain.norms, strict=True)):
         following = (*chain.convs, *chain.linears)[place + 1 : place + 2]
-        gap = _gap((norm or conv).name, following[0].name) if following else None
+        gap = gap_between((norm or conv).name, following[0].name) if following else None
         if gap is not None and following[0].kind == "linear":
-            gap -= 1  # the flatten
-        activated = norm is not None and (_gap(conv.name, norm.name) or 0) > 0
+            gap -= 1 + _pooled_away(chain)  # the flatten, and the global pool before it
+        activated = norm is not None and (gap_between(conv.name, norm.name) or 0) > 0
         before_pool = 0 if activated else 1
         tails.append(None if gap is None else gap > before_pool)
     if not chain.linears:
         tails[-1] = False  # the last convolution makes the logits
     return tails
-
-
-def _gap(first: str, second: str) -> int | None:
-    """Layers without weights between two that are numbered in one Sequential; None where they are not."""
-    (parent, _, number), (other, _, next_number) = first.rpartition("."), second.rpartition(".")
-    if parent != other or not (number.isdecimal() and next_number.isdecimal()) or len(next_number) > 6:
-        return None
-    return int(next_number) - int(number) - 1
 
 
 def _regular_pools(chain: Chain) -> list[tuple[bool, ...]]:
@@ -379,7 +240,7 @@ def _orders(chain: Chain, options: Mapping[str, str]) -> list[str]:
     """In what order BatchNorm and activation run, as far as gaps or the user say; a BatchNorm comes first usually."""
     if "order" in options:
         return [options["order"]]
-    gaps = [_gap(c.name, n.name) for c, n in zip(chain.convs, chain.norms, strict=True) if n is not None]
+    gaps = [gap_between(c.name, n.name) for c, n in zip(chain.convs, chain.norms, strict=True) if n is not None]
     return ["act-bn"] if any(gap is not None and gap > 0 for gap in gaps) else ["bn-act"]
 
 
