@@ -116,6 +116,8 @@ def _layer(name: str, roles: Mapping[str, Tensor]) -> Layer | None:
     if shapes.keys() - {"bias"} != {"weight"} or 0 in shape or shapes.get("bias", shape[:1]) != shape[:1]:
         return None
     kind = {4: "conv", 2: "linear"}.get(len(shape))
+    if kind == "conv" and shape[2] != shape[3]:
+        return None  # its padding differs by side
     return None if kind is None else Layer(kind, name, shape, bias="bias" in shapes)
 
 

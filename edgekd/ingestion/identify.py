@@ -100,17 +100,17 @@ def _plain(
         )
     candidates = [_as_inferred(reading, weights, sized=input_shape is not None) for reading in readings]
     chosen = judging.likeliest(candidates, judge) if judge is not None else list(range(len(candidates)))
-    if len(chosen) == 1:
+    if len(chosen) == 1 and readings[chosen[0]].usual:
         only = candidates[chosen[0]]
         free = requested is None or "activation" not in requested.options
         flag = only.assumptions[0].flag
         return only if judge is None else judging.chain(only, flag, judge, any_activation=free)
     shown = "; ".join(f"{readings[place].flag} ({readings[place].words})" for place in chosen[:_MOST_SHOWN])
     more = "; or another with --arch plain,padding=...,pool=LAYER+LAYER" if len(chosen) > _MOST_SHOWN else ""
-    raise InputFileError(
-        f"The weights are a chain of {chain.words}, which can be wired in {len(chosen)} ways. Choose one, the "
-        f"likeliest first: {shown}{more}."
-    )
+    ways = f"which can be wired in {len(chosen)} ways. Choose one, the likeliest first"
+    if len(chosen) == 1:
+        ways = "and no usual wiring fits. If it is wired like this, say so"
+    raise InputFileError(f"The weights are a chain of {chain.words}, {ways}: {shown}{more}.")
 
 
 def _as_inferred(reading: plain.Reading, weights: Mapping[str, Tensor], *, sized: bool) -> Inferred:

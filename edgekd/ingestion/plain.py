@@ -23,6 +23,8 @@ from edgekd.text import listed, sizes
 USUAL_SIDES = {1: (28, 32, 48, 64, 96, 224), 3: (32, 64, 224, 96, 48, 28)}
 """Usual sides of images by their channels, the likeliest first."""
 FURTHER_SIDES = (128, 256, 160, 192, 150, 100, 200, 112, 50, 40, 36, 24, 20, 16, 299, 300, 227, 180, 120, 80, 56, 512)
+_USUAL_TIERS = 2
+"""Sets of wirings that need no confirmation where one alone fits: regular pools, and strides in their place."""
 _MOST_SUBSETS = 10
 """Convolutions up to which every place of pools or strides is tried."""
 
@@ -51,6 +53,8 @@ class Reading:
     """Its wiring as a user reads it: `max-pool after conv1, conv2 · relu · no padding`."""
     flag: str
     """`--arch` and, where the size is not fixed by the user, `--input`, which lead to this reading alone."""
+    usual: bool = True
+    """Whether its wiring is a common one; another is the user's to confirm."""
 
 
 def readings(chain: Chain, requested: ArchSpec | None, input_shape: Shape | None) -> list[Reading]:
@@ -71,12 +75,13 @@ def readings(chain: Chain, requested: ArchSpec | None, input_shape: Shape | None
             f"--input {chain.channels}x{input_shape[1]}x{input_shape[2]}."
         )
     asked = _Asked.of(chain, options)
-    for wirings in _tiers(chain, asked, input_shape):
-        fitting = [wiring for wiring in wirings if _fits(chain, wiring)]
+    for number, wirings in enumerate(_tiers(chain, asked, input_shape)):
+        fitting = _one_size_each([wiring for wiring in wirings if _fits(chain, wiring)])
         if fitting:
-            orders = _orders(chain, options)
-            several = [replace(wiring, order=order) for wiring in _one_size_each(fitting) for order in orders]
-            return [_reading(chain, _with_kinds(wiring, options), input_shape, options) for wiring in several]
+            usual = number < _USUAL_TIERS or asked.anything
+            several = [replace(wiring, order=_order(chain, options)) for wiring in fitting]
+            found = (_reading(chain, _with_kinds(wiring, options), input_shape, options) for wiring in several)
+            return [replace(reading, usual=usual) for reading in found]
     return []
 
 
@@ -87,6 +92,11 @@ class _Asked:
     pools: tuple[bool, ...] | None
     strides: tuple[int, ...] | None
     paddings: tuple[int, ...] | None
+
+    @property
+    def anything(self) -> bool:
+        """Whether the user has settled anything."""
+        return any(one is not None for one in (self.pools, self.strides, self.paddings))
 
     @staticmethod
     def of(chain: Chain, options: Mapping[str, str]) -> _Asked:
@@ -135,7 +145,7 @@ def _tiers(chain: Chain, asked: _Asked, input_shape: Shape | None) -> Iterator[I
             yield Wiring(one[0], one[1], one[3], one[2])
 
     yield wirings(sides, pools, strides, paddings)
-    unpooled = [asked.pools] if asked.pools is not None else [(False,) * count]
+    unpooled = [asked.pools] if asked.pools is not None else [tuple(bool(tail) for tail in _tails(chain))]
     strided = [asked.strides] if asked.strides is not None else _regular_strides(chain)
     yield wirings(sides, unpooled, strided, paddings)
     yield wirings(more, pools, strides, paddings)
@@ -236,12 +246,11 @@ def _one_size_each(wirings: Sequence[Wiring]) -> list[Wiring]:
     return list(first.values())
 
 
-def _orders(chain: Chain, options: Mapping[str, str]) -> list[str]:
+def _order(chain: Chain, options: Mapping[str, str]) -> str:
     """In what order BatchNorm and activation run, as far as gaps or the user say; a BatchNorm comes first usually."""
-    if "order" in options:
-        return [options["order"]]
     gaps = [gap_between(c.name, n.name) for c, n in zip(chain.convs, chain.norms, strict=True) if n is not None]
-    return ["act-bn"] if any(gap is not None and gap > 0 for gap in gaps) else ["bn-act"]
+    shown = "act-bn" if any(gap is not None and gap > 0 for gap in gaps) else "bn-act"
+    return options.get("order", shown)
 
 
 def _with_kinds(wiring: Wiring, options: Mapping[str, str]) -> Wiring:

@@ -183,6 +183,11 @@ def test_where_several_readings_fit_they_are_listed_as_flags_that_work() -> None
     assert inferred.arch.name.startswith("plain/conv+conv1+32k3/relu/conv+conv2+64k3/relu/max2/flatten")
 
 
+def test_one_reading_that_is_unusual_is_the_users_to_confirm() -> None:
+    with pytest.raises(InputFileError, match=r"and no usual wiring fits.*: --arch plain,padding=2\+0,pool=each \("):
+        identify.infer(saved(padded_lenet()), input_shape=(1, 28, 28))
+
+
 def test_activation_and_pooling_are_settled_by_flags() -> None:
     inferred = identify.infer(saved(Tutorial()), arch="plain,activation=tanh,pooling=avg")
     assert "/tanh/avg2/" in inferred.arch.name
