@@ -35,3 +35,8 @@ def first_line(error: BaseException, at_most: int = 200) -> str:
     """Return the first line of an error's message, shortened, without its full stop; its type if it has none."""
     line = (str(error).strip().splitlines() or [""])[0].strip() or type(error).__name__
     return line.rstrip(".") if len(line) <= at_most else f"{line[:at_most]}…"
+
+
+def counted(number: int, what: str) -> str:
+    """Write a number of things: `no layers`, `1 layer`, `2 layers`."""
+    return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
