@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -71,11 +72,15 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def main() -> None:
     """Run the command line; the only place where errors become messages and exit codes."""
-    console.accept_any_encoding()
+    console.prepare_stdout()
     console.tell_warnings()
     try:
         _refuse_empty(sys.argv[1:])
         sys.exit(app(standalone_mode=False))
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # typer and rich end with 1 where nobody reads a help
+            sys.exit(128 + signal.SIGPIPE)
+        raise
     except _CLICK_ERROR as error:
         error.message = visible(error.message)  # a file that a shell's * named may be called anything
         rich_utils.rich_format_error(error)
