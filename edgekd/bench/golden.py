@@ -67,7 +67,9 @@ def signature(file: Path, image_shape: tuple[int, ...] | None = None) -> Signatu
     if others:
         raise InputFileError(f"{file} must answer with tensors to be measured; {others[0]} is a sequence or a map.")
     if not inputs[0].type.tensor_type.HasField("shape"):
-        raise InputFileError(f"{file} leaves open how many dimensions its input has; export it with a size, or NxCxHxW.")
+        raise InputFileError(
+            f"{file} leaves open how many dimensions its input has; export it with the size of an image."
+        )
     sizes = tuple(d.dim_value if d.dim_value > 0 else None for d in inputs[0].type.tensor_type.shape.dim)
     if not sizes:
         raise InputFileError(f"{file} must have an image input with a batch, not a single number.")
