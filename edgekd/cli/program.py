@@ -27,7 +27,7 @@ from edgekd.cli.verbs.run import run
 from edgekd.cli.verbs.select import select
 from edgekd.cli.verbs.status import status
 from edgekd.cli.verbs.students import students
-from edgekd.errors import EdgekdError, MachineError, UsageError, lacks_memory
+from edgekd.errors import EdgekdError, MachineError, UsageError, broken_import, lacks_memory
 from edgekd.text import first_line, visible
 
 VERBS = (
@@ -103,6 +103,13 @@ def main() -> None:
         if lacks_memory(error):
             reason = first_line(error) if str(error) else "no more"
             console.error(f"this machine, or a limit set on this process, has too little memory ({reason}).")
+            sys.exit(MachineError.exit_code)
+        package = broken_import(error)
+        if package is not None:
+            why = f"{type(error).__name__}: {first_line(error)}"
+            console.error(
+                f"{package} cannot be imported ({why}); install it again. `edgekd doctor` says what is there."
+            )
             sys.exit(MachineError.exit_code)
         console.error(
             f"a fault of edgekd: {type(error).__name__}: {error}. What was published is intact. "
