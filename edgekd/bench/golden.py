@@ -207,13 +207,19 @@ def reference_logits(file: Path, inputs: NDArray[Any]) -> list[list[float]]:
     step = takes.batch or len(inputs)
     try:
         batches = [ort_session.logits(session, inputs[first : first + step]) for first in range(0, len(inputs), step)]
-        rows: list[list[float]] = np.concatenate(batches).reshape(len(inputs), -1).tolist()
+        rows = np.concatenate(batches)
+        other = next((batch.shape for batch in batches if len(batch) != step), None)
+        if other is not None:
+            raise ValueError(f"its answer is {_written(other)}")
     except Exception as error:  # ONNX Runtime's own errors have no common base
         refused = MachineError if lacks_memory(error) else InputFileError
         raise refused(
             f"{file} gives no row of numbers for each of {step} images: {first_line(error, 1000)}."
         ) from error
-    return rows
+    if not np.isfinite(rows).all():
+        raise InputFileError(f"{file} answers NaN or infinity to ordinary noise; its weights are damaged.")
+    found: list[list[float]] = rows.reshape(len(inputs), -1).tolist()
+    return found
 
 
 def write_files(jobs: Sequence[BenchJob], folder: Path) -> dict[Path, tuple[Path, list[list[float]]]]:

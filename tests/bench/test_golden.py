@@ -16,7 +16,7 @@ from edgekd.agent.refusal import RefusedError
 from edgekd.agent.runners.inputs import input_shape
 from edgekd.bench import golden
 from edgekd.errors import InputFileError
-from tiny_onnx import conv_net, map_net, one_number_net, sequence_net, two_input_net
+from tiny_onnx import conv_net, map_net, nan_net, one_number_net, sequence_net, transposed_net, two_input_net
 
 
 @pytest.mark.parametrize("batch", ["N", -1, 0])
@@ -58,6 +58,8 @@ def test_every_type_of_input_is_checked(element: int, tmp_path: Path) -> None:
     [
         (map_net, "must answer with tensors to be measured; answer is a sequence or a map"),
         (sequence_net, "must answer with tensors to be measured; answer is a sequence or a map"),
+        (transposed_net, "gives no row of numbers for each of 8 images: its answer is 3x8"),
+        (nan_net, "answers NaN or infinity to ordinary noise"),
         (one_number_net, "gives no row of numbers for each of 8 images: zero-dimensional arrays"),
     ],
 )
