@@ -54,7 +54,7 @@ def cached(
         build(temporary)
         seconds = time.perf_counter() - begin
         if not temporary.is_file():
-            raise RefusedError("machine", "what builds its engine ended well, and wrote none; is it TensorRT's own?")
+            raise RefusedError("machine", "what builds its engine ended well, and wrote none")
         publish(temporary, place)
     finally:
         if temporary.exists():

@@ -94,7 +94,7 @@ def _all_of(process: subprocess.Popen[bytes], tool: str, end_s: float) -> bytes 
                 return bytes(printed)
             printed += piece
             if len(printed) > STRAY_BYTES:
-                raise RefusedError("machine", f"{tool} prints without end; is it trtexec?")
+                raise RefusedError("machine", f"{tool} prints without end, which trtexec does not")
     return None
 
 
