@@ -53,11 +53,11 @@ class _Log:
         return stream
 
 
-_kept: list[TextIO | None] = []
-"""stdout, while other code gets stderr in its place; None where it is closed."""
+_kept: list[TextIO] = []
+"""stdout, while other code gets stderr in its place."""
 
 
-def _results() -> TextIO | None:
+def _results() -> TextIO:
     return _kept[-1] if _kept else sys.stdout
 
 
@@ -65,7 +65,14 @@ class _Stdout:
     """stdout as it was before it was kept from other code."""
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(_results() or io.StringIO(), name)
+        return getattr(_results(), name)
+
+
+class _ClosedStdout(io.TextIOBase):
+    """stdout where the shell closed it (`>&-`), which Python leaves out: whoever prints would be told nothing."""
+
+    def write(self, text: str) -> int:
+        raise MachineError("the results could not be written to standard output: it is closed.")
 
 
 _stderr = Console(file=cast("TextIO", _Log()), highlight=False, soft_wrap=True)
@@ -81,8 +88,10 @@ def _plain(message: str) -> str:
     return escape(visible(message))
 
 
-def accept_any_encoding() -> None:
-    """Write out what the encoding of stdout lacks (`\\u2013`), as Python does on stderr, where it would raise."""
+def prepare_stdout() -> None:
+    """Write out what the encoding of stdout lacks (`\\u2013`), as Python does on stderr; a closed one is an error."""
+    if sys.stdout is None:
+        sys.stdout = cast("TextIO", _ClosedStdout())
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -153,8 +162,6 @@ def closing(written: str, headline: str, following: str) -> None:
 def print_text(text: str) -> None:
     """Print a text on stdout as it is, and at once: a full disk behind it is an error now, not after the last line."""
     stdout = _results()
-    if stdout is None:
-        raise MachineError("the results could not be written to standard output: it is closed.")
     try:
         raw = getattr(stdout, "buffer", None)
         if isinstance(raw, io.RawIOBase):  # python -u, which does not notice that only a part was written

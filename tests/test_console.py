@@ -159,7 +159,7 @@ def test_results_that_cannot_be_written_are_one_message_and_code_6(verb: tuple[s
     assert "No space left on device" in ran.stderr
 
 
-@pytest.mark.parametrize("verb", [("--version",), ("recipes", "--json"), ("recipes",)])
+@pytest.mark.parametrize("verb", [("--version",), ("recipes", "--json"), ("recipes",), ("--help",), ("eval", "--help")])
 def test_a_pipe_that_was_read_enough_ends_the_command_without_a_word(verb: tuple[str, ...]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -177,7 +177,7 @@ WORDS = "café – 3 × 5 \U0001f600"
 def test_what_the_encoding_of_stdout_lacks_is_written_out(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding=encoding))
-    console.accept_any_encoding()
+    console.prepare_stdout()
     console.print_table((WORDS,), [(WORDS,)])
     table = raw.getvalue()
     console.print_json({WORDS: WORDS})
@@ -299,9 +299,11 @@ def test_wrong_usage_is_told_without_its_escapes(monkeypatch: pytest.MonkeyPatch
         assert [c for c in err if not c.isprintable() and c != "\n"] == []
 
 
-@pytest.mark.parametrize(("closed", "code"), [(">&-", 6), ("2>&-", 0)])
-def test_a_closed_stream_is_like_one_that_cannot_be_written(closed: str, code: int) -> None:
-    command = f"{sys.executable} -m edgekd recipes {closed}"
+@pytest.mark.parametrize(
+    ("verb", "closed", "code"), [("recipes", ">&-", 6), ("eval --help", ">&-", 6), ("recipes", "2>&-", 0)]
+)
+def test_a_closed_stream_is_like_one_that_cannot_be_written(verb: str, closed: str, code: int) -> None:
+    command = f"{sys.executable} -m edgekd {verb} {closed}"
     ran = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert ran.returncode == code, ran.stderr
     assert "fault" not in ran.stderr

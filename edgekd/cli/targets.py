@@ -39,7 +39,13 @@ def named_run(name: str) -> RunDir:
     if any(len(os.fsencode(part)) > MOST_BYTES for part in Path(name).parts):
         raise UsageError(f"{name[:80]!r} is no name for a run: it is too long.")
     is_path = "/" in name or name in (".", "..") or is_run(Path(name))
-    return RunDir(Path(name) if is_path else RUNS / name)
+    run = RunDir(Path(name) if is_path else RUNS / name)
+    if not os.path.lexists(run.path):
+        if name.startswith("~"):
+            raise UsageError(f"{name!r} begins with ~, which your shell has left as it is; type the whole path.")
+        if not name.isprintable():
+            raise UsageError(f"{name!r} is no name for a run: it holds a character that cannot be printed.")
+    return run
 
 
 def run_called(name: str) -> RunDir:

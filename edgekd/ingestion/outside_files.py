@@ -88,9 +88,8 @@ def read_class_names(path: Path) -> list[str]:
     """Read one class name a line; raise InputFileError for a file that cannot be read as text."""
     try:
         lines = files.read_text(path).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputFileError(f"class names {path} cannot be read ({reason}).") from error
+    except OSError as error:
+        raise InputFileError(f"class names {path} cannot be read ({error.strerror}).") from error
     return [line.strip() for line in lines if line.strip()]
 
 

@@ -36,6 +36,22 @@ def test_a_name_that_no_folder_can_have_is_wrong_usage(here: Path) -> None:
         named_run("x" * 5000)
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("~/runs/one", "begins with ~, which your shell has left as it is"),  # as bash leaves it in --run=~/runs/one
+        ("~one", "begins with ~"),
+        ("one\u200b", "a character that cannot be printed"),
+        ("elsewhere/\udce4", "a character that cannot be printed"),
+    ],
+)
+def test_a_name_that_cannot_be_meant_begins_no_run(name: str, words: str, here: Path) -> None:
+    with pytest.raises(UsageError, match=words):
+        named_run(name)
+    (here / "runs" / "~old").mkdir(parents=True)
+    assert named_run("~old").path == Path("runs/~old"), "what is there can be named"
+
+
 @pytest.mark.parametrize("name", ["a/b", "../a", ".", "..", ".a", "-a", "~a", "a\\b", " a", "a\n", "x" * 256])
 def test_what_a_file_is_called_is_no_path_of_a_run(name: str, here: Path) -> None:
     with pytest.raises(UsageError, match="give the run another name with --run NAME"):
