@@ -33,7 +33,11 @@ def digest(value: object) -> str:
 
 def require_image_folder(path: Path, *, by_class: bool) -> None:
     """Raise InputFileError unless a folder of images is a folder: one subfolder per class, or no labels."""
-    if not path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:
+        raise InputFileError(f"{path} cannot be read ({error.strerror}).") from error
+    if not is_folder:
         raise InputFileError(f"{path} is not a folder of images{' with one subfolder per class' if by_class else ''}.")
 
 

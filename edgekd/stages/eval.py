@@ -25,6 +25,9 @@ from edgekd.run.realdata import RealImages, describe_transform
 from edgekd.stopping import Stop
 from edgekd.text import visible
 
+LONGEST_NAME_BYTES = 200
+"""A file name has at most 255, and a folder of images may be called so."""
+
 
 def evaluate(run_dir: RunDir, recipe: Recipe, data: Path, stop: Stop) -> EvaluationCard:
     """Write eval/<name>.json and return it: images, accuracy (fractions) and hash by artefact.
@@ -111,6 +114,7 @@ def _warned(sentences: list[str]) -> list[str]:
 
 def _free_name(eval_folder: Path, name: str, folder_id: str, images_sha256: str) -> str:
     """The name of the record of a data folder: the folder's own, unless another one of that name has it."""
+    name = name.encode()[:LONGEST_NAME_BYTES].decode(errors="ignore")
     longer = f"{name}-{folder_id}"
     if (eval_folder / f"{longer}.json").is_file():
         return longer
