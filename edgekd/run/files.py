@@ -28,7 +28,8 @@ def canonical_json(value: object) -> str:
 
 def digest(value: object) -> str:
     """Return the SHA-256 of a value's canonical JSON."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+    # Names that are no UTF-8 have a hash, too; whoever writes them to a file is told.
+    return hashlib.sha256(canonical_json(value).encode(errors="surrogatepass")).hexdigest()
 
 
 def require_image_folder(path: Path, *, by_class: bool) -> None:
