@@ -159,6 +159,29 @@ def test_folders_of_one_name_keep_their_own_records(
     assert evaluation.evaluate(run, recipe, other, Stop()).data == second.data, "a name once given stays"
 
 
+def test_a_damaged_record_of_its_name_is_told_and_kept(
+    finished: Any, photos: Path, teacher_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whose it is nobody knows, and what was measured is not lost."""
+    run = copied(finished, teacher_file, tmp_path / "toy")
+    run.stage("eval").mkdir()
+    (run.stage("eval") / "photos.json").write_text('{"run": ')
+    found = evaluation.evaluate(run, pipeline.open_recipe(run), photos, Stop())
+    assert found.data == f"photos-{found.folder_id}"
+    assert "left out: " in capfd.readouterr().err
+    assert (run.stage("eval") / "photos.json").read_text() == '{"run": '
+
+
+def test_a_folder_may_have_the_longest_name_there_is(
+    finished: Any, photos: Path, teacher_file: Path, tmp_path: Path
+) -> None:
+    run = copied(finished, teacher_file, tmp_path / "toy")
+    data = Path(shutil.copytree(photos, tmp_path / ("ü" * 127 + "n")))
+    found = evaluation.evaluate(run, pipeline.open_recipe(run), data, Stop())
+    assert (run.stage("eval") / f"{'ü' * 100}.json").is_file()
+    assert found.images_folder == str(data)
+
+
 def test_the_same_images_elsewhere_replace_their_record(
     finished: Any, photos: Path, teacher_file: Path, tmp_path: Path
 ) -> None:
