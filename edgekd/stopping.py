@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from edgekd import console
 from edgekd.errors import Interrupted, StoppedEarly
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -89,7 +90,7 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
 
 def _leave_terminal() -> None:
     """Send what is printed to nowhere where the terminal is gone: a message that fails would end the run unsaved."""
-    for descriptor in (1, 2):
+    for descriptor in console.descriptors():
         watch = select.poll()
         watch.register(descriptor, 0)
         if any(seen & select.POLLHUP for _, seen in watch.poll(0)):
