@@ -118,12 +118,6 @@ def run_argument(run: RunDir) -> str:
     return shlex.quote(next(meant))
 
 
-def path_argument(path: Path | str) -> str:
-    """Return what to type for a file: quoted, and never taken for a flag."""
-    text = str(path)
-    return shlex.quote(f"./{text}" if text[:1] == "-" else text)
-
-
 def open_run(name: str) -> RunDir:
     """Return the run that the user typed, as a killed command would have left it had it ended."""
     run = named_run(name)

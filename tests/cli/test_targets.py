@@ -8,7 +8,7 @@ import pytest
 from command import Result
 
 from edgekd.agent.device.machine import sha256_of
-from edgekd.cli.targets import named_run, path_argument, run_argument, run_called, run_of
+from edgekd.cli.targets import named_run, run_argument, run_called, run_of
 from edgekd.errors import UsageError
 from edgekd.recipe import parse, to_toml
 from edgekd.run.cards.record import Record
@@ -46,10 +46,6 @@ def test_a_name_that_nobody_typed_is_below_runs_whatever_lies_here(here: Path) -
     (here / "one").mkdir()
     RunDir(Path("one")).note_command(["edgekd"])
     assert run_called("one").path == Path("runs/one")
-
-
-def test_a_file_is_typed_so_that_it_is_no_flag() -> None:
-    assert [path_argument(name) for name in ("-rf.pt", "a b.pt", Path("x.pt"))] == ["./-rf.pt", "'a b.pt'", "x.pt"]
 
 
 @pytest.mark.parametrize("arguments", [("status", "./loop"), ("prune", "loop/x"), ("status", "x")])
