@@ -34,10 +34,14 @@ class Stop:
         """Whether a signal asked for it, and not only the deadline."""
         return bool(self._signal)
 
-    def raise_if_requested(self, what: str = "the run") -> None:
-        """Raise `Interrupted` or `StoppedEarly` when a stop was asked for."""
+    def raise_if_interrupted(self, what: str) -> None:
+        """Raise `Interrupted` when a signal asked for it; the deadline waits for what cannot be continued."""
         if self._signal:
             raise _interrupted(what, self._signal)
+
+    def raise_if_requested(self, what: str = "the run") -> None:
+        """Raise `Interrupted` or `StoppedEarly` when a stop was asked for."""
+        self.raise_if_interrupted(what)
         if self.requested:
             raise StoppedEarly(f"{what} reached --max-seconds; the same command continues it.")
 
