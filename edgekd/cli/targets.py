@@ -28,7 +28,7 @@ RUNS = Path("runs")
 _SUFFIXES = re.compile(r"(\.(pth|pt|th|tar|bin|ckpt|safetensors|pkl|pickle|gz))+$", re.IGNORECASE)
 _SAYS_NOTHING = re.compile(
     r"((best|last|latest|final|ckpt|checkpoint|model|weight|network|net|state|dict|param|pytorch|ema|epoch|step|iter|"
-    r"file|output|\d)s?[-_.= ]*)+",
+    r"file|output|copy|\d)s?[-_.= ()]*)+",
     re.IGNORECASE,
 )
 """Names that many files and folders of checkpoints have, such as `model_best`, `checkpoints` and `epoch_90`."""
