@@ -7,6 +7,7 @@ and is never taken for markup.
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import json
 import logging
@@ -97,11 +98,42 @@ def prepare_stdout() -> None:
 
 
 @contextmanager
+def descriptor_for_results() -> Iterator[None]:
+    """Keep what stdout leads to for results, to the end of the process: its descriptor leads to stderr from now on.
+
+    So does what is written to it from C, by a program that a network starts, or when the interpreter ends.
+    """
+    stdout = sys.__stdout__
+    if stdout is None or sys.stdout is not stdout or stdout.fileno() != 1:
+        yield  # closed, or somebody else's already
+        return
+    number = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 3)  # never 2, which may be closed
+    results = os.fdopen(number, "w", encoding=stdout.encoding, errors=stdout.errors)
+    try:
+        os.dup2(2, 1)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.stdout = results
+    try:
+        yield
+    finally:
+        sys.stdout = stdout
+
+
+def descriptors() -> set[int]:
+    """Return the descriptors that something is printed to."""
+    numbers = {1, 2}
+    with suppress(AttributeError, OSError, ValueError):  # it is closed, or no file
+        numbers.add(cast("TextIO", _results()).fileno())
+    return numbers
+
+
+@contextmanager
 def stdout_for_results() -> Iterator[None]:
     """Keep stdout for results: what other code prints meanwhile, a network of the user's own, goes to stderr."""
     _kept.append(sys.stdout)
     try:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(cast("TextIO", _Log()) if sys.stderr is None else sys.stderr):
             yield
     finally:
         _kept.pop()

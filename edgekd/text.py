@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
+from pathlib import PurePath
 
 
 def visible(text: str) -> str:
@@ -17,6 +19,12 @@ def is_utf8(name: object) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def path_argument(path: PurePath | str) -> str:
+    """Return what to type for a file, or for a run by its path: quoted, and never taken for a flag."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text[:1] == "-" else text)
 
 
 def listed(names: Iterable[str], at_most: int = 3) -> str:

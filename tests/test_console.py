@@ -197,6 +197,42 @@ def test_what_other_code_prints_stays_out_of_the_results(capsys: Streams) -> Non
     assert (out.split(), err) == (["{", '"a":', "1", "}", "a", "b"], "my own network\n")
 
 
+NOISY = """
+import atexit, ctypes, os, subprocess, sys
+from edgekd import console
+from edgekd.cli import program, verb
+
+def noisy():
+    libc = ctypes.CDLL(None)
+    atexit.register(print, "at exit")
+    print("print")
+    sys.stdout.write("sys.stdout\\n")
+    sys.__stdout__.write("sys.__stdout__\\n")
+    os.write(1, b"os.write\\n")
+    libc.printf(b"printf\\n")
+    subprocess.run(["echo", "a program"])
+    console.print_json({"a": 1})
+
+program.app = lambda **_: verb.verb("")(noisy).run()
+program.main()
+"""
+
+
+@pytest.mark.parametrize("flags", [(), ("-u",)])
+def test_what_other_code_writes_below_python_stays_out_of_the_results(flags: tuple[str, ...]) -> None:
+    ran = subprocess.run([sys.executable, *flags, "-c", NOISY], capture_output=True, text=True, check=False)
+    assert (ran.returncode, json.loads(ran.stdout)) == (0, {"a": 1})
+    noise = ("print", "sys.stdout", "sys.__stdout__", "os.write", "printf", "a program", "at exit")
+    assert sorted(ran.stderr.split("\n")) == sorted(["", *noise])
+
+
+def test_other_code_may_print_where_stderr_is_closed() -> None:
+    ran = subprocess.run(
+        ["sh", "-c", '"$0" -c "$1" 2>&-', sys.executable, NOISY], stdout=subprocess.PIPE, text=True, check=False
+    )
+    assert (ran.returncode, json.loads(ran.stdout)) == (0, {"a": 1})
+
+
 def test_what_libraries_warn_of_is_one_line_without_their_paths() -> None:
     code = (
         "import logging, warnings; from edgekd import console; console.tell_warnings(); "

@@ -72,8 +72,13 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def main() -> None:
     """Run the command line; the only place where errors become messages and exit codes."""
-    console.prepare_stdout()
-    console.tell_warnings()
+    with console.descriptor_for_results():
+        console.prepare_stdout()
+        console.tell_warnings()
+        _run()
+
+
+def _run() -> None:
     try:
         _refuse_empty(sys.argv[1:])
         sys.exit(app(standalone_mode=False))

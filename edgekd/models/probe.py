@@ -307,7 +307,7 @@ def call_network(model: nn.Module, images: Tensor) -> Any:
     except (Exception, SystemExit) as error:  # foreign networks may raise anything
         raise InputFileError(
             f"The network does not take {'single ' if len(images) == 1 else ''}{sizes(images.shape[1:])} images: "
-            f"{first_line(error)}. Set the right channels and size with --input CxHxW."
+            f"{type(error).__name__}: {first_line(error)}. Set the right channels and size with --input CxHxW."
         ) from error
 
 

@@ -8,7 +8,7 @@ import pytest
 from command import Result
 
 from edgekd.agent.device.machine import sha256_of
-from edgekd.cli.targets import named_run, path_argument, run_argument, run_called, run_of
+from edgekd.cli.targets import named_run, run_argument, run_called, run_of
 from edgekd.errors import UsageError
 from edgekd.recipe import parse, to_toml
 from edgekd.run.cards.record import Record
@@ -64,10 +64,6 @@ def test_a_name_that_nobody_typed_is_below_runs_whatever_lies_here(here: Path) -
     assert run_called("one").path == Path("runs/one")
 
 
-def test_a_file_is_typed_so_that_it_is_no_flag() -> None:
-    assert [path_argument(name) for name in ("-rf.pt", "a b.pt", Path("x.pt"))] == ["./-rf.pt", "'a b.pt'", "x.pt"]
-
-
 @pytest.mark.parametrize("arguments", [("status", "./loop"), ("prune", "loop/x"), ("status", "x")])
 def test_links_in_a_circle_are_an_error_of_the_file_system(arguments: tuple[str, ...], here: Path) -> None:
     for name in ("loop", "runs"):
@@ -86,6 +82,8 @@ def test_links_in_a_circle_are_an_error_of_the_file_system(arguments: tuple[str,
         ("wrn/model_best.pth.tar", "wrn-model_best"),
         ("wrn/pytorch_model.bin", "wrn-pytorch_model"),
         ("wrn/Weights.pt", "wrn-Weights"),
+        ("wrn/best (1).pth", "wrn-best (1)"),
+        ("wrn/model copy.pt", "wrn-model copy"),
         ("wrn/checkpoint-epoch=90.ckpt", "wrn-checkpoint-epoch=90"),
         ("exp3/weights/last.pt", "exp3-weights-last"),
         ("wrn/2026-01-05/0090.pt", "wrn-2026-01-05-0090"),

@@ -113,7 +113,8 @@ def test_what_was_measured_and_what_speaks_against_it_is_printed_and_kept(
     assert any("chance" in warning for warning in card.warnings)
     said = capfd.readouterr().err
     assert "images   20 of 4 classes, class0 6, class1 5, class2 5, class3 4; passed over: 1 .txt, 1 of hidden" in said
-    assert "assumed  order of the classes = text: class0, class1, class2, class3 (change it with edgekd ingest" in said
+    order = "assumed  order of the classes = text: class0, class1, class2, class3"
+    assert f"{order} (change it with edgekd ingest --run {run.path} --classes FILE)" in said, "it lies not in runs/"
     assert all(f"warning: {warning}" in said for warning in card.warnings)
 
 

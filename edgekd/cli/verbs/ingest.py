@@ -13,6 +13,7 @@ from edgekd import console
 from edgekd.cli import flags
 from edgekd.cli.verb import verb
 from edgekd.errors import UsageError
+from edgekd.text import path_argument
 
 if TYPE_CHECKING:
     from edgekd.run.cards.teacher import PixelsCard, TeacherCard
@@ -72,7 +73,7 @@ def ingest(
         f"{made.stage('teacher')}/teacher.json",
         f"{in_short(card.arch)}, {card.classes} classes, {card.probe.parameters:,} parameters, "
         f"{card.probe.macs:,} MACs",
-        f"edgekd distill {targets.path_argument(recipe.teacher.file)} --run {targets.run_argument(made)}",
+        f"edgekd distill {path_argument(recipe.teacher.file)} --run {targets.run_argument(made)}",
     )
 
 
