@@ -75,8 +75,7 @@ def tried(file: PublicFile, checkpoint: Path, images: Path | None) -> Outcome:
         elif file.flags and "..." not in file.flags:
             code, said, spent = ingest(checkpoint, runs, file.flags.split())
             seconds, outcome = [*seconds, spent], "refused after its flag" if code else "after the flag it named"
-    match = re.search(r"^result +(.*?), \d+ classes", said, re.MULTILINE)
-    arch = match[1] if match else ""
+    arch = "" if code else json.loads(Path(runs, "teacher", "teacher.json").read_text(encoding="utf-8"))["arch"]
     if arch and file.arch and not re.fullmatch(file.arch, arch):
         outcome = "other arch"
     accuracy = None if images is None or not arch else evaluated(file, checkpoint, runs, images)
