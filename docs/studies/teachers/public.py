@@ -137,7 +137,21 @@ def main(clones: Path, data: Path, out: Path) -> None:
     out.write_text(text, encoding="utf-8")
 
 
+def table(written: Path) -> str:
+    """Return what was written as a table in Markdown."""
+    lines = ["| file | before | now | CPU seconds | accuracy, % |", "|---|---|---|---|---|"]
+    for row in json.loads(written.read_text(encoding="utf-8"))["files"]:
+        seconds = " + ".join(f"{each:.0f}" for each in row.get("cpu_seconds", ()))
+        accuracy = "" if row.get("accuracy") is None else f"{100 * row['accuracy']:.1f}"
+        name = f"{row['path']} ({row['repository']}@{row['commit']})"
+        lines.append(f"| {name} | {row['before']} | {row['outcome']} | {seconds} | {accuracy} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
+    if len(sys.argv) == 2:
+        print(table(Path(sys.argv[1])))  # noqa: T201
+        sys.exit()
     if len(sys.argv) != 4:
         sys.exit(__doc__)
     main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
