@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from edgekd.errors import InputFileError
 from edgekd.ingestion import matching, outside, search, views
 from edgekd.ingestion.matching import Match
+from edgekd.ingestion.rewriting import Rewriting, without_biases
 from edgekd.ingestion.search import NamedReading, ZooComparison
 from edgekd.ingestion.weights import ITSELF, Weights, require_floats, state_dict_of, weights_of
 from edgekd.models import probe, registry
@@ -29,6 +30,9 @@ __all__ = [
     "state_dict_of",
     "weights_of",
 ]
+
+
+OWN_CODE = "--arch package.module:factory"
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,8 @@ def infer(
     assumptions = [*decided, *_left_out(chosen, weights)]
     assumptions += _assumed_size(chosen_match) if input_shape is None else []
     assumptions += _unseen(chosen_match, chosen.dropped)
-    return _inferred(chosen_match, chosen.weights, tuple(assumptions))
+    inferred = _inferred(chosen_match, chosen.weights, tuple(assumptions))
+    return inferred if findings.rewriting is None else _rewritten(inferred, chosen_match, chosen, findings.rewriting)
 
 
 def build_teacher(inferred: Inferred) -> nn.Module:
@@ -149,6 +154,28 @@ def _answer_alike(reading: NamedReading) -> bool:
 def _inferred(match: Match, weights: Mapping[str, Tensor], assumptions: tuple[Assumption, ...]) -> Inferred:
     renamed = {match.prefix + match.mapping.get(name, name): tensor for name, tensor in weights.items()}
     return Inferred(match.spec, match.classes, match.input_shape, assumptions, match.mapping, renamed)
+
+
+def _rewritten(inferred: Inferred, match: Match, reading: NamedReading, rewriting: Rewriting) -> Inferred:
+    """A teacher whose weights fit in another form than the file's: the biases put where the network has a place."""
+    assumptions = list(inferred.assumptions)
+    if rewriting.head:
+        value = "two classes with the logits 0 and z, which a softmax turns into what a sigmoid makes of z"
+        assumptions.append(Assumption(f"the single output z of {rewriting.head}", value, OWN_CODE))
+    read = {theirs: reading.view.names[theirs] for theirs in rewriting.biases if theirs in reading.view.names}
+    biases = {match.prefix + match.mapping.get(ours, ours): rewriting.biases[theirs] for theirs, ours in read.items()}
+    if not biases:
+        return replace(inferred, assumptions=tuple(assumptions))
+    net = registry.build(inferred.arch, input_shape=inferred.input_shape, classes=inferred.classes, seed=0)
+    folded = without_biases(net, inferred.state_dict, biases, inferred.input_shape)
+    if folded is None:
+        raise InputFileError(
+            f"The weights fit {inferred.arch} but for biases of convolutions which no BatchNorm takes away: those of "
+            f"{listed(name.removesuffix('.weight') for name in biases)}. Give your own code with {OWN_CODE}."
+        )
+    value = f"of {len(biases)} convolutions, subtracted from the running means: the same function"
+    assumptions.append(Assumption("biases before BatchNorm", value, OWN_CODE))
+    return replace(inferred, assumptions=tuple(assumptions), state_dict=folded)
 
 
 def _left_out(reading: NamedReading, tensors: Mapping[str, Tensor]) -> Iterator[Assumption]:

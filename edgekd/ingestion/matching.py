@@ -127,7 +127,9 @@ def match(
             f"--input {channels}x{input_shape[1]}x{input_shape[2]}."
         )
     if classes_in_file < 2 or channels < 1:
-        return replace(describe_mismatch(spec, shapes, template), differences=(ONE_OUTPUT,))
+        return replace(
+            describe_mismatch(spec, shapes, template), differences=("its last layer has fewer than two outputs",)
+        )
     side, side_is_fixed = family.image_side(shapes)
     # A network that pads smaller images itself (LeNet: 28 to 32) shows the padded side alone.
     if side_is_fixed and input_shape is not None and side != max(input_shape[1], family.padded_side):
@@ -146,13 +148,6 @@ def match(
     if dict(expected) != shapes:
         return describe_mismatch(fitted_spec, shapes, expected)
     return Match(fitted_spec, image_shape, classes_in_file, side_is_fixed, mapping, spec.options)
-
-
-ONE_OUTPUT = (
-    "its last layer has one output where classes need two or more; make it two logits with "
-    "weight = torch.cat([-w / 2, w / 2]), and the bias alike"
-)
-"""The difference that is told of a network with a single output."""
 
 
 def nearest(
