@@ -39,7 +39,8 @@ def _resnets_with(tensors: int) -> Sequence[str]:
     blocks, rest = divmod(tensors - 7, 30)
     if not 1 <= blocks <= _MOST_BLOCKS or rest not in (0, 10):
         return []
-    return [f"resnet{6 * blocks + 2}" + (",shortcut=B" if rest else "")]
+    name = f"resnet{6 * blocks + 2}"
+    return [f"{name},shortcut=B", f"{name},shortcut=3x3"] if rest else [name]
 
 
 def _make_wide(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
@@ -74,7 +75,7 @@ CIFAR_RESNET = Family(
     students=_STUDENTS,
     recognize=_recognize_resnet,
     note="and any other depth of 6n+2: for CIFAR, 16 to 64 channels",
-    options={"shortcut": Option(("A", "B")), "activation": activation_option()},
+    options={"shortcut": Option(("A", "B", "3x3")), "activation": activation_option()},
     widths=None,
     side=32,
     archs_with=_resnets_with,

@@ -31,9 +31,9 @@ class _BasicBlock(nn.Module):
         if stride != 1 and shortcut == "A":
             self.shortcut = _ZeroPadShortcut(channels_in, channels_out)
         elif stride != 1:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
-            )
+            kernel = 3 if shortcut == "3x3" else 1
+            convolution = nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False)
+            self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(channels_out))
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
@@ -44,7 +44,7 @@ class CifarResNet(nn.Module):
     """The ResNet of 6n+2 layers for 32x32 images: a 3x3 stem and three stages of n basic blocks.
 
     `base` is the number of channels of the first stage (16 as published); each later stage has twice as many.
-    Shortcuts that change the shape are parameter-free (`A`) or 1x1 convolutions with BatchNorm (`B`).
+    Shortcuts that change the shape are parameter-free (`A`), or 1x1 (`B`) or 3x3 convolutions with BatchNorm.
     """
 
     def __init__(self, depth: int, base: int, channels: int, classes: int, shortcut: str) -> None:
