@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor, nn
 
 from edgekd.errors import InputFileError
-from edgekd.ingestion import matching, outside, search, views
+from edgekd.ingestion import contents, matching, outside, search, views
 from edgekd.ingestion.matching import Match
 from edgekd.ingestion.rewriting import Rewriting, without_biases
 from edgekd.ingestion.search import NamedReading, ZooComparison
@@ -246,13 +246,19 @@ def _difference(theirs: list[str], ours: list[str]) -> str:
 
 
 def _nothing_fits(weights: Mapping[str, Tensor], findings: ZooComparison, requested: ArchSpec | None) -> InputFileError:
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     nearest = matching.nearest(weights, findings.mismatches, requested)
-    size = f"the weights ({len(weights)} tensors)"
-    what = f"{requested} does not fit {size}" if requested else f"Nothing fits {size}; the nearest is {nearest.spec}"
+    held = contents.in_words(shapes)
+    size = f"the weights ({len(weights)} tensors{': ' if held else ''}{held})"
+    what = f"{requested} does not fit {size}" if requested else f"Nothing fits {size}"
     if findings.timed_out:
         what = f"The search of timm's models stopped after {outside.SEARCH_SECONDS:.0f} s. {what}"
-    searched = outside.timm_is_installed() or requested is not None
-    timm = "timm's with --arch timm:NAME" if searched else "have timm's models searched: pip install 'edgekd[timm]'"
-    return InputFileError(
-        f"{what}: {'; '.join(nearest.differences)}. Give your own code with --arch package.module:factory, or {timm}."
-    )
+    if nearest is not None:
+        what += f"{'' if requested else f'; the nearest is {nearest.spec}'}: {'; '.join(nearest.differences)}"
+    other = "" if nearest is not None and not requested else contents.no_classifier(shapes)
+    ways = [f"Give your own code with {OWN_CODE}"]
+    if outside.timm_is_installed() or requested is not None:
+        ways.append("timm's with --arch timm:NAME")
+    else:
+        ways.append("have timm's models searched: pip install 'edgekd[timm]'")
+    return InputFileError(f"{what}. {f'{other} ' if other else ''}{', or '.join(ways)}.")

@@ -103,5 +103,5 @@ def test_a_name_belongs_to_one_family() -> None:
     owned = [name for family in families.FAMILIES for name in {*family.students, *family.tensors}]
     assert sorted(owned) == sorted(registry.names())
     for family in families.FAMILIES:
-        for name in (*family.students, *family.tensors, *family.compared_first, *family.lookalikes):
+        for name in (*family.students, *family.tensors):
             assert registry.family_of(name) is family

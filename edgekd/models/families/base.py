@@ -88,10 +88,8 @@ class Family:
     """Prefixes of auxiliary heads that published checkpoints carry and inference never runs."""
     telltale: str = ""
     """A tensor by which weights with such heads are known."""
-    compared_first: tuple[str, ...] = ()
-    """What weights that fit nothing are compared with first, beside networks of about as many tensors."""
-    lookalikes: tuple[str, ...] = ()
-    """One network of each kind, for saying what weights that fit nothing else either are most like."""
+    first: str = ""
+    """The first tensor of each of these networks: weights without it are not compared with them for a message."""
 
     def image_side(self, shapes: Shapes) -> tuple[int, bool]:
         """Return the image side the weights were made for, and whether they fix it or it is only usual."""

@@ -79,7 +79,7 @@ CIFAR_RESNET = Family(
     widths=None,
     side=32,
     archs_with=_resnets_with,
-    compared_first=_STUDENTS,
+    first="conv1.weight",
 )
 WIDE_RESNET = Family(
     _make_wide,
@@ -90,5 +90,5 @@ WIDE_RESNET = Family(
     side=32,
     archs_with=_wide_resnets_with,
     name_with_width=_name_with_width,
-    lookalikes=("wrn-16-2", "wrn-40-2"),
+    first="conv1.weight",
 )
