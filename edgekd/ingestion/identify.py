@@ -88,6 +88,7 @@ def infer(
     assumptions = [*decided, *_left_out(chosen, weights)]
     assumptions += _assumed_size(chosen_match) if input_shape is None else []
     assumptions += _unseen(chosen_match, chosen.dropped)
+    assumptions += _published_pixels(chosen_match, chosen)
     inferred = _inferred(chosen_match, chosen.weights, tuple(assumptions))
     return inferred if findings.rewriting is None else _rewritten(inferred, chosen_match, chosen, findings.rewriting)
 
@@ -220,6 +221,18 @@ def _unseen(match: Match, dropped: bool) -> Iterable[Assumption]:
         yield Assumption("auxiliary classifiers", "left out, only training runs them", "--arch package.module:factory")
 
 
+def _published_pixels(match: Match, reading: NamedReading) -> Iterator[Assumption]:
+    """What timm's own weights of this network, and of those that answer alike, want of pixels."""
+    names = [str(match.spec), *(str(other.spec) for other in reading.structures)]
+    timms = [name.removeprefix(PREFIX) for name in dict.fromkeys(names) if name.startswith(PREFIX)]
+    if timms and match.input_shape[0] == 3:
+        flags = outside.published_pixels(timms)
+        if flags:
+            yield Assumption(
+                "mean and std of real images", "unknown; timm has weights of this network", " or ".join(flags)
+            )
+
+
 def _mapping_needed(match: Match) -> InputFileError:
     pairs = mapping_in_short(match.mapping)
     more = f" and {len(pairs) - 20} more" if len(pairs) > 20 else ""
@@ -258,7 +271,7 @@ def _nothing_fits(weights: Mapping[str, Tensor], findings: ZooComparison, reques
     other = "" if nearest is not None and not requested else contents.no_classifier(shapes)
     ways = [f"Give your own code with {OWN_CODE}"]
     if outside.timm_is_installed() or requested is not None:
-        ways.append("timm's with --arch timm:NAME")
-    else:
+        ways += ["timm's with --arch timm:NAME"] if len(weights) >= outside.FEWEST_TENSORS or requested else []
+    elif len(weights) >= outside.FEWEST_TENSORS:
         ways.append("have timm's models searched: pip install 'edgekd[timm]'")
     return InputFileError(f"{what}. {f'{other} ' if other else ''}{', or '.join(ways)}.")

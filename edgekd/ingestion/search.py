@@ -68,7 +68,8 @@ def compare_with_zoo(
         found = _search(other.weights, compare)
         if found.exact or found.mapped:
             findings = replace(found, rewriting=other)
-    if findings.exact is None and requested is None and outside.timm_is_installed():
+    may_be_timms = len(weights) >= outside.FEWEST_TENSORS and outside.timm_is_installed()
+    if findings.exact is None and requested is None and may_be_timms:
         one_output = next((other for other in others if other.head and not other.biases), None)
         findings = _search_timm(weights, input_shape, hint, findings)
         if one_output is not None and findings.exact is None and not findings.timed_out:
