@@ -82,9 +82,11 @@ def network_shapes(arch: str, input_shape: Shape, classes: int) -> Shapes:
 def candidate_archs(weights: Mapping[str, Tensor]) -> list[ArchSpec]:
     """List the architectures of the zoo with as many tensors as `weights`, which alone are worth building."""
     tensors = len(weights)
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     archs = [name for name, count in registry.tensor_counts().items() if count == tensors]
     for family in families.FAMILIES:
-        archs += [arch for arch in family.archs_with(tensors) if registry.family_of(arch.partition(",")[0]) is family]
+        found = (*family.archs_with(tensors), *family.archs_like(shapes))
+        archs += [arch for arch in found if registry.family_of(arch.partition(",")[0]) is family]
     return [ArchSpec.parse(arch) for arch in archs]
 
 

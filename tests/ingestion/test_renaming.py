@@ -64,6 +64,7 @@ def as_it_is(_name: str) -> tuple[bool, ...]:
         ("resnet8", registered(convolutions_first, {"linear": "out"})),
         ("resnet8,shortcut=3x3", registered(as_it_is, {"shortcut": "downsample", "conv1": "conv", "bn1": "bn"})),
         ("resnet8,shortcut=3x3", registered(shortcut_first, {"shortcut": "skip"})),
+        ("resnet-2-1-3,shortcut=3x3", registered(as_it_is, {"shortcut": "downsample", "conv1": "conv", "bn1": "bn"})),
         ("resnet18", registered(shortcut_first, {"downsample": "shortcut", "conv1": "prep", "bn1": "norm"})),
         ("resnet50", registered(shortcut_first, {"downsample": "identity_downsample"})),
     ],

@@ -80,6 +80,8 @@ class Family:
 
     archs_with: Callable[[int], Sequence[str]] = lambda _tensors: ()
     """Return the architectures with so many tensors, where their number follows a rule."""
+    archs_like: Callable[[Shapes], Sequence[str]] = lambda _shapes: ()
+    """Return further architectures that weights of such shapes, under any names, may belong to."""
     options_from_shapes: Callable[[Shapes, Shape], Mapping[str, str]] = lambda _shapes, _shape: {}
     """Return the options that the weights' shapes tell, as far as a student for such images would not have them."""
     name_with_width: Callable[[str, Shapes], str] | None = None
