@@ -338,10 +338,13 @@ def network_logits(model: nn.Module, images: Tensor, classes: int, of: str = "or
 
 
 def same_answers(first: nn.Module, other: nn.Module, input_shape: Shape, *, seed: int) -> bool:
-    """Return whether two classifiers in eval mode answer seeded noise alike, a softmax at the end of either undone."""
+    """Return whether two classifiers in eval mode answer seeded noise alike, a softmax at the end of either undone.
+
+    A single output counts as the second of two logits, the first being 0.
+    """
     images = torch.randn(8, *input_shape, generator=rng.generator(seed, "compare"))
     with _evaluating(first), _evaluating(other):
-        answers = [call_network(model, images) for model in (first, other)]
+        answers = [_with_a_zero_logit(model, images, call_network(model, images)) for model in (first, other)]
     if any(not isinstance(a, Tensor) or a.ndim != 2 for a in answers) or answers[0].shape != answers[1].shape:
         return False
     kinds = [_kind_of(a.float()) for a in answers]
@@ -349,6 +352,14 @@ def same_answers(first: nn.Module, other: nn.Module, input_shape: Shape, *, seed
     if kinds[0] != kinds[1]:
         logs = [log.log_softmax(dim=1) for log in logs]
     return bool(torch.allclose(logs[0], logs[1], rtol=1e-3, atol=1e-3 * float(logs[1].abs().max())))
+
+
+def _with_a_zero_logit(model: nn.Module, images: Tensor, answer: Any) -> Any:
+    """Two logits in place of a single output, a sigmoid at its end undone; other answers as they are."""
+    if not isinstance(answer, Tensor) or answer.shape[1:] != (1,):
+        return answer
+    score = answer.logit() if last_operation(model, images) in _SIGMOIDS[:1] else answer
+    return torch.cat([torch.zeros_like(score), score], dim=1)
 
 
 def _kind_of(output: Tensor) -> str:

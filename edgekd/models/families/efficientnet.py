@@ -26,5 +26,5 @@ EFFICIENTNET_B0 = Family(
     students=("efficientnet-b0",),
     tensors={"efficientnet-b0": 311},
     options={"drop_strides": DROP_STRIDES},
-    lookalikes=("efficientnet-b0",),
+    first="features.0.0.weight",
 )

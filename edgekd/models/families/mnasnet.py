@@ -26,5 +26,5 @@ MNASNET = Family(
     tensors={"mnasnet": 262},
     options={"drop_strides": DROP_STRIDES, "activation": activation_option()},
     widths=None,
-    lookalikes=("mnasnet",),
+    first="layers.0.weight",
 )

@@ -2,7 +2,7 @@
 
 `plain/conv+conv1+6k5/relu/max2/flatten/linear+fc1+120/relu/linear+fc2+10` is a whole network: its layers in the order
 in which they run, each with its name in the checkpoint. `plain` alone, with options, is how a user settles what a
-checkpoint leaves open (`ingestion/plain.py`).
+checkpoint leaves open (`ingestion/wiring/plain.py`).
 """
 
 from __future__ import annotations

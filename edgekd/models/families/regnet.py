@@ -27,5 +27,5 @@ REGNET_Y_400MF = Family(
     students=("regnet-y-400mf",),
     tensors={"regnet-y-400mf": 331},
     options={"drop_strides": DROP_STRIDES, "activation": activation_option()},
-    lookalikes=("regnet-y-400mf",),
+    first="stem.0.weight",
 )

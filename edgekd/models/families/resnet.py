@@ -75,7 +75,7 @@ BASIC = Family(
     options={**_STEM_OPTIONS, "activation": activation_option()},
     read_side=_read_side,
     options_from_shapes=_options_from_shapes,
-    lookalikes=("resnet18",),
+    first="conv1.weight",
 )
 BOTTLENECK = Family(
     _make,
@@ -97,5 +97,5 @@ BOTTLENECK = Family(
     },
     read_side=_read_side,
     options_from_shapes=_options_from_shapes,
-    lookalikes=("resnet50", "resnet101"),
+    first="conv1.weight",
 )

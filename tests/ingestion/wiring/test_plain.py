@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from edgekd.errors import InputFileError
 from edgekd.ingestion import identify
-from edgekd.ingestion.chain import chain_of
+from edgekd.ingestion.wiring.chain import chain_of
 from edgekd.models.families.plain import in_short
 from edgekd.models.stems import Shape
 
