@@ -35,7 +35,10 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what the run holds 
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:i.")]
 Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads; by default the usable CPUs.")]
 Arch = Annotated[
-    str, typer.Option(metavar="NAME", help="Teacher architecture, or package.module:factory; inferred by default.")
+    str,
+    typer.Option(
+        metavar="NAME", help="Teacher architecture, package.module:factory, or net.py:Net; inferred by default."
+    ),
 ]
 Input = Annotated[
     str, typer.Option("--input", metavar="CxHxW", help="Input shape, such as 3x32x32; inferred by default.")

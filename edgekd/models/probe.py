@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +27,7 @@ LARGEST_LOGIT = 1e4
 """No trained classifier answers noise with larger ones, and no student would reach them within a run."""
 SMALLEST_SPREAD = 1e-4
 """Logits that differ by less between classes say next to nothing: a softmax of them is uniform."""
-_SIGMOIDS = ("sigmoid", "hardsigmoid", "log_sigmoid", "log_sigmoid_forward")
+SIGMOIDS = ("sigmoid", "hardsigmoid", "log_sigmoid", "log_sigmoid_forward")
 _BOUNDING = ("tanh", "hardtanh", "clamp", "clip")
 _RELUS = ("relu", "threshold")
 _SUMS = ("addmm", "mm", "bmm", "linear", "convolution", "mean", "_adaptive_avg_pool2d", "avg_pool2d", *_RELUS)
@@ -35,6 +37,9 @@ _PASSING = (
     *("clone", "_to_copy", "contiguous", "slice", "select", "expand", "copy"),
 )
 """Operations that leave each number as it is."""
+_NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "native_layer_norm")
+_OTHER_PRECISION = re.compile(r"dtype|\b(half|double|float64|float16|bfloat16)\b", re.IGNORECASE)
+"""What PyTorch's errors say where numbers of two precisions meet."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,9 @@ def probe(model: nn.Module, *, input_shape: Shape, classes: int, seed: int) -> P
     few = images[:3]
     for what, others in (("images of one shade", _flat(few)), ("noise of three times the contrast", 3 * few)):
         network_logits(model, others, classes, of=what)
+    require_gradient(model, images[:2])
     ends_in = last_operation(model, images[:1])
-    with _evaluating(model):
+    with evaluating(model):
         started = time.perf_counter()
         model(images)
         if device.type == "cuda":
@@ -119,9 +125,17 @@ def _require_logits(output: Tensor, emits: str, ends_in: str) -> None:
             "The network has a single output; a classifier has one for each class. Of two classes with one number x, "
             "make the logits 0 and x, in code that --arch package.module:factory names."
         )
+    lengths = output.norm(dim=1)
+    if emits == "logits" and output.shape[1] > 2 and bool(((lengths - 1).abs() < _SUM_TOLERANCE).all()):
+        raise InputFileError(
+            "The network answers with vectors of length 1, as one does that embeds images (faces, retrieval): it has "
+            "no classifier. If these are logits of classes, return them before they are divided by their length, in "
+            "the code that --arch net.py:NAME names."
+        )
     between = emits == "logits" and bool((output >= 0).all()) and bool((output <= 1).all())
-    if ends_in in _SIGMOIDS or (between and ends_in not in _SUMS):
-        what = "ends in a sigmoid" if ends_in in _SIGMOIDS else "answers with numbers from 0 to 1 that do not sum to 1"
+    between = between and bool(output[:, 0].any())  # zeros stand beside a single output
+    if ends_in in SIGMOIDS or (between and ends_in not in _SUMS):
+        what = "ends in a sigmoid" if ends_in in SIGMOIDS else "answers with numbers from 0 to 1 that do not sum to 1"
         raise InputFileError(
             f"The network {what}, as one does that gives an image several labels at once; edgekd distils classifiers "
             "whose classes exclude each other. If these do, return the logits: leave the sigmoid out, or whatever "
@@ -155,6 +169,43 @@ def _remarks(output: Tensor, scores: Tensor, ends_in: str) -> Iterator[str]:
             "the teacher's logits end in a ReLU, so that all classes which it rules out are alike to it; where the "
             "layer before has the logits, let the network return those."
         )
+    elif ends_in in _NORMS:
+        yield (
+            f"the teacher ends in a normalisation, as networks do that embed images; are its {output.shape[1]} outputs "
+            "classes at all?"
+        )
+
+
+def require_gradient(model: nn.Module, images: Tensor) -> None:
+    """Raise InputFileError unless the answers of a model in eval mode have a gradient that reaches the images."""
+    images = images.detach().requires_grad_()
+    reason = "its forward runs under torch.no_grad(), detaches its input or leaves PyTorch"
+    with evaluating(model), torch.enable_grad():
+        try:
+            answers = model(images).float()
+            if answers.requires_grad and torch.autograd.grad(answers.sum(), images, allow_unused=True)[0] is not None:
+                return
+        except Exception as error:  # noqa: BLE001 - foreign networks may raise anything
+            reason = f"{type(error).__name__}: {first_line(error)}"
+    raise InputFileError(
+        f"No gradient of the network's answers reaches its images, and distillation needs it: {reason}."
+    )
+
+
+def require_learning(model: nn.Module, input_shape: Shape, classes: int) -> None:
+    """Raise InputFileError unless a model in train mode answers with logits whose gradient reaches its weights."""
+    images = torch.randn(2, *input_shape, generator=rng.generator(0, "learning"))
+    learner = copy.deepcopy(model).train()
+    try:
+        with rng.seeded_global_rng(0, "learning"), torch.enable_grad():
+            answers = learner(images)
+            if isinstance(answers, Tensor) and answers.shape == (2, classes) and answers.requires_grad:
+                answers.float().sum().backward()
+                return
+            reason = "no gradient of its answers reaches its weights"
+    except Exception as error:  # noqa: BLE001 - foreign networks may raise anything
+        reason = f"{type(error).__name__}: {first_line(error)}"
+    raise InputFileError(f"The network does not learn in train mode: {reason}.")
 
 
 class _Origins(TorchDispatchMode):
@@ -180,14 +231,14 @@ class _Origins(TorchDispatchMode):
 def last_operation(model: nn.Module, images: Tensor) -> str:
     """Return the name that PyTorch gives the operation whose numbers a model answers with, such as `addmm`."""
     origins = _Origins()
-    with _evaluating(model), origins:
+    with evaluating(model), origins:
         output = model(images)
     return origins.made.get(id(output), "")
 
 
 def complexity(model: nn.Module, input_shape: Shape) -> Complexity:
     """Count parameters, and the multiply-accumulates of convolutions and matrix products for one image."""
-    with _evaluating(model), FlopCounterMode(display=False) as counter:
+    with evaluating(model), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, *input_shape, device=_device_of(model)))
     return Complexity(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
 
@@ -241,7 +292,7 @@ def _answers_of(modules: Mapping[str, nn.Module], model: nn.Module, input_shape:
 
     handles = [module.register_forward_hook(partial(see, name)) for name, module in modules.items()]
     try:
-        with _evaluating(model):
+        with evaluating(model):
             model(torch.zeros(1, *input_shape, device=_device_of(model)))
     finally:
         for handle in handles:
@@ -250,7 +301,7 @@ def _answers_of(modules: Mapping[str, nn.Module], model: nn.Module, input_shape:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Run a block without gradients in eval mode, and give each module its mode back."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -272,6 +323,11 @@ def call_network(model: nn.Module, images: Tensor) -> Any:
     try:
         return model(images)
     except (Exception, SystemExit) as error:  # foreign networks may raise anything
+        if _OTHER_PRECISION.search(str(error)):
+            raise InputFileError(
+                f"The network computes in another precision than float32 ({first_line(error)}). edgekd runs it in "
+                "float32: leave .half(), .double() and .to(dtype) out of its code."
+            ) from error
         raise InputFileError(
             f"The network does not take {'single ' if len(images) == 1 else ''}{sizes(images.shape[1:])} images: "
             f"{first_line(error)}. Set the right channels and size with --input CxHxW."
@@ -283,7 +339,7 @@ def network_logits(model: nn.Module, images: Tensor, classes: int, of: str = "or
 
     `of` says in words what the images are.
     """
-    with _evaluating(model):
+    with evaluating(model):
         output = call_network(model, images)
     if not isinstance(output, Tensor):
         raise InputFileError(
@@ -305,7 +361,7 @@ def network_logits(model: nn.Module, images: Tensor, classes: int, of: str = "or
 def same_answers(first: nn.Module, other: nn.Module, input_shape: Shape, *, seed: int) -> bool:
     """Return whether two classifiers in eval mode answer seeded noise alike, a softmax at the end of either undone."""
     images = torch.randn(8, *input_shape, generator=rng.generator(seed, "compare"))
-    with _evaluating(first), _evaluating(other):
+    with evaluating(first), evaluating(other):
         answers = [call_network(model, images) for model in (first, other)]
     if any(not isinstance(a, Tensor) or a.ndim != 2 for a in answers) or answers[0].shape != answers[1].shape:
         return False

@@ -71,7 +71,7 @@ def session(hashes: Sequence[str] = ()) -> Iterator[None]:
 def approve_code(names: Iterable[str] = (), *, pickles: bool = False) -> None:
     """Take what was typed on the command line as the user's approval of the code that it names."""
     if _session is not None:
-        _session.names |= {_bare(name) for name in names if runs_own_code(name)}
+        _session.names |= {outside.own_code(_bare(name)) for name in names if runs_own_code(name)}
         _session.pickles |= pickles
 
 
@@ -85,8 +85,8 @@ def factory(arch: str) -> UntrustedCode:
 
     The hash covers the name of the factory and every file that `imports.files_of` finds.
     """
-    name = _bare(arch)
-    module = name.partition(":")[0].strip()
+    name = outside.own_code(_bare(arch))
+    module = name.partition(":")[0]
     files = imports.files_of(module)
     if not files:
         raise UsageError(
