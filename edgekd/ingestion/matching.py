@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from edgekd.errors import InputFileError, UsageError
 from edgekd.ingestion.renaming import rename
 from edgekd.models import families, registry
+from edgekd.models.families.convolutions import CONVOLUTIONS
 from edgekd.models.registry import ArchSpec
 from edgekd.models.shapes import Shapes, shapes_in
 from edgekd.models.stems import Shape
@@ -58,6 +59,9 @@ class Mismatch:
     """The first differences, for the error message."""
 
 
+_DRAWS = (torch.Tensor.normal_, torch.Tensor.uniform_)
+
+
 class WeightsOnMeta(TorchFunctionMode):
     """Allocate layers' weights on the meta device; unlike `torch.device("meta")`, other tensors stay real."""
 
@@ -67,6 +71,8 @@ class WeightsOnMeta(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is torch.empty:
             kwargs["device"] = "meta"
+        if func in _DRAWS and args[0].is_meta:
+            return args[0]  # without numbers nothing is drawn, for which torch would import its compiler
         return func(*args, **kwargs)
 
 
@@ -78,9 +84,10 @@ def network_shapes(arch: str, input_shape: Shape, classes: int) -> Shapes:
 
 
 def candidate_archs(weights: Mapping[str, Tensor]) -> list[ArchSpec]:
-    """List the architectures of the zoo with as many tensors as `weights`, which alone are worth building."""
-    tensors = len(weights)
-    archs = [name for name, count in registry.tensor_counts().items() if count == tensors]
+    """List the architectures of the zoo with as many tensors and convolutions, which alone are worth building."""
+    tensors, convolutions = len(weights), sum(tensor.ndim == 4 for tensor in weights.values())
+    alike = [name for name, count in registry.tensor_counts().items() if count == tensors]
+    archs = [name for name in alike if CONVOLUTIONS.get(name, convolutions) == convolutions]
     for family in families.FAMILIES:
         archs += [arch for arch in family.archs_with(tensors) if registry.family_of(arch.partition(",")[0]) is family]
     return [ArchSpec.parse(arch) for arch in archs]
@@ -174,7 +181,8 @@ def nearest(
         for names in ([*by_count[:6], *usual], lookalikes):
             if any(mismatch.similarity >= 0.5 for mismatch in mismatches):
                 break
-            outcomes = (match(ArchSpec(name), weights, None, None) for name in names)
+            alike = [name for name in names if registry.family_of(name).landmark in ("", *weights)]
+            outcomes = (match(ArchSpec(name), weights, None, None) for name in alike)
             mismatches = [*mismatches, *(outcome for outcome in outcomes if isinstance(outcome, Mismatch))]
     return max(mismatches, key=lambda mismatch: mismatch.similarity)
 

@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from edgekd import rng
 from edgekd.errors import InputFileError
 from edgekd.models.stems import Shape
+from edgekd.models.watching import Watching
 from edgekd.text import first_line, sizes
 
 _SUM_TOLERANCE = 1e-3
@@ -208,11 +207,11 @@ def require_learning(model: nn.Module, input_shape: Shape, classes: int) -> None
     raise InputFileError(f"The network does not learn in train mode: {reason}.")
 
 
-class _Origins(TorchDispatchMode):
+class _Origins(Watching):
     """Remembers which operation made each tensor, past those that only give it another shape."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.made: dict[int, str] = {}
 
     def __torch_dispatch__(
@@ -238,9 +237,11 @@ def last_operation(model: nn.Module, images: Tensor) -> str:
 
 def complexity(model: nn.Module, input_shape: Shape) -> Complexity:
     """Count parameters, and the multiply-accumulates of convolutions and matrix products for one image."""
-    with evaluating(model), FlopCounterMode(display=False) as counter:
+    from edgekd.models.flops import FlopsByDtype  # which imports triton, and a refused file does without
+
+    with evaluating(model), FlopsByDtype() as counter:
         model(torch.zeros(1, *input_shape, device=_device_of(model)))
-    return Complexity(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
+    return Complexity(sum(p.numel() for p in model.parameters()), sum(counter.flops.values()) // 2)
 
 
 def batchnorm_names(model: nn.Module) -> list[str]:

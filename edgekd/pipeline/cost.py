@@ -11,7 +11,7 @@ from functools import reduce
 import torch
 
 from edgekd.stopping import Stop
-from edgekd.synthesis.macs import FlopsByDtype
+from edgekd.models.flops import FlopsByDtype
 
 _LONGEST_S = 20.0
 """No update of one kind is timed again after so many seconds: where one takes long, the first says enough."""

@@ -88,6 +88,8 @@ class Family:
     """Prefixes of auxiliary heads that published checkpoints carry and inference never runs."""
     telltale: str = ""
     """A tensor by which weights with such heads are known."""
+    landmark: str = ""
+    """A tensor that each of its networks has: weights without it are not said to be like one of them."""
     compared_first: tuple[str, ...] = ()
     """What weights that fit nothing are compared with first, beside networks of about as many tensors."""
     lookalikes: tuple[str, ...] = ()

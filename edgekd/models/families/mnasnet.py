@@ -27,4 +27,5 @@ MNASNET = Family(
     options={"drop_strides": DROP_STRIDES, "activation": activation_option()},
     widths=None,
     lookalikes=("mnasnet",),
+    landmark="layers.8.0.layers.0.weight",
 )

@@ -42,6 +42,7 @@ MOBILENETV2 = Family(
     options={"drop_strides": DROP_STRIDES, "activation": activation_option("relu6")},
     widths=None,
     lookalikes=("mobilenetv2",),
+    landmark="features.2.conv.0.0.weight",
 )
 MOBILENETV3 = Family(
     _make,
@@ -50,4 +51,5 @@ MOBILENETV3 = Family(
     options={"drop_strides": DROP_STRIDES},
     widths=None,
     lookalikes=("mobilenetv3-large",),
+    landmark="features.2.block.0.0.weight",
 )

@@ -32,4 +32,5 @@ SHUFFLENETV2 = Family(
     options={"drop_strides": DROP_STRIDES, "activation": activation_option()},
     widths=tuple(_WIDTHS),
     lookalikes=("shufflenetv2",),
+    landmark="stage2.0.branch2.0.weight",
 )

@@ -37,4 +37,5 @@ SQUEEZENET = Family(
     },
     options_from_shapes=lambda _shapes, _shape: {"logit_relu": "true"},  # a teacher was published with it
     lookalikes=("squeezenet",),
+    landmark="features.3.squeeze.weight",
 )
