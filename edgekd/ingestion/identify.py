@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgekd.errors import InputFileError
-from edgekd.ingestion import matching, outside, search, views
+from edgekd.ingestion import judging, matching, outside, plain, search, views
+from edgekd.ingestion.chain import chain_of
+from edgekd.ingestion.inferred import Assumption, Inferred, build_teacher
 from edgekd.ingestion.matching import Match
 from edgekd.ingestion.search import NamedReading, ZooComparison
-from edgekd.ingestion.weights import ITSELF, Weights, require_floats, state_dict_of, weights_of
+from edgekd.ingestion.weights import ITSELF, Weights, state_dict_of, weights_of
 from edgekd.models import probe, registry
 from edgekd.models.families.outside import PREFIX, TWINS
+from edgekd.models.families.plain import NAME as PLAIN
 from edgekd.models.registry import ArchSpec
+from edgekd.models.statistics import StatisticsJudge
 from edgekd.models.stems import Shape
 from edgekd.text import listed
 
@@ -31,26 +35,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Assumption:
-    """Something the weights cannot show, the value taken for it, and the flag that changes it."""
-
-    what: str
-    value: str
-    flag: str
-
-
-@dataclass(frozen=True)
-class Inferred:
-    """A teacher: its architecture, what was assumed, and its weights under the names of the zoo."""
-
-    arch: ArchSpec
-    classes: int
-    input_shape: Shape
-    assumptions: tuple[Assumption, ...]
-    mapping: Mapping[str, str] = field(repr=False)
-    """Names in the file, without wrappers, to names of the zoo; empty where they are the same."""
-    state_dict: Mapping[str, Tensor] = field(repr=False, compare=False)
+_MOST_SHOWN = 6
+"""Wirings that a message lists."""
 
 
 def infer(
@@ -61,19 +47,25 @@ def infer(
     classes: int | None = None,
     accept_mapping: bool = False,
     hint: str = "",
+    judge: StatisticsJudge | None = None,
 ) -> Inferred:
     """Find the architecture whose parameter names and shapes are those of `tensors`.
 
     `arch` narrows the search to one name and fixes the options it spells out; `input_shape` (C, H, W) replaces the
-    assumed image size; `hint`, a name that the file itself gives, only decides between architectures that all fit.
+    assumed image size; `hint`, a name that the file itself gives, only decides between architectures that all fit;
+    `judge` holds what weights leave open against their own BatchNorm statistics.
     Raises InputFileError where the weights contradict these, fit several architectures, fit one only under other
     names (unless `accept_mapping`), or fit none (naming the nearest).
     """
     weights = {name: t for name, t in tensors.items() if not name.endswith("num_batches_tracked")}
     requested = None if arch is None else ArchSpec.parse(arch)
+    if requested is not None and requested.name == PLAIN:
+        return _plain(search.plain(weights), requested, input_shape, judge)
     findings = search.compare_with_zoo(weights, requested, input_shape, classes, hint)
     chosen = findings.exact or findings.mapped
     if chosen is None:
+        if requested is None and findings.entangled is None and chain_of(search.plain(weights)) is not None:
+            return _plain(search.plain(weights), requested, input_shape, judge)
         raise findings.entangled or _nothing_fits(search.plain(weights), findings, requested)
     chosen_match, decided = _only_one(chosen, hint if requested is None else "")
     named_by_size = requested is not None and registry.family_of(requested.name).name_with_width is not None
@@ -84,20 +76,49 @@ def infer(
     assumptions = [*decided, *_left_out(chosen, weights)]
     assumptions += _assumed_size(chosen_match) if input_shape is None else []
     assumptions += _unseen(chosen_match, chosen.dropped)
-    return _inferred(chosen_match, chosen.weights, tuple(assumptions))
+    inferred = _inferred(chosen_match, chosen.weights, tuple(assumptions))
+    return inferred if judge is None else judging.rewired(inferred, chosen_match.known_options, judge)
 
 
-def build_teacher(inferred: Inferred) -> nn.Module:
-    """Build the network, fill in its weights, and return it frozen in eval mode."""
-    net = registry.build(inferred.arch, input_shape=inferred.input_shape, classes=inferred.classes, seed=0)
-    fresh = net.state_dict()
-    counters = {name: t for name, t in fresh.items() if name.endswith("num_batches_tracked")}
-    require_floats(inferred.state_dict, fresh)
-    try:
-        net.load_state_dict({**counters, **inferred.state_dict}, strict=True)
-    except RuntimeError as error:
-        raise InputFileError(f"The weights do not load into {inferred.arch}: {error}") from error
-    return net.eval().requires_grad_(False)
+def _plain(
+    weights: Mapping[str, Tensor], requested: ArchSpec | None, input_shape: Shape | None, judge: StatisticsJudge | None
+) -> Inferred:
+    """Return the one way in which a chain of layers can be wired; several are the user's choice."""
+    chain = chain_of(weights)
+    if chain is None:
+        raise InputFileError(
+            "The weights are no chain of convolutions, BatchNorms and linear layers; give your own code with "
+            "--arch package.module:factory."
+        )
+    readings = plain.readings(chain, requested, input_shape)
+    if not readings:
+        raise InputFileError(
+            f"The weights are a chain of {chain.words}, but no usual image size, pooling, padding or stride leads to "
+            f"the values that {chain.linears[0].name} takes. Say what you know of it, such as --input "
+            f"{chain.channels or 1}x64x64 --arch plain,padding=same,pool=each, or give your own code with "
+            "--arch package.module:factory."
+        )
+    candidates = [_as_inferred(reading, weights, sized=input_shape is not None) for reading in readings]
+    chosen = judging.likeliest(candidates, judge) if judge is not None else list(range(len(candidates)))
+    if len(chosen) == 1 and readings[chosen[0]].usual:
+        only = candidates[chosen[0]]
+        free = requested is None or "activation" not in requested.options
+        flag = only.assumptions[0].flag
+        return only if judge is None else judging.chain(only, flag, judge, any_activation=free)
+    shown = "; ".join(f"{readings[place].flag} ({readings[place].words})" for place in chosen[:_MOST_SHOWN])
+    more = "; or another with --arch plain,padding=...,pool=LAYER+LAYER" if len(chosen) > _MOST_SHOWN else ""
+    ways = f"which can be wired in {len(chosen)} ways. Choose one, the likeliest first"
+    if len(chosen) == 1:
+        ways = "and no usual wiring fits. If it is wired like this, say so"
+    raise InputFileError(f"The weights are a chain of {chain.words}, {ways}: {shown}{more}.")
+
+
+def _as_inferred(reading: plain.Reading, weights: Mapping[str, Tensor], *, sized: bool) -> Inferred:
+    assumptions = [Assumption("wiring", reading.words, reading.flag.partition(" --input")[0])]
+    if not sized:
+        channels, height, width = reading.input_shape
+        assumptions.append(Assumption("image size", f"{height}x{width}", f"--input {channels}x{height}x{width}"))
+    return Inferred(reading.spec, reading.classes, reading.input_shape, tuple(assumptions), {}, weights)
 
 
 def other_entries(weights: Weights) -> tuple[Assumption, ...]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from edgekd.errors import InputFileError
 from edgekd.ingestion import matching, outside, views
+from edgekd.ingestion.chain import chain_of
 from edgekd.ingestion.matching import Match, Mismatch
 from edgekd.ingestion.views import StateDictView
 from edgekd.models import families, registry
@@ -54,7 +55,8 @@ def compare_with_zoo(
 ) -> ZooComparison:
     """Compare every reading with the architecture requested, or with the zoo and then with timm's models."""
     findings = _search(weights, _comparison(requested, input_shape, classes))
-    if findings.exact is None and requested is None and outside.timm_is_installed():
+    is_chain = findings.exact is None and chain_of(plain(weights)) is not None
+    if findings.exact is None and not is_chain and requested is None and outside.timm_is_installed():
         findings = _search_timm(weights, input_shape, hint, findings)
     return findings
 

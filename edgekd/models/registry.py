@@ -44,7 +44,7 @@ class ArchSpec:
                     f'Architecture {name} has no option "{key}".{did_you_mean(key, option_names)} '
                     f"Its options: {', '.join(option_names) or 'none'}."
                 )
-            if not equals or value not in option.values:
+            if not equals or not option.takes(value):
                 raise UsageError(f'Option {key} of {name} is one of {", ".join(option.values)}, not "{value}".')
             options[key] = value
         return ArchSpec(name, width, dict(sorted(options.items())))

@@ -9,13 +9,14 @@ import torch
 from pydantic import JsonValue
 from torch import nn
 
-from edgekd import console
+from edgekd import console, rng
 from edgekd.agent.device import files
 from edgekd.agent.device.machine import sha256_of
 from edgekd.errors import InputFileError, UsageError
 from edgekd.ingestion import claims, foreign, identify, outside_files
 from edgekd.models import adapting, probe
-from edgekd.models.stems import parse_shape
+from edgekd.models.statistics import StatisticsJudge
+from edgekd.models.stems import Shape, parse_shape
 from edgekd.recipe import PixelsTable, Recipe, TeacherTable
 from edgekd.run import checkpoint
 from edgekd.run.cards.ledger import ProbeTiming
@@ -25,6 +26,7 @@ from edgekd.run.directory import RunDir
 from edgekd.run.files import json_text, write_text
 from edgekd.run.ownership import TEACHER_WEIGHTS
 from edgekd.stages.base import Execution
+from edgekd.synthesis.images import procedural
 
 NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -109,7 +111,7 @@ def _examined(
         _hold_to_module(weights.module, network, inferred, recipe.seed)
     timing = ProbeTiming(images=seen.batch, seconds=seen.seconds_per_batch, threads=torch.get_num_threads())
     run_dir.note_probe(timing)
-    for remark in seen.remarks:
+    for remark in (*inferred.remarks, *seen.remarks):
         console.warn(remark)
     said = _claims_part(path, claims.claims_of(content), inferred.classes)
     return inferred, teacher_card(inferred, seen, network, said), notes.to_json()
@@ -124,6 +126,7 @@ def _identified(weights: identify.Weights, table: TeacherTable) -> identify.Infe
             input_shape=parse_shape(table.input) if table.input else None,
             accept_mapping=table.accept_mapping,
             hint=weights.arch,
+            judge=StatisticsJudge(_procedural),
         )
     except InputFileError as error:
         kind = type(weights.module)
@@ -131,6 +134,11 @@ def _identified(weights: identify.Weights, table: TeacherTable) -> identify.Infe
             raise
         raise InputFileError(f"{error} The pickle's own is {kind.__module__}:{kind.__qualname__}.") from error
     return replace(inferred, assumptions=(*identify.other_entries(weights), *inferred.assumptions))
+
+
+def _procedural(count: int, shape: Shape) -> torch.Tensor:
+    """Images to judge BatchNorm statistics with."""
+    return procedural.render(rng.generator(0, "statistics"), count, shape)
 
 
 def _hold_to_module(module: nn.Module, network: nn.Module, inferred: identify.Inferred, seed: int) -> None:

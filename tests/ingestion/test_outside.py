@@ -158,7 +158,7 @@ def test_without_timm_nothing_is_searched(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(outside, "timm_is_installed", lambda: False)
     monkeypatch.setattr(outside, "search_timm", lambda *_, **__: pytest.fail("searched"))
     with pytest.raises(InputFileError, match="pip install"):
-        infer({"conv_stem.weight": torch.ones(4, 3, 3, 3), "classifier.weight": torch.ones(5, 4)})
+        infer({"conv_stem.weight": torch.ones(4, 3, 3, 3), "skip.weight": torch.ones(4), "fc.weight": torch.ones(5, 4)})
 
 
 def test_building_stops_at_foreign_shapes() -> None:

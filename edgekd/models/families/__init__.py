@@ -9,6 +9,7 @@ from edgekd.models.families.lenet import LENET5, LENET5_HALF
 from edgekd.models.families.mnasnet import MNASNET
 from edgekd.models.families.mobilenet import MOBILENETV2, MOBILENETV3
 from edgekd.models.families.outside import CODE, TIMM
+from edgekd.models.families.plain import PLAIN
 from edgekd.models.families.published import PUBLISHED
 from edgekd.models.families.regnet import REGNET_Y_400MF
 from edgekd.models.families.resnet import BASIC, BOTTLENECK
@@ -30,6 +31,7 @@ FAMILIES: tuple[Family, ...] = (
     BASIC,
     BOTTLENECK,
     *PUBLISHED,
+    PLAIN,
     TIMM,
     CODE,
 )

@@ -6,6 +6,7 @@ needs when it is called.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -40,6 +41,12 @@ class Option:
     values: tuple[str, ...]
     unseen: Callable[[ArchSpec, Shape], Unseen | None] = lambda _spec, _shape: None
     """What ingestion has to assume of a teacher; None where the shapes of its weights show it."""
+    free: str = ""
+    """A regular expression of further values, of which `values` shows the form."""
+
+    def takes(self, value: str) -> bool:
+        """Return whether it is one of the values."""
+        return value in self.values or bool(self.free and re.fullmatch(self.free, value))
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgekd.errors import UsageError
-from edgekd.models.families.base import Family, Option, activation_option
+from edgekd.models.families.base import Family, Option, Unseen, activation_option
 from edgekd.models.shapes import Shapes
 from edgekd.models.stems import Shape
 
@@ -25,7 +25,9 @@ def _make_resnet(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
     from edgekd.models.networks import cifar
 
     depth, base = int(spec.name.removeprefix("resnet")), max(1, round(16 * (spec.width or 1.0)))
-    return cifar.CifarResNet(depth, base, input_shape[0], classes, spec.options.get("shortcut", "A"))
+    return cifar.CifarResNet(
+        depth, base, input_shape[0], classes, spec.options.get("shortcut", "A"), spec.options.get("pad", "middle")
+    )
 
 
 def _recognize_resnet(name: str) -> str | None:
@@ -40,6 +42,12 @@ def _resnets_with(tensors: int) -> Sequence[str]:
     if not 1 <= blocks <= _MOST_BLOCKS or rest not in (0, 10):
         return []
     return [f"resnet{6 * blocks + 2}" + (",shortcut=B" if rest else "")]
+
+
+def _unseen_pad(spec: ArchSpec, _shape: Shape) -> Unseen | None:
+    if spec.options.get("shortcut", "A") != "A":
+        return None
+    return Unseen("zeros of the shortcuts", "on both sides of the old channels", "end")
 
 
 def _make_wide(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
@@ -74,7 +82,11 @@ CIFAR_RESNET = Family(
     students=_STUDENTS,
     recognize=_recognize_resnet,
     note="and any other depth of 6n+2: for CIFAR, 16 to 64 channels",
-    options={"shortcut": Option(("A", "B")), "activation": activation_option()},
+    options={
+        "shortcut": Option(("A", "B")),
+        "pad": Option(("middle", "end"), _unseen_pad),
+        "activation": activation_option(),
+    },
     widths=None,
     side=32,
     archs_with=_resnets_with,

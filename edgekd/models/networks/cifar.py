@@ -8,19 +8,20 @@ from torch import Tensor, nn
 
 
 class _ZeroPadShortcut(nn.Module):
-    """Option A: take every second pixel and pad the new channels with zeros on both sides."""
+    """Option A: take every second pixel; new channels of zeros stand on both sides of the old ones, or behind them."""
 
-    def __init__(self, channels_in: int, channels_out: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, pad: str) -> None:
         super().__init__()
         extra = channels_out - channels_in
-        self.pad = (extra // 2, extra - extra // 2)
+        before = extra // 2 if pad == "middle" else 0
+        self.pad = (before, extra - before)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, *self.pad))
 
 
 class _BasicBlock(nn.Module):
-    def __init__(self, channels_in: int, channels_out: int, stride: int, shortcut: str) -> None:
+    def __init__(self, channels_in: int, channels_out: int, stride: int, shortcut: str, pad: str) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels_out)
@@ -29,7 +30,7 @@ class _BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 and shortcut == "A":
-            self.shortcut = _ZeroPadShortcut(channels_in, channels_out)
+            self.shortcut = _ZeroPadShortcut(channels_in, channels_out, pad)
         elif stride != 1:
             self.shortcut = nn.Sequential(
                 nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
@@ -44,27 +45,28 @@ class CifarResNet(nn.Module):
     """The ResNet of 6n+2 layers for 32x32 images: a 3x3 stem and three stages of n basic blocks.
 
     `base` is the number of channels of the first stage (16 as published); each later stage has twice as many.
-    Shortcuts that change the shape are parameter-free (`A`) or 1x1 convolutions with BatchNorm (`B`).
+    Shortcuts that change the shape are parameter-free (`A`) or 1x1 convolutions with BatchNorm (`B`); the zeros of the
+    former stand around the old channels (`pad` is `middle`) or behind them (`end`, as in fb.resnet.torch).
     """
 
-    def __init__(self, depth: int, base: int, channels: int, classes: int, shortcut: str) -> None:
+    def __init__(self, depth: int, base: int, channels: int, classes: int, shortcut: str, pad: str = "middle") -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, base, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(base)
         self.relu = nn.ReLU(inplace=True)
         blocks = (depth - 2) // 6
-        self.layer1 = self._stage(base, base, blocks, 1, shortcut)
-        self.layer2 = self._stage(base, 2 * base, blocks, 2, shortcut)
-        self.layer3 = self._stage(2 * base, 4 * base, blocks, 2, shortcut)
+        self.layer1 = self._stage(base, base, blocks, 1, shortcut, pad)
+        self.layer2 = self._stage(base, 2 * base, blocks, 2, shortcut, pad)
+        self.layer3 = self._stage(2 * base, 4 * base, blocks, 2, shortcut, pad)
         self.linear = nn.Linear(4 * base, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     @staticmethod
-    def _stage(channels_in: int, channels_out: int, blocks: int, stride: int, shortcut: str) -> nn.Sequential:
-        first = _BasicBlock(channels_in, channels_out, stride, shortcut)
-        rest = (_BasicBlock(channels_out, channels_out, 1, shortcut) for _ in range(blocks - 1))
+    def _stage(channels_in: int, channels_out: int, blocks: int, stride: int, shortcut: str, pad: str) -> nn.Sequential:
+        first = _BasicBlock(channels_in, channels_out, stride, shortcut, pad)
+        rest = (_BasicBlock(channels_out, channels_out, 1, shortcut, pad) for _ in range(blocks - 1))
         return nn.Sequential(first, *rest)
 
     def forward(self, images: Tensor) -> Tensor:

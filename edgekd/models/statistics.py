@@ -1,0 +1,105 @@
+"""How well a network's own BatchNorm statistics speak for the way in which it is wired.
+
+Its running means and variances are those of the images that it was trained on. Wired rightly a network comes near to
+them after a few gradient steps on images made up for it, wired wrongly it does not. No data is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from edgekd.models import probe
+from edgekd.models.stems import Shape
+
+ENOUGH = 0.03
+"""A distance below this needs no comparison with rare kinds of wiring: right wiring of published ResNets came to it."""
+FAR = 0.25
+"""A distance above this speaks against a network, whatever else it is compared with."""
+_STEPS, _LEAST_STEPS = 20, 15
+_RATE = 0.1
+_IMAGES = 8
+_MOST_MACS = 2e11
+"""Multiply-accumulates of one comparison, forward and backward: 10 to 20 seconds of one core. It is no time, so that a
+file is read alike on every machine."""
+_SMALLEST = 1e-3
+"""Running variances below this share of their layer's mean count as that share: channels that are dead."""
+
+
+@dataclass(frozen=True)
+class StatisticsJudge:
+    """Measures how near networks come to their own BatchNorm statistics."""
+
+    images: Callable[[int, Shape], Tensor]
+    """Draws so many images of a shape to start from, with the spectrum of photographs: noise tells far less."""
+
+    def distances(self, networks: Sequence[tuple[nn.Module, Shape]]) -> list[float] | None:
+        """Return the distance of each network in eval mode; None where statistics say nothing, or it would take long.
+
+        All are given the same number of steps.
+        """
+        if not networks or not all(keeps_statistics(network) for network, _ in networks):
+            return None
+        a_step = sum(3 * _IMAGES * probe.complexity(network, shape).macs for network, shape in networks)
+        steps = min(_STEPS, int(_MOST_MACS / a_step))
+        if steps < _LEAST_STEPS:
+            return None
+        starts = {shape: self.images(_IMAGES, shape) for _, shape in networks}
+        return [nearest_distance(network, starts[shape], steps=steps) for network, shape in networks]
+
+
+def keeps_statistics(network: nn.Module) -> bool:
+    """Return whether a network has BatchNorm layers whose statistics come from training."""
+    layers = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    return any(layer.running_mean is not None and bool(layer.running_mean.any()) for layer in layers)
+
+
+def distance(network: nn.Module, images: Tensor) -> Tensor:
+    """Return how far the statistics of a batch are from the running ones, the mean over all BatchNorm layers.
+
+    For a channel it is the squared difference of the means, in running standard deviations, and that of the logarithms
+    of the variances. The network is in eval mode; gradients reach the images.
+    """
+    found: list[Tensor] = []
+
+    def compare(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, _BatchNorm)
+        if layer.running_mean is None or layer.running_var is None:
+            return
+        dims = [dim for dim in range(inputs[0].ndim) if dim != 1]
+        variance, mean = torch.var_mean(inputs[0], dim=dims, correction=0)
+        least = _SMALLEST * layer.running_var.mean() + torch.finfo(torch.float32).tiny
+        running = layer.running_var.clamp_min(least)
+        means = (mean - layer.running_mean).square() / running
+        found.append((means + (variance.clamp_min(least).log() - running.log()).square()).mean())
+
+    layers = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    handles = [layer.register_forward_pre_hook(compare) for layer in layers]
+    try:
+        network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.stack(found).mean() if found else torch.zeros(())
+
+
+def nearest_distance(network: nn.Module, start: Tensor, *, steps: int) -> float:
+    """Return the smallest distance on the way of some Adam steps on images."""
+    images = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([images], lr=_RATE)
+    best = math.inf
+    for _ in range(steps + 1):
+        reached = distance(network, images)
+        value = reached.item()
+        if not math.isfinite(value):
+            break
+        best = min(best, value)
+        optimizer.zero_grad()
+        reached.backward()
+        optimizer.step()
+    return best
