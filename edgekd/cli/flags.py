@@ -12,7 +12,12 @@ RunArgument = Annotated[
 ]
 Teacher = Annotated[  # whether it can be read is said once, by what reads it, as of every other file that is unusable
     Path,
-    typer.Argument(metavar="TEACHER", readable=False, help="The teacher's checkpoint (.pt, .pth, .safetensors)."),
+    typer.Argument(
+        metavar="TEACHER", readable=False, help="The teacher's checkpoint (.pt, .safetensors), or timm:NAME."
+    ),
+]
+Weights = Annotated[
+    str, typer.Option("--weights", metavar="FILE", help="The file of the published weights that timm:NAME names.")
 ]
 RunOption = Annotated[
     str, typer.Option("--run", metavar="NAME", help="Name of the run; runs/<teacher>-<student> by default.")

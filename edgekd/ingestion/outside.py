@@ -6,16 +6,19 @@ import contextlib
 import importlib
 import importlib.util
 import math
+import re
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from edgekd.agent.device.files import read_text
 from edgekd.errors import InputFileError, MachineError, UsageError
 from edgekd.ingestion.matching import (
     MARKER_CLASSES,
@@ -35,6 +38,7 @@ from edgekd.models.families.outside import PREFIX, TIMM
 from edgekd.models.registry import ArchSpec
 from edgekd.models.shapes import Shapes, shapes_in
 from edgekd.models.stems import Shape
+from edgekd.text import first_line
 
 SEARCH_SECONDS = 60.0
 """After this time no further model of timm's is compared."""
@@ -44,6 +48,10 @@ _FORGIVEN = (8, 250)
 """Weights of other shapes that are forgiven in a quick search and in a thorough one."""
 
 
+_ENDS = ("first_conv", "classifier")
+_END = re.compile(rf"""({"|".join(_ENDS)})['"]?\s*[=:]\s*(\([^)]*\)|['"][\w.]+['"])""")
+_NAME = re.compile(r"""['"]([\w.]+)['"]""")
+"""How timm's configurations name layers, one or several."""
 _REAL_WEIGHTS = 2**27
 """Weights of a layer that may take memory although the checkpoint lacks them."""
 
@@ -180,6 +188,48 @@ class CustomArchitecture:
 def timm_is_installed() -> bool:
     """Return whether timm can be searched, without importing it."""
     return importlib.util.find_spec("timm") is not None
+
+
+def timm_may_fit(weights: Mapping[str, Tensor]) -> bool:
+    """Return whether timm is installed and has models with such a first and last layer, without importing it.
+
+    Importing it brings torchvision and PyTorch's compiler, which takes longer than all else that a refused file costs.
+    """
+    ends = _named_ends()
+    parts = [set(_tails(name)) for name, tensor in weights.items() if tensor.ndim >= 2]
+    return all(any(not names.isdisjoint(tails) for tails in parts) for names in ends) if all(ends) else False
+
+
+def _tails(name: str) -> Iterator[str]:
+    """The layer's name, and what is left of it below each of its parents."""
+    layer = name.rpartition(".")[0]
+    while layer:
+        yield layer
+        layer = layer.partition(".")[2]
+
+
+@cache
+def _named_ends() -> tuple[frozenset[str], frozenset[str]]:
+    """The first and the last layers of timm's models, as its code spells them; empty where it is not installed."""
+    spec = importlib.util.find_spec("timm")
+    folders = [Path(folder, "models") for folder in (spec and spec.submodule_search_locations) or ()]
+    text = "".join(read_text(file) for folder in folders for file in sorted(folder.glob("*.py")))
+    found = _END.findall(text)
+    first, last = (
+        frozenset(name for key, names in found if key == end for name in _NAME.findall(names)) for end in _ENDS
+    )
+    return first, last
+
+
+def published_moments(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return mean and standard deviation that timm's configuration gives a model, `timm:NAME`, for its pixels."""
+    if not timm_is_installed():
+        raise MachineError(f"{arch} needs the timm package: pip install 'edgekd[timm]'.")
+    try:
+        config = _timm().get_pretrained_cfg(arch.removeprefix(PREFIX))
+    except RuntimeError as error:
+        raise UsageError(f"{arch}: {first_line(error)}.") from error
+    return None if config is None else (tuple(config.mean), tuple(config.std))
 
 
 def timm_alike(weights: Mapping[str, Tensor], hint: str = "") -> tuple[str, ...]:

@@ -56,7 +56,7 @@ def compare_with_zoo(
     """Compare every reading with the architecture requested, or with the zoo and then with timm's models."""
     findings = _search(weights, _comparison(requested, input_shape, classes))
     is_chain = findings.exact is None and chain_of(plain(weights)) is not None
-    if findings.exact is None and not is_chain and requested is None and outside.timm_is_installed():
+    if findings.exact is None and not is_chain and requested is None and outside.timm_may_fit(weights):
         findings = _search_timm(weights, input_shape, hint, findings)
     return findings
 
