@@ -195,9 +195,11 @@ def timm_may_fit(weights: Mapping[str, Tensor]) -> bool:
 
     Importing it brings torchvision and PyTorch's compiler, which takes longer than all else that a refused file costs.
     """
+    if not timm_is_installed():
+        return False
     ends = _named_ends()
     parts = [set(_tails(name)) for name, tensor in weights.items() if tensor.ndim >= 2]
-    return all(any(not names.isdisjoint(tails) for tails in parts) for names in ends) if all(ends) else False
+    return all(any(not names.isdisjoint(tails) for tails in parts) for names in ends)
 
 
 def _tails(name: str) -> Iterator[str]:

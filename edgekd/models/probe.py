@@ -318,20 +318,23 @@ def _device_of(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
+def of_other_precision(error: BaseException) -> str:
+    """Return what to do about an error that comes of numbers in two precisions; empty for any other."""
+    if not _OTHER_PRECISION.search(str(error)):
+        return ""
+    return ". edgekd runs it in float32: leave .half(), .double() and .to(dtype) out of its code."
+
+
 @torch.no_grad()
 def call_network(model: nn.Module, images: Tensor) -> Any:
     """Return whatever a model answers; what it raises becomes an InputFileError that names the size of the images."""
     try:
         return model(images)
     except (Exception, SystemExit) as error:  # foreign networks may raise anything
-        if _OTHER_PRECISION.search(str(error)):
-            raise InputFileError(
-                f"The network computes in another precision than float32 ({first_line(error)}). edgekd runs it in "
-                "float32: leave .half(), .double() and .to(dtype) out of its code."
-            ) from error
+        advice = of_other_precision(error) or ". Set the right channels and size with --input CxHxW."
         raise InputFileError(
             f"The network does not take {'single ' if len(images) == 1 else ''}{sizes(images.shape[1:])} images: "
-            f"{first_line(error)}. Set the right channels and size with --input CxHxW."
+            f"{first_line(error)}{advice}"
         ) from error
 
 

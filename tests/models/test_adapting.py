@@ -233,8 +233,9 @@ def test_what_cannot_be_a_teacher_is_called_what_it_is(code: str, name: str, wor
 def test_a_student_that_cannot_learn_is_refused_before_it_is_trained(code: str) -> None:
     from edgekd.models.footprint import build_with_footprint
 
-    with pytest.raises(UsageError, match="no gradient"):
-        build_with_footprint(f"{code}:Frozen", input_shape=SHAPE, classes=4, seed=0)
+    for name, words in (("Frozen", "no gradient"), ("Casting", "leave .half")):
+        with pytest.raises(UsageError, match=words):
+            build_with_footprint(f"{code}:{name}", input_shape=SHAPE, classes=4, seed=0)
 
 
 def test_a_file_of_code_is_named_as_its_module(code: str, tmp_path: Path) -> None:
