@@ -116,11 +116,11 @@ class CustomArchitecture:
             shape = input_shape or (3, side, side)
             return self._fit(shapes_in_file, shape, input_shape, classes, side_is_fixed=side_is_fixed)
         first: Match | Mismatch | None = None
-        refusal: LazySizeError | None = None
+        refusal: LazySizeError | InputFileError | None = None
         for shape in _usual_shapes(side, shapes_in_file):
             try:
                 found = self._fit(shapes_in_file, shape, None, classes, side_is_fixed=False)
-            except LazySizeError as error:
+            except (LazySizeError, InputFileError) as error:  # such images it does not take
                 refusal = refusal or error
                 continue
             if isinstance(found, Match) and self._answers(found):

@@ -106,6 +106,15 @@ class Flat(nn.Module):
         return self.two(F.relu(self.one(x.view(-1, 28 * 28))))
 
 
+class Fixed(Net):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8 * 24 * 24, 6)
+
+    def logits(self, x):
+        return self.fc(F.max_pool2d(self.conv(x), 2).view(-1, 8 * 24 * 24))
+
+
 class One(Net):
     def __init__(self):
         super().__init__(1)
@@ -208,7 +217,8 @@ def test_weights_of_one_output_are_a_teacher_of_two_classes(code: str, name: str
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "classes"), [("Lazy", (1, 28, 28), 7), ("Lazy", (3, 48, 48), 7), ("Flat", (1, 28, 28), 5)]
+    ("name", "shape", "classes"),
+    [("Lazy", (1, 28, 28), 7), ("Lazy", (3, 48, 48), 7), ("Flat", (1, 28, 28), 5), ("Fixed", (3, 48, 48), 6)],
 )
 def test_the_size_of_the_images_is_the_usual_one_that_the_code_takes(
     code: str, name: str, shape: tuple[int, int, int], classes: int
