@@ -14,7 +14,7 @@ from PIL import Image
 from small_nets import Student
 
 import toy
-from edgekd.models import trust
+from edgekd.models.code import trust
 from edgekd.recipe import Recipe, merge
 from edgekd.rng import KeyedDraws
 from edgekd.run.directory import RunDir

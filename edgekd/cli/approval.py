@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgekd.cli.changes import Changes
 from edgekd.ingestion import outside_files
-from edgekd.models import trust
+from edgekd.models.code import trust
 from edgekd.recipe import Recipe
 from edgekd.run.cards.record import Record
 from edgekd.run.cards.teacher import TeacherCard

@@ -14,7 +14,12 @@ RunArgument = Annotated[
 ]
 Teacher = Annotated[  # whether it can be read is said once, by what reads it, as of every other file that is unusable
     Path,
-    typer.Argument(metavar="TEACHER", readable=False, help="The teacher's checkpoint (.pt, .pth, .safetensors)."),
+    typer.Argument(
+        metavar="TEACHER", readable=False, help="The teacher's checkpoint (.pt, .safetensors), or timm:NAME."
+    ),
+]
+Weights = Annotated[
+    str, typer.Option("--weights", metavar="FILE", help="The file of the published weights that timm:NAME names.")
 ]
 RunOption = Annotated[
     str, typer.Option("--run", metavar="NAME", help="Name of the run; runs/<teacher>-<student> by default.")
@@ -39,7 +44,10 @@ Threads = Annotated[
     int | None, typer.Option(min=1, max=MOST_THREADS, metavar="N", help="CPU threads; by default the usable CPUs.")
 ]
 Arch = Annotated[
-    str, typer.Option(metavar="NAME", help="Teacher architecture, or package.module:factory; inferred by default.")
+    str,
+    typer.Option(
+        metavar="NAME", help="Teacher architecture, package.module:factory, or net.py:Net; inferred by default."
+    ),
 ]
 Input = Annotated[
     str, typer.Option("--input", metavar="CxHxW", help="Input shape, such as 3x32x32; inferred by default.")

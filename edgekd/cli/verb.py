@@ -9,7 +9,7 @@ from typing import Any
 
 from edgekd import console
 from edgekd.errors import Interrupted
-from edgekd.models import trust
+from edgekd.models.code import trust
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from edgekd.errors import InputFileError
 from edgekd.ingestion.outside_files import ZIP, first_bytes, looks_like_safetensors, require_checkpoint
-from edgekd.models import imports, pickles, trust
+from edgekd.models.code import imports, pickles, trust
 from edgekd.text import first_line, listed
 
 EXPANSION_LIMIT = 4

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from edgekd.errors import InputFileError, UsageError
 from edgekd.ingestion.renaming import rename
 from edgekd.models import families, registry
+from edgekd.models.families.convolutions import CONVOLUTIONS
 from edgekd.models.registry import ArchSpec
 from edgekd.models.shapes import Shapes, shapes_in
 from edgekd.models.stems import Shape
@@ -60,6 +61,9 @@ class Mismatch:
     """The first differences, for the error message."""
 
 
+_DRAWS = (torch.Tensor.normal_, torch.Tensor.uniform_)
+
+
 class WeightsOnMeta(TorchFunctionMode):
     """Allocate layers' weights on the meta device; unlike `torch.device("meta")`, other tensors stay real."""
 
@@ -69,6 +73,8 @@ class WeightsOnMeta(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is torch.empty:
             kwargs["device"] = "meta"
+        if func in _DRAWS and args[0].is_meta:
+            return args[0]  # without numbers nothing is drawn, for which torch would import its compiler
         return func(*args, **kwargs)
 
 
@@ -80,10 +86,11 @@ def network_shapes(arch: str, input_shape: Shape, classes: int) -> Shapes:
 
 
 def candidate_archs(weights: Mapping[str, Tensor]) -> list[ArchSpec]:
-    """List the architectures of the zoo with as many tensors as `weights`, which alone are worth building."""
-    tensors = len(weights)
+    """List the architectures of the zoo with as many tensors and convolutions, which alone are worth building."""
+    tensors, convolutions = len(weights), sum(tensor.ndim == 4 for tensor in weights.values())
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    archs = [name for name, count in registry.tensor_counts().items() if count == tensors]
+    alike = [name for name, count in registry.tensor_counts().items() if count == tensors]
+    archs = [name for name in alike if CONVOLUTIONS.get(name, convolutions) == convolutions]
     for family in families.FAMILIES:
         found = (*family.archs_with(tensors), *family.archs_like(shapes))
         archs += [arch for arch in found if registry.family_of(arch.partition(",")[0]) is family]

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from edgekd.errors import InputFileError
-from edgekd.models import footprint, probe, registry
+from edgekd.models import footprint, layout, probe, registry
 from edgekd.models.description import Description
 from edgekd.models.footprint import Footprint
 from edgekd.models.stems import Shape
@@ -36,8 +36,15 @@ def _load(network: nn.Module, path: Path) -> nn.Module:
 
 def teacher_network(run: RunDir, description: Description) -> nn.Module:
     """Rebuild the teacher in eval mode, in float32."""
-    network = registry.build(description.arch, input_shape=description.input_shape, classes=description.classes, seed=0)
-    return _load(network, run.stage("teacher") / TEACHER_WEIGHTS).eval().requires_grad_(False)
+    shape = description.input_shape
+    network = registry.build(description.arch, input_shape=shape, classes=description.classes, seed=0)
+    _load(network, run.stage("teacher") / TEACHER_WEIGHTS).eval().requires_grad_(False)
+    return settled(network, description.arch, shape)
+
+
+def settled(network: nn.Module, arch: str, input_shape: Shape) -> nn.Module:
+    """Return a network kept in the memory layout that it takes; those of the zoo take any."""
+    return layout.settled(network, input_shape) if registry.is_custom(arch) else network
 
 
 def initial_weights(run: RunDir, recipe: Recipe) -> dict[str, Tensor]:
@@ -51,7 +58,7 @@ def build_student(recipe: Recipe, description: Description, initial: Mapping[str
     student = registry.build(recipe.student.name, input_shape=shape, classes=classes, seed=recipe.seed)
     if initial:
         student.load_state_dict(initial, strict=False)
-    return student
+    return settled(student, recipe.student.name, shape)
 
 
 def student_network(run: RunDir) -> nn.Module:

@@ -59,9 +59,11 @@ def build_with_footprint(name: str, *, input_shape: Shape, classes: int, seed: i
     try:
         size = footprint_of(net, input_shape)
     except Exception as error:  # foreign networks may raise anything
-        raise UsageError(f"{name} does not take {sizes(input_shape)} images: {first_line(error)}") from error
+        reason = f"{first_line(error)}{probe.of_other_precision(error)}"
+        raise UsageError(f"{name} does not take {sizes(input_shape)} images: {reason}") from error
     try:
         probe.network_logits(net, torch.zeros(2, *input_shape), classes)
+        probe.require_learning(net, input_shape, classes)
     except InputFileError as error:
         raise UsageError(f"{name} is no student here: {error}") from error
     return net, size

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,27 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from edgekd import rng
 from edgekd.errors import InputFileError
+from edgekd.models.answers import SIGMOIDS, kind_of, not_repeated, remarks, require_logits
 from edgekd.models.stems import Shape
+from edgekd.models.watching import Watching
 from edgekd.text import first_line, sizes
 
-_SUM_TOLERANCE = 5e-3
-"""By so much a softmax in bfloat16 misses 1."""
-_REPEAT_TOLERANCE = 1e-2
-"""Part of the largest logit by which answers to the same image differ without a reason."""
-LARGEST_LOGIT = 1e4
-"""No trained classifier answers noise with larger ones, and no student would reach them within a run."""
-SMALLEST_SPREAD = 1e-4
-"""Logits that differ by less between classes say next to nothing: a softmax of them is uniform."""
-_SIGMOIDS = ("sigmoid", "hardsigmoid", "log_sigmoid", "log_sigmoid_forward")
-_BOUNDING = ("tanh", "hardtanh", "clamp", "clip")
-_RELUS = ("relu", "threshold")
-_SUMS = ("addmm", "mm", "bmm", "linear", "convolution", "mean", "_adaptive_avg_pool2d", "avg_pool2d", *_RELUS)
-"""What logits come from: weighted sums, also of feature maps after their mean."""
 _SCALING = ("mul", "div", "add", "sub")
 """Operations that move and stretch all numbers alike, where the other operand is one number."""
 _PASSING = (
@@ -40,6 +29,8 @@ _PASSING = (
     *("clone", "_to_copy", "contiguous", "slice", "select", "expand", "copy"),
 )
 """Operations that leave each number as it is."""
+_OTHER_PRECISION = re.compile(r"dtype|\b(half|double|float64|float16|bfloat16)\b", re.IGNORECASE)
+"""What PyTorch's errors say where numbers of two precisions meet."""
 
 
 @dataclass(frozen=True)
@@ -86,17 +77,18 @@ def probe(model: nn.Module, *, input_shape: Shape, classes: int, seed: int) -> P
     few = images[:3]
     for what, others in (("images of one shade", _flat(few)), ("noise of three times the contrast", 3 * few)):
         network_logits(model, others, classes, of=what)
+    require_gradient(model, images[:2])
     ends_in = last_operation(model, images[:1])
-    with _evaluating(model):
+    with evaluating(model):
         started = time.perf_counter()
         model(images)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - started
-    emits = _kind_of(output)
+    emits = kind_of(output)
     scores = output.clamp_min(1e-7).log() if emits == "probabilities" else output
     head_alive = bool(output.std(dim=0).max() > 1e-6 * output.abs().max())
-    _require_logits(output, emits, ends_in)
+    require_logits(output, emits, ends_in)
     size = complexity(model, input_shape)
     return Probe(
         emits=emits,
@@ -108,7 +100,7 @@ def probe(model: nn.Module, *, input_shape: Shape, classes: int, seed: int) -> P
         macs=size.macs,
         batch=batch,
         seconds_per_batch=seconds,
-        remarks=(*_not_repeated(output, again, alone), *_remarks(output, scores, ends_in)),
+        remarks=(*not_repeated(output, again, alone), *remarks(output, scores, ends_in)),
     )
 
 
@@ -118,82 +110,43 @@ def _flat(images: Tensor) -> Tensor:
     return shades[:, None, None, None].expand_as(images).contiguous()
 
 
-def _require_logits(output: Tensor, emits: str, ends_in: str) -> None:
-    """Refuse answers that are no logits of several classes: of a sigmoid, or beyond what a student can learn."""
-    if output.shape[1] == 1:
-        raise InputFileError(
-            "The network has a single output; a classifier has one for each class. Of two classes with one number x, "
-            "make the logits 0 and x, in code that --arch package.module:factory names."
-        )
-    between = emits == "logits" and bool((output >= 0).all()) and bool((output <= 1).all())
-    if ends_in in _SIGMOIDS or (between and ends_in not in _SUMS):
-        what = "ends in a sigmoid" if ends_in in _SIGMOIDS else "answers with numbers from 0 to 1 that do not sum to 1"
-        raise InputFileError(
-            f"The network {what}, as one does that gives an image several labels at once; edgekd distils classifiers "
-            "whose classes exclude each other. If these do, return the logits: leave the sigmoid out, or whatever "
-            "brings the answers between 0 and 1, in the code that --arch package.module:factory names."
-        )
-    sums = output.sum(dim=1)
-    if (
-        emits == "logits"
-        and bool((output >= 0).all())
-        and bool(((sums / sums.mean() - 1).abs() < _SUM_TOLERANCE).all())
-    ):
-        raise InputFileError(
-            f"The network answers with numbers that sum to {float(sums.mean()):.3g} for every image, as a softmax of "
-            "another scale does. Return the logits, or the softmax itself, which is undone, in the code that --arch "
-            "package.module:factory names."
-        )
-    largest = float(output.abs().max())
-    if largest > LARGEST_LOGIT:
-        raise InputFileError(
-            f"The network answers noise with logits up to {largest:.3g}; no student learns numbers beyond "
-            f"{LARGEST_LOGIT:g}. Divide the weights and the bias of its last layer by {largest / 10:.0e}: every image "
-            "keeps its class."
-        )
+def require_gradient(model: nn.Module, images: Tensor) -> None:
+    """Raise InputFileError unless the answers of a model in eval mode have a gradient that reaches the images."""
+    images = images.detach().requires_grad_()
+    reason = "its forward runs under torch.no_grad(), detaches its input or leaves PyTorch"
+    with evaluating(model), torch.enable_grad():
+        try:
+            answers = model(images).float()
+            if answers.requires_grad and torch.autograd.grad(answers.sum(), images, allow_unused=True)[0] is not None:
+                return
+        except Exception as error:  # noqa: BLE001 - foreign networks may raise anything
+            reason = f"{type(error).__name__}: {first_line(error)}"
+    raise InputFileError(
+        f"No gradient of the network's answers reaches its images, and distillation needs it: {reason}."
+    )
 
 
-def _not_repeated(output: Tensor, again: Tensor, alone: Tensor) -> Iterator[str]:
-    """Say that the answer to an image depends on chance, or on the images beside it."""
-    unlike = _REPEAT_TOLERANCE * output.abs().max()
-    if bool((again - output).abs().max() > unlike):
-        yield (
-            "the teacher answers the same image otherwise each time, as one does whose dropout is never switched off: "
-            "F.dropout needs training=self.training."
-        )
-    elif bool((alone - output[:1]).abs().max() > unlike):
-        yield (
-            "the teacher's answer to an image depends on the images beside it in a batch, so accuracy and student "
-            "depend on the size of batches; look for a mean or a softmax over the first dimension."
-        )
+def require_learning(model: nn.Module, input_shape: Shape, classes: int) -> None:
+    """Raise InputFileError unless a model in train mode answers with logits whose gradient reaches its weights."""
+    images = torch.randn(2, *input_shape, generator=rng.generator(0, "learning"))
+    learner = copy.deepcopy(model).train()
+    try:
+        with rng.seeded_global_rng(0, "learning"), torch.enable_grad():
+            answers = learner(images)
+            if isinstance(answers, Tensor) and answers.shape == (2, classes) and answers.requires_grad:
+                answers.float().sum().backward()
+                return
+            reason = "no gradient of its answers reaches its weights"
+    except Exception as error:  # noqa: BLE001 - foreign networks may raise anything
+        reason = f"{type(error).__name__}: {first_line(error)}"
+    raise InputFileError(f"The network does not learn in train mode: {reason}.")
 
 
-def _remarks(output: Tensor, scores: Tensor, ends_in: str) -> Iterator[str]:
-    """Say of logits that they hardly differ, or are bounded, which limits how sure the teacher can be."""
-    spread = float((scores.amax(dim=1) - scores.amin(dim=1)).max())
-    if spread < SMALLEST_SPREAD:
-        yield (
-            f"the teacher gives all classes the same answer but for {spread:.1g}: it was never trained, or the weights "
-            "of its last layer are of another scale (multiplied by any number they keep each image's class)."
-        )
-    if ends_in in _BOUNDING:
-        low, high = float(output.min()), float(output.max())
-        yield (
-            f"the teacher's logits are bounded (they end in {ends_in}, here from {low:.3g} to {high:.3g}), so it is "
-            "never sure of a class; where the layer before has the logits, let the network return those."
-        )
-    elif ends_in in _RELUS:
-        yield (
-            "the teacher's logits end in a ReLU, so that all classes which it rules out are alike to it; where the "
-            "layer before has the logits, let the network return those."
-        )
-
-
-class _Origins(TorchDispatchMode):
+class _Origins(Watching):
     """Remembers which operation made each tensor, past those that only give it another shape or scale."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.made: dict[int, str] = {}
 
     def __torch_dispatch__(
@@ -213,16 +166,18 @@ class _Origins(TorchDispatchMode):
 def last_operation(model: nn.Module, images: Tensor) -> str:
     """Return the name that PyTorch gives the operation whose numbers a model answers with, such as `addmm`."""
     origins = _Origins()
-    with _evaluating(model), origins:
+    with evaluating(model), origins:
         output = model(images)
     return origins.made.get(id(output), "")
 
 
 def complexity(model: nn.Module, input_shape: Shape) -> Complexity:
     """Count parameters, and the multiply-accumulates of convolutions and matrix products for one image."""
-    with _evaluating(model), FlopCounterMode(display=False) as counter:
+    from edgekd.models.flops import FlopsByDtype  # which imports triton, and a refused file does without
+
+    with evaluating(model), FlopsByDtype() as counter:
         model(torch.zeros(1, *input_shape, device=_device_of(model)))
-    return Complexity(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
+    return Complexity(sum(p.numel() for p in model.parameters()), sum(counter.flops.values()) // 2)
 
 
 def batchnorm_names(model: nn.Module) -> list[str]:
@@ -274,7 +229,7 @@ def _answers_of(modules: Mapping[str, nn.Module], model: nn.Module, input_shape:
 
     handles = [module.register_forward_hook(partial(see, name)) for name, module in modules.items()]
     try:
-        with _evaluating(model):
+        with evaluating(model):
             model(torch.zeros(1, *input_shape, device=_device_of(model)))
     finally:
         for handle in handles:
@@ -283,7 +238,7 @@ def _answers_of(modules: Mapping[str, nn.Module], model: nn.Module, input_shape:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Run a block without gradients in eval mode, and give each module its mode back."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -299,15 +254,23 @@ def _device_of(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
+def of_other_precision(error: BaseException) -> str:
+    """Return what to do about an error that comes of numbers in two precisions; empty for any other."""
+    if not _OTHER_PRECISION.search(str(error)):
+        return ""
+    return ". edgekd runs it in float32: leave .half(), .double() and .to(dtype) out of its code."
+
+
 @torch.no_grad()
 def call_network(model: nn.Module, images: Tensor) -> Any:
     """Return whatever a model answers; what it raises becomes an InputFileError that names the size of the images."""
     try:
         return model(images)
     except (Exception, SystemExit) as error:  # foreign networks may raise anything
+        advice = of_other_precision(error) or ". Set the right channels and size with --input CxHxW."
         raise InputFileError(
             f"The network does not take {'single ' if len(images) == 1 else ''}{sizes(images.shape[1:])} images: "
-            f"{type(error).__name__}: {first_line(error)}. Set the right channels and size with --input CxHxW."
+            f"{type(error).__name__}: {first_line(error)}{advice}"
         ) from error
 
 
@@ -316,7 +279,7 @@ def network_logits(model: nn.Module, images: Tensor, classes: int, of: str = "or
 
     `of` says in words what the images are.
     """
-    with _evaluating(model):
+    with evaluating(model):
         output = call_network(model, images)
     if not isinstance(output, Tensor):
         raise InputFileError(
@@ -343,11 +306,11 @@ def same_answers(first: nn.Module, other: nn.Module, input_shape: Shape, *, seed
     A single output counts as the second of two logits, the first being 0.
     """
     images = torch.randn(8, *input_shape, generator=rng.generator(seed, "compare"))
-    with _evaluating(first), _evaluating(other):
+    with evaluating(first), evaluating(other):
         answers = [_with_a_zero_logit(model, images, call_network(model, images)) for model in (first, other)]
     if any(not isinstance(a, Tensor) or a.ndim != 2 for a in answers) or answers[0].shape != answers[1].shape:
         return False
-    kinds = [_kind_of(a.float()) for a in answers]
+    kinds = [kind_of(a.float()) for a in answers]
     logs = [a.float().log() if kind == "probabilities" else a.float() for a, kind in zip(answers, kinds, strict=True)]
     if kinds[0] != kinds[1]:
         logs = [log.log_softmax(dim=1) for log in logs]
@@ -358,18 +321,5 @@ def _with_a_zero_logit(model: nn.Module, images: Tensor, answer: Any) -> Any:
     """Two logits in place of a single output, a sigmoid at its end undone; other answers as they are."""
     if not isinstance(answer, Tensor) or answer.shape[1:] != (1,):
         return answer
-    score = answer.logit() if last_operation(model, images) in _SIGMOIDS[:1] else answer
+    score = answer.logit() if last_operation(model, images) in SIGMOIDS[:1] else answer
     return torch.cat([torch.zeros_like(score), score], dim=1)
-
-
-def _kind_of(output: Tensor) -> str:
-    """Tell logits from the output of a softmax or log-softmax by the row sums."""
-
-    def sums_to_one(rows: Tensor) -> bool:
-        return bool(((rows.sum(dim=1) - 1).abs() < _SUM_TOLERANCE).all())
-
-    if bool((output >= 0).all()) and sums_to_one(output):
-        return "probabilities"
-    if bool((output <= 0).all()) and sums_to_one(output.exp()):
-        return "log-probabilities"
-    return "logits"

@@ -133,7 +133,7 @@ def _lookup(name: str) -> tuple[str, Family]:
     if match is None:
         raise UsageError(
             f'There is no architecture "{name}".{did_you_mean(name, names())} '
-            "`edgekd students` lists them; your own code is package.module:factory."
+            "`edgekd students` lists them; your own code is package.module:factory, or net.py:factory."
         )
     return match, _owners(among)[match]
 

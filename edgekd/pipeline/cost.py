@@ -10,8 +10,8 @@ from functools import reduce
 
 import torch
 
+from edgekd.models.flops import FlopsByDtype
 from edgekd.stopping import Stop
-from edgekd.synthesis.macs import FlopsByDtype
 
 _LONGEST_S = 20.0
 """No update of one kind is timed again after so many seconds: where one takes long, the first says enough."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from edgekd import console, machine
 from edgekd.errors import MachineError
 from edgekd.export.samples import read_pictures
-from edgekd.models import artefacts, inheritance
+from edgekd.models import artefacts, inheritance, layout
 from edgekd.recipe import Recipe
 from edgekd.rng import KeyedDraws, seeded_global_rng
 from edgekd.run.cards.record import DistillNotes, Environment
@@ -134,7 +134,7 @@ def build_state(context: StepContext, initial: Mapping[str, Tensor] | None = Non
         inherited = inheritance.sliced_tensors(student, teacher.network) if slices else shared_tensors
     if inherited:
         student.load_state_dict(inherited, strict=False)
-    student = student.to(device).to(memory_format=torch.channels_last)
+    student = layout.laid_out(student.to(device))
     hints = build_hints(context, student, shares_tensors=bool(shared_tensors))
     generator = build_generator(context, generation=0).to(device)
     state = State(

@@ -163,7 +163,7 @@ def _external_network(run_dir: RunDir, student: ExternalStudent) -> nn.Module:
             f"{'x'.join(map(str, shape))} images: {'; '.join(weights_to_load.left_random)}."
         )
     network.load_state_dict(dict(weights_to_load.tensors), strict=False)
-    return network.eval().requires_grad_(False)
+    return artefacts.settled(network.eval().requires_grad_(False), student.arch, shape)
 
 
 def _run_hashes(run_dir: RunDir) -> dict[str, str]:

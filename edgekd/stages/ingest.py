@@ -15,6 +15,7 @@ from edgekd.agent.device.machine import sha256_of
 from edgekd.errors import InputFileError, UsageError
 from edgekd.ingestion import claims, foreign, identify, outside_files
 from edgekd.models import probe
+from edgekd.models.code import adapting
 from edgekd.models.statistics import StatisticsJudge
 from edgekd.models.stems import Shape, parse_shape
 from edgekd.recipe import PixelsTable, Recipe, TeacherTable
@@ -100,6 +101,10 @@ def _examined(
     weights = identify.weights_of(content)
     inferred = _identified(weights, table)
     network = identify.build_teacher(inferred)
+    taken = adapting.taken_for_logits(network)
+    if taken:
+        assumption = identify.Assumption("logits", taken, "--arch net.py:NAME, code that returns them alone")
+        inferred = replace(inferred, assumptions=(*inferred.assumptions, assumption))
     seen = probe.probe(network, input_shape=inferred.input_shape, classes=inferred.classes, seed=recipe.seed)
     if not seen.head_alive:
         raise InputFileError("the teacher answers every input alike: its last layer is dead or was never trained.")

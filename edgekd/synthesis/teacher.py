@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.machine import Precision, float32_head, precision_for
+from edgekd.models import layout
 from edgekd.models.description import Description
 from edgekd.synthesis.batchnorm import statistics_distance
 
@@ -39,7 +40,7 @@ class Teacher:
     @classmethod
     def of(cls, network: nn.Module, description: Description, precision: str, device: torch.device) -> Teacher:
         """Bring a run's teacher to a device, its logits in float32 whatever the precision of the rest."""
-        network = network.to(device).to(memory_format=torch.channels_last)
+        network = layout.laid_out(network.to(device))
         float32_head(network, description.head)
         arithmetic = precision_for(network, device, precision)
         return cls(network, head=description.head, output_transform=description.output_transform, precision=arithmetic)

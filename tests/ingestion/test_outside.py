@@ -284,3 +284,18 @@ def test_a_model_of_timms_with_one_output_has_two_logits() -> None:
     images = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         torch.testing.assert_close(build_teacher(found)(images)[:, 1:], net(images), rtol=1e-4, atol=1e-4)
+
+
+@needs_timm
+def test_the_text_of_timm_shows_the_ends_of_its_models() -> None:
+    """Of two it does not: their configuration lacks the first layer."""
+    import timm
+
+    missed = []
+    for name in timm.list_models():
+        ends = outside._ends(name)
+        layers = [next(iter(names), "") for names in (ends.first, ends.heads)]
+        if ends.heads and not outside.timm_may_fit({f"net.{layer}.weight": torch.empty(1, 1) for layer in layers}):
+            missed.append(name)
+    assert [name for name in missed if not name.startswith("csatv2")] == []
+    assert not outside.timm_may_fit({"conv1.weight": torch.empty(1, 1), "linear.weight": torch.empty(1, 1)})

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,10 @@ from torch import nn
 from docs import students
 from edgekd import rng
 from edgekd.ingestion.identify import infer, state_dict_of
+from edgekd.ingestion.matching import network_shapes
 from edgekd.models import families, registry
 from edgekd.models.families.base import Family, Option, always
+from edgekd.models.families.convolutions import CONVOLUTIONS
 from edgekd.models.families.lenet import LENET5
 from edgekd.models.networks import cifar, lenet
 from edgekd.models.registry import ArchSpec
@@ -105,3 +108,19 @@ def test_a_name_belongs_to_one_family() -> None:
     for family in families.FAMILIES:
         for name in (*family.students, *family.tensors):
             assert registry.family_of(name) is family
+
+
+def _of_torchvision() -> list[Any]:
+    """The first of each family's networks in every run, the others in the slow ones."""
+    named = [family for family in families.FAMILIES if family.tensors]
+    slow = pytest.mark.slow
+    return [pytest.param(name, marks=slow if place else ()) for f in named for place, name in enumerate(f.tensors)]
+
+
+@pytest.mark.parametrize("name", _of_torchvision())
+def test_what_is_said_of_a_network_of_torchvisions_holds_for_it(name: str) -> None:
+    family = registry.family_of(name)
+    shapes = network_shapes(name, (3, family.side, family.side), 1000)
+    assert len(shapes) == family.tensors[name]
+    assert sum(len(shape) == 4 for shape in shapes.values()) == CONVOLUTIONS[name]
+    assert family.first in shapes

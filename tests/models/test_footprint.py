@@ -88,7 +88,7 @@ def four():
 
 @pytest.mark.parametrize(
     ("factory", "message"),
-    [("one", "has 1 outputs, not the 4"), ("thousand", "has 1000 outputs, not the 4"), ("Pair", "returns a tuple")],
+    [("one", "has 2 outputs, not the 4"), ("thousand", "has 1000 outputs, not the 4"), ("Pair", "returns a tuple")],
 )
 def test_a_network_of_other_outputs_is_no_student(
     factory: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, approve: Any

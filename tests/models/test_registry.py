@@ -74,7 +74,8 @@ def test_other_spellings_are_understood(spelled: str, name: str) -> None:
         ("mobilenetv2@0.333", "two decimals"),
         ("shufflenetv2@0.75", "0.5, 1, 1.5, 2"),
         ("wrn-17-2", "6n+4"),
-        ("package.module:factory,depth=3", "Its options: none"),
+        ("package.module:factory,depth=3", "Its options: outputs"),
+        ("lenet5,outputs=1", "no option"),
     ],
 )
 def test_wrong_specs_say_what_is_right(text: str, message: str) -> None:

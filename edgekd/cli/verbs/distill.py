@@ -50,6 +50,7 @@ def distill(
     ] = None,
     method: Annotated[str, typer.Option(metavar="PRESET", help="Method preset, see `edgekd recipes`.")] = "",
     seed: Annotated[int | None, typer.Option(help="Seed of every random draw.")] = None,
+    weights: flags.Weights = "",
     arch: flags.Arch = "",
     input_shape: flags.Input = "",
     normalize: flags.Normalize = "",
@@ -74,12 +75,14 @@ def distill(
 ) -> None:
     """Distil TEACHER into a student: read the teacher, train without data, choose the final checkpoint."""
     from edgekd import pipeline
-    from edgekd.cli import approval, changes, lines, session, settle, targets
+    from edgekd.cli import approval, changes, lines, published, session, settle, targets
     from edgekd.recipe import AUTO
     from edgekd.stages.catalog import DISTILL, SELECT
 
+    named = published.teacher(teacher, weights, arch)
+    teacher = named.file
     changed = changes.combine(
-        changes.of_teacher(arch, input_shape, accept_mapping, trust_pickle),
+        changes.of_teacher(named.arch, input_shape, accept_mapping, trust_pickle),
         changes.of_pixels(normalize, mean, std, classes),
         _student_changes(student, budget_ms, student_weights, on),
         changes.only_given(seed=seed),
@@ -98,6 +101,7 @@ def distill(
     changed = changes.combine(changed, {"teacher": {"file": str(teacher)}})
     needed = (student_weights, images, classes, data)
     with session.locked_run(made, max_seconds=max_seconds, fresh=fresh, teacher=teacher, needed=needed) as stop:
+        changed = changes.combine(changed, named.pixels(made, changed))
         recipe = pipeline.adopt(made, settle.wanted_recipe(made, changed))
         approval.approve(made, recipe)
         session.read_teacher(made, recipe, stop, data=data)

@@ -25,9 +25,10 @@ MAPPED_LINES = 20
 @verb("edgekd ingest teacher.pt", "edgekd ingest --run teacher-mobilenetv2 --normalize cifar10")
 def ingest(
     teacher: Annotated[
-        Path | None, typer.Argument(metavar="[TEACHER]", readable=False, help="The teacher's checkpoint.")
+        Path | None, typer.Argument(metavar="[TEACHER]", readable=False, help="The teacher's checkpoint, or timm:NAME.")
     ] = None,
     run: flags.RunOption = "",
+    weights: flags.Weights = "",
     arch: flags.Arch = "",
     input_shape: flags.Input = "",
     normalize: flags.Normalize = "",
@@ -42,24 +43,27 @@ def ingest(
 ) -> None:
     """Read a teacher and find out what it is; or, without TEACHER, set the normalisation of a run."""
     from edgekd import pipeline
-    from edgekd.cli import approval, changes, session, settle, targets
+    from edgekd.cli import approval, changes, published, session, settle, targets
     from edgekd.models.families.plain import in_short
     from edgekd.run.cards.record import Record
     from edgekd.run.cards.teacher import PixelsCard, TeacherCard
 
+    named = published.teacher(teacher or Path(), weights, arch)
     changed = changes.combine(
-        changes.of_teacher(arch, input_shape, accept_mapping, trust_pickle),
+        changes.of_teacher(named.arch, input_shape, accept_mapping, trust_pickle),
         changes.of_pixels(normalize, mean, std, classes),
     )
     approval.approve_typed(changed)
     if teacher is None and not run:
         raise UsageError("ingest takes a TEACHER, or --run NAME to set the normalisation of a run.")
     if teacher is not None:
+        teacher = named.file
         made = targets.run_of(teacher, run)
         changed = changes.combine(changed, {"teacher": {"file": str(teacher)}})
     else:
         made = targets.open_run(run)
     with session.locked_run(made, fresh=fresh, teacher=teacher) as stop:
+        changed = changes.combine(changed, named.pixels(made, changed))
         recipe = pipeline.adopt(made, settle.wanted_recipe(made, changed))
         approval.approve(made, recipe, teacher=Record.read(made.stage("teacher")) is None, student=False)
         session.read_teacher(made, recipe, stop)

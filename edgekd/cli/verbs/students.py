@@ -41,7 +41,8 @@ def students(
     """List student networks with parameters, multiply-accumulates, file sizes and latency."""
     from edgekd import cpus
     from edgekd.cli import targets
-    from edgekd.models import registry, trust
+    from edgekd.models import registry
+    from edgekd.models.code import trust
     from edgekd.models.stems import parse_shape
     from edgekd.stopping import graceful
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekd.models import pickles
+from edgekd.models.code import pickles
 
 
 def named(tmp_path: Path, content: bytes) -> list[str]:

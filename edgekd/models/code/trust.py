@@ -20,9 +20,9 @@ from edgekd import console, stopping
 from edgekd.agent.device.files import open_regular
 from edgekd.agent.device.machine import sha256_of
 from edgekd.errors import UsageError
-from edgekd.models import imports
+from edgekd.models.code import imports
+from edgekd.models.code.imports import Files, state_folder
 from edgekd.models.families import outside
-from edgekd.models.imports import Files, state_folder
 from edgekd.run.files import digest
 from edgekd.text import listed
 
@@ -71,7 +71,7 @@ def session(hashes: Sequence[str] = ()) -> Iterator[None]:
 def approve_code(names: Iterable[str] = (), *, pickles: bool = False) -> None:
     """Take what was typed on the command line as the user's approval of the code that it names."""
     if _session is not None:
-        _session.names |= {_bare(name) for name in names if runs_own_code(name)}
+        _session.names |= {outside.own_code(_bare(name)) for name in names if runs_own_code(name)}
         _session.pickles |= pickles
 
 
@@ -85,8 +85,8 @@ def factory(arch: str) -> UntrustedCode:
 
     The hash covers the name of the factory and every file that `imports.files_of` finds.
     """
-    name = _bare(arch)
-    module = name.partition(":")[0].strip()
+    name = outside.own_code(_bare(arch))
+    module = name.partition(":")[0]
     files = imports.files_of(module)
     if not files:
         raise UsageError(
@@ -98,7 +98,7 @@ def factory(arch: str) -> UntrustedCode:
 
 def pickle(path: Path) -> UntrustedCode:
     """Return the code in a pickle; its hash is the file's, unless it names code of the working directory as well."""
-    from edgekd.models import pickles
+    from edgekd.models.code import pickles
     # which imports NumPy, and --help does without
 
     with open_regular(path) as stream:

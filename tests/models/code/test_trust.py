@@ -24,7 +24,8 @@ import toy
 from edgekd import recipe
 from edgekd.cli import program
 from edgekd.errors import Interrupted, UsageError
-from edgekd.models import registry, trust
+from edgekd.models import registry
+from edgekd.models.code import trust
 from edgekd.run.directory import RunDir
 
 CODE = """

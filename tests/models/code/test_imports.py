@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekd.models import imports
+from edgekd.models.code import imports
 
 
 def test_code_in_the_working_directory_is_found_only_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
