@@ -77,12 +77,13 @@ def as_classifier(network: nn.Module, input_shape: Shape, name: str) -> nn.Modul
             answer = None
     if images._version:
         network.register_forward_pre_hook(_copied)
+    network.register_forward_hook(hook)  # first, so that the last operation is that of what it takes
     path, found = _chosen(answer, len(images))
     if isinstance(found, Tensor):
-        hook.one = found.numel() == len(images)
-        hook.probability = hook.one and probe.last_operation(network, images) in probe.SIGMOIDS
+        one = found.numel() == len(images)
+        hook.probability = one and probe.last_operation(network, images) in probe.SIGMOIDS
+        hook.one = one
         hook.said = _said(path, hook)
-    network.register_forward_hook(hook)
     return network
 
 

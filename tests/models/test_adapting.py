@@ -130,6 +130,11 @@ class Sigmoid(One):
         return torch.sigmoid(self.logits(x)).squeeze()
 
 
+class SigmoidDict(One):
+    def forward(self, x):
+        return {"score": torch.sigmoid(self.logits(x)), "features": x}
+
+
 class Embedding(Net):
     def __init__(self):
         super().__init__(128)
@@ -203,6 +208,13 @@ def test_of_one_output_come_two_logits(code: str) -> None:
     assert network(images()[:1]).shape == (1, 2)
     for name in ("One", "Sigmoid"):
         probe.probe(built(f"{code}:{name}"), input_shape=SHAPE, classes=2, seed=0)
+
+
+def test_a_probability_in_a_dict_is_told_from_a_logit(code: str) -> None:
+    alone, within = (built(f"{code}:{name}") for name in ("Sigmoid", "SigmoidDict"))
+    within.load_state_dict(alone.state_dict())
+    assert torch.allclose(alone(images()), within(images()), atol=1e-5)
+    assert "probability" in adapting.taken_for_logits(within)
 
 
 @pytest.mark.parametrize("name", ["One", "Sigmoid", "Free"])
