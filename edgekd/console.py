@@ -7,6 +7,7 @@ and is never taken for markup.
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import json
 import logging
@@ -53,11 +54,11 @@ class _Log:
         return stream
 
 
-_kept: list[TextIO | None] = []
-"""stdout, while other code gets stderr in its place; None where it is closed."""
+_kept: list[TextIO] = []
+"""stdout, while other code gets stderr in its place."""
 
 
-def _results() -> TextIO | None:
+def _results() -> TextIO:
     return _kept[-1] if _kept else sys.stdout
 
 
@@ -65,7 +66,14 @@ class _Stdout:
     """stdout as it was before it was kept from other code."""
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(_results() or io.StringIO(), name)
+        return getattr(_results(), name)
+
+
+class _ClosedStdout(io.TextIOBase):
+    """stdout where the shell closed it (`>&-`), which Python leaves out: whoever prints would be told nothing."""
+
+    def write(self, text: str) -> int:
+        raise MachineError("the results could not be written to standard output: it is closed.")
 
 
 _stderr = Console(file=cast("TextIO", _Log()), highlight=False, soft_wrap=True)
@@ -81,10 +89,43 @@ def _plain(message: str) -> str:
     return escape(visible(message))
 
 
-def accept_any_encoding() -> None:
-    """Write out what the encoding of stdout lacks (`\\u2013`), as Python does on stderr, where it would raise."""
+def prepare_stdout() -> None:
+    """Write out what the encoding of stdout lacks (`\\u2013`), as Python does on stderr; a closed one is an error."""
+    if sys.stdout is None:
+        sys.stdout = cast("TextIO", _ClosedStdout())
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def descriptor_for_results() -> Iterator[None]:
+    """Keep what stdout leads to for results, to the end of the process: its descriptor leads to stderr from now on.
+
+    So does what is written to it from C, by a program that a network starts, or when the interpreter ends.
+    """
+    stdout = sys.__stdout__
+    if stdout is None or sys.stdout is not stdout or stdout.fileno() != 1:
+        yield  # closed, or somebody else's already
+        return
+    number = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 3)  # never 2, which may be closed
+    results = os.fdopen(number, "w", encoding=stdout.encoding, errors=stdout.errors)
+    try:
+        os.dup2(2, 1)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.stdout = results
+    try:
+        yield
+    finally:
+        sys.stdout = stdout
+
+
+def descriptors() -> set[int]:
+    """Return the descriptors that something is printed to."""
+    numbers = {1, 2}
+    with suppress(AttributeError, OSError, ValueError):  # it is closed, or no file
+        numbers.add(_results().fileno())
+    return numbers
 
 
 @contextmanager
@@ -92,7 +133,7 @@ def stdout_for_results() -> Iterator[None]:
     """Keep stdout for results: what other code prints meanwhile, a network of the user's own, goes to stderr."""
     _kept.append(sys.stdout)
     try:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(cast("TextIO", _Log()) if sys.stderr is None else sys.stderr):
             yield
     finally:
         _kept.pop()
@@ -153,8 +194,6 @@ def closing(written: str, headline: str, following: str) -> None:
 def print_text(text: str) -> None:
     """Print a text on stdout as it is, and at once: a full disk behind it is an error now, not after the last line."""
     stdout = _results()
-    if stdout is None:
-        raise MachineError("the results could not be written to standard output: it is closed.")
     try:
         raw = getattr(stdout, "buffer", None)
         if isinstance(raw, io.RawIOBase):  # python -u, which does not notice that only a part was written

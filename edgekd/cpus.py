@@ -13,6 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Optional
 
+MOST_THREADS = 1024
+"""More than any machine can use; OpenMP ends the process where it cannot make as many."""
 CONVENTIONAL = (("cgroup2", "/", "/sys/fs/cgroup"), ("cgroup", "/", "/sys/fs/cgroup/cpu"))
 """Where the hierarchies are mounted, if the kernel does not say: file system, root, mount point."""
 

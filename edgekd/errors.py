@@ -16,6 +16,7 @@ A message is one sentence of what happened, which file or key, and how to mend i
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
 
 
@@ -88,6 +89,16 @@ _NO_MEMORY = (
 def lacks_memory(error: BaseException) -> bool:
     """Return whether an exception says that memory is short; of PyTorch and ONNX Runtime only its words tell."""
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY)
+
+
+def broken_import(error: BaseException) -> str | None:
+    """Return the name of a package from elsewhere whose import raised an error, None where none did."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>")
+    modules = [str(frame.f_globals.get("__name__")) for frame in frames]
+    if isinstance(error, ImportError) and error.name:
+        modules.append(error.name)
+    packages = (module.partition(".")[0] for module in modules)
+    return next((package for package in packages if package not in ("edgekd", "__main__")), None)
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

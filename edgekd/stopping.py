@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from edgekd import console
 from edgekd.errors import Interrupted, StoppedEarly
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -33,10 +34,14 @@ class Stop:
         """Whether a signal asked for it, and not only the deadline."""
         return bool(self._signal)
 
-    def raise_if_requested(self, what: str = "the run") -> None:
-        """Raise `Interrupted` or `StoppedEarly` when a stop was asked for."""
+    def raise_if_interrupted(self, what: str) -> None:
+        """Raise `Interrupted` when a signal asked for it; the deadline waits for what cannot be continued."""
         if self._signal:
             raise _interrupted(what, self._signal)
+
+    def raise_if_requested(self, what: str = "the run") -> None:
+        """Raise `Interrupted` or `StoppedEarly` when a stop was asked for."""
+        self.raise_if_interrupted(what)
         if self.requested:
             raise StoppedEarly(f"{what} reached --max-seconds; the same command continues it.")
 
@@ -89,7 +94,7 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
 
 def _leave_terminal() -> None:
     """Send what is printed to nowhere where the terminal is gone: a message that fails would end the run unsaved."""
-    for descriptor in (1, 2):
+    for descriptor in console.descriptors():
         watch = select.poll()
         watch.register(descriptor, 0)
         if any(seen & select.POLLHUP for _, seen in watch.poll(0)):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
+from pathlib import PurePath
 
 
 def visible(text: str) -> str:
@@ -17,6 +19,12 @@ def is_utf8(name: object) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def path_argument(path: PurePath | str) -> str:
+    """Return what to type for a file, or for a run by its path: quoted, and never taken for a flag."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text[:1] == "-" else text)
 
 
 def listed(names: Iterable[str], at_most: int = 3) -> str:
@@ -35,3 +43,8 @@ def first_line(error: BaseException, at_most: int = 200) -> str:
     """Return the first line of an error's message, shortened, without its full stop; its type if it has none."""
     line = (str(error).strip().splitlines() or [""])[0].strip() or type(error).__name__
     return line.rstrip(".") if len(line) <= at_most else f"{line[:at_most]}…"
+
+
+def counted(number: int, what: str) -> str:
+    """Write a number of things: `no layers`, `1 layer`, `2 layers`."""
+    return f"{number or 'no'} {what}{'' if number == 1 else 's'}"

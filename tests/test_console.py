@@ -159,7 +159,7 @@ def test_results_that_cannot_be_written_are_one_message_and_code_6(verb: tuple[s
     assert "No space left on device" in ran.stderr
 
 
-@pytest.mark.parametrize("verb", [("--version",), ("recipes", "--json"), ("recipes",)])
+@pytest.mark.parametrize("verb", [("--version",), ("recipes", "--json"), ("recipes",), ("--help",), ("eval", "--help")])
 def test_a_pipe_that_was_read_enough_ends_the_command_without_a_word(verb: tuple[str, ...]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -177,7 +177,7 @@ WORDS = "café – 3 × 5 \U0001f600"
 def test_what_the_encoding_of_stdout_lacks_is_written_out(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding=encoding))
-    console.accept_any_encoding()
+    console.prepare_stdout()
     console.print_table((WORDS,), [(WORDS,)])
     table = raw.getvalue()
     console.print_json({WORDS: WORDS})
@@ -195,6 +195,42 @@ def test_what_other_code_prints_stays_out_of_the_results(capsys: Streams) -> Non
         console.print_table(("a",), [("b",)])
     out, err = capsys.readouterr()
     assert (out.split(), err) == (["{", '"a":', "1", "}", "a", "b"], "my own network\n")
+
+
+NOISY = """
+import atexit, ctypes, os, subprocess, sys
+from edgekd import console
+from edgekd.cli import program, verb
+
+def noisy():
+    libc = ctypes.CDLL(None)
+    atexit.register(print, "at exit")
+    print("print")
+    sys.stdout.write("sys.stdout\\n")
+    sys.__stdout__.write("sys.__stdout__\\n")
+    os.write(1, b"os.write\\n")
+    libc.printf(b"printf\\n")
+    subprocess.run(["echo", "a program"])
+    console.print_json({"a": 1})
+
+program.app = lambda **_: verb.verb("")(noisy).run()
+program.main()
+"""
+
+
+@pytest.mark.parametrize("flags", [(), ("-u",)])
+def test_what_other_code_writes_below_python_stays_out_of_the_results(flags: tuple[str, ...]) -> None:
+    ran = subprocess.run([sys.executable, *flags, "-c", NOISY], capture_output=True, text=True, check=False)
+    assert (ran.returncode, json.loads(ran.stdout)) == (0, {"a": 1})
+    noise = ("print", "sys.stdout", "sys.__stdout__", "os.write", "printf", "a program", "at exit")
+    assert sorted(ran.stderr.split("\n")) == sorted(["", *noise])
+
+
+def test_other_code_may_print_where_stderr_is_closed() -> None:
+    ran = subprocess.run(
+        ["sh", "-c", '"$0" -c "$1" 2>&-', sys.executable, NOISY], stdout=subprocess.PIPE, text=True, check=False
+    )
+    assert (ran.returncode, json.loads(ran.stdout)) == (0, {"a": 1})
 
 
 def test_what_libraries_warn_of_is_one_line_without_their_paths() -> None:
@@ -299,9 +335,11 @@ def test_wrong_usage_is_told_without_its_escapes(monkeypatch: pytest.MonkeyPatch
         assert [c for c in err if not c.isprintable() and c != "\n"] == []
 
 
-@pytest.mark.parametrize(("closed", "code"), [(">&-", 6), ("2>&-", 0)])
-def test_a_closed_stream_is_like_one_that_cannot_be_written(closed: str, code: int) -> None:
-    command = f"{sys.executable} -m edgekd recipes {closed}"
+@pytest.mark.parametrize(
+    ("verb", "closed", "code"), [("recipes", ">&-", 6), ("eval --help", ">&-", 6), ("recipes", "2>&-", 0)]
+)
+def test_a_closed_stream_is_like_one_that_cannot_be_written(verb: str, closed: str, code: int) -> None:
+    command = f"{sys.executable} -m edgekd {verb} {closed}"
     ran = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert ran.returncode == code, ran.stderr
     assert "fault" not in ran.stderr

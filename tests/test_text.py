@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from edgekd import text
 
@@ -15,6 +16,11 @@ def test_names_are_shortened_and_counted() -> None:
 def test_a_name_may_hold_bytes_that_utf_8_does_not_have() -> None:
     assert text.is_utf8("größe")
     assert not text.is_utf8(os.fsdecode(b"gr\xf6\xdfe"))
+
+
+def test_a_file_is_typed_so_that_it_is_no_flag() -> None:
+    typed = [text.path_argument(name) for name in ("-rf.pt", "a b.pt", Path("x.pt"), "~x")]
+    assert typed == ["./-rf.pt", "'a b.pt'", "x.pt", "'~x'"]
 
 
 def test_a_shape_is_written_with_crosses() -> None:

@@ -43,7 +43,7 @@ from edgekd.schema import (
     required,
     to_json,
 )
-from edgekd.text import visible
+from edgekd.text import path_argument, visible
 
 MANIFEST, FORMAT = "manifest.json", 1
 EXIT_CODES = {kind: error.exit_code for kind, error in ERRORS.items()}
@@ -107,7 +107,8 @@ def main(arguments: list[str]) -> int:
         _say(f"error: {refused}")
         return EXIT_CODES[refused.kind]
     failed = [check for check in results.numerics if not check.passed]
-    _say(f"wrote {asked.output}; on the machine with the run: edgekd bench --import {Path(asked.output).name}")
+    name = path_argument(Path(asked.output).name)
+    _say(f"wrote {asked.output}; on the machine with the run: edgekd bench --import {name}")
     return 5 if failed else 0
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterator, Sequence
+import re
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from edgekd.agent.messages import LogitsArray
 from edgekd.agent.runners.inputs import noise
 from edgekd.errors import InputFileError, MachineError, UsageError, lacks_memory
 from edgekd.export import ort_session
-from edgekd.text import first_line
+from edgekd.text import first_line, listed
 
 IMAGES, SEED = 8, 20250115
 _TYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.UINT8: "uint8"}
@@ -58,10 +61,15 @@ def signature(file: Path, image_shape: tuple[int, ...] | None = None) -> Signatu
     initializers = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in initializers]
     if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type not in _TYPES:
-        raise InputFileError(f"{file} must have one float or uint8 image input to be measured.")
+        have = listed(f"{value.name} ({_type_of(value)})" for value in inputs) or "none"
+        raise InputFileError(f"{file} must have one float or uint8 image input to be measured; it has {have}.")
     others = [value.name for value in model.graph.output if value.type.WhichOneof("value") in _NO_TENSORS]
     if others:
         raise InputFileError(f"{file} must answer with tensors to be measured; {others[0]} is a sequence or a map.")
+    if not inputs[0].type.tensor_type.HasField("shape"):
+        raise InputFileError(
+            f"{file} leaves open how many dimensions its input has; export it with the size of an image."
+        )
     sizes = tuple(d.dim_value if d.dim_value > 0 else None for d in inputs[0].type.tensor_type.shape.dim)
     if not sizes:
         raise InputFileError(f"{file} must have an image input with a batch, not a single number.")
@@ -85,38 +93,64 @@ def _read(file: Path) -> onnx.ModelProto:
 def weights_of(file: Path) -> tuple[str, ...]:
     """Return the names of the files beside an ONNX file that it keeps weights in, as PyTorch exports large ones.
 
-    Raises InputFileError for weights in another folder, behind a link, or in what is no file: what an ONNX file names
-    may be anything.
+    Raises InputFileError for weights in another folder, behind a link, in what is no file, or in one that is too short:
+    what an ONNX file names may be anything.
     """
     return weights_in(_read(file), file)
 
 
 def weights_in(model: onnx.ModelProto, file: Path) -> tuple[str, ...]:
     """Return what `weights_of` does, of a model that was read from the file."""
-    names = set()
-    in_functions = (node for function in model.functions for node in function.node)
-    for tensor in _tensors([*model.graph.initializer], [*model.graph.node, *in_functions]):
+    ends: dict[str, int] = {}
+    in_functions = (_of_nodes(function.node) for function in model.functions)
+    for tensor in chain(_of_graph(model.graph), *in_functions):
         if tensor.data_location == TensorProto.EXTERNAL:
-            names.add(next((entry.value for entry in tensor.external_data if entry.key == "location"), ""))
-    for name in names:
-        place = file.with_name(name) if name and Path(name).name == name else None
-        if place is None or place.is_symlink() or not place.is_file():
+            said = {entry.key: entry.value for entry in reversed(tensor.external_data)}
+            name, end = str(Path(said.get("location", ""))), sum(_bytes(said, key) for key in ("offset", "length"))
+            ends[name] = max(end, ends.get(name, 0))
+    for name, end in ends.items():
+        try:
+            facts = file.with_name(name).lstat() if Path(name).name == name else None
+        except FileNotFoundError:
+            raise InputFileError(
+                f"{file} keeps weights in {name!r}, which is not there; copy that file to its place beside it, too."
+            ) from None
+        except (OSError, ValueError):  # no file can have such a name
+            facts = None
+        if facts is None or not stat.S_ISREG(facts.st_mode):
             raise InputFileError(
                 f"{file} keeps weights in {name!r}, and only a file beside it is read, not one in another folder or "
                 "behind a link; save it as one file (onnx.save of onnx.load)."
             )
-    return tuple(sorted(names))
+        if facts.st_size < end:
+            raise InputFileError(
+                f"{file.with_name(name)} holds {facts.st_size:,} bytes, and {file} keeps weights there up to byte "
+                f"{end:,}; it was copied in part, or it belongs to another export."
+            )
+    return tuple(sorted(ends))
 
 
-def _tensors(tensors: list[TensorProto], nodes: Sequence[onnx.NodeProto]) -> Iterator[TensorProto]:
+def _bytes(said: Mapping[str, str], key: str) -> int:
+    """A count of bytes that a file names; 0 for what is none, which ONNX Runtime refuses."""
+    value = said.get(key, "")
+    return int(value) if re.fullmatch("[0-9]{1,19}", value) else 0
+
+
+def _of_graph(graph: onnx.GraphProto) -> Iterator[TensorProto]:
     """Every tensor of a graph: its initializers, those in its nodes, and those of the graphs in its nodes."""
-    yield from tensors
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _of_nodes(graph.node)
+
+
+def _of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[TensorProto]:
     for attribute in (attribute for node in nodes for attribute in node.attribute):
         yield from (attribute.t, *attribute.tensors)
         for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
             yield from (sparse.values, sparse.indices)
         for graph in (attribute.g, *attribute.graphs):
-            yield from _tensors([*graph.initializer], graph.node)
+            yield from _of_graph(graph)
 
 
 def _arithmetic(graph: onnx.GraphProto) -> Arithmetic:
@@ -126,6 +160,14 @@ def _arithmetic(graph: onnx.GraphProto) -> Arithmetic:
     casts = (attribute.i for node in graph.node if node.op_type == "Cast" for attribute in node.attribute)
     types = {*casts, *(tensor.data_type for tensor in graph.initializer)}
     return "fp32" if types.isdisjoint((TensorProto.FLOAT16, TensorProto.BFLOAT16)) else "fp16"
+
+
+def _type_of(value: onnx.ValueInfoProto) -> str:
+    """What a value holds, as ONNX calls it: float, double, …; a sequence, map or optional by its own name."""
+    if value.type.WhichOneof("value") != "tensor_type":
+        return (value.type.WhichOneof("value") or "unknown").removesuffix("_type")
+    element = value.type.tensor_type.elem_type
+    return TensorProto.DataType.Name(element).lower() if element in TensorProto.DataType.values() else str(element)
 
 
 def _written(shape: tuple[int | None, ...]) -> str:
@@ -165,13 +207,19 @@ def reference_logits(file: Path, inputs: NDArray[Any]) -> list[list[float]]:
     step = takes.batch or len(inputs)
     try:
         batches = [ort_session.logits(session, inputs[first : first + step]) for first in range(0, len(inputs), step)]
-        rows: list[list[float]] = np.concatenate(batches).reshape(len(inputs), -1).tolist()
+        rows = np.concatenate(batches)
+        other = next((batch.shape for batch in batches if len(batch) != step), None)
+        if other is not None:
+            raise ValueError(f"its answer is {_written(other)}")
     except Exception as error:  # ONNX Runtime's own errors have no common base
         refused = MachineError if lacks_memory(error) else InputFileError
         raise refused(
             f"{file} gives no row of numbers for each of {step} images: {first_line(error, 1000)}."
         ) from error
-    return rows
+    if not np.isfinite(rows).all():
+        raise InputFileError(f"{file} answers NaN or infinity to ordinary noise; its weights are damaged.")
+    found: list[list[float]] = rows.reshape(len(inputs), -1).tolist()
+    return found
 
 
 def write_files(jobs: Sequence[BenchJob], folder: Path) -> dict[Path, tuple[Path, list[list[float]]]]:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from edgekd.cpus import MOST_THREADS
+
 RunArgument = Annotated[
     str, typer.Argument(metavar="[RUN]", help="Run to work on; the newest fitting one if left out.")
 ]
@@ -38,7 +40,9 @@ BudgetMs = Annotated[
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what the run holds and start anew.")]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:i.")]
-Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads; by default the usable CPUs.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, max=MOST_THREADS, metavar="N", help="CPU threads; by default the usable CPUs.")
+]
 Arch = Annotated[
     str,
     typer.Option(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgekd import console
+from edgekd.models.families.plain import in_short
 from edgekd.run.cards.teacher import TeacherCard
 from edgekd.run.directory import RunDir
-from edgekd.text import sizes
+from edgekd.text import counted, sizes
 
 if TYPE_CHECKING:
     from edgekd.models.footprint import Footprint
@@ -25,7 +26,7 @@ def print_opening(run: RunDir, recipe: Recipe, size: Footprint) -> None:
     console.opening(
         [
             ("run", str(run.path)),
-            ("teacher", f"{card.arch}, {cost_of_teacher}; {probe_sentence(run, card)}"),
+            ("teacher", f"{in_short(card.arch)}, {cost_of_teacher}; {probe_sentence(run, card)}"),
             ("input", "; ".join([f"{sizes(card.input_shape)}, {card.classes} classes", *assumed])),
             ("student", f"{student.name}, {size.parameters:,} parameters, {size.macs:,} MACs{origin}"),
         ]
@@ -53,12 +54,12 @@ def probe_sentence(run: RunDir, card: TeacherCard) -> str:
         "probabilities": "probabilities: the softmax at its end is undone",
         "log-probabilities": "log-probabilities, which serve as logits",
     }
-    norms = _count(probe.batchnorm_layers, "BatchNorm layer")
+    norms = counted(probe.batchnorm_layers, "BatchNorm layer")
     sure = f"{probe.noise_confidence:.1%} sure on noise (chance {1 / card.classes:.1%})"
     parts = [f"answers (N, {card.classes}) finite {kinds[probe.emits]}", "head alive", norms, sure]
     timing = run.ledger().teacher_probe
     if timing is not None:
-        threads = _count(timing.threads, "thread")
+        threads = counted(timing.threads, "thread")
         parts.append(f"{timing.images} images in {_milliseconds(timing.seconds)} ms on {threads}")
     return "; ".join(parts)
 
@@ -72,7 +73,3 @@ def data_free_warning(data_free: bool | None) -> str:
 
 def _milliseconds(seconds: float) -> str:
     return f"{1000 * seconds:,.0f}" if seconds >= 0.01 else f"{1000 * seconds:.1f}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number or 'no'} {what}{'' if number == 1 else 's'}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -26,7 +27,7 @@ from edgekd.cli.verbs.run import run
 from edgekd.cli.verbs.select import select
 from edgekd.cli.verbs.status import status
 from edgekd.cli.verbs.students import students
-from edgekd.errors import EdgekdError, MachineError, UsageError, lacks_memory
+from edgekd.errors import EdgekdError, MachineError, UsageError, broken_import, lacks_memory
 from edgekd.text import first_line, visible
 
 VERBS = (
@@ -71,11 +72,20 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def main() -> None:
     """Run the command line; the only place where errors become messages and exit codes."""
-    console.accept_any_encoding()
-    console.tell_warnings()
+    with console.descriptor_for_results():
+        console.prepare_stdout()
+        console.tell_warnings()
+        _run()
+
+
+def _run() -> None:
     try:
         _refuse_empty(sys.argv[1:])
         sys.exit(app(standalone_mode=False))
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # typer and rich end with 1 where nobody reads a help
+            sys.exit(128 + signal.SIGPIPE)
+        raise
     except _CLICK_ERROR as error:
         error.message = visible(error.message)  # a file that a shell's * named may be called anything
         rich_utils.rich_format_error(error)
@@ -98,6 +108,13 @@ def main() -> None:
         if lacks_memory(error):
             reason = first_line(error) if str(error) else "no more"
             console.error(f"this machine, or a limit set on this process, has too little memory ({reason}).")
+            sys.exit(MachineError.exit_code)
+        package = broken_import(error)
+        if package is not None:
+            why = f"{type(error).__name__}: {first_line(error)}"
+            console.error(
+                f"{package} cannot be imported ({why}); install it again. `edgekd doctor` says what is there."
+            )
             sys.exit(MachineError.exit_code)
         console.error(
             f"a fault of edgekd: {type(error).__name__}: {error}. What was published is intact. "

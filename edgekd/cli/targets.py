@@ -28,7 +28,7 @@ RUNS = Path("runs")
 _SUFFIXES = re.compile(r"(\.(pth|pt|th|tar|bin|ckpt|safetensors|pkl|pickle|gz))+$", re.IGNORECASE)
 _SAYS_NOTHING = re.compile(
     r"((best|last|latest|final|ckpt|checkpoint|model|weight|network|net|state|dict|param|pytorch|ema|epoch|step|iter|"
-    r"file|output|\d)s?[-_.= ]*)+",
+    r"file|output|copy|\d)s?[-_.= ()]*)+",
     re.IGNORECASE,
 )
 """Names that many files and folders of checkpoints have, such as `model_best`, `checkpoints` and `epoch_90`."""
@@ -39,7 +39,13 @@ def named_run(name: str) -> RunDir:
     if any(len(os.fsencode(part)) > MOST_BYTES for part in Path(name).parts):
         raise UsageError(f"{name[:80]!r} is no name for a run: it is too long.")
     is_path = "/" in name or name in (".", "..") or is_run(Path(name))
-    return RunDir(Path(name) if is_path else RUNS / name)
+    run = RunDir(Path(name) if is_path else RUNS / name)
+    if not os.path.lexists(run.path):
+        if name.startswith("~"):
+            raise UsageError(f"{name!r} begins with ~, which your shell has left as it is; type the whole path.")
+        if not name.isprintable():
+            raise UsageError(f"{name!r} is no name for a run: it holds a character that cannot be printed.")
+    return run
 
 
 def run_called(name: str) -> RunDir:
@@ -116,12 +122,6 @@ def run_argument(run: RunDir) -> str:
         text for text in (name, path, f"./{path}") if text and named_run(text).path == run.path and text[:1] != "-"
     )
     return shlex.quote(next(meant))
-
-
-def path_argument(path: Path | str) -> str:
-    """Return what to type for a file: quoted, and never taken for a flag."""
-    text = str(path)
-    return shlex.quote(f"./{text}" if text[:1] == "-" else text)
 
 
 def open_run(name: str) -> RunDir:

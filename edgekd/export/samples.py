@@ -28,6 +28,7 @@ from edgekd.state_dict import unflatten
 from edgekd.stopping import Stop
 from edgekd.synthesis.images.pictures import Pictures
 from edgekd.synthesis.sampler import Sampler
+from edgekd.text import path_argument
 
 Array = NDArray[Any]
 CACHE_BYTES = 64 * 2**20
@@ -97,7 +98,7 @@ def read_graph_normalization(run_dir: RunDir, table: ExportTable) -> Normalizati
     if pixels.mean is None or pixels.std is None:
         raise UsageError(
             "--uint8-input puts the normalisation into the graph, but it is unknown: set it with "
-            f"`edgekd ingest --run {run_dir.name} --normalize NAME` or --mean and --std."
+            f"`edgekd ingest --run {path_argument(run_dir.path)} --normalize NAME` or --mean and --std."
         )
     return Normalization(pixels.mean, pixels.std)
 

@@ -31,6 +31,16 @@ HEADER_LIMIT_BYTES = 32 * 2**20
 """The longest header accepted of a .safetensors file."""
 PIECE_BYTES = 2**20
 """How much of a file is in memory while its checksums are compared."""
+_ARCHIVES = {
+    "model.weights.h5": "a Keras file",
+    "MAR-INF/": "a TorchServe archive (the weights lie inside)",
+    "com.apple.CoreML": "a Core ML package",
+    "saved_model.pb": "a packed TensorFlow SavedModel",
+    ".safetensors": "a zip archive of .safetensors files; unpack it first",
+}
+"""What a zip is by a part of the name of one of its members."""
+_OTHER_LIBRARIES = {"sklearn": "scikit-learn", "joblib": "joblib", "xgboost": "XGBoost", "lightgbm": "LightGBM"}
+"""Libraries of pickles that hold no PyTorch network, by their module."""
 _FOLDER = 0x10
 """Attribute of DOS by which torch's zip reader takes a member for a folder, whatever it is called."""
 
@@ -125,7 +135,7 @@ def _check_zip(path: Path, size: int) -> int:
     if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
         raise InputFileError(
             f"{path} is a TorchScript program, which would run code. Save its weights instead: "
-            "torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt')."
+            f"torch.save(torch.jit.load({str(path)!r}, 'cpu').state_dict(), 'weights.pt')."
         )
     whole = {member.filename for member in members} | inner
     if "archive_format" in whole or any(
@@ -133,12 +143,23 @@ def _check_zip(path: Path, size: int) -> int:
     ):
         raise InputFileError(
             f"{path} is an exported program (.pt2), which would run code. Save its weights instead: "
-            "torch.save(torch.export.load(FILE).state_dict, 'weights.pt')."
+            f"torch.save(torch.export.load({str(path)!r}).state_dict, 'weights.pt')."
         )
     if "data.pkl" not in inner:
-        kind = "a NumPy .npz archive" if all(n.endswith(".npy") for n in whole - {""}) else "a zip archive"
-        raise InputFileError(f"{path} is {kind}, not a checkpoint: it holds no data.pkl as torch.save writes it.")
+        raise InputFileError(
+            f"{path} is {_archive_name(whole)}, not a checkpoint: it holds no data.pkl as torch.save writes it."
+        )
     return limit
+
+
+def _archive_name(members: set[str]) -> str:
+    """What a zip is that torch did not write."""
+    if all(name.endswith(".npy") for name in members - {""}):
+        return "a NumPy .npz archive"
+    for part, name in _ARCHIVES.items():
+        if any(part in member for member in members):
+            return name
+    return "a zip archive"
 
 
 def _check_sums(path: Path) -> None:
@@ -187,6 +208,13 @@ def _read_pickle(path: Path, *, trust_pickle: bool | None) -> object:
                 f"The code it was written with must be importable here.{imports.unapproved(error)}"
             ) from error
         foreign = pickles.code_named(path, zipped=zipped)
+        makers = {name.partition(".")[0] for name in foreign} & _OTHER_LIBRARIES.keys()
+        if makers and not zipped:  # torch.save writes zips
+            library = _OTHER_LIBRARIES[max(makers)]
+            raise InputFileError(
+                f"{path} is a pickle of {library}'s, not of PyTorch's: it would run {listed(foreign)}. Nothing was "
+                "run; edgekd distils networks of PyTorch."
+            ) from error
         if foreign:
             way_on = "" if trust_pickle is None else ", or load it with --trust-pickle if you trust its author"
             raise InputFileError(

@@ -9,12 +9,14 @@ from dataclasses import replace
 from torch import Tensor
 
 from edgekd.errors import InputFileError
-from edgekd.ingestion import judging, matching, outside, plain, search, views
-from edgekd.ingestion.chain import chain_of
+from edgekd.ingestion import contents, matching, outside, search, views
 from edgekd.ingestion.inferred import Assumption, Inferred, build_teacher
 from edgekd.ingestion.matching import Match
+from edgekd.ingestion.rewriting import Rewriting, rewritings, without_biases
 from edgekd.ingestion.search import NamedReading, ZooComparison
 from edgekd.ingestion.weights import ITSELF, Weights, state_dict_of, weights_of
+from edgekd.ingestion.wiring import judging, plain
+from edgekd.ingestion.wiring.chain import chain_of
 from edgekd.models import probe, registry
 from edgekd.models.families.outside import PREFIX, TWINS
 from edgekd.models.families.plain import NAME as PLAIN
@@ -37,6 +39,7 @@ __all__ = [
 
 _MOST_SHOWN = 6
 """Wirings that a message lists."""
+OWN_CODE = "--arch package.module:factory"
 
 
 def infer(
@@ -64,8 +67,10 @@ def infer(
     findings = search.compare_with_zoo(weights, requested, input_shape, classes, hint)
     chosen = findings.exact or findings.mapped
     if chosen is None:
-        if requested is None and findings.entangled is None and chain_of(search.plain(weights)) is not None:
-            return _plain(search.plain(weights), requested, input_shape, judge)
+        named = search.plain(weights)
+        classifies = not contents.no_classifier({name: tuple(tensor.shape) for name, tensor in named.items()})
+        if requested is None and findings.entangled is None and classifies and chain_of(named) is not None:
+            return _plain(named, requested, input_shape, judge)
         raise findings.entangled or _nothing_fits(search.plain(weights), findings, requested)
     chosen_match, decided = _only_one(chosen, hint if requested is None else "")
     named_by_size = requested is not None and registry.family_of(requested.name).name_with_width is not None
@@ -76,7 +81,10 @@ def infer(
     assumptions = [*decided, *_left_out(chosen, weights)]
     assumptions += _assumed_size(chosen_match) if input_shape is None else []
     assumptions += _unseen(chosen_match, chosen.dropped)
+    assumptions += _published_pixels(chosen_match, chosen)
     inferred = _inferred(chosen_match, chosen.weights, tuple(assumptions))
+    if findings.rewriting is not None:
+        inferred = _rewritten(inferred, chosen_match, chosen, findings.rewriting)
     return inferred if judge is None else judging.rewired(inferred, chosen_match.known_options, judge)
 
 
@@ -84,6 +92,9 @@ def _plain(
     weights: Mapping[str, Tensor], requested: ArchSpec | None, input_shape: Shape | None, judge: StatisticsJudge | None
 ) -> Inferred:
     """Return the one way in which a chain of layers can be wired; several are the user's choice."""
+    two_logits = next((other for other in rewritings(weights) if other.head and not other.biases), None)
+    if two_logits is not None:
+        weights = two_logits.weights
     chain = chain_of(weights)
     if chain is None:
         raise InputFileError(
@@ -99,6 +110,8 @@ def _plain(
             "--arch package.module:factory."
         )
     candidates = [_as_inferred(reading, weights, sized=input_shape is not None) for reading in readings]
+    if two_logits is not None:
+        candidates = [replace(one, assumptions=(*one.assumptions, _zero_logit(two_logits))) for one in candidates]
     chosen = judging.likeliest(candidates, judge) if judge is not None else list(range(len(candidates)))
     if len(chosen) == 1 and readings[chosen[0]].usual:
         only = candidates[chosen[0]]
@@ -172,6 +185,32 @@ def _inferred(match: Match, weights: Mapping[str, Tensor], assumptions: tuple[As
     return Inferred(match.spec, match.classes, match.input_shape, assumptions, match.mapping, renamed)
 
 
+def _rewritten(inferred: Inferred, match: Match, reading: NamedReading, rewriting: Rewriting) -> Inferred:
+    """A teacher whose weights fit in another form than the file's: the biases put where the network has a place."""
+    assumptions = list(inferred.assumptions)
+    if rewriting.head:
+        assumptions.append(_zero_logit(rewriting))
+    read = {theirs: reading.view.names[theirs] for theirs in rewriting.biases if theirs in reading.view.names}
+    biases = {match.prefix + match.mapping.get(ours, ours): rewriting.biases[theirs] for theirs, ours in read.items()}
+    if not biases:
+        return replace(inferred, assumptions=tuple(assumptions))
+    net = registry.build(inferred.arch, input_shape=inferred.input_shape, classes=inferred.classes, seed=0)
+    folded = without_biases(net, inferred.state_dict, biases, inferred.input_shape)
+    if folded is None:
+        raise InputFileError(
+            f"The weights fit {inferred.arch} but for biases of convolutions which no BatchNorm takes away: those of "
+            f"{listed(name.removesuffix('.weight') for name in biases)}. Give your own code with {OWN_CODE}."
+        )
+    value = f"of {len(biases)} convolutions, subtracted from the running means: the same function"
+    assumptions.append(Assumption("biases before BatchNorm", value, OWN_CODE))
+    return replace(inferred, assumptions=tuple(assumptions), state_dict=folded)
+
+
+def _zero_logit(rewriting: Rewriting) -> Assumption:
+    value = "two classes with the logits 0 and z, which a softmax turns into what a sigmoid makes of z"
+    return Assumption(f"the single output z of {rewriting.head}", value, OWN_CODE)
+
+
 def _left_out(reading: NamedReading, tensors: Mapping[str, Tensor]) -> Iterator[Assumption]:
     """What stood beside the network in the file and was left out."""
     rest = views.left_out_tensors(reading.view)
@@ -214,6 +253,18 @@ def _unseen(match: Match, dropped: bool) -> Iterable[Assumption]:
         yield Assumption("auxiliary classifiers", "left out, only training runs them", "--arch package.module:factory")
 
 
+def _published_pixels(match: Match, reading: NamedReading) -> Iterator[Assumption]:
+    """What timm's own weights of this network, and of those that answer alike, want of pixels."""
+    names = [str(match.spec), *(str(other.spec) for other in reading.structures)]
+    timms = [name.removeprefix(PREFIX) for name in dict.fromkeys(names) if name.startswith(PREFIX)]
+    if timms and match.input_shape[0] == 3:
+        flags = outside.published_pixels(timms)
+        if flags:
+            yield Assumption(
+                "mean and std of real images", "unknown; timm has weights of this network", " or ".join(flags)
+            )
+
+
 def _mapping_needed(match: Match) -> InputFileError:
     pairs = mapping_in_short(match.mapping)
     more = f" and {len(pairs) - 20} more" if len(pairs) > 20 else ""
@@ -240,13 +291,19 @@ def _difference(theirs: list[str], ours: list[str]) -> str:
 
 
 def _nothing_fits(weights: Mapping[str, Tensor], findings: ZooComparison, requested: ArchSpec | None) -> InputFileError:
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     nearest = matching.nearest(weights, findings.mismatches, requested)
-    size = f"the weights ({len(weights)} tensors)"
-    what = f"{requested} does not fit {size}" if requested else f"Nothing fits {size}; the nearest is {nearest.spec}"
+    held = contents.in_words(shapes)
+    size = f"the weights ({len(weights)} tensors{': ' if held else ''}{held})"
+    what = f"{requested} does not fit {size}" if requested else f"Nothing fits {size}"
     if findings.timed_out:
         what = f"The search of timm's models stopped after {outside.SEARCH_SECONDS:.0f} s. {what}"
-    searched = outside.timm_is_installed() or requested is not None
-    timm = "timm's with --arch timm:NAME" if searched else "have timm's models searched: pip install 'edgekd[timm]'"
-    return InputFileError(
-        f"{what}: {'; '.join(nearest.differences)}. Give your own code with --arch package.module:factory, or {timm}."
-    )
+    if nearest is not None:
+        what += f"{'' if requested else f'; the nearest is {nearest.spec}'}: {'; '.join(nearest.differences)}"
+    other = "" if nearest is not None and not requested else contents.no_classifier(shapes)
+    ways = [f"Give your own code with {OWN_CODE}"]
+    if outside.timm_is_installed() or requested is not None:
+        ways += ["timm's with --arch timm:NAME"] if len(weights) >= outside.FEWEST_TENSORS or requested else []
+    elif len(weights) >= outside.FEWEST_TENSORS:
+        ways.append("have timm's models searched: pip install 'edgekd[timm]'")
+    return InputFileError(f"{what}. {f'{other} ' if other else ''}{', or '.join(ways)}.")

@@ -55,6 +55,8 @@ class Mismatch:
     spec: ArchSpec
     similarity: float
     """The share of tensors that fit, 0 to 1; one of another shape counts half."""
+    fitting: float
+    """The share of tensors that fit by name and shape."""
     differences: tuple[str, ...]
     """The first differences, for the error message."""
 
@@ -84,12 +86,13 @@ def network_shapes(arch: str, input_shape: Shape, classes: int) -> Shapes:
 
 
 def candidate_archs(weights: Mapping[str, Tensor]) -> list[ArchSpec]:
-    """List the architectures of the zoo with as many tensors and convolutions, which alone are worth building."""
-    tensors, convolutions = len(weights), sum(tensor.ndim == 4 for tensor in weights.values())
-    alike = [name for name, count in registry.tensor_counts().items() if count == tensors]
-    archs = [name for name in alike if CONVOLUTIONS.get(name, convolutions) == convolutions]
+    """List the architectures of the zoo with as many tensors as `weights`, which alone are worth building."""
+    tensors = len(weights)
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    archs = [name for name, count in registry.tensor_counts().items() if count == tensors]
     for family in families.FAMILIES:
-        archs += [arch for arch in family.archs_with(tensors) if registry.family_of(arch.partition(",")[0]) is family]
+        found = (*family.archs_with(tensors), *family.archs_like(shapes))
+        archs += [arch for arch in found if registry.family_of(arch.partition(",")[0]) is family]
     return [ArchSpec.parse(arch) for arch in archs]
 
 
@@ -134,7 +137,9 @@ def match(
             f"--input {channels}x{input_shape[1]}x{input_shape[2]}."
         )
     if classes_in_file < 2 or channels < 1:
-        return replace(describe_mismatch(spec, shapes, template), differences=(ONE_OUTPUT,))
+        return replace(
+            describe_mismatch(spec, shapes, template), differences=("its last layer has fewer than two outputs",)
+        )
     side, side_is_fixed = family.image_side(shapes)
     # A network that pads smaller images itself (LeNet: 28 to 32) shows the padded side alone.
     if side_is_fixed and input_shape is not None and side != max(input_shape[1], family.padded_side):
@@ -155,36 +160,40 @@ def match(
     return Match(fitted_spec, image_shape, classes_in_file, side_is_fixed, mapping, spec.options)
 
 
-ONE_OUTPUT = (
-    "its last layer has one output where classes need two or more; make it two logits with "
-    "weight = torch.cat([-w / 2, w / 2]), and the bias alike"
-)
-"""The difference that is told of a network with a single output."""
-
-
 def nearest(
     weights: Mapping[str, Tensor],
     mismatches: Sequence[Mismatch],
     requested: ArchSpec | None,
-) -> Mismatch:
+) -> Mismatch | None:
     """Find the architecture most similar to `weights`, for the message that none fits.
 
-    Without a `requested` one, `mismatches` are joined by architectures with about as many tensors and by those that a
-    family wants `compared_first`, and, if none of them is similar, by its `lookalikes`: one or two samples of that
-    kind of network.
+    Without a `requested` one, `mismatches` are joined by architectures with about as many tensors whose first layer is
+    called as one of the weights; None where of none at least half the tensors fit by name and shape.
     """
     if requested is None:
-        counts = registry.tensor_counts()
-        by_count = sorted(counts, key=lambda name: abs(counts[name] - len(weights)))
-        usual = [name for family in families.FAMILIES for name in family.compared_first]
-        lookalikes = [name for family in families.FAMILIES for name in family.lookalikes]
-        for names in ([*by_count[:6], *usual], lookalikes):
-            if any(mismatch.similarity >= 0.5 for mismatch in mismatches):
-                break
-            alike = [name for name in names if registry.family_of(name).landmark in ("", *weights)]
-            outcomes = (match(ArchSpec(name), weights, None, None) for name in alike)
-            mismatches = [*mismatches, *(outcome for outcome in outcomes if isinstance(outcome, Mismatch))]
-    return max(mismatches, key=lambda mismatch: mismatch.similarity)
+        outcomes = (match(ArchSpec.parse(arch), weights, None, None) for arch in _archs_of_about_as_many(weights))
+        mismatches = [*mismatches, *(outcome for outcome in outcomes if isinstance(outcome, Mismatch))]
+        mismatches = [mismatch for mismatch in mismatches if mismatch.fitting >= _FAIR_SHARE]
+    return max(mismatches, key=lambda mismatch: mismatch.similarity, default=None)
+
+
+_FAIR_SHARE = 0.5
+"""The share of tensors that a network must have in common with weights to be called their nearest."""
+_MOST_NEIGHBOURS = 8
+"""How many networks are compared with weights that fit none."""
+
+
+def _archs_of_about_as_many(weights: Mapping[str, Tensor]) -> list[str]:
+    """The architectures with about as many tensors, as far as their first layer may be among the weights."""
+    tensors, archs = len(weights), []
+    reach = max(6, tensors // 5)
+    for family in families.FAMILIES:
+        if family.first in weights:
+            archs += [name for name, count in family.tensors.items() if abs(count - tensors) <= reach]
+            near = (arch for count in range(tensors - reach, tensors + reach + 1) for arch in family.archs_with(count))
+            archs += [arch for arch in near if registry.family_of(arch.partition(",")[0]) is family]
+    counts = registry.tensor_counts()
+    return sorted(archs, key=lambda name: abs(counts.get(name, tensors) - tensors))[:_MOST_NEIGHBOURS]
 
 
 def _with_options_from_shapes(spec: ArchSpec, shapes: Shapes, image_shape: Shape) -> ArchSpec:
@@ -268,8 +277,8 @@ def describe_mismatch(spec: ArchSpec, shapes: Shapes, expected: Shapes) -> Misma
     ]
     differences += [f"missing {listed(missing)}"] if missing else []
     differences += [f"surplus {listed(surplus)}"] if surplus else []
-    fitting_tensors = len(expected) - len(missing) - len(reshaped) / 2
-    return Mismatch(spec, fitting_tensors / max(len(expected), len(shapes)), tuple(differences))
+    fitting, tensors = len(expected) - len(missing) - len(reshaped), max(len(expected), len(shapes))
+    return Mismatch(spec, (fitting + len(reshaped) / 2) / tensors, fitting / tensors, tuple(differences))
 
 
 def _with_free_sizes_of(spec: ArchSpec, shapes: Shapes, expected: Shapes) -> Shapes:
@@ -283,10 +292,9 @@ def _with_free_sizes_of(spec: ArchSpec, shapes: Shapes, expected: Shapes) -> Sha
     free_dims = {stem: free_in_stem, head: {0}, f"{head.removesuffix('weight')}bias": {0}}
     adapted = dict(expected)
     for name in adapted.keys() & free_dims.keys() & shapes.keys():
-        pairs = list(zip(shapes[name], adapted[name], strict=False))
-        rest_is_equal = all(size == other or dim in free_dims[name] for dim, (size, other) in enumerate(pairs))
-        if len(shapes[name]) == len(adapted[name]) and rest_is_equal:
-            adapted[name] = shapes[name]
+        if len(shapes[name]) == len(adapted[name]):
+            pairs = enumerate(zip(shapes[name], adapted[name], strict=True))
+            adapted[name] = tuple(theirs if dim in free_dims[name] else ours for dim, (theirs, ours) in pairs)
     return adapted
 
 

@@ -9,8 +9,8 @@ import math
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,8 @@ from edgekd.text import first_line
 
 SEARCH_SECONDS = 60.0
 """After this time no further model of timm's is compared."""
-_SIDES = (32, 28, 64, 224, 48, 96, 128, 256, 299, 16)
-"""The usual sides of images, which the user's own code is tried with."""
+FEWEST_TENSORS = 20
+"""None of timm's models has fewer; importing them costs seconds."""
 _FORGIVEN = (8, 250)
 """Weights of other shapes that are forgiven in a quick search and in a thorough one."""
 
@@ -270,6 +270,16 @@ def search_timm(
         if matches:
             break
     return TimmMatches(tuple(matches), complete=True)
+
+
+def published_pixels(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the means and standard deviations of timm's own weights for some of its models, as flags."""
+    found = [config for name in names for config in _timm().models.get_arch_pretrained_cfgs(name).values()]
+    return tuple(dict.fromkeys(f"--mean {_joined(config.mean)} --std {_joined(config.std)}" for config in found))
+
+
+def _joined(values: Iterable[float]) -> str:
+    return ",".join(f"{value:g}" for value in values)
 
 
 def _timm() -> Any:

@@ -27,6 +27,10 @@ MAGIC = {
     b"\x28\xb5\x2f\xfd": "a zstd archive; unpack it first",
     b"\x89HDF": "an HDF5 file (Keras weights); edgekd reads PyTorch weights",
     b"\x93NUMPY": "a NumPy array",
+    b"\x12\x01\x00\x00\x00\x00\x00\x00": "an MXNet parameter file",
+    b"x\x01": "packed with zlib, as joblib.dump does",
+    b"x\x9c": "packed with zlib, as joblib.dump does",
+    b"x\xda": "packed with zlib, as joblib.dump does",
     b"GGUF": "a GGUF file; edgekd reads PyTorch weights",
     b"\x7fELF": "a program",
     b"#!": "a script",
@@ -88,22 +92,37 @@ def read_class_names(path: Path) -> list[str]:
     """Read one class name a line; raise InputFileError for a file that cannot be read as text."""
     try:
         lines = files.read_text(path).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputFileError(f"class names {path} cannot be read ({reason}).") from error
+    except OSError as error:
+        raise InputFileError(f"class names {path} cannot be read ({error.strerror}).") from error
     return [line.strip() for line in lines if line.strip()]
 
 
 def format_name(head: bytes) -> str:
     """Return what a file is by its first bytes, for a message."""
+    if head.lstrip().startswith(b"{") and b'"weight_map"' in head:
+        return "an index of several .safetensors files; name one that holds all weights"
     for magic, name in MAGIC.items():
         if head.startswith(magic):
             return name
     if head[257:262] == b"ustar":
         return "a tar archive"
+    if head[4:8] == b"TFL3":
+        return "a TensorFlow Lite file"
+    if head[:3] == b"\x08\x01\x12" or (head[:1] == b"\x0a" and (b"Placeholder" in head or b"Const" in head)):
+        return "a TensorFlow SavedModel or graph (.pb)"
+    if _is_onnx(head):
+        return "an ONNX file"
     if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
         return "a text file"
     return "in an unknown format"
+
+
+def _is_onnx(head: bytes) -> bool:
+    """Whether a protobuf message begins with a small `ir_version`, then with a producer's name or what follows it."""
+    if len(head) < 6 or head[0] != 0x08 or not 0 < head[1] < 64:
+        return False
+    named = head[2] == 0x12 and head[4 : 4 + head[3]].isascii() and head[4:6].isalnum()
+    return named or head[2] in (0x1A, 0x22, 0x28, 0x3A, 0x42)
 
 
 def looks_like_safetensors(head: bytes, size: int) -> bool:

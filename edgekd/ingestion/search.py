@@ -10,10 +10,12 @@ from torch import Tensor
 
 from edgekd.errors import InputFileError
 from edgekd.ingestion import matching, outside, views
-from edgekd.ingestion.chain import chain_of
 from edgekd.ingestion.matching import Match, Mismatch
+from edgekd.ingestion.rewriting import Rewriting, rewritings
 from edgekd.ingestion.views import StateDictView
+from edgekd.ingestion.wiring.chain import chain_of
 from edgekd.models import families, registry
+from edgekd.models.families.outside import names_own_code
 from edgekd.models.registry import ArchSpec
 from edgekd.models.stems import Shape
 from edgekd.text import listed
@@ -41,6 +43,8 @@ class ZooComparison:
     entangled: InputFileError | None = None
     """Why a part of the file that fits is not taken."""
     timed_out: bool = False
+    rewriting: Rewriting | None = None
+    """The form of the weights that fits, where the file's own does not."""
 
 
 _Comparison = Callable[[Mapping[str, Tensor]], list[Match | Mismatch]]
@@ -54,10 +58,25 @@ def compare_with_zoo(
     hint: str,
 ) -> ZooComparison:
     """Compare every reading with the architecture requested, or with the zoo and then with timm's models."""
-    findings = _search(weights, _comparison(requested, input_shape, classes))
+    compare = _comparison(requested, input_shape, classes)
+    as_they_are, *others = rewritings(weights)
+    findings = _search(as_they_are.weights, compare)
+    if requested is not None and names_own_code(requested.name):
+        return findings
+    for other in others:
+        if findings.exact or findings.mapped:
+            break
+        found = _search(other.weights, compare)
+        if found.exact or found.mapped:
+            findings = replace(found, rewriting=other)
     is_chain = findings.exact is None and chain_of(plain(weights)) is not None
-    if findings.exact is None and not is_chain and requested is None and outside.timm_may_fit(weights):
+    may_be_timms = len(weights) >= outside.FEWEST_TENSORS and not is_chain and outside.timm_is_installed()
+    if findings.exact is None and requested is None and may_be_timms:
+        one_output = next((other for other in others if other.head and not other.biases), None)
         findings = _search_timm(weights, input_shape, hint, findings)
+        if one_output is not None and findings.exact is None and not findings.timed_out:
+            found = _search_timm(one_output.weights, input_shape, hint, findings)
+            findings = replace(found, rewriting=one_output) if found.exact else findings
     return findings
 
 

@@ -13,7 +13,7 @@ from edgekd.run.image_folder import BY_NAMES, ImageFolder, open_folder, open_unl
 from edgekd.run.ledger import ImageAccount
 from edgekd.run.realdata import RealImages
 from edgekd.stopping import Stop
-from edgekd.text import listed
+from edgekd.text import listed, path_argument
 
 
 def labeled(run: RunDir, data: Path, *, purpose: str, stop: Stop | None = None) -> RealImages:
@@ -23,7 +23,7 @@ def labeled(run: RunDir, data: Path, *, purpose: str, stop: Stop | None = None) 
     """
     names, classes = run.read(PixelsCard).class_names, artefacts.description_of(run).classes
     images = _opened(run, open_folder(data, classes=classes, names=names), purpose, stop, cache=True)
-    _say_what_is_there(images.folder, run.name)
+    _say_what_is_there(images.folder, run)
     return images
 
 
@@ -47,13 +47,13 @@ def _opened(run: RunDir, folder: ImageFolder, purpose: str | None, stop: Stop | 
     return RealImages(folder, shape, mean=pixels.mean, std=pixels.std, cache=cache, reading=reading, poll=poll)
 
 
-def _say_what_is_there(folder: ImageFolder, run: str) -> None:
+def _say_what_is_there(folder: ImageFolder, run: RunDir) -> None:
     """Print the images by class, the order of the classes with the flag that changes it, and what is unusual."""
     console.say(f"images   {folder}")
     order = f"order of the classes = {folder.order}: {listed(folder.classes, 4)}"
     if folder.order == BY_NAMES:
         console.say(f"labels   {order}")
     else:
-        console.say(f"assumed  {order} (change it with edgekd ingest --run {run} --classes FILE)")
+        console.say(f"assumed  {order} (change it with edgekd ingest --run {path_argument(run.path)} --classes FILE)")
     for remark in folder.remarks:
         console.warn(remark)

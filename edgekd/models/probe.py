@@ -21,7 +21,10 @@ from edgekd.models.stems import Shape
 from edgekd.models.watching import Watching
 from edgekd.text import first_line, sizes
 
-_SUM_TOLERANCE = 1e-3
+_SUM_TOLERANCE = 5e-3
+"""By so much a softmax in bfloat16 misses 1."""
+_REPEAT_TOLERANCE = 1e-2
+"""Part of the largest logit by which answers to the same image differ without a reason."""
 LARGEST_LOGIT = 1e4
 """No trained classifier answers noise with larger ones, and no student would reach them within a run."""
 SMALLEST_SPREAD = 1e-4
@@ -31,6 +34,8 @@ _BOUNDING = ("tanh", "hardtanh", "clamp", "clip")
 _RELUS = ("relu", "threshold")
 _SUMS = ("addmm", "mm", "bmm", "linear", "convolution", "mean", "_adaptive_avg_pool2d", "avg_pool2d", *_RELUS)
 """What logits come from: weighted sums, also of feature maps after their mean."""
+_SCALING = ("mul", "div", "add", "sub")
+"""Operations that move and stretch all numbers alike, where the other operand is one number."""
 _PASSING = (
     *("view", "_unsafe_view", "reshape", "squeeze", "unsqueeze", "permute", "transpose", "t", "alias", "detach"),
     *("clone", "_to_copy", "contiguous", "slice", "select", "expand", "copy"),
@@ -80,7 +85,8 @@ def probe(model: nn.Module, *, input_shape: Shape, classes: int, seed: int) -> P
     device = _device_of(model)
     images = torch.randn(batch, *input_shape, generator=rng.generator(seed, "probe")).to(device)
     output = network_logits(model, images, classes)
-    network_logits(model, images[:1], classes)  # later stages count and trace with one
+    alone = network_logits(model, images[:1], classes)  # later stages count and trace with one
+    again = network_logits(model, images, classes)
     few = images[:3]
     for what, others in (("images of one shade", _flat(few)), ("noise of three times the contrast", 3 * few)):
         network_logits(model, others, classes, of=what)
@@ -107,7 +113,7 @@ def probe(model: nn.Module, *, input_shape: Shape, classes: int, seed: int) -> P
         macs=size.macs,
         batch=batch,
         seconds_per_batch=seconds,
-        remarks=tuple(_remarks(output, scores, ends_in)),
+        remarks=(*_not_repeated(output, again, alone), *_remarks(output, scores, ends_in)),
     )
 
 
@@ -140,12 +146,38 @@ def _require_logits(output: Tensor, emits: str, ends_in: str) -> None:
             "whose classes exclude each other. If these do, return the logits: leave the sigmoid out, or whatever "
             "brings the answers between 0 and 1, in the code that --arch package.module:factory names."
         )
+    sums = output.sum(dim=1)
+    if (
+        emits == "logits"
+        and bool((output >= 0).all())
+        and bool(((sums / sums.mean() - 1).abs() < _SUM_TOLERANCE).all())
+    ):
+        raise InputFileError(
+            f"The network answers with numbers that sum to {float(sums.mean()):.3g} for every image, as a softmax of "
+            "another scale does. Return the logits, or the softmax itself, which is undone, in the code that --arch "
+            "package.module:factory names."
+        )
     largest = float(output.abs().max())
     if largest > LARGEST_LOGIT:
         raise InputFileError(
             f"The network answers noise with logits up to {largest:.3g}; no student learns numbers beyond "
             f"{LARGEST_LOGIT:g}. Divide the weights and the bias of its last layer by {largest / 10:.0e}: every image "
             "keeps its class."
+        )
+
+
+def _not_repeated(output: Tensor, again: Tensor, alone: Tensor) -> Iterator[str]:
+    """Say that the answer to an image depends on chance, or on the images beside it."""
+    unlike = _REPEAT_TOLERANCE * output.abs().max()
+    if bool((again - output).abs().max() > unlike):
+        yield (
+            "the teacher answers the same image otherwise each time, as one does whose dropout is never switched off: "
+            "F.dropout needs training=self.training."
+        )
+    elif bool((alone - output[:1]).abs().max() > unlike):
+        yield (
+            "the teacher's answer to an image depends on the images beside it in a batch, so accuracy and student "
+            "depend on the size of batches; look for a mean or a softmax over the first dimension."
         )
 
 
@@ -175,40 +207,8 @@ def _remarks(output: Tensor, scores: Tensor, ends_in: str) -> Iterator[str]:
         )
 
 
-def require_gradient(model: nn.Module, images: Tensor) -> None:
-    """Raise InputFileError unless the answers of a model in eval mode have a gradient that reaches the images."""
-    images = images.detach().requires_grad_()
-    reason = "its forward runs under torch.no_grad(), detaches its input or leaves PyTorch"
-    with evaluating(model), torch.enable_grad():
-        try:
-            answers = model(images).float()
-            if answers.requires_grad and torch.autograd.grad(answers.sum(), images, allow_unused=True)[0] is not None:
-                return
-        except Exception as error:  # noqa: BLE001 - foreign networks may raise anything
-            reason = f"{type(error).__name__}: {first_line(error)}"
-    raise InputFileError(
-        f"No gradient of the network's answers reaches its images, and distillation needs it: {reason}."
-    )
-
-
-def require_learning(model: nn.Module, input_shape: Shape, classes: int) -> None:
-    """Raise InputFileError unless a model in train mode answers with logits whose gradient reaches its weights."""
-    images = torch.randn(2, *input_shape, generator=rng.generator(0, "learning"))
-    learner = copy.deepcopy(model).train()
-    try:
-        with rng.seeded_global_rng(0, "learning"), torch.enable_grad():
-            answers = learner(images)
-            if isinstance(answers, Tensor) and answers.shape == (2, classes) and answers.requires_grad:
-                answers.float().sum().backward()
-                return
-            reason = "no gradient of its answers reaches its weights"
-    except Exception as error:  # noqa: BLE001 - foreign networks may raise anything
-        reason = f"{type(error).__name__}: {first_line(error)}"
-    raise InputFileError(f"The network does not learn in train mode: {reason}.")
-
-
-class _Origins(Watching):
-    """Remembers which operation made each tensor, past those that only give it another shape."""
+class _Origins(TorchDispatchMode):
+    """Remembers which operation made each tensor, past those that only give it another shape or scale."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -219,8 +219,9 @@ class _Origins(Watching):
     ) -> Any:
         result = operation(*args, **(kwargs or {}))
         name = operation.overloadpacket.__name__.removesuffix("_")
-        if name in _PASSING and args and isinstance(args[0], Tensor):
-            name = self.made.get(id(args[0]), name)
+        several = [value for value in args if isinstance(value, Tensor) and value.numel() > 1]
+        if (name in _PASSING or (name in _SCALING and len(several) == 1)) and args and isinstance(args[0], Tensor):
+            name = self.made.get(id(several[0] if several else args[0]), name)
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, Tensor):
                 self.made[id(tensor)] = name
@@ -334,7 +335,7 @@ def call_network(model: nn.Module, images: Tensor) -> Any:
         advice = of_other_precision(error) or ". Set the right channels and size with --input CxHxW."
         raise InputFileError(
             f"The network does not take {'single ' if len(images) == 1 else ''}{sizes(images.shape[1:])} images: "
-            f"{first_line(error)}{advice}"
+            f"{type(error).__name__}: {first_line(error)}. Set the right channels and size with --input CxHxW."
         ) from error
 
 
@@ -356,17 +357,22 @@ def network_logits(model: nn.Module, images: Tensor, classes: int, of: str = "or
         )
     if output.shape[1] != classes:
         raise InputFileError(f"The network has {output.shape[1]} outputs, not the {classes} classes expected of it.")
-    if not bool(torch.isfinite(output).all()):
-        cause = "its weights are damaged" if of == "ordinary noise" else "look for a division by zero, or an overflow"
-        raise InputFileError(f"The network answers NaN or infinity on {of}; {cause}.")
+    sound = torch.isfinite(output)
+    if not bool(sound.all()):
+        cause = "look for a division by zero, an overflow or a mask" if bool(sound.any()) else "its weights are damaged"
+        where = f"{int((~sound.all(dim=1)).sum())} of {len(output)} images"
+        raise InputFileError(f"The network answers NaN or infinity on {of} ({where}); {cause}.")
     return output.float()
 
 
 def same_answers(first: nn.Module, other: nn.Module, input_shape: Shape, *, seed: int) -> bool:
-    """Return whether two classifiers in eval mode answer seeded noise alike, a softmax at the end of either undone."""
+    """Return whether two classifiers in eval mode answer seeded noise alike, a softmax at the end of either undone.
+
+    A single output counts as the second of two logits, the first being 0.
+    """
     images = torch.randn(8, *input_shape, generator=rng.generator(seed, "compare"))
-    with evaluating(first), evaluating(other):
-        answers = [call_network(model, images) for model in (first, other)]
+    with _evaluating(first), _evaluating(other):
+        answers = [_with_a_zero_logit(model, images, call_network(model, images)) for model in (first, other)]
     if any(not isinstance(a, Tensor) or a.ndim != 2 for a in answers) or answers[0].shape != answers[1].shape:
         return False
     kinds = [_kind_of(a.float()) for a in answers]
@@ -374,6 +380,14 @@ def same_answers(first: nn.Module, other: nn.Module, input_shape: Shape, *, seed
     if kinds[0] != kinds[1]:
         logs = [log.log_softmax(dim=1) for log in logs]
     return bool(torch.allclose(logs[0], logs[1], rtol=1e-3, atol=1e-3 * float(logs[1].abs().max())))
+
+
+def _with_a_zero_logit(model: nn.Module, images: Tensor, answer: Any) -> Any:
+    """Two logits in place of a single output, a sigmoid at its end undone; other answers as they are."""
+    if not isinstance(answer, Tensor) or answer.shape[1:] != (1,):
+        return answer
+    score = answer.logit() if last_operation(model, images) in _SIGMOIDS[:1] else answer
+    return torch.cat([torch.zeros_like(score), score], dim=1)
 
 
 def _kind_of(output: Tensor) -> str:

@@ -22,14 +22,16 @@ def advance(run: RunDir, recipe: Recipe, *stages: Stage, stop: Stop, accuracy: A
     """
     from edgekd import machine  # torch, which a verb that only looks at stages does without
 
-    standing, ran = RunStatus(run, recipe), []
+    standing = RunStatus(run, recipe)
+    ran: list[Stage] = []
     for stage in stages:
         if not stage.wanted(recipe):
             continue
-        stop.raise_if_requested(f"the run before {stage.name}")
         if standing.reason_to_run(stage) is None:
             console.say(f"{stage.name:<9}already done")
             continue
+        if ran or stop.interrupted:  # else a --max-seconds shorter than the start would never come further
+            stop.raise_if_requested(f"the run before {stage.name}")
         standing.refuse_pruned(stage)
         machine.use_threads(recipe.machine.threads)
         stage.run(Execution(stage, run, recipe, standing.inputs(stage), stop, accuracy))

@@ -11,8 +11,12 @@ from pydantic import Field, field_validator, model_validator
 from edgekd import console
 from edgekd.agent.kernels import Runtime
 from edgekd.agent.measurement import BenchSettings
+from edgekd.cpus import MOST_THREADS
 from edgekd.recipe.method import AUTO, MethodTable, Table
 from edgekd.recipe.names import name_problem
+
+MOST_SAMPLES = 100_000
+"""More than any choice needs; all of them are held in memory."""
 
 
 class TeacherTable(Table):
@@ -77,7 +81,7 @@ class ImagesTable(Table):
 class SelectTable(Table):
     """How the final checkpoint is chosen, without data."""
 
-    samples: int = Field(1024, ge=64)
+    samples: int = Field(1024, ge=64, le=MOST_SAMPLES)
     """Synthetic samples, half replayed and half from the averaged generator."""
     reestimate_batches: int = Field(32, ge=0)
     """Training batches over which BatchNorm statistics are re-estimated as further candidates; 0 skips them."""
@@ -92,9 +96,9 @@ class ExportTable(Table):
     """Runtimes the INT8 files are for."""
     uint8_input: bool = False
     """Put the normalisation into the graph: uint8 pixels in (needs mean and std)."""
-    calibration_samples: int = Field(512, ge=32)
+    calibration_samples: int = Field(512, ge=32, le=MOST_SAMPLES)
     """Synthetic samples that set the INT8 ranges."""
-    holdout_samples: int = Field(512, ge=32)
+    holdout_samples: int = Field(512, ge=32, le=MOST_SAMPLES)
     """Further synthetic samples that choose between ranges and hold the gates."""
     min_int8_agreement: float = Field(0.97, ge=0, le=1)
     """Share of decided synthetic samples on which INT8 must give the student's answer."""
@@ -141,7 +145,7 @@ class BenchTable(Table):
     """Runtimes to measure in here: ONNX Runtime on CPU or CUDA, PyTorch on the CPU, TensorRT."""
     batch: tuple[Annotated[int, Field(ge=1)], ...] = Field((1,), min_length=1)
     """Batch sizes."""
-    threads: tuple[Annotated[int, Field(ge=1)], ...] = Field((1,), min_length=1)
+    threads: tuple[Annotated[int, Field(ge=1, le=MOST_THREADS)], ...] = Field((1,), min_length=1)
     """Intra-op threads of the runtime."""
     rounds: int = Field(BenchSettings.rounds, ge=2)
     """Rounds, interleaved over the artefacts."""
@@ -163,7 +167,7 @@ class MachineTable(Table):
 
     device: str = "auto"
     """auto, cpu, cuda or cuda:i."""
-    threads: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0, le=MOST_THREADS)
     """CPU threads; 0 takes as many as the process has CPUs, by affinity and control group, rounded up."""
 
 

@@ -24,6 +24,7 @@ from edgekd.text import first_line
 LARGEST_FILE_BYTES = 2**20
 LARGEST_SEED, LARGEST_COUNT = 2**63 - 1, 2**31 - 1
 """What whole numbers may be: a seed, and anything else."""
+MOST_DOTS = 256
 WITH_BATCHNORM, WITHOUT = "edgekd", "edgekd-replay"
 """What the preset `auto` becomes, by whether the teacher has BatchNorm."""
 
@@ -43,12 +44,21 @@ def presets() -> dict[str, Path]:
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; a missing or malformed one is a `RecipeError` that names it."""
     try:
-        return require_shallow(tomllib.loads(files.read_text(path, limit=LARGEST_FILE_BYTES)))
+        text = files.read_text(path, limit=LARGEST_FILE_BYTES)
+        _require_short_keys(text)
+        return require_shallow(tomllib.loads(text))
     except FileNotFoundError:
         raise RecipeError(f"there is no recipe {path}; `edgekd recipes` lists those that come along.") from None
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else first_line(error)
         raise RecipeError(f"{path} is not a readable TOML file: {reason}") from error
+
+
+def _require_short_keys(text: str) -> None:
+    """Raise ValueError for a line of more dots than any has: tomllib needs hours for a key of so many parts."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.count(".") > MOST_DOTS:
+            raise ValueError(f"line {number} has more than {MOST_DOTS} dots; no key of a recipe has so many parts")
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

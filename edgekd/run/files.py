@@ -28,12 +28,17 @@ def canonical_json(value: object) -> str:
 
 def digest(value: object) -> str:
     """Return the SHA-256 of a value's canonical JSON."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+    # Names that are no UTF-8 have a hash, too; whoever writes them to a file is told.
+    return hashlib.sha256(canonical_json(value).encode(errors="surrogatepass")).hexdigest()
 
 
 def require_image_folder(path: Path, *, by_class: bool) -> None:
     """Raise InputFileError unless a folder of images is a folder: one subfolder per class, or no labels."""
-    if not path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:
+        raise InputFileError(f"{path} cannot be read ({error.strerror}).") from error
+    if not is_folder:
         raise InputFileError(f"{path} is not a folder of images{' with one subfolder per class' if by_class else ''}.")
 
 

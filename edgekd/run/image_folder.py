@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
+import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -37,6 +41,8 @@ class PassedOver:
     """Files and folders whose names begin with a dot or are a system's."""
     suffixes: Counter[str] = field(default_factory=Counter)
     """Files that are not called images, by their suffix."""
+    nowhere: list[str] = field(default_factory=list)
+    """Names of links that lead nowhere; each may have been a folder of images."""
 
     def __str__(self) -> str:
         common = self.suffixes.most_common(5)
@@ -44,6 +50,7 @@ class PassedOver:
         more = self.suffixes.total() - sum(count for _, count in common)
         parts += [f"{more} of other suffixes"] if more else []
         parts += [f"{self.hidden} of hidden or system names"] if self.hidden else []
+        parts += [f"{_so_many(self.nowhere, 'link')} leading nowhere"] if self.nowhere else []
         return ", ".join(parts)
 
 
@@ -65,13 +72,29 @@ class ImageFolder:
     def sha256(self) -> str:
         """Return one hash over names and bytes of all images."""
         total = hashlib.sha256()
-        for file in self.files:
+        for file, content in zip(self.files, self._hashes, strict=True):
             total.update(os.fsencode(file.relative_to(self.path)))
+            total.update(content)
+        return total.hexdigest()
+
+    def in_several_classes(self) -> list[list[Path]]:
+        """Return the images whose bytes lie in more than one class, those of the same bytes together."""
+        found: dict[bytes, list[int]] = {}
+        for index, content in enumerate(self._hashes):
+            found.setdefault(content, []).append(index)
+        several = [same for same in found.values() if len({int(self.labels[index]) for index in same}) > 1]
+        return [[self.files[index] for index in same] for same in several]
+
+    @cached_property
+    def _hashes(self) -> list[bytes]:
+        """The hash of each image's bytes."""
+        hashes = []
+        for file in self.files:
             try:
-                total.update(hashlib.sha256(file.read_bytes()).digest())
+                hashes.append(hashlib.sha256(file.read_bytes()).digest())
             except OSError as error:
                 raise InputFileError(f"{file} cannot be read ({error.strerror}).") from error
-        return total.hexdigest()
+        return hashes
 
     def images_by_class(self) -> list[int]:
         """Return the number of images of each class, in the order of the logits."""
@@ -125,10 +148,17 @@ def open_folder(path: Path, *, classes: int, names: tuple[str, ...] | None) -> I
     if not any(images.values()):
         raise _no_images(path, passed_over)
     counts = {name: len(files) for name, files in images.items()}
+    if names is not None:
+        # macOS writes an umlaut as two characters where others write one.
+        spelled = {unicodedata.normalize("NFC", name): name for name in images}
+        names = tuple(
+            name if name in images else spelled.get(unicodedata.normalize("NFC", name), name) for name in names
+        )
     if names is not None and any(name in images for name in names):
         order, ordered, remarks = BY_NAMES, names, _matched_by_name(path, counts, names)
     else:
-        order, ordered, remarks = _in_usual_order(path, counts, classes, names)
+        parts = _parts(path, images, classes)
+        order, ordered, remarks = _in_usual_order(path, counts, classes, names, parts, passed_over)
     labels = {name: label for label, name in enumerate(ordered) if name in images}
     if not any(images[name] for name in labels):
         raise InputFileError(f"{path} holds no image of the teacher's classes: {' '.join(remarks)}")
@@ -190,10 +220,27 @@ def _matched_by_name(path: Path, counts: Mapping[str, int], names: tuple[str, ..
     return remarks
 
 
+def _parts(path: Path, images: Mapping[str, Sequence[Path]], classes: int) -> list[str]:
+    """The folders that hold as many folders of images as there are classes, as the parts of a data set do."""
+    below = {
+        name: {file.relative_to(path).parts[1] for file in files if len(file.relative_to(path).parts) > 2}
+        for name, files in images.items()
+    }
+    return [name for name, folders in below.items() if len(folders) == classes > 1]
+
+
 def _in_usual_order(
-    path: Path, counts: Mapping[str, int], classes: int, names: tuple[str, ...] | None
+    path: Path,
+    counts: Mapping[str, int],
+    classes: int,
+    names: tuple[str, ...] | None,
+    parts: Sequence[str],
+    passed_over: PassedOver,
 ) -> tuple[str, tuple[str, ...], list[str]]:
-    """Order the folders by number or by text: there are no class names, or no folder bears one."""
+    """Order the folders by number or by text: there are no class names, or no folder bears one.
+
+    `parts` are folders that may be parts of a data set instead of classes, which is named.
+    """
     remarks = []
     folders = list(counts)
     filled = [name for name, count in counts.items() if count]
@@ -205,15 +252,29 @@ def _in_usual_order(
         way_on = "Give the names of all its classes, as the folders are called, with --classes FILE"
         if names is not None:
             way_on = f"No folder is called like one of the class names ({listed(names)})"
+        way_on += "; then a part of them can be measured."
+        if parts:
+            way_on = f"There are {classes} folders of images below {listed(parts)}; if these are the classes, give "
+            way_on += f"{_joined(path, parts)}."
+        instead = f" (passed over: {passed_over})" if str(passed_over) else ""
         raise InputFileError(
-            f"{path} has {len(folders)} class folders, but the teacher has {classes} classes: {listed(folders, 5)}. "
-            f"{way_on}; then a part of them can be measured."
+            f"{path} has {len(folders)} class folders, but the teacher has {classes} classes: "
+            f"{listed(folders, 12)}{instead}. {way_on}"
+        )
+    if len(parts) == len(folders):
+        remarks.append(
+            f"each class folder holds {classes} folders of images itself. If these are the classes, give "
+            f"{_joined(path, parts)}."
         )
     if names is not None:
         remarks.append(f"no folder of {path} is called like one of the class names ({listed(names)}).")
     orders = usual_orders(folders)
     order = BY_NUMBER if BY_NUMBER in orders else BY_TEXT
     return order, orders[order], remarks
+
+
+def _joined(path: Path, parts: Sequence[str]) -> str:
+    return " or ".join(visible(str(path / part)) for part in parts[:3])
 
 
 def _so_many(names: Sequence[str], what: str) -> str:
@@ -237,15 +298,30 @@ def _entries(folder: Path, passed_over: PassedOver) -> tuple[list[Path], list[Pa
     for path in entries:
         if path.name.startswith(".") or path.name.casefold() in SYSTEM_NAMES:
             passed_over.hidden += 1
-        elif path.is_dir():
+            continue
+        is_image, mode = path.suffix.lower() in SUFFIXES, _mode(path)
+        if mode is None and not is_image:
+            passed_over.nowhere.append(path.name)
+        elif mode is not None and stat.S_ISDIR(mode):
             folders.append(path)
-        elif path.suffix.lower() not in SUFFIXES:
+        elif not is_image:
             passed_over.suffixes[visible(path.suffix.lower()[:12])] += 1
-        elif not path.is_file():
-            raise InputFileError(f"{path} cannot be decoded as an image (it is not a regular file).")
+        elif mode is None or not stat.S_ISREG(mode):
+            what = "a link that leads nowhere" if mode is None else "not a regular file"
+            raise InputFileError(f"{path} cannot be decoded as an image (it is {what}).")
         else:
             images.append(path)
     return folders, images
+
+
+def _mode(path: Path) -> int | None:
+    """What an entry of a folder is; None for a link that leads nowhere."""
+    try:
+        return path.stat().st_mode
+    except OSError as error:
+        if path.is_symlink() and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            return None
+        raise InputFileError(f"{path} cannot be read ({error.strerror}).") from error
 
 
 def _images_below(folder: Path, root: Path, passed_over: PassedOver) -> list[Path]:

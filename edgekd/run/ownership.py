@@ -16,7 +16,7 @@ from pathlib import Path
 from edgekd import console
 from edgekd.agent.device.files import read_bytes
 from edgekd.errors import InputFileError, UsageError
-from edgekd.run.cards.base import NewerSchemaError
+from edgekd.run.cards.base import BrokenSealError, NewerSchemaError
 from edgekd.run.cards.evaluation import SelectionCard
 from edgekd.run.cards.exported import AgreementCard, CalibrationCard, ParityCard
 from edgekd.run.cards.ledger import LedgerCard
@@ -60,7 +60,7 @@ def is_run(folder: Path) -> bool:
     """Return whether edgekd made a folder: it writes run.json before anything else, and deletes it last."""
     try:
         LedgerCard.load(folder)
-    except NewerSchemaError:
+    except (NewerSchemaError, BrokenSealError):
         return True
     except InputFileError:
         return False

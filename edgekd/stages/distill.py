@@ -94,14 +94,16 @@ def learn(state: State, context: StepContext, run_logger: RunLogger, stop: Stop)
     if state.step == 0:
         run_logger.accuracy(state)
         for update in range(method.generator.warmup if context.uses_generator else 0):
-            stop.raise_if_requested("distillation in its warm-up")
+            stop.raise_if_interrupted("distillation in its warm-up")
             generator_step(state, context, purpose=f"warm-up-{update}", adversarial_weight=0.0)
             state.macs += macs.of_warmup(context)
 
-    with console.progress("distil", steps, done=state.step) as progress:
+    begin = state.step
+    with console.progress("distil", steps, done=begin) as progress:
         while state.step < steps:
-            # Where views are reused, a checkpoint only lies between two spans of steps that share theirs.
-            if state.step % method.student.span == 0 and stop.requested:
+            # Where views are reused, a checkpoint only lies between two spans of steps that share theirs. By the
+            # deadline at least one is made, or a --max-seconds shorter than the start would never come further.
+            if state.step % method.student.span == 0 and stop.requested and (stop.interrupted or state.step > begin):
                 if state.step:  # the checkpoint of step 0 is from before the warm-up, which is repeated
                     run_logger.save(state)
                 stop.raise_if_requested(f"distillation at step {state.step} of {steps}")

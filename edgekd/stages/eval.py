@@ -22,8 +22,12 @@ from edgekd.run.directory import RunDir
 from edgekd.run.files import digest, write_json
 from edgekd.run.ownership import STUDENT_WEIGHTS, TEACHER_WEIGHTS
 from edgekd.run.realdata import RealImages, describe_transform
+from edgekd.run.unreadable import UnreadableFiles
 from edgekd.stopping import Stop
 from edgekd.text import visible
+
+LONGEST_NAME_BYTES = 200
+"""A file name has at most 255, and a folder of images may be called so."""
 
 
 def evaluate(run_dir: RunDir, recipe: Recipe, data: Path, stop: Stop) -> EvaluationCard:
@@ -110,14 +114,19 @@ def _warned(sentences: list[str]) -> list[str]:
 
 
 def _free_name(eval_folder: Path, name: str, folder_id: str, images_sha256: str) -> str:
-    """The name of the record of a data folder: the folder's own, unless another one of that name has it."""
+    """The name of the record of a data folder: the folder's own, unless another one of that name has it.
+
+    Of a damaged record nobody knows whose it is: it is told, and left to the user.
+    """
+    name = name.encode()[:LONGEST_NAME_BYTES].decode(errors="ignore")
     longer = f"{name}-{folder_id}"
     if (eval_folder / f"{longer}.json").is_file():
         return longer
     if not (eval_folder / f"{name}.json").is_file():
         return name
-    card = EvaluationCard.load_file(eval_folder / f"{name}.json")
-    return name if card.folder_id == folder_id or card.images_sha256 == images_sha256 else longer
+    card = UnreadableFiles().unless(EvaluationCard.load_file, eval_folder / f"{name}.json")
+    same = card is not None and (card.folder_id == folder_id or card.images_sha256 == images_sha256)
+    return name if same else longer
 
 
 def _onnx_answers(

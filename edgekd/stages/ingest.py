@@ -39,7 +39,7 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 def ingest_teacher(execution: Execution) -> None:
     """Publish teacher/: weights, description and the moments of real pixels."""
-    execution.stop.raise_if_requested("ingest")
+    execution.stop.raise_if_interrupted("ingest")
     run_dir, recipe = execution.run, execution.recipe
     published = run_dir.stage("teacher")
     still_holds = _still_holds(execution)

@@ -21,7 +21,7 @@ from edgekd.stages.base import Execution
 
 def read_initial_weights(execution: Execution) -> None:
     """Publish init/: the tensors to start from, and which layers stay random."""
-    execution.stop.raise_if_requested("reading the student's weights")
+    execution.stop.raise_if_interrupted("reading the student's weights")
     run_dir, recipe = execution.run, execution.recipe
     path = Path(recipe.student.weights)
     outside_files.require_file(path)

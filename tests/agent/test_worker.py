@@ -222,6 +222,11 @@ def test_noise_of_a_large_batch_is_drawn_in_pieces(monkeypatch: pytest.MonkeyPat
     assert noise(np, [23], "uint8", 7).tobytes() == random.Random(7).getrandbits(8 * 23).to_bytes(23, "little")
 
 
+def test_an_input_beyond_the_memory_is_not_drawn() -> None:
+    with pytest.raises(MemoryError, match=r"drawn from 480,000,000,000,000 bytes, [0-9,]+ are free; is its size meant"):
+        noise(np, [1, 3, 2 * 10**7, 2 * 10**6], "float32", 7)
+
+
 def test_warm_up_ends_when_two_windows_agree(child: AgentProcess, tmp_path: Path) -> None:
     child.ask(load(conv_net(tmp_path / "net.onnx")))
     easy = child.ask(WarmUp(5, 10.0, 10))

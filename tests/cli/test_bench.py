@@ -198,8 +198,8 @@ def test_weights_in_a_file_beside_it_travel(device: Device) -> None:  # noqa: F8
     assert result.json()["results"][0]["size_bytes"] > Path("net.onnx.data").stat().st_size
 
 
-@pytest.mark.parametrize("where", ["initializer", "constant", "subgraph"])
-@pytest.mark.parametrize("location", ["../net.onnx.data", "link.data", "below/net.onnx.data", "none.data", "", "fifo"])
+@pytest.mark.parametrize("where", ["initializer", "constant", "subgraph", "sparse"])
+@pytest.mark.parametrize("location", ["../net.onnx.data", "link.data", "below/net.onnx.data", "", "fifo", "x" * 300])
 def test_weights_anywhere_else_are_refused(location: str, where: str) -> None:
     Path("below").mkdir()
     for place in ("../net.onnx.data", "below/net.onnx.data"):
@@ -215,6 +215,8 @@ def test_weights_anywhere_else_are_refused(location: str, where: str) -> None:
     outside.external_data.add(key="location", value=location)
     if where == "initializer":
         weight.CopyFrom(outside)
+    elif where == "sparse":
+        model.graph.sparse_initializer.add(values=outside, dims=[10])
     else:
         constant = onnx.helper.make_node("Constant", [], ["outside"], value=outside)
         graph = onnx.helper.make_graph([constant], "g", [], [])
@@ -222,6 +224,27 @@ def test_weights_anywhere_else_are_refused(location: str, where: str) -> None:
     Path("net.onnx").write_bytes(model.SerializeToString())
     result = Result("bench", "net.onnx")
     assert (result.exit_code, "only a file beside it is read" in result.stderr) == (4, True), result.stderr
+
+
+def test_weights_that_did_not_come_along_or_in_part_are_named() -> None:
+    two_files()
+    whole = Path("net.onnx.data").read_bytes()
+    Path("net.onnx.data").write_bytes(whole[:-7])
+    short = Result("bench", "net.onnx")
+    assert (short.exit_code, f"net.onnx.data holds {len(whole) - 7:,} bytes" in short.stderr) == (4, True), short.stderr
+    Path("net.onnx.data").unlink()
+    none = Result("bench", "net.onnx")
+    assert (none.exit_code, "'net.onnx.data', which is not there; copy" in none.stderr) == (4, True), none.stderr
+
+
+def test_a_place_that_is_written_with_a_dot_is_beside_it() -> None:
+    two_files()
+    model = onnx.load("net.onnx", load_external_data=False)
+    for tensor in model.graph.initializer:
+        tensor.external_data[0].value = "./net.onnx.data"
+    Path("net.onnx").write_bytes(model.SerializeToString())
+    result = Result("bench", "net.onnx", "--json")
+    assert result.exit_code == 0, result.stderr
 
 
 def test_a_loop_without_an_end_is_left_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import typer
 from command import Result
 from rich.text import Text
 
+import toy
 from edgekd.cli import program
 from edgekd.cli.program import VERBS, app
 from edgekd.cli.verb import Verb
@@ -114,3 +116,21 @@ def test_what_no_file_belongs_to_is_named_all_the_same(
     (here / "gone").rmdir()
     assert ended(monkeypatch, "status", raises=FileNotFoundError(2, "No such file or directory")) == 6
     assert "the working directory, which was removed, cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("package", "line", "words"),
+    [
+        ("onnxruntime", "raise ImportError('libonnxruntime.so.1: cannot open')", "ImportError: libonnxruntime.so.1"),
+        ("onnxruntime", "__version__ = '1.0'", "No module named 'onnxruntime.capi'"),
+        ("onnx", "raise AttributeError('_ARRAY_API not found')", "AttributeError: _ARRAY_API not found"),
+    ],
+)
+def test_a_package_that_cannot_be_imported_is_the_machines(package: str, line: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / f"{package}.py").write_text(line)
+    (tmp_path / "net.onnx").write_bytes(b"")
+    where = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    ran = toy.cli("bench", "net.onnx", cwd=tmp_path, env=where)
+    assert (ran.returncode, ran.stdout) == (6, "")
+    assert f"{package} cannot be imported" in ran.stderr
+    assert words in ran.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,14 @@ def test_next_lines_name_the_run_as_it_has_to_be_typed(finished: tuple[Path, Res
             assert words in following, f"{verb} {run}: {following}"
             if words == "toy":
                 assert "/toy" not in following
+
+
+def test_the_words_of_a_command_are_not_looked_for_in_names(here: Path, teacher_file: Path) -> None:
+    teacher = here / "NAME OF FILE.pt"
+    shutil.copy(teacher_file, teacher)
+    assert Result("ingest", teacher, "--run", "-x y/toy", "--input", "1x8x8").exit_code == 0
+    following = Result("status", "./-x y/toy").stderr.splitlines()[-1]
+    assert following.endswith(f"edgekd distill '{teacher}' --student mobilenetv2 --run './-x y/toy'")
 
 
 def test_status_names_the_command_that_goes_on_with_this_run(here: Path, teacher_file: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from command import Result
 
 from edgekd.agent.device.machine import sha256_of
-from edgekd.cli.targets import named_run, path_argument, run_argument, run_called, run_of
+from edgekd.cli.targets import named_run, run_argument, run_called, run_of
 from edgekd.errors import UsageError
 from edgekd.recipe import parse, to_toml
 from edgekd.run.cards.record import Record
@@ -36,6 +36,22 @@ def test_a_name_that_no_folder_can_have_is_wrong_usage(here: Path) -> None:
         named_run("x" * 5000)
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("~/runs/one", "begins with ~, which your shell has left as it is"),  # as bash leaves it in --run=~/runs/one
+        ("~one", "begins with ~"),
+        ("one\u200b", "a character that cannot be printed"),
+        ("elsewhere/\udce4", "a character that cannot be printed"),
+    ],
+)
+def test_a_name_that_cannot_be_meant_begins_no_run(name: str, words: str, here: Path) -> None:
+    with pytest.raises(UsageError, match=words):
+        named_run(name)
+    (here / "runs" / "~old").mkdir(parents=True)
+    assert named_run("~old").path == Path("runs/~old"), "what is there can be named"
+
+
 @pytest.mark.parametrize("name", ["a/b", "../a", ".", "..", ".a", "-a", "~a", "a\\b", " a", "a\n", "x" * 256])
 def test_what_a_file_is_called_is_no_path_of_a_run(name: str, here: Path) -> None:
     with pytest.raises(UsageError, match="give the run another name with --run NAME"):
@@ -46,10 +62,6 @@ def test_a_name_that_nobody_typed_is_below_runs_whatever_lies_here(here: Path) -
     (here / "one").mkdir()
     RunDir(Path("one")).note_command(["edgekd"])
     assert run_called("one").path == Path("runs/one")
-
-
-def test_a_file_is_typed_so_that_it_is_no_flag() -> None:
-    assert [path_argument(name) for name in ("-rf.pt", "a b.pt", Path("x.pt"))] == ["./-rf.pt", "'a b.pt'", "x.pt"]
 
 
 @pytest.mark.parametrize("arguments", [("status", "./loop"), ("prune", "loop/x"), ("status", "x")])
@@ -70,6 +82,8 @@ def test_links_in_a_circle_are_an_error_of_the_file_system(arguments: tuple[str,
         ("wrn/model_best.pth.tar", "wrn-model_best"),
         ("wrn/pytorch_model.bin", "wrn-pytorch_model"),
         ("wrn/Weights.pt", "wrn-Weights"),
+        ("wrn/best (1).pth", "wrn-best (1)"),
+        ("wrn/model copy.pt", "wrn-model copy"),
         ("wrn/checkpoint-epoch=90.ckpt", "wrn-checkpoint-epoch=90"),
         ("exp3/weights/last.pt", "exp3-weights-last"),
         ("wrn/2026-01-05/0090.pt", "wrn-2026-01-05-0090"),

@@ -111,6 +111,26 @@ def one_number_net(path: Path) -> Path:
     return save(path, [helper.make_node("ReduceMean", ["input"], ["answer"], keepdims=0)], [image], [answer], [])
 
 
+def transposed_net(path: Path) -> Path:
+    """Save a network that answers with a column for each image: [N, 3, 8, 8] to [3, N]."""
+    image = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", 3, 8, 8])
+    answer = helper.make_tensor_value_info("answer", TensorProto.FLOAT, [3, "N"])
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["input"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["rows"]),
+        helper.make_node("Transpose", ["rows"], ["answer"], perm=[1, 0]),
+    ]
+    return save(path, nodes, [image], [answer], [])
+
+
+def nan_net(path: Path) -> Path:
+    """Save a network that answers with the logarithm of what may be negative."""
+    image = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", 3, 8, 8])
+    answer = helper.make_tensor_value_info("answer", TensorProto.FLOAT, ["N", 192])
+    nodes = [helper.make_node("Log", ["input"], ["logs"]), helper.make_node("Flatten", ["logs"], ["answer"])]
+    return save(path, nodes, [image], [answer], [])
+
+
 def save(
     path: Path,
     nodes: list[onnx.NodeProto],

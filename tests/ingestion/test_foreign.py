@@ -260,8 +260,8 @@ def test_torchscript_and_exported_programs_name_the_way_on(tmp_path: Path) -> No
         warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.script(nn.Linear(2, 2)), script)
         torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.ones(1, 2),)), program)
-    assert "torch.jit.load(FILE).state_dict()" in refused(script)
-    assert "torch.export.load(FILE).state_dict" in refused(program)
+    assert f"torch.jit.load('{script}', 'cpu').state_dict()" in refused(script)
+    assert f"torch.export.load('{program}').state_dict" in refused(program)
 
 
 @pytest.mark.parametrize("name", ["", "nowhere.pt", "a\0b", "x" * 5000])
@@ -411,3 +411,53 @@ def test_a_member_that_torch_would_take_for_a_folder_is_refused(tmp_path: Path) 
     entry = original.rindex(b"PK\x01\x02", 0, original.rindex(member.filename.encode()))
     path.write_bytes(original[: entry + 38] + bytes([original[entry + 38] | 0x10]) + original[entry + 39 :])
     assert member.filename in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"\x08\x07\x12\x07pytorch\x1a\x031.9", "an ONNX file"),
+        (b"\x08\x03\x1a\x06keras2", "an ONNX file"),
+        (b"\x08\x0a:\x80\x01graph", "an ONNX file"),
+        (b"\x1c\x00\x00\x00TFL3\x14\x00", "a TensorFlow Lite file"),
+        (b"\x08\x01\x12\xa0\x4b\x0a", "a TensorFlow SavedModel"),
+        (b"\x0a\x30\x0a\x05input\x12\x0bPlaceholder", "a TensorFlow"),
+        (b"\x89HDF\r\n\x1a\n", "Keras"),
+        (b"GGUF\x03\x00", "GGUF"),
+        (b"\x93NUMPY\x01\x00", "NumPy"),
+        (b"x\x9c\xed\x9d", "joblib"),
+        (b'{\n "metadata": {},\n "weight_map": {', "an index of several .safetensors files"),
+        (b"\x00\x01\x02\x03\x04\x05\x06\x07", "in an unknown format"),
+        (b"\x08\xff\xff\xff\xff\xff\xff", "in an unknown format"),
+    ],
+)
+def test_files_of_others_are_called_by_their_names(tmp_path: Path, head: bytes, name: str) -> None:
+    path = tmp_path / "model"
+    path.write_bytes(head + bytes(600))
+    assert name in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("member", "name"),
+    [
+        ("model.weights.h5", "a Keras file"),
+        ("MAR-INF/MANIFEST.json", "a TorchServe archive"),
+        ("net/saved_model.pb", "a packed TensorFlow SavedModel"),
+        ("weights/model.safetensors", "a zip archive of .safetensors files; unpack it first"),
+        ("notes.txt", "is a zip archive, not a checkpoint"),
+    ],
+)
+def test_archives_of_others_are_called_by_their_names(tmp_path: Path, member: str, name: str) -> None:
+    path = tmp_path / "model.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(member, b"x")
+    assert name in refused(path)
+
+
+@pytest.mark.parametrize("module", ["sklearn.ensemble._forest", "joblib.numpy_pickle", "xgboost.core"])
+def test_a_pickle_of_another_library_is_called_so(tmp_path: Path, module: str) -> None:
+    path = tmp_path / "model.pkl"
+    path.write_bytes(b"\x80\x02c" + module.encode() + b"\nModel\n)\x81.")
+    message = refused(path)
+    assert "not of PyTorch's" in message
+    assert "--trust-pickle" not in message

@@ -21,7 +21,8 @@ TEACHERS = Path(__file__).parents[3] / "shared" / "teachers"
 STUDENTS = [
     *registry.student_names(), "mobilenetv2@0.35", "mobilenetv2@1.4", "mobilenetv3-small@0.5", "mnasnet@0.5",
     "mobilenetv3-large@0.75", "shufflenetv2@0.5", "shufflenetv2@2", "resnet20@1.8", "lenet5@2", "wrn-10-4",
-    "resnet26", "resnet20,shortcut=B", "resnet20@0.5,shortcut=B",
+    "resnet26", "resnet20,shortcut=B", "resnet20@0.5,shortcut=B", "resnet8,shortcut=3x3", "resnet-3-4-6",
+    "resnet-1-2-1@0.5,shortcut=B",
 ]  # fmt: skip
 
 

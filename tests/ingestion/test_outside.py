@@ -157,8 +157,24 @@ def test_code_that_cannot_be_built_is_wrong_usage(code: str) -> None:
 def test_without_timm_nothing_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outside, "timm_is_installed", lambda: False)
     monkeypatch.setattr(outside, "search_timm", lambda *_, **__: pytest.fail("searched"))
+    layers = {f"blocks.{i}.conv.weight": torch.ones(4, 4, 3, 3) for i in range(outside.FEWEST_TENSORS)}
     with pytest.raises(InputFileError, match="pip install"):
-        infer({"conv_stem.weight": torch.ones(4, 3, 3, 3), "skip.weight": torch.ones(4), "fc.weight": torch.ones(5, 4)})
+        infer(
+            {
+                "conv_stem.weight": torch.ones(4, 3, 3, 3),
+                "skip.weight": torch.ones(4),
+                **layers,
+                "classifier.weight": torch.ones(5, 4),
+            }
+        )
+
+
+def test_of_fewer_layers_than_timms_models_have_timm_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outside, "timm_is_installed", lambda: True)
+    monkeypatch.setattr(outside, "_timm", lambda: pytest.fail("imported"))
+    with pytest.raises(InputFileError) as caught:
+        infer({"conv_stem.weight": torch.ones(4, 3, 3, 3), "classifier.weight": torch.ones(5, 4)})
+    assert "timm" not in str(caught.value)
 
 
 def test_building_stops_at_foreign_shapes() -> None:
@@ -251,15 +267,20 @@ def test_a_model_of_fixed_size_takes_no_other() -> None:
 
 
 @needs_timm
-def test_the_text_of_timm_shows_the_ends_of_its_models() -> None:
-    """Of two it does not: their configuration lacks the first layer."""
-    import timm
+def test_the_pixels_of_timms_own_weights_are_offered_also_those_of_models_that_answer_alike() -> None:
+    found = infer(timm_net("vit_tiny_patch16_224", num_classes=3).state_dict())
+    flags = {a.what: a.flag for a in found.assumptions}["mean and std of real images"]
+    assert "--mean 0.5,0.5,0.5 --std 0.5,0.5,0.5" in flags
+    assert "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225" in flags
+    grey = infer(timm_net("vit_tiny_patch16_224", num_classes=3, in_chans=1).state_dict())
+    assert "mean and std of real images" not in {a.what for a in grey.assumptions}
 
-    missed = []
-    for name in timm.list_models():
-        ends = outside._ends(name)
-        layers = [next(iter(names), "") for names in (ends.first, ends.heads)]
-        if ends.heads and not outside.timm_may_fit({f"net.{layer}.weight": torch.empty(1, 1) for layer in layers}):
-            missed.append(name)
-    assert [name for name in missed if not name.startswith("csatv2")] == []
-    assert not outside.timm_may_fit({"conv1.weight": torch.empty(1, 1), "linear.weight": torch.empty(1, 1)})
+
+@needs_timm
+def test_a_model_of_timms_with_one_output_has_two_logits() -> None:
+    net = timm_net("ghostnet_100", num_classes=1)
+    found = infer(net.state_dict())
+    assert (str(found.arch), found.classes) == ("timm:ghostnet_100", 2)
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(build_teacher(found)(images)[:, 1:], net(images), rtol=1e-4, atol=1e-4)

@@ -129,12 +129,6 @@ def test_the_name_that_a_file_gives_itself_may_contradict_its_weights(plain: Wei
     assert infer(plain, hint="resnetblur18", arch="resnet18").arch == infer(plain).arch
 
 
-def test_one_output_is_no_classifier_and_the_way_on_is_said(plain: Weights) -> None:
-    one = {**plain, "fc.weight": plain["fc.weight"][:1], "fc.bias": plain["fc.bias"][:1]}
-    with pytest.raises(InputFileError, match=r"one output where classes need two or more; make it two logits"):
-        infer(one)
-
-
 def test_one_renamed_module_needs_no_order(plain: Weights) -> None:
     renamed = {("fc.1." + name[3:] if name.startswith("fc.") else name): plain[name] for name in sorted(plain)}
     with pytest.raises(InputFileError, match=r"under other names: fc\.1 -> fc\. Use"):

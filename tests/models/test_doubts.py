@@ -35,10 +35,11 @@ def card(classes: int, **fields: Any) -> TeacherCard:
 
 
 def images(root: Path, counts: dict[str, int], side: int = 32) -> RealImages:
+    shades = iter(range(256))  # no image is there twice
     for name, count in counts.items():
         (root / name).mkdir(parents=True)
         for index in range(count):
-            Image.new("L", (side, side)).save(root / name / f"{index}.png")
+            Image.new("L", (side, side), next(shades)).save(root / name / f"{index}.png")
     folder = open_folder(root, classes=len(counts), names=None)
     return RealImages(folder, (1, 32, 32), mean=(0.0,), std=(1.0,))
 
@@ -67,6 +68,27 @@ def test_a_perfect_teacher_in_another_usual_order_is_recognised(
     assert doubts.about(found, found.folder.labels, card(len(counts))) == []
 
 
+@pytest.mark.parametrize("names", ["TPDCB", "TPDBC"])
+def test_a_teacher_that_tells_classes_apart_in_an_order_of_its_own_is_recognised(names: str, tmp_path: Path) -> None:
+    found = images(tmp_path, dict.fromkeys(sorted(names), 10))
+    answers = trained_in_order(found, list(names))
+    answers[::10] = 0  # it errs at times
+    said = doubts.about(found, answers, card(5))
+    assert any(f"classes in the order {', '.join(names)} the teacher would reach 9" in doubt for doubt in said)
+    answers[found.folder.labels == 1] = answers[-1]
+    assert not any("would reach" in doubt for doubt in doubts.about(found, answers, card(5))), "two classes are one"
+
+
+def test_images_in_more_than_one_class_are_recognised(tmp_path: Path) -> None:
+    images(tmp_path, {"a": 3, "b": 3})
+    (tmp_path / "c").symlink_to("b")
+    (tmp_path / "a" / "again.png").write_bytes((tmp_path / "a" / "0.png").read_bytes())
+    folder = open_folder(tmp_path, classes=3, names=None)
+    found = RealImages(folder, (1, 32, 32), mean=(0.0,), std=(1.0,))
+    said = "3 images lie in more than one class, byte for byte (such as b/0.png, c/0.png)"
+    assert said in doubts.about(found, folder.labels, card(3))[0]
+
+
 def test_a_swap_of_two_classes_by_a_better_teacher_is_no_alarm(tmp_path: Path) -> None:
     found = images(tmp_path, {"a": 20, "B": 20})
     answers = torch.tensor([0] * 20 + [1] * 15 + [0] * 5)
@@ -80,6 +102,7 @@ def test_a_swap_of_two_classes_by_a_better_teacher_is_no_alarm(tmp_path: Path) -
         ([90, 10], [0] * 100, "within 2 standard errors of chance (90.00% here)"),
         ([10, 10], [1] * 10 + [0] * 10, "reaches 0.00%, below chance (50.00% here)"),
         ([10, 10], [NO_ANSWER] * 20, "chance (0.00% here)"),
+        ([2, 2, 2], [0] * 6, "reaches 33.33%, within 2 standard errors of chance (33.33% here)"),
         ([10, 10], [0] * 9 + [1] * 11, ""),
         ([20, 0, 0], [0] * 19 + [1], ""),
         ([20, 0, 0], [0] * 6 + [1] * 14, "chance (33.33% here)"),

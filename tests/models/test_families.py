@@ -80,7 +80,7 @@ def test_a_new_family_is_one_object(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("text", "make"),
     [
-        ("resnet8@0.5", lambda: cifar.CifarResNet(8, 8, 3, 4, "A")),
+        ("resnet8@0.5", lambda: cifar.CifarResNet([1, 1, 1], 8, 3, 4, "A")),
         ("wrn-10-1", lambda: cifar.WideResNet(10, 1, 3, 4)),
         ("lenet5-half", lambda: lenet.LeNet5((3, 32, 32), 4, 0.5, "relu", "max")),
         ("mobilenetv2@0.35", lambda: tv.mobilenet_v2(width_mult=0.35, num_classes=4)),
@@ -106,7 +106,7 @@ def test_a_name_belongs_to_one_family() -> None:
     owned = [name for family in families.FAMILIES for name in {*family.students, *family.tensors}]
     assert sorted(owned) == sorted(registry.names())
     for family in families.FAMILIES:
-        for name in (*family.students, *family.tensors, *family.compared_first, *family.lookalikes):
+        for name in (*family.students, *family.tensors):
             assert registry.family_of(name) is family
 
 

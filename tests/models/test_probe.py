@@ -96,6 +96,13 @@ def probed(end: Callable[[torch.Tensor], torch.Tensor]) -> probe.Probe:
         (lambda x: 1 / (1 + torch.exp(-x)), "answers with numbers from 0 to 1 that do not sum to 1"),
         (lambda x: (torch.tanh(x) + 1) / 2, "answers with numbers from 0 to 1 that do not sum to 1"),
         (lambda x: x.clamp(0, 1), "answers with numbers from 0 to 1 that do not sum to 1"),
+        (lambda x: 5 * torch.sigmoid(x) - 1, "ends in a sigmoid"),
+        (lambda x: 100 * x.softmax(1), "sum to 100 for every image, as a softmax of another scale"),
+        (lambda x: x.masked_fill(torch.arange(5) == 3, -torch.inf), r"\(32 of 32 images\); look for .* or a mask"),
+        (
+            lambda x: torch.where(x[:, :1] > x[:1, :1], torch.nan, x),
+            "look for a division by zero, an overflow or a mask",
+        ),
         (lambda x: 1e30 * x, "answers noise with logits up to"),
         (lambda x: 1e30 * x.log_softmax(1), "answers noise with logits up to"),
     ],
@@ -117,6 +124,9 @@ def test_a_network_with_one_output_is_refused() -> None:
         (torch.tanh, "bounded (they end in tanh"),
         (lambda x: nn.functional.hardtanh(x).reshape(-1, 5), "bounded (they end in hardtanh"),
         (lambda x: nn.functional.relu6(10 * x), "bounded (they end in hardtanh"),
+        (lambda x: 8 * torch.tanh(x), "bounded (they end in tanh"),
+        (lambda x: nn.functional.dropout(x), "answers the same image otherwise each time"),
+        (lambda x: x - x.mean(0), "depends on the images beside it in a batch"),
         (torch.relu, "end in a ReLU"),
         (lambda x: 1e-30 * x, "gives all classes the same answer but for"),
         (lambda x: x.mean(1, keepdim=True).expand(-1, 5), "gives all classes the same answer"),
@@ -124,6 +134,7 @@ def test_a_network_with_one_output_is_refused() -> None:
         (lambda x: x, ""),
         (lambda x: x.softmax(1), ""),
         (lambda x: (1000 * x).softmax(1), ""),
+        (lambda x: x.bfloat16().softmax(1), ""),
     ],
 )
 def test_logits_that_say_little_get_a_word(end: Callable[[torch.Tensor], torch.Tensor], said: str) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 
 import toy
 from edgekd import pipeline, recipe
-from edgekd.errors import RecipeError, StoppedEarly, UsageError
+from edgekd.errors import Interrupted, RecipeError, StoppedEarly, UsageError
 from edgekd.pipeline import fresh_start
 from edgekd.recipe import Recipe
 from edgekd.run.cards.record import Record
@@ -170,9 +171,17 @@ def test_a_damaged_selection_is_made_again_as_it_was(run: RunDir, wanted: Recipe
     assert toy.fingerprint(run) == before
 
 
-def test_a_stop_is_heard_between_stages(run: RunDir, wanted: Recipe) -> None:
-    with pytest.raises(StoppedEarly, match="the run before ingest"):
-        pipeline.advance(run, wanted, *CHAIN, stop=Stop(max_seconds=0))
+def test_a_stop_is_heard_between_stages_after_one_that_was_made(run: RunDir, wanted: Recipe) -> None:
+    over, signalled = Stop(max_seconds=0), Stop()
+    signalled._on_signal(signal.SIGTERM, None)
+    assert pipeline.advance(run, wanted, *CHAIN, stop=over) == [], "what is done takes no time"
+    for stage in ("teacher", "select"):
+        shutil.rmtree(run.stage(stage))
+    with pytest.raises(Interrupted, match="the run before ingest"):
+        pipeline.advance(run, wanted, *CHAIN, stop=signalled)
+    with pytest.raises(StoppedEarly, match="the run before select"):
+        pipeline.advance(run, wanted, *CHAIN, stop=over)
+    assert reasons(run, wanted)["ingest"] is None, "the same command has come further"
 
 
 # What other verbs need

@@ -138,6 +138,9 @@ def test_merging_replaces_values_and_merges_tables() -> None:
         ({"bench": {"batch": []}}, "bench.batch: tuple should have at least 1 item"),
         ({"bench": {"threads": []}}, "bench.threads: tuple should have at least 1 item"),
         ({"bench": {"threads": [0]}}, "bench.threads.0: input should be greater than or equal to 1"),
+        ({"bench": {"threads": [2000000000]}}, "bench.threads.0: input should be less than or equal to 1024"),
+        ({"machine": {"threads": 2000000000}}, "machine.threads: input should be less than or equal to 1024"),
+        ({"select": {"samples": 2000000000}}, "select.samples: input should be less than or equal to 100000"),
         ({"method": 3}, "method: input should be a valid dictionary"),
         ({"student": "resnet8"}, "student: input should be a valid dictionary"),
         ({"method": {"preset": "pre-dkfd"}}, 'there is no method preset "pre-dkfd"'),
@@ -369,6 +372,13 @@ def test_a_seed_may_have_as_many_digits_as_torch_takes() -> None:
 def test_a_key_of_a_hundred_thousand_parts_is_none() -> None:
     with pytest.raises(RecipeError, match="no key of a recipe has so many parts"):
         recipe.assignment(".".join(["a"] * 10**5) + "=1")
+
+
+@pytest.mark.parametrize("key", [".".join("a" * 10**5), '"a".' * 10**5 + "b", "[" + ".".join("a" * 10**5) + "]\nb"])
+def test_a_file_with_a_key_of_a_hundred_thousand_parts_is_refused_at_once(key: str, tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text(f"seed = 1\n{key} = 1\n")
+    with pytest.raises(RecipeError, match="line 2 has more than 256 dots; no key of a recipe has so many parts"):
+        recipe.load(tmp_path / "x.toml")
 
 
 def test_a_device_is_no_recipe() -> None:

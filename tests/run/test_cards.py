@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from edgekd.errors import InputFileError
-from edgekd.run.cards.base import Card, NewerSchemaError
+from edgekd.run.cards.base import SEAL, BrokenSealError, Card, NewerSchemaError
 from edgekd.run.cards.evaluation import EvaluationCard, SelectionCard
 from edgekd.run.cards.exported import AgreementCard, CalibrationCard, ParityCard
 from edgekd.run.cards.ledger import LedgerCard
 from edgekd.run.cards.record import CheckpointNotes, DistillNotes, ExportNotes, IngestNotes, Record
 from edgekd.run.cards.teacher import InitCard, PixelsCard, TeacherCard
 from edgekd.run.directory import RunDir
+from edgekd.run.ownership import is_run
 
 OLDER = Path(__file__).with_name("written_by_2c896cf")
 """The JSON files of a toy run, as the commit 2c896cf wrote them: before there were schemas."""
@@ -26,6 +27,7 @@ def test_what_was_written_before_schemas_is_read_and_written_again_as_it_was(kin
     written = json.loads((OLDER / kind.folder / kind.file).read_text())
     again = kind.load(OLDER / kind.folder).to_json()
     assert again.pop("schema", None) == (None if kind.hashed_into_stage_keys else 1)
+    assert (again.pop(kind.seal, "") != "") == bool(kind.seal)
     assert again == written
 
 
@@ -111,10 +113,23 @@ def test_the_ledger_keeps_what_another_edgekd_entered(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     LedgerCard.blank().write(tmp_path)
     held = json.loads(run.ledger_file.read_text())
+    del held[SEAL]
     run.ledger_file.write_text(json.dumps({**held, "unheard": {"of": [1]}}))
     run.note_file(Path("teacher.pt"), "abc")
-    assert json.loads(run.ledger_file.read_text()) == {
-        **held,
-        "unheard": {"of": [1]},
-        "files_read": {"teacher.pt": "abc"},
-    }
+    now = json.loads(run.ledger_file.read_text())
+    assert now.pop(SEAL)
+    assert now == {**held, "unheard": {"of": [1]}, "files_read": {"teacher.pt": "abc"}}
+
+
+def test_a_digit_of_the_ledger_that_fell_over_is_told_with_the_way_on(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.note_file(Path("teacher.pt"), "abc1")
+    run.ledger().with_fields(real_images_read=70).write(tmp_path)
+    assert run.ledger().model_extra == {}
+    changed = run.ledger_file.read_text().replace(": 70", ": 10")
+    run.ledger_file.write_text(changed)
+    with pytest.raises(BrokenSealError, match=r"run\.json is damaged, or was changed by hand.* or take out that key"):
+        run.note_file(Path("teacher.pt"), "abc2")
+    assert is_run(tmp_path), "of edgekd it is all the same"
+    run.ledger_file.write_text(json.dumps({k: v for k, v in json.loads(changed).items() if k != SEAL}))
+    assert run.ledger().real_images_read == 10

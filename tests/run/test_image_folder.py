@@ -93,6 +93,23 @@ def test_what_is_called_an_image_and_is_no_file_is_refused(place: str, tmp_path:
         open_unlabeled(tmp_path)
 
 
+@pytest.mark.parametrize("target", ["nowhere", "z", "n" * 300])
+def test_links_that_lead_nowhere_are_named(target: str, tmp_path: Path) -> None:
+    """Such as class folders on a disk that is not mounted."""
+    folders(tmp_path, "a", "b")
+    (tmp_path / "a" / "z").symlink_to(target)
+    assert str(opened(tmp_path)).endswith("; passed over: 1 link (z) leading nowhere")
+    assert relative(open_unlabeled(tmp_path)) == ["a/0.png", "b/1.png"]
+    (tmp_path / "z").symlink_to(target)
+    with pytest.raises(
+        InputFileError, match=r"3 classes: a, b \(passed over: 2 links \(z, z\) leading nowhere\)\. Give"
+    ):
+        opened(tmp_path, 3)
+    (tmp_path / "a" / "x.png").symlink_to(target)
+    with pytest.raises(InputFileError, match="is a link that leads nowhere"):
+        opened(tmp_path)
+
+
 def test_a_name_that_is_no_text_has_a_hash_and_a_class(tmp_path: Path) -> None:
     for name in (b"a", b"\xff"):
         (tmp_path / os.fsdecode(name)).mkdir()
@@ -106,6 +123,8 @@ def test_a_folder_without_images_or_no_folder_is_an_error(tmp_path: Path) -> Non
         opened(tmp_path, 1)
     with pytest.raises(InputFileError, match="is not a folder"):
         opened(tmp_path / "nowhere", 1)
+    with pytest.raises(InputFileError, match="cannot be read"):
+        opened(tmp_path / ("n" * 300), 1)
 
 
 def test_images_of_no_class_are_named(tmp_path: Path) -> None:
@@ -163,9 +182,29 @@ def test_class_names_decide_the_order(tmp_path: Path) -> None:
     assert [file.parent.name for file in found.files] == ["2", "0", "1"]
 
 
+def test_an_umlaut_is_the_same_however_it_is_written(tmp_path: Path) -> None:
+    """macOS takes it apart: of two characters, where files of names have one."""
+    found = opened(folders(tmp_path, "a", "a\u0308"), 2, ("\xe4", "a"))
+    assert (found.order, found.labels.tolist()) == ("class names", [0, 1])
+    assert relative(found)[0] == "a\u0308/1.png"
+
+
 def test_another_number_of_folders_than_classes_is_an_error_that_names_them(tmp_path: Path) -> None:
     with pytest.raises(InputFileError, match=r"has 2 class folders, but the teacher has 3 classes: a, b\. .*--classes"):
         opened(folders(tmp_path, "a", "b"), 3)
+
+
+def test_the_parts_of_a_data_set_are_told_from_its_classes(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        folders(tmp_path / "pets" / part, "cat", "dog")
+        folders(tmp_path / "more" / part, "cat", "dog", "owl")
+    with pytest.raises(
+        InputFileError, match=r"3 classes: train, val\. There are 3 folders of images below train, val; "
+    ):
+        opened(tmp_path / "more", 3)
+    found = opened(tmp_path / "pets", 2)
+    assert (found.classes, len(found.remarks)) == (("train", "val"), 1)
+    assert found.remarks[0].endswith(f"give {tmp_path}/pets/train or {tmp_path}/pets/val.")
 
 
 def test_a_part_of_the_classes_is_measured_by_name(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from edgekd.run.directory import RunDir
 from edgekd.run.files import read_json
 from edgekd.stages import distill
 from edgekd.stages.catalog import ADDED_METHOD_KEYS, DISTILL
+from edgekd.stopping import Stop
 from edgekd.synthesis import health, losses, steps
 from edgekd.synthesis.networks.generator import Generator
 from edgekd.synthesis.state import State
@@ -353,6 +354,14 @@ def interrupted(folder: Path, wanted: recipe.Recipe, asked: int, **extras: Any) 
     with run.lock(), pytest.raises(StoppedEarly, match="distillation at step"):
         pipeline.advance(run, pipeline.adopt(run, wanted), DISTILL, stop=toy.StopAt(asked), **extras)
     return run
+
+
+def test_a_deadline_that_is_over_at_the_start_lets_a_step_be_made(teacher_file: Path, tmp_path: Path) -> None:
+    wanted = toy.toy_recipe(teacher_file)
+    run = toy.advance(tmp_path / "toy", wanted, ("ingest",))
+    for step in (1, 2, 3):
+        with run.lock(), pytest.raises(StoppedEarly, match=f"distillation at step {step} of 12"):
+            pipeline.advance(run, pipeline.adopt(run, wanted), DISTILL, stop=Stop(0.0))
 
 
 SOURCES: dict[str, dict[str, Any]] = {

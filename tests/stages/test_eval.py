@@ -113,7 +113,8 @@ def test_what_was_measured_and_what_speaks_against_it_is_printed_and_kept(
     assert any("chance" in warning for warning in card.warnings)
     said = capfd.readouterr().err
     assert "images   20 of 4 classes, class0 6, class1 5, class2 5, class3 4; passed over: 1 .txt, 1 of hidden" in said
-    assert "assumed  order of the classes = text: class0, class1, class2, class3 (change it with edgekd ingest" in said
+    order = "assumed  order of the classes = text: class0, class1, class2, class3"
+    assert f"{order} (change it with edgekd ingest --run {run.path} --classes FILE)" in said, "it lies not in runs/"
     assert all(f"warning: {warning}" in said for warning in card.warnings)
 
 
@@ -157,6 +158,29 @@ def test_folders_of_one_name_keep_their_own_records(
         assert evaluation.evaluate(run, recipe, folder, Stop()).data == name
     (run.stage("eval") / "val.json").unlink()
     assert evaluation.evaluate(run, recipe, other, Stop()).data == second.data, "a name once given stays"
+
+
+def test_a_damaged_record_of_its_name_is_told_and_kept(
+    finished: Any, photos: Path, teacher_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whose it is nobody knows, and what was measured is not lost."""
+    run = copied(finished, teacher_file, tmp_path / "toy")
+    run.stage("eval").mkdir()
+    (run.stage("eval") / "photos.json").write_text('{"run": ')
+    found = evaluation.evaluate(run, pipeline.open_recipe(run), photos, Stop())
+    assert found.data == f"photos-{found.folder_id}"
+    assert "left out: " in capfd.readouterr().err
+    assert (run.stage("eval") / "photos.json").read_text() == '{"run": '
+
+
+def test_a_folder_may_have_the_longest_name_there_is(
+    finished: Any, photos: Path, teacher_file: Path, tmp_path: Path
+) -> None:
+    run = copied(finished, teacher_file, tmp_path / "toy")
+    data = Path(shutil.copytree(photos, tmp_path / ("ü" * 127 + "n")))
+    found = evaluation.evaluate(run, pipeline.open_recipe(run), data, Stop())
+    assert (run.stage("eval") / f"{'ü' * 100}.json").is_file()
+    assert found.images_folder == str(data)
 
 
 def test_the_same_images_elsewhere_replace_their_record(

@@ -68,7 +68,7 @@ class Environment:
 def this_machine(tensorrt: TensorRT | None = None, jetson: Jetson | None = None) -> Environment:
     """Return what a latency of this process depends on: CPU, clocks, memory, system and the installed runtimes."""
     cpu = cpus.fields()
-    memory = machine.fields_of(machine.read_small_file("/proc/meminfo"), ":")
+    memory_bytes, free_memory_bytes = machine.ram()
     max_khz = machine.read_small_file(machine.CPUFREQ + "cpuinfo_max_freq")
     board = machine.read_small_file("/proc/device-tree/model")
     return Environment(
@@ -82,8 +82,8 @@ def this_machine(tensorrt: TensorRT | None = None, jetson: Jetson | None = None)
         clock_mhz=machine.clock_mhz(),
         max_clock_mhz=int(max_khz) / 1000 if max_khz.isdigit() else None,
         load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        memory_bytes=machine.kibibytes(memory, "MemTotal"),
-        free_memory_bytes=machine.kibibytes(memory, "MemAvailable"),
+        memory_bytes=memory_bytes,
+        free_memory_bytes=free_memory_bytes,
         gpus=tuple(machine.gpu_names()),
         system=machine.fields_of(machine.read_small_file("/etc/os-release"), "=").get("PRETTY_NAME")
         or platform.system(),

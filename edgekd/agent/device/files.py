@@ -56,9 +56,15 @@ def read_bytes(path: Path, *, limit: int = LARGEST_BYTES) -> bytes:
 
 
 def read_text(path: Path, *, limit: int = LARGEST_BYTES) -> str:
-    """Read a regular file as UTF-8; raise OSError as `read_bytes` does, and UnicodeDecodeError.
+    """Read a regular file as UTF-8; raise OSError as `read_bytes` does, and for what is in another encoding.
 
     Windows begins a text with a mark of its encoding, which is not part of it, and may write UTF-16.
     """
     data = read_bytes(path, limit=limit)
-    return data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return data.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, encoding = data.count(b"\n", 0, error.start) + 1, "UTF-16" if wide else "UTF-8"
+        reason = f"line {line} is not in {encoding}; save it as UTF-8"
+        raise OSError(errno.EILSEQ, reason, str(path)) from error

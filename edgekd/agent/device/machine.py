@@ -235,10 +235,15 @@ class RamWatch(Watch):
             self.peak_bytes = max(self.peak_bytes or 0, now)
 
 
+def ram() -> tuple[int | None, int | None]:
+    """Return the RAM of the whole machine, and what of it is available to new programs, in bytes."""
+    memory = fields_of(read_small_file("/proc/meminfo"), ":")
+    return kibibytes(memory, "MemTotal"), kibibytes(memory, "MemAvailable")
+
+
 def ram_in_use() -> int | None:
     """Return the RAM of the whole machine that is not available to new programs, in bytes."""
-    memory = fields_of(read_small_file("/proc/meminfo"), ":")
-    total, free = kibibytes(memory, "MemTotal"), kibibytes(memory, "MemAvailable")
+    total, free = ram()
     return None if total is None or free is None else total - free
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.agent.device.machine import publish
+from edgekd.agent.refusal import RefusedError
 
 if TYPE_CHECKING:
     from edgekd.agent.messages import Load
@@ -52,6 +53,8 @@ def cached(
         begin = time.perf_counter()
         build(temporary)
         seconds = time.perf_counter() - begin
+        if not temporary.is_file():
+            raise RefusedError("machine", "what builds its engine ended well, and wrote none")
         publish(temporary, place)
     finally:
         if temporary.exists():

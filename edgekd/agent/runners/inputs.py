@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from edgekd.agent.device.machine import ram
 from edgekd.agent.refusal import RefusedError
 
 _PIECE_BYTES = 2**20
@@ -35,7 +36,13 @@ def input_shape(path: Path, declared: Sequence[Any] | None, batch: int, image: S
 
 
 def random_bytes(seed: int, length: int) -> bytes:
-    """Return seeded bytes; drawn in pieces, since Python draws no more than 256 MiB as one number."""
+    """Return seeded bytes; drawn in pieces, since Python draws no more than 256 MiB as one number.
+
+    Raises MemoryError for more than this machine holds: a file may name any size, and drawing it would have no end.
+    """
+    free = ram()[1]
+    if free is not None and 2 * length > free:  # the pieces, and the whole that is made of them
+        raise MemoryError(f"an input is drawn from {length:,} bytes, {free:,} are free; is its size meant?")
     draw, pieces = random.Random(seed), range(0, length, _PIECE_BYTES)
     sizes = (min(_PIECE_BYTES, length - first) for first in pieces)
     return b"".join(draw.getrandbits(8 * size).to_bytes(size, "little") for size in sizes)

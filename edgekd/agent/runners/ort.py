@@ -29,8 +29,8 @@ def import_runtime() -> tuple[Any, Any]:
     try:
         import numpy
         import onnxruntime
-    except ImportError as error:
-        name = error.name or "onnxruntime"
+    except Exception as error:  # one that does not fit the other may raise anything
+        name = getattr(error, "name", None) or "onnxruntime"
         mend = f"{sys.executable} -m pip install numpy onnxruntime"
         raise RefusedError("machine", f"{name} cannot be imported ({error}); install it: {mend}") from error
     return numpy, onnxruntime

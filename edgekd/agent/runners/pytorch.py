@@ -28,9 +28,9 @@ class TorchRunner(Runner):
         try:
             import numpy
             import torch
-        except ImportError as error:
-            mend = f"{sys.executable} -m pip install torch numpy"
-            raise RefusedError("machine", f"{error.name} cannot be imported ({error}); install it: {mend}") from error
+        except Exception as error:  # one that does not fit the other may raise anything
+            mend, name = f"{sys.executable} -m pip install torch numpy", getattr(error, "name", None) or "torch"
+            raise RefusedError("machine", f"{name} cannot be imported ({error}); install it: {mend}") from error
         self.numpy, self.torch, self.runtime_version = numpy, torch, str(torch.__version__)
         if request.image_shape is None:
             raise RefusedError("usage", f"{self.path.name} does not say the size of an image; give image_shape")

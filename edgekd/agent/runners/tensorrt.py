@@ -14,8 +14,9 @@ from edgekd.agent.runners import trtexec
 from edgekd.agent.runners.runner import Runner
 
 MISSING = (
-    "there is neither trtexec nor TensorRT's Python module on this device; on a Jetson: sudo apt-get install tensorrt "
-    "(one in another place: --trtexec PATH, with --on or to student.pyz)"
+    "there is neither trtexec nor a Python module of TensorRT that can be imported (python3 -c 'import tensorrt' says "
+    "why) on this device; on a Jetson: sudo apt-get install tensorrt (one in another place: --trtexec PATH, with --on "
+    "or to student.pyz)"
 )
 
 
@@ -33,7 +34,7 @@ def _module() -> Any:
         return None
     try:
         return importlib.import_module("tensorrt")
-    except (ImportError, OSError, RuntimeError):  # a wheel whose libraries are missing is no TensorRT
+    except Exception:  # noqa: BLE001 - a wheel whose libraries are missing is no TensorRT, whatever it raises
         return None
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import select
 import shlex
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 from edgekd.agent.device import scratch
 from edgekd.agent.device.machine import RamWatch, ram_in_use
 from edgekd.agent.measurement import MemoryUse
 from edgekd.agent.messages import Executed, Load, LogitsArray, Sustained
+from edgekd.agent.pipes import STRAY_BYTES
 from edgekd.agent.refusal import RefusedError
 from edgekd.agent.runners.engines import engine_key, engine_of
 from edgekd.agent.runners.inputs import input_shape
@@ -37,11 +41,13 @@ def find_trtexec(given: str | None) -> str | None:
 
 def version(tool: str) -> str:
     """Return the TensorRT version that trtexec's first line names."""
-    text = _run([tool, "--help"], BANNER_TIMEOUT_S)[1]
+    code, text = _run([tool, "--help"], BANNER_TIMEOUT_S)
     version_found = version_of_banner(text)
     if version_found is None:
         line = text.strip().partition("\n")[0]
-        raise RefusedError("machine", f"{tool} does not say its TensorRT version; its first line is {line[:120]!r}")
+        how = f"its first line is {line[:120]!r}" if line else "it prints nothing"
+        ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        raise RefusedError("machine", f"{tool} does not say its TensorRT version; {how}, and it {ended}")
     return version_found
 
 
@@ -55,20 +61,41 @@ def kill_running() -> None:
 
 
 def _run(command: list[str], timeout_s: float) -> tuple[int, str]:
+    end_s = time.monotonic() + timeout_s
     try:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # noqa: S603
+        process = subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
     except OSError as error:
         raise RefusedError("machine", f"{command[0]} cannot be started ({error.strerror})") from error
     _running.add(process)
     try:
-        log, _ = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired as error:
-        process.kill()
-        process.communicate()
-        raise RefusedError("machine", f"{command[0]} did not end within {timeout_s:g} s") from error
+        log = _all_of(process, command[0], end_s)
+        code = None if log is None else process.wait(max(0.0, end_s - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        log = code = None
     finally:
+        process.kill()
+        process.wait()
         _running.discard(process)
-    return process.returncode, log.decode("utf-8", "replace")
+    if log is None or code is None:
+        raise RefusedError("machine", f"{command[0]} did not end within {timeout_s:g} s")
+    return code, log.decode("utf-8", "replace")
+
+
+def _all_of(process: subprocess.Popen[bytes], tool: str, end_s: float) -> bytes | None:
+    """What a process prints until it ends; None where it has not ended by `end_s` of the monotonic clock."""
+    assert process.stdout is not None
+    printed = bytearray()
+    with process.stdout as out:
+        while select.select([out], [], [], max(0.0, end_s - time.monotonic()))[0]:
+            piece = os.read(out.fileno(), 65536)
+            if not piece:
+                return bytes(printed)
+            printed += piece
+            if len(printed) > STRAY_BYTES:
+                raise RefusedError("machine", f"{tool} prints without end, which trtexec does not")
+    return None
 
 
 def run_trtexec(command: list[str], timeout_s: float) -> None:

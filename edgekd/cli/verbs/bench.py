@@ -16,6 +16,7 @@ from edgekd.agent.kernels import RUNTIMES
 from edgekd.cli import flags
 from edgekd.cli.verb import verb
 from edgekd.errors import InputFileError, UsageError
+from edgekd.text import path_argument
 
 if TYPE_CHECKING:
     from edgekd.agent.kernels import Runtime
@@ -183,7 +184,7 @@ def _file(file: Path, asked: _BenchRequest) -> None:
         more = ["--batch 1,8"]
     elif "threads" not in asked.table:
         more = ["--threads 1,2"]
-    following = ["edgekd bench", targets.path_argument(file), *asked.again(), *more]
+    following = ["edgekd bench", path_argument(file), *asked.again(), *more]
     _show(_origin(file), results, "nothing (a file without a run)", " ".join(following), json=asked.json)
 
 

@@ -11,6 +11,7 @@ import typer
 from edgekd import console
 from edgekd.cli import flags
 from edgekd.cli.verb import verb
+from edgekd.text import path_argument
 
 
 @verb("edgekd bundle", "edgekd bundle my-run --output /media/usb/student.pyz")
@@ -35,4 +36,4 @@ def bundle(
         console.print_json({"run": run_dir.name, "data_free": run_dir.data_free(), **asdict(made)})
     size = f"{made.size_bytes / 1e6:.1f} MB, no image and no network of the method in it"
     headline = lines.data_free_warning(run_dir.data_free()) + size
-    console.closing(str(output), headline, f"on the device: python3 {output.name} bench")
+    console.closing(str(output), headline, f"on the device: python3 {path_argument(output.name)} bench")

@@ -11,6 +11,7 @@ from edgekd import console
 from edgekd.cli import flags
 from edgekd.cli.verb import verb
 from edgekd.errors import UsageError
+from edgekd.text import path_argument
 
 if TYPE_CHECKING:
     from edgekd.cli.changes import Changes
@@ -142,7 +143,7 @@ def _elsewhere(name: str, changed: Changes, weights: Path, arch: str, out: Path,
 
         if not export_external(run, recipe, ExternalStudent(weights, arch, out), stop):
             console.say("export   already done")
-    following = f"edgekd bench {targets.path_argument(out / 'student.fp32.onnx')}"
+    following = f"edgekd bench {path_argument(out / 'student.fp32.onnx')}"
     data_free = False if recipe.export.calibrates_on_images else None  # nobody knows what it was trained on
     _close(run, out, {"out": str(out)}, following, data_free=data_free, json=json)
     refuse_failures_of(out)

@@ -13,6 +13,7 @@ from edgekd import console
 from edgekd.cli import flags
 from edgekd.cli.verb import verb
 from edgekd.errors import UsageError
+from edgekd.text import path_argument
 
 if TYPE_CHECKING:
     from edgekd.run.cards.teacher import PixelsCard, TeacherCard
@@ -42,7 +43,8 @@ def ingest(
 ) -> None:
     """Read a teacher and find out what it is; or, without TEACHER, set the normalisation of a run."""
     from edgekd import pipeline
-    from edgekd.cli import approval, changes, published, session, settle, targets
+    from edgekd.cli import approval, changes, session, settle, targets
+    from edgekd.models.families.plain import in_short
     from edgekd.run.cards.record import Record
     from edgekd.run.cards.teacher import PixelsCard, TeacherCard
 
@@ -73,8 +75,9 @@ def ingest(
     _say_what_it_is(made, card, pixels)
     console.closing(
         f"{made.stage('teacher')}/teacher.json",
-        f"{card.arch}, {card.classes} classes, {card.probe.parameters:,} parameters, {card.probe.macs:,} MACs",
-        f"edgekd distill {targets.path_argument(recipe.teacher.file)} --run {targets.run_argument(made)}",
+        f"{in_short(card.arch)}, {card.classes} classes, {card.probe.parameters:,} parameters, "
+        f"{card.probe.macs:,} MACs",
+        f"edgekd distill {path_argument(recipe.teacher.file)} --run {targets.run_argument(made)}",
     )
 
 

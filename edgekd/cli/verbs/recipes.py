@@ -12,6 +12,7 @@ from edgekd import console
 from edgekd.cli import flags
 from edgekd.cli.verb import verb
 from edgekd.errors import UsageError
+from edgekd.text import path_argument
 
 
 @verb("edgekd recipes", "edgekd recipes --copy quickstart", "edgekd recipes --check my.toml")
@@ -35,14 +36,13 @@ def recipes(
 
 def _check(file: Path, methods: dict[str, Path], *, json: bool) -> None:
     from edgekd import recipe
-    from edgekd.cli import targets
 
     resolved = recipe.load_any(file)
     if json:
         console.print_json(resolved.model_dump(mode="json"))
     else:
         console.print_toml(recipe.to_toml(resolved))
-    headline, following = f"{file} is valid", f"edgekd run {targets.path_argument(file)}"
+    headline, following = f"{file} is valid", f"edgekd run {path_argument(file)}"
     if not resolved.teacher.file:
         preset = methods.get(file.stem)
         unchanged = preset is not None and preset.read_bytes() == file.read_bytes()

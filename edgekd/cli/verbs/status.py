@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING, Any
 
 from edgekd import console
 from edgekd.cli import flags
 from edgekd.cli.verb import verb
+from edgekd.text import path_argument
 
 if TYPE_CHECKING:
     from edgekd.recipe import Recipe
@@ -65,10 +65,10 @@ def _last_step(run: RunDir) -> int | None:
 
 def _making(run: RunDir, recipe: Recipe, stage: Stage) -> str:
     """The command that makes a stage of this run."""
-    from edgekd.cli.targets import path_argument, run_argument
+    from edgekd.cli.targets import run_argument
 
-    command, teacher = stage.command, path_argument(recipe.teacher.file or "TEACHER")
-    if "TEACHER" not in command:
-        return f"{command} {run_argument(run)}"
-    command = command.replace("TEACHER", teacher).replace("NAME", shlex.quote(recipe.student.name))
-    return f"{command.replace('FILE', path_argument(recipe.student.weights or 'FILE'))} --run {run_argument(run)}"
+    if "TEACHER" not in stage.command:
+        return f"{stage.command} {run_argument(run)}"
+    meant = {"TEACHER": recipe.teacher.file, "NAME": recipe.student.name, "FILE": recipe.student.weights}
+    words = [path_argument(meant[word]) if meant.get(word) else word for word in stage.command.split()]
+    return f"{' '.join(words)} --run {run_argument(run)}"

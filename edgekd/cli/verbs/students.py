@@ -10,6 +10,7 @@ import typer
 from edgekd import console
 from edgekd.cli import flags
 from edgekd.cli.verb import verb
+from edgekd.cpus import MOST_THREADS
 from edgekd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def students(
     classes: Annotated[int, typer.Option(min=2, help="Number of classes.")] = 10,
     measure: Annotated[bool, typer.Option("--measure", help="Measure the latency of each, untrained.")] = False,
     budget_ms: flags.BudgetMs = None,
-    threads: Annotated[int, typer.Option(min=1, metavar="N", help="Threads of the runtime.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS, metavar="N", help="Threads of the runtime.")] = 1,
     on: flags.On = "",
     python: flags.RemotePython = "python3",
     trtexec: flags.Trtexec = "",

@@ -87,6 +87,8 @@ class Family:
 
     archs_with: Callable[[int], Sequence[str]] = lambda _tensors: ()
     """Return the architectures with so many tensors, where their number follows a rule."""
+    archs_like: Callable[[Shapes], Sequence[str]] = lambda _shapes: ()
+    """Return further architectures that weights of such shapes, under any names, may belong to."""
     options_from_shapes: Callable[[Shapes, Shape], Mapping[str, str]] = lambda _shapes, _shape: {}
     """Return the options that the weights' shapes tell, as far as a student for such images would not have them."""
     name_with_width: Callable[[str, Shapes], str] | None = None
@@ -95,12 +97,8 @@ class Family:
     """Prefixes of auxiliary heads that published checkpoints carry and inference never runs."""
     telltale: str = ""
     """A tensor by which weights with such heads are known."""
-    landmark: str = ""
-    """A tensor that each of its networks has: weights without it are not said to be like one of them."""
-    compared_first: tuple[str, ...] = ()
-    """What weights that fit nothing are compared with first, beside networks of about as many tensors."""
-    lookalikes: tuple[str, ...] = ()
-    """One network of each kind, for saying what weights that fit nothing else either are most like."""
+    first: str = ""
+    """The first tensor of each of these networks: weights without it are not compared with them for a message."""
 
     def image_side(self, shapes: Shapes) -> tuple[int, bool]:
         """Return the image side the weights were made for, and whether they fix it or it is only usual."""

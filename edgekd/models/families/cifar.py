@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -24,16 +25,45 @@ _MOST_BLOCKS = 200
 def _make_resnet(spec: ArchSpec, input_shape: Shape, classes: int) -> nn.Module:
     from edgekd.models.networks import cifar
 
-    depth, base = int(spec.name.removeprefix("resnet")), max(1, round(16 * (spec.width or 1.0)))
+    numbers = [int(number) for number in re.findall(r"\d+", spec.name)]
+    blocks = numbers if len(numbers) == 3 else [(numbers[0] - 2) // 6] * 3
+    base = max(1, round(16 * (spec.width or 1.0)))
     return cifar.CifarResNet(
-        depth, base, input_shape[0], classes, spec.options.get("shortcut", "A"), spec.options.get("pad", "middle")
+        blocks, base, input_shape[0], classes, spec.options.get("shortcut", "A"), spec.options.get("pad", "middle")
     )
 
 
 def _recognize_resnet(name: str) -> str | None:
+    stages = re.fullmatch(r"resnet[-_](\d{1,3})[-_](\d{1,3})[-_](\d{1,3})", name.lower())
+    if stages:
+        return _named([int(number) for number in stages.groups()])
     match = re.fullmatch(r"resnet[-_]?(\d+)", name.lower())
     depth = int(match[1]) if match else 0
     return f"resnet{depth}" if depth % 6 == 2 and 8 <= depth <= 1202 else None
+
+
+def _named(blocks: Sequence[int]) -> str | None:
+    """The name of the ResNet with so many blocks in each of its three stages: `resnet20`, or `resnet-3-4-6`."""
+    if not 1 <= min(blocks) <= max(blocks) <= _MOST_BLOCKS:
+        return None
+    return f"resnet{6 * blocks[0] + 2}" if len(set(blocks)) == 1 else f"resnet-{'-'.join(map(str, blocks))}"
+
+
+def _uneven_resnets(shapes: Shapes) -> Sequence[str]:
+    """The ResNet whose stages have different numbers of blocks, by how many BatchNorm layers there are of each size."""
+    sizes = Counter(shape[0] for name, shape in shapes.items() if name.endswith("running_mean") and len(shape) == 1)
+    base = min(sizes, default=0)
+    first, second, third = (sizes[base * factor] for factor in (1, 2, 4))
+    blocks, projections = [first // 2, second // 2, third // 2], second % 2
+    tensors = 7 + 10 * (sum(blocks) + projections)
+    name = _named(blocks)
+    if name is None or len(set(blocks)) == 1 or (first % 2, third % 2, len(shapes)) != (1, projections, tensors):
+        return []
+    return _with_shortcuts(name, projections)
+
+
+def _with_shortcuts(name: str, projections: int) -> Sequence[str]:
+    return [f"{name},shortcut=B", f"{name},shortcut=3x3"] if projections else [name]
 
 
 def _resnets_with(tensors: int) -> Sequence[str]:
@@ -41,7 +71,7 @@ def _resnets_with(tensors: int) -> Sequence[str]:
     blocks, rest = divmod(tensors - 7, 30)
     if not 1 <= blocks <= _MOST_BLOCKS or rest not in (0, 10):
         return []
-    return [f"resnet{6 * blocks + 2}" + (",shortcut=B" if rest else "")]
+    return _with_shortcuts(f"resnet{6 * blocks + 2}", rest)
 
 
 def _unseen_pad(spec: ArchSpec, _shape: Shape) -> Unseen | None:
@@ -81,16 +111,17 @@ CIFAR_RESNET = Family(
     _make_resnet,
     students=_STUDENTS,
     recognize=_recognize_resnet,
-    note="and any other depth of 6n+2: for CIFAR, 16 to 64 channels",
+    note="and any other depth of 6n+2, or `resnet-3-4-6` by the blocks of each stage: for CIFAR, 16 to 64 channels",
     options={
-        "shortcut": Option(("A", "B")),
+        "shortcut": Option(("A", "B", "3x3")),
         "pad": Option(("middle", "end"), _unseen_pad),
         "activation": activation_option(),
     },
     widths=None,
     side=32,
     archs_with=_resnets_with,
-    compared_first=_STUDENTS,
+    archs_like=_uneven_resnets,
+    first="conv1.weight",
 )
 WIDE_RESNET = Family(
     _make_wide,
@@ -101,5 +132,5 @@ WIDE_RESNET = Family(
     side=32,
     archs_with=_wide_resnets_with,
     name_with_width=_name_with_width,
-    lookalikes=("wrn-16-2", "wrn-40-2"),
+    first="conv1.weight",
 )

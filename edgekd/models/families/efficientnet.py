@@ -26,6 +26,5 @@ EFFICIENTNET_B0 = Family(
     students=("efficientnet-b0",),
     tensors={"efficientnet-b0": 311},
     options={"drop_strides": DROP_STRIDES},
-    lookalikes=("efficientnet-b0",),
-    landmark="features.1.0.block.0.0.weight",
+    first="features.0.0.weight",
 )

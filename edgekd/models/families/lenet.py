@@ -71,5 +71,5 @@ LENET5 = Family(
     padded_side=_SIDE,
     smaller_side=28,
     archs_with=_archs_with,
-    lookalikes=("lenet5",),
+    first="conv1.weight",
 )

@@ -26,6 +26,5 @@ MNASNET = Family(
     tensors={"mnasnet": 262},
     options={"drop_strides": DROP_STRIDES, "activation": activation_option()},
     widths=None,
-    lookalikes=("mnasnet",),
-    landmark="layers.8.0.layers.0.weight",
+    first="layers.0.weight",
 )

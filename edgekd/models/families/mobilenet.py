@@ -41,8 +41,7 @@ MOBILENETV2 = Family(
     tensors={"mobilenetv2": 262},
     options={"drop_strides": DROP_STRIDES, "activation": activation_option("relu6")},
     widths=None,
-    lookalikes=("mobilenetv2",),
-    landmark="features.2.conv.0.0.weight",
+    first="features.0.0.weight",
 )
 MOBILENETV3 = Family(
     _make,
@@ -50,6 +49,5 @@ MOBILENETV3 = Family(
     tensors={"mobilenetv3-small": 210, "mobilenetv3-large": 266},
     options={"drop_strides": DROP_STRIDES},
     widths=None,
-    lookalikes=("mobilenetv3-large",),
-    landmark="features.2.block.0.0.weight",
+    first="features.0.0.weight",
 )

@@ -2,7 +2,7 @@
 
 `plain/conv+conv1+6k5/relu/max2/flatten/linear+fc1+120/relu/linear+fc2+10` is a whole network: its layers in the order
 in which they run, each with its name in the checkpoint. `plain` alone, with options, is how a user settles what a
-checkpoint leaves open (`ingestion/plain.py`).
+checkpoint leaves open (`ingestion/wiring/plain.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from edgekd.errors import UsageError
 from edgekd.models.families.base import Family, Option
 from edgekd.models.stems import Shape
+from edgekd.text import counted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,6 +90,15 @@ class Op:
 def program_text(ops: tuple[Op, ...]) -> str:
     """Return the name of the architecture that runs these steps."""
     return "/".join([NAME, *map(str, ops)])
+
+
+def in_short(arch: str) -> str:
+    """Return an architecture as a line of output names it: a written-out network by what it has."""
+    if not arch.startswith(f"{NAME}/"):
+        return arch
+    kinds = [step.partition("+")[0] for step in arch.split("/")]
+    named = {"conv": "convolution", "bn": "BatchNorm", "linear": "linear layer"}
+    return f"{NAME} ({', '.join(counted(kinds.count(kind), what) for kind, what in named.items() if kind in kinds)})"
 
 
 def parse_program(name: str) -> tuple[Op, ...]:

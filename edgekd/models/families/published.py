@@ -47,18 +47,16 @@ _RELU = {"activation": activation_option()}
 _INCEPTION = {"transform_input": Option(BOOLEAN, always("ImageNet renormalisation inside the network", "no", "true"))}
 
 PUBLISHED = (
-    Family(_make, tensors={"alexnet": 16}, options=_RELU, lookalikes=("alexnet",), landmark="classifier.4.weight"),
+    Family(_make, tensors={"alexnet": 16}, options=_RELU, first="features.0.weight"),
     Family(
         _make,
         tensors={"convnext_tiny": 182, "convnext_small": 344, "convnext_base": 344, "convnext_large": 344},
-        lookalikes=("convnext_tiny",),
-        landmark="features.1.0.block.0.weight",
+        first="features.0.0.weight",
     ),
     Family(
         _make,
         tensors={"densenet121": 606, "densenet161": 806, "densenet169": 846, "densenet201": 1006},
-        lookalikes=("densenet121",),
-        landmark="features.denseblock1.denselayer1.norm1.weight",
+        first="features.conv0.weight",
     ),
     Family(
         _make,
@@ -67,7 +65,7 @@ PUBLISHED = (
             "efficientnet_b5": 738, "efficientnet_b6": 852, "efficientnet_b7": 1037,
             "efficientnet_v2_s": 672, "efficientnet_v2_m": 963, "efficientnet_v2_l": 1331,
         },
-        landmark="features.1.0.block.0.0.weight",
+        first="features.0.0.weight",
     ),
     Family(
         _make_inception,
@@ -75,8 +73,7 @@ PUBLISHED = (
         options=_INCEPTION,
         training_only=("aux1.", "aux2."),
         telltale="inception3a.branch1.conv.weight",
-        lookalikes=("googlenet",),
-        landmark="inception3a.branch1.conv.weight",
+        first="conv1.conv.weight",
     ),
     Family(
         _make_inception,
@@ -85,10 +82,9 @@ PUBLISHED = (
         side=299,
         training_only=("AuxLogits.",),
         telltale="Mixed_5b.branch1x1.conv.weight",
-        lookalikes=("inception_v3",),
-        landmark="Mixed_5b.branch1x1.conv.weight",
+        first="Conv2d_1a_3x3.conv.weight",
     ),
-    Family(_make_maxvit, tensors={"maxvit_t": 548}, landmark="blocks.0.layers.0.layers.MBconv.layers.pre_norm.weight"),
+    Family(_make_maxvit, tensors={"maxvit_t": 548}, first="stem.0.0.weight"),
     Family(
         _make,
         tensors={
@@ -97,17 +93,16 @@ PUBLISHED = (
             "regnet_y_800mf": 293, "regnet_y_1_6gf": 540, "regnet_y_3_2gf": 426, "regnet_y_8gf": 350,
             "regnet_y_16gf": 369, "regnet_y_32gf": 407, "regnet_y_128gf": 540,
         },
-        landmark="trunk_output.block1.block1-0.f.a.0.weight",
+        first="stem.0.weight",
         options=_RELU,
     ),
-    Family(_make, tensors={"squeezenet1_0": 52}, options=_RELU, landmark="features.3.squeeze.weight"),
+    Family(_make, tensors={"squeezenet1_0": 52}, options=_RELU, first="features.0.weight"),
     Family(
         _make,
         tensors={
             "swin_t": 185, "swin_s": 353, "swin_b": 353, "swin_v2_t": 233, "swin_v2_s": 449, "swin_v2_b": 449,
         },
-        lookalikes=("swin_t",),
-        landmark="features.1.0.attn.qkv.weight",
+        first="features.0.0.weight",
     ),
     Family(
         _make,
@@ -116,14 +111,12 @@ PUBLISHED = (
             "vgg11_bn": 54, "vgg13_bn": 66, "vgg16_bn": 84, "vgg19_bn": 102,
         },
         options=_RELU,
-        lookalikes=("vgg16", "vgg16_bn"),
-        landmark="classifier.3.weight",
+        first="features.0.weight",
     ),
     Family(
         _make_vit,
         tensors={"vit_b_16": 152, "vit_b_32": 152, "vit_l_16": 296, "vit_l_32": 296, "vit_h_14": 392},
         read_side=_vit_side,
-        lookalikes=("vit_b_16",),
-        landmark="conv_proj.weight",
+        first="class_token",
     ),
 )  # fmt: skip

@@ -27,6 +27,5 @@ REGNET_Y_400MF = Family(
     students=("regnet-y-400mf",),
     tensors={"regnet-y-400mf": 331},
     options={"drop_strides": DROP_STRIDES, "activation": activation_option()},
-    lookalikes=("regnet-y-400mf",),
-    landmark="trunk_output.block1.block1-0.f.a.0.weight",
+    first="stem.0.weight",
 )

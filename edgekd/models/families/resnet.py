@@ -75,8 +75,7 @@ BASIC = Family(
     options={**_STEM_OPTIONS, "activation": activation_option()},
     read_side=_read_side,
     options_from_shapes=_options_from_shapes,
-    lookalikes=("resnet18",),
-    landmark="layer4.0.conv1.weight",
+    first="conv1.weight",
 )
 BOTTLENECK = Family(
     _make,
@@ -99,5 +98,5 @@ BOTTLENECK = Family(
     },
     read_side=_read_side,
     options_from_shapes=_options_from_shapes,
-    lookalikes=("resnet50", "resnet101"),
+    first="conv1.weight",
 )

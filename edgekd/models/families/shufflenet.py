@@ -31,6 +31,5 @@ SHUFFLENETV2 = Family(
     tensors={"shufflenetv2": 282},
     options={"drop_strides": DROP_STRIDES, "activation": activation_option()},
     widths=tuple(_WIDTHS),
-    lookalikes=("shufflenetv2",),
-    landmark="stage2.0.branch2.0.weight",
+    first="conv1.0.weight",
 )

@@ -36,6 +36,5 @@ SQUEEZENET = Family(
         "logit_relu": Option(BOOLEAN, always("ReLU on the logits", "yes, as published", "false")),
     },
     options_from_shapes=lambda _shapes, _shape: {"logit_relu": "true"},  # a teacher was published with it
-    lookalikes=("squeezenet",),
-    landmark="features.3.squeeze.weight",
+    first="features.0.weight",
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,9 +34,9 @@ class _BasicBlock(nn.Module):
         if stride != 1 and shortcut == "A":
             self.shortcut = _ZeroPadShortcut(channels_in, channels_out, pad)
         elif stride != 1:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
-            )
+            kernel = 3 if shortcut == "3x3" else 1
+            convolution = nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False)
+            self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(channels_out))
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
@@ -42,22 +44,23 @@ class _BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """The ResNet of 6n+2 layers for 32x32 images: a 3x3 stem and three stages of n basic blocks.
+    """The ResNet of 6n+2 layers for 32x32 images: a 3x3 stem and three stages of n basic blocks, or of other numbers.
 
     `base` is the number of channels of the first stage (16 as published); each later stage has twice as many.
-    Shortcuts that change the shape are parameter-free (`A`) or 1x1 convolutions with BatchNorm (`B`); the zeros of the
-    former stand around the old channels (`pad` is `middle`) or behind them (`end`, as in fb.resnet.torch).
+    Shortcuts that change the shape are parameter-free (`A`), or 1x1 (`B`) or 3x3 convolutions with BatchNorm; the zeros
+    of the first stand around the old channels (`pad` is `middle`) or behind them (`end`, as in fb.resnet.torch).
     """
 
-    def __init__(self, depth: int, base: int, channels: int, classes: int, shortcut: str, pad: str = "middle") -> None:
+    def __init__(
+        self, blocks: Sequence[int], base: int, channels: int, classes: int, shortcut: str, pad: str = "middle"
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, base, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(base)
         self.relu = nn.ReLU(inplace=True)
-        blocks = (depth - 2) // 6
-        self.layer1 = self._stage(base, base, blocks, 1, shortcut, pad)
-        self.layer2 = self._stage(base, 2 * base, blocks, 2, shortcut, pad)
-        self.layer3 = self._stage(2 * base, 4 * base, blocks, 2, shortcut, pad)
+        self.layer1 = self._stage(base, base, blocks[0], 1, shortcut, pad)
+        self.layer2 = self._stage(base, 2 * base, blocks[1], 2, shortcut, pad)
+        self.layer3 = self._stage(2 * base, 4 * base, blocks[2], 2, shortcut, pad)
         self.linear = nn.Linear(4 * base, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

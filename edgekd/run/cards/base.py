@@ -15,10 +15,15 @@ from edgekd.text import visible
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(max_length=300)]
+SEAL = "sha256_of_the_rest"
 
 
 class NewerSchemaError(InputFileError):
     """A file of a run was written by a newer edgekd than this one."""
+
+
+class BrokenSealError(InputFileError):
+    """A file of a run holds what belongs there, but other values than edgekd wrote."""
 
 
 class CardPart(BaseModel):
@@ -71,13 +76,19 @@ class Card(CardPart):
 
         Raises:
             NewerSchemaError: a newer edgekd wrote it.
+            BrokenSealError: it was changed since.
             InputFileError: it cannot be read, or does not hold what belongs there.
         """
         try:
             data = read_bytes(path)
             card = cls.model_validate_json(data.removeprefix(BOM_UTF8), context=path)
             if cls.seal and not _is_intact(read_json(path), cls.seal):
-                raise InputFileError(f"{path} is damaged: it does not hash as its {cls.seal} says.")
+                raise BrokenSealError(
+                    f"{path} is damaged, or was changed by hand: it does not hash as its {cls.seal} says. Bring back "
+                    "what stood there, or take out that key, and the file is used as it is."
+                )
+            if card.model_extra:
+                card.model_extra.pop(cls.seal, None)
             return card
         except OSError as error:
             raise InputFileError(f"{path} cannot be read as JSON ({error}).") from error

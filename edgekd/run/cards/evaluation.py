@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field
 
-from edgekd.run.cards.base import Card, CardPart, Name, Share
+from edgekd.run.cards.base import SEAL, Card, CardPart, Name, Share
 
 
 class SelectionCandidate(CardPart):
@@ -49,7 +49,7 @@ class EvaluationCard(Card):
     """The accuracy of a run's networks and files on one folder of real images, after which the card's file is named."""
 
     folder: ClassVar[str] = "eval"
-    seal: ClassVar[str] = "sha256_of_the_rest"
+    seal: ClassVar[str] = SEAL
 
     run: str
     data_free: bool = True

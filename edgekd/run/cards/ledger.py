@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 
 from pydantic import ConfigDict, Field, JsonValue
 
-from edgekd.run.cards.base import Card, CardPart
+from edgekd.run.cards.base import SEAL, Card, CardPart
 
 
 class ImagesReadPart(CardPart):
@@ -61,6 +61,7 @@ class LedgerCard(Card):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, JsonValue]
     file: ClassVar[str] = "run.json"
+    seal: ClassVar[str] = SEAL
 
     files_read: dict[str, str]
     """SHA-256 by path."""

@@ -35,6 +35,20 @@ def test_a_text_may_begin_with_the_mark_that_windows_puts_there(encoding: str, t
     assert files.read_text(tmp_path / "x") == "größe\r\n"
 
 
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("# plain\nname = 'größe'".encode("latin-1"), "line 2 is not in UTF-8; save it as UTF-8"),
+        ("größe".encode("utf-16")[:-1], "line 1 is not in UTF-16; save it as UTF-8"),
+    ],
+)
+def test_a_text_in_another_encoding_says_where_and_what_helps(data: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(data)
+    with pytest.raises(OSError, match=words) as caught:
+        files.read_text(tmp_path / "x")
+    assert caught.value.filename == str(tmp_path / "x")
+
+
 def test_json_is_as_deep_as_anybody_needs() -> None:
     deepest = "[" * schema.MAX_DEPTH + "]" * schema.MAX_DEPTH
     assert schema.parse_json(deepest) == schema.require_shallow(schema.parse_json(deepest.encode()))

@@ -209,6 +209,15 @@ def test_a_program_that_is_no_trtexec_is_refused(tmp_path: Path) -> None:
     tool.chmod(0o755)
     with pytest.raises(RefusedError, match="does not say its TensorRT version; its first line is 'hello'"):
         trtexec.version(str(tool))
+    tool.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    with pytest.raises(RefusedError, match="it prints nothing, and it was killed by signal 11"):
+        trtexec.version(str(tool))
+    tool.write_text("#!/bin/sh\nexec cat /dev/zero\n")
+    with pytest.raises(RefusedError, match="prints without end, which trtexec does not"):
+        trtexec.version(str(tool))
+    tool.write_text("#!/bin/sh\necho hello; exec sleep 60\n")
+    with pytest.raises(RefusedError, match=r"did not end within 0\.2 s"):
+        trtexec.run_trtexec([str(tool)], 0.2)
     with pytest.raises(RefusedError, match=r"there is no program /nowhere/trtexec \(--trtexec\)"):
         trtexec.find_trtexec("/nowhere/trtexec")
 
@@ -340,7 +349,7 @@ def test_without_any_tensorrt_it_says_what_to_install(model: Path, monkeypatch: 
     from edgekd.agent.measure import plan
 
     here = replace(this_machine(), tensorrt=None)
-    with pytest.raises(MachineError, match=r"neither trtexec nor TensorRT's Python module.*apt-get install tensorrt"):
+    with pytest.raises(MachineError, match=r"neither trtexec nor a Python module.*apt-get install tensorrt"):
         plan([BenchJob("net", model, "fp32", "tensorrt")], here)
 
 
@@ -402,10 +411,11 @@ def test_without_trtexec_the_python_module_is_used(
 def test_a_python_module_that_cannot_be_imported_is_no_tensorrt(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.10: cannot open shared object file')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert tensorrt.find_tensorrt() is None
-    with pytest.raises(RefusedError, match="neither trtexec nor TensorRT's Python module"):
+    for broken in ("ImportError('libnvinfer.so.10: cannot open shared object file')", "KeyError('CUDA_PATH')"):
+        (tmp_path / "tensorrt.py").write_text(f"raise {broken}\n")
+        assert tensorrt.find_tensorrt() is None
+    with pytest.raises(RefusedError, match="neither trtexec nor a Python module of TensorRT"):
         tensorrt.runner(request(model, tmp_path))
 
 
@@ -469,6 +479,11 @@ def test_an_empty_engine_is_built_again(tmp_path: Path) -> None:
     place.write_bytes(b"")
     again, seconds = engines.cached(tmp_path, "key", build)
     assert (again.read_bytes(), seconds is None) == (b"engine", False)
+
+
+def test_an_engine_that_was_never_written_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match="ended well, and wrote none"):
+        engines.cached(tmp_path, "key", lambda _: None)
 
 
 def test_the_facts_are_those_of_the_releases() -> None:

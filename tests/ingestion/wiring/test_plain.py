@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from edgekd.errors import InputFileError
 from edgekd.ingestion import identify
-from edgekd.ingestion.chain import chain_of
+from edgekd.ingestion.wiring.chain import chain_of
+from edgekd.models.families.plain import in_short
 from edgekd.models.stems import Shape
 
 
@@ -224,3 +225,9 @@ def test_settings_that_contradict_the_weights_are_refused(arch: str, input_shape
 )
 def test_what_is_no_chain_is_not_taken_for_one(layers: dict[str, nn.Module]) -> None:
     assert chain_of(nn.ModuleDict(layers).state_dict()) is None
+
+
+def test_a_line_of_output_names_what_a_network_has() -> None:
+    arch = str(identify.infer(saved(Together()), arch="plain,padding=same").arch)
+    assert in_short(arch) == "plain (3 convolutions, 3 BatchNorms, 1 linear layer)"
+    assert in_short("resnet20,pad=end") == "resnet20,pad=end"

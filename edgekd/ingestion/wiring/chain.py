@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from edgekd.models.families.plain import LAYER_NAME, MOST_LAYERS
+from edgekd.text import counted
 
 _BRANCHES = re.compile(
     r"short_?cut|down_?sampl|skip|resid|(^|\.)res\d*[_.]|identity|squeeze|excit|attn|attention|(^|\.)se\d?(\.|$)"
@@ -54,7 +55,7 @@ class Chain:
         """What it is made of, in words."""
         norms = sum(norm is not None for norm in (*self.norms, *self.linear_norms))
         parts = (len(self.convs), "convolution"), (norms, "BatchNorm"), (len(self.linears), "linear layer")
-        return ", ".join(f"{n} {what}{'' if n == 1 else 's'}" for n, what in parts if n)
+        return ", ".join(counted(n, what) for n, what in parts if n)
 
 
 def chain_of(weights: Mapping[str, Tensor]) -> Chain | None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from edgekd.errors import InputFileError
-from edgekd.ingestion.chain import Chain, Layer, gap_between
+from edgekd.ingestion.wiring.chain import Chain, Layer, gap_between
 from edgekd.models.families.plain import NAME, Op, program_text
 from edgekd.models.registry import ArchSpec
 from edgekd.models.stems import Shape
