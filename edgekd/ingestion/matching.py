@@ -89,7 +89,9 @@ def candidate_archs(weights: Mapping[str, Tensor]) -> list[ArchSpec]:
     """List the architectures of the zoo with as many tensors as `weights`, which alone are worth building."""
     tensors = len(weights)
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    archs = [name for name, count in registry.tensor_counts().items() if count == tensors]
+    convolutions = sum(tensor.ndim == 4 for tensor in weights.values())
+    alike = [name for name, count in registry.tensor_counts().items() if count == tensors]
+    archs = [name for name in alike if CONVOLUTIONS.get(name, convolutions) == convolutions]
     for family in families.FAMILIES:
         found = (*family.archs_with(tensors), *family.archs_like(shapes))
         archs += [arch for arch in found if registry.family_of(arch.partition(",")[0]) is family]

@@ -9,8 +9,8 @@ import math
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ SEARCH_SECONDS = 60.0
 """After this time no further model of timm's is compared."""
 FEWEST_TENSORS = 20
 """None of timm's models has fewer; importing them costs seconds."""
+_SIDES = (32, 28, 64, 224, 48, 96, 128, 256, 299, 16)
+"""The usual sides of images, which the user's own code is tried with."""
 _FORGIVEN = (8, 250)
 """Weights of other shapes that are forgiven in a quick search and in a thorough one."""
 

@@ -70,7 +70,7 @@ def compare_with_zoo(
         if found.exact or found.mapped:
             findings = replace(found, rewriting=other)
     is_chain = findings.exact is None and chain_of(plain(weights)) is not None
-    may_be_timms = len(weights) >= outside.FEWEST_TENSORS and not is_chain and outside.timm_is_installed()
+    may_be_timms = len(weights) >= outside.FEWEST_TENSORS and not is_chain and outside.timm_may_fit(weights)
     if findings.exact is None and requested is None and may_be_timms:
         one_output = next((other for other in others if other.head and not other.biases), None)
         findings = _search_timm(weights, input_shape, hint, findings)

@@ -207,7 +207,39 @@ def _remarks(output: Tensor, scores: Tensor, ends_in: str) -> Iterator[str]:
         )
 
 
-class _Origins(TorchDispatchMode):
+def require_gradient(model: nn.Module, images: Tensor) -> None:
+    """Raise InputFileError unless the answers of a model in eval mode have a gradient that reaches the images."""
+    images = images.detach().requires_grad_()
+    reason = "its forward runs under torch.no_grad(), detaches its input or leaves PyTorch"
+    with evaluating(model), torch.enable_grad():
+        try:
+            answers = model(images).float()
+            if answers.requires_grad and torch.autograd.grad(answers.sum(), images, allow_unused=True)[0] is not None:
+                return
+        except Exception as error:  # noqa: BLE001 - foreign networks may raise anything
+            reason = f"{type(error).__name__}: {first_line(error)}"
+    raise InputFileError(
+        f"No gradient of the network's answers reaches its images, and distillation needs it: {reason}."
+    )
+
+
+def require_learning(model: nn.Module, input_shape: Shape, classes: int) -> None:
+    """Raise InputFileError unless a model in train mode answers with logits whose gradient reaches its weights."""
+    images = torch.randn(2, *input_shape, generator=rng.generator(0, "learning"))
+    learner = copy.deepcopy(model).train()
+    try:
+        with rng.seeded_global_rng(0, "learning"), torch.enable_grad():
+            answers = learner(images)
+            if isinstance(answers, Tensor) and answers.shape == (2, classes) and answers.requires_grad:
+                answers.float().sum().backward()
+                return
+            reason = "no gradient of its answers reaches its weights"
+    except Exception as error:  # noqa: BLE001 - foreign networks may raise anything
+        reason = f"{type(error).__name__}: {first_line(error)}"
+    raise InputFileError(f"The network does not learn in train mode: {reason}.")
+
+
+class _Origins(Watching):
     """Remembers which operation made each tensor, past those that only give it another shape or scale."""
 
     def __init__(self) -> None:
@@ -335,7 +367,7 @@ def call_network(model: nn.Module, images: Tensor) -> Any:
         advice = of_other_precision(error) or ". Set the right channels and size with --input CxHxW."
         raise InputFileError(
             f"The network does not take {'single ' if len(images) == 1 else ''}{sizes(images.shape[1:])} images: "
-            f"{type(error).__name__}: {first_line(error)}. Set the right channels and size with --input CxHxW."
+            f"{type(error).__name__}: {first_line(error)}{advice}"
         ) from error
 
 
@@ -371,7 +403,7 @@ def same_answers(first: nn.Module, other: nn.Module, input_shape: Shape, *, seed
     A single output counts as the second of two logits, the first being 0.
     """
     images = torch.randn(8, *input_shape, generator=rng.generator(seed, "compare"))
-    with _evaluating(first), _evaluating(other):
+    with evaluating(first), evaluating(other):
         answers = [_with_a_zero_logit(model, images, call_network(model, images)) for model in (first, other)]
     if any(not isinstance(a, Tensor) or a.ndim != 2 for a in answers) or answers[0].shape != answers[1].shape:
         return False
@@ -386,7 +418,7 @@ def _with_a_zero_logit(model: nn.Module, images: Tensor, answer: Any) -> Any:
     """Two logits in place of a single output, a sigmoid at its end undone; other answers as they are."""
     if not isinstance(answer, Tensor) or answer.shape[1:] != (1,):
         return answer
-    score = answer.logit() if last_operation(model, images) in _SIGMOIDS[:1] else answer
+    score = answer.logit() if last_operation(model, images) in SIGMOIDS[:1] else answer
     return torch.cat([torch.zeros_like(score), score], dim=1)
 
 

@@ -123,4 +123,4 @@ def test_what_is_said_of_a_network_of_torchvisions_holds_for_it(name: str) -> No
     shapes = network_shapes(name, (3, family.side, family.side), 1000)
     assert len(shapes) == family.tensors[name]
     assert sum(len(shape) == 4 for shape in shapes.values()) == CONVOLUTIONS[name]
-    assert family.landmark in shapes
+    assert family.first in shapes

@@ -43,7 +43,7 @@ def ingest(
 ) -> None:
     """Read a teacher and find out what it is; or, without TEACHER, set the normalisation of a run."""
     from edgekd import pipeline
-    from edgekd.cli import approval, changes, session, settle, targets
+    from edgekd.cli import approval, changes, published, session, settle, targets
     from edgekd.models.families.plain import in_short
     from edgekd.run.cards.record import Record
     from edgekd.run.cards.teacher import PixelsCard, TeacherCard

@@ -90,7 +90,6 @@ BOTTLENECK = Family(
         "wide_resnet50_2": 267,
         "wide_resnet101_2": 522,
     },
-    landmark="layer4.0.conv3.weight",
     options={
         **_STEM_OPTIONS,
         "stride_in": Option(("3x3", "1x1"), always("convolution that strides in a bottleneck", "3x3", "1x1")),
