@@ -225,7 +225,6 @@ BYTES: dict[str, Callable[[], bytes]] = {
     "wrong rank": lambda: with_tensor(linear__weight=torch.ones(640)),
     "scalar weight": lambda: with_tensor(linear__weight=torch.ones(())),
     "empty tensor": lambda: with_tensor(linear__weight=torch.ones(0, 64)),
-    "one class": lambda: with_tensor(linear__weight=torch.ones(1, 64), linear__bias=torch.ones(1)),
     "nan": lambda: with_tensor(linear__bias=filled(float("nan"))),
     "infinity": lambda: with_tensor(bn1__running_var=filled(float("inf"))),
     "half overflow": lambda: with_tensor(linear__bias=torch.full((10,), 1e6).half()),

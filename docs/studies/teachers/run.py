@@ -71,7 +71,12 @@ def run(line: str, folder: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", *shlex.split(line)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603
     printed = {"stdout": done.stdout, "stderr": done.stderr}
-    rows = {stream: [row.rstrip() for row in text.splitlines()] for stream, text in printed.items()}
+    own = {f"{folder}/": "", f"{Path.home()}/": "~/"}  # places of this machine
+    rows: dict[str, list[str]] = {}
+    for stream, text in printed.items():
+        for place, written in own.items():
+            text = text.replace(place, written)
+        rows[stream] = [row.rstrip() for row in text.splitlines()]
     return {"command": line, "exit_code": done.returncode, **rows}
 
 
