@@ -124,7 +124,7 @@ def descriptors() -> set[int]:
     """Return the descriptors that something is printed to."""
     numbers = {1, 2}
     with suppress(AttributeError, OSError, ValueError):  # it is closed, or no file
-        numbers.add(cast("TextIO", _results()).fileno())
+        numbers.add(_results().fileno())
     return numbers
 
 

@@ -2,7 +2,7 @@
 
     python -m docs.studies.teachers.public CLONES DATA OUT.json
 
-CLONES holds one git repository for each file of public_files.json, as OWNER+NAME or OWNER+NAME/repo; nothing of them is
+CLONES holds one git repository for each file of public_files.toml, as OWNER+NAME or OWNER+NAME/repo; nothing of them is
 run, and each file is taken from its commit. DATA holds class folders: cifar10/train and mnist/train. `ingest FILE`
 comes first; where it ends with exit code 4, the flags that its message must name follow. Written are the outcome, the
 message, CPU seconds of each command, and the teacher's accuracy on 100 training images of each class of its task.
@@ -17,6 +17,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,7 +47,8 @@ class PublicFile:
     pixels: str = ""
 
 
-FILES = tuple(PublicFile(**row) for row in json.loads(HERE.joinpath("public_files.json").read_text(encoding="utf-8")))
+_LISTED = tomllib.loads(HERE.joinpath("public_files.toml").read_text(encoding="utf-8"))["files"]
+FILES = tuple(PublicFile(**row) for row in _LISTED)
 
 
 @dataclass(frozen=True)
