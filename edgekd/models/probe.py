@@ -187,8 +187,8 @@ def _remarks(output: Tensor, scores: Tensor, emits: str, ends_in: str) -> Iterat
         )
     elif ends_in in _RELUS:
         yield (
-            f"the teacher's logits end in an activation ({ends_in}), so that all classes which it rules out are alike to it; where the "
-            "layer before has the logits, let the network return those."
+            f"the teacher's logits end in an activation ({ends_in}), so that all classes which it rules out are alike "
+            "to it; where the layer before has the logits, let the network return those."
         )
 
 
