@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from edgekd.text import is_utf8
 
-_ACCURACIES = (
-    *("best_acc1", "best_prec1", "best_acc", "best_accuracy", "best_top1", "val_acc1", "val_acc", "val_accuracy"),
-    *("test_acc", "test_accuracy", "acc1", "acc", "accuracy", "prec1", "top1"),
+_SHARES = frozenset({"acc", "acc1", "accuracy", "prec1", "top1"})
+_OF_WHAT = ("best", "max", "val", "valid", "validation", "dev", "eval", "test", "top", "1")
+"""The other words in names of accuracies on images that the network did not learn from, the most telling ones first."""
+_NAMES = (
+    *("class_to_idx", "idx_to_class", "id2label", "label2id", "class_names", "classes", "CLASSES", "categories"),
+    *("idx_to_label", "label_to_idx", "label_names", "names"),
 )
-_NAMES = ("class_to_idx", "idx_to_class", "id2label", "label2id", "class_names", "classes", "CLASSES", "categories")
-_BESIDE = ("meta", "hyper_parameters", "args", "config", "hparams", "extra")
+_BESIDE = ("meta", "hyper_parameters", "args", "config", "hparams", "extra", "metrics", "results")
 """Entries in which training scripts keep such things."""
 _LONGEST_NAME = 200
+_LONGEST_KEY = 60
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,9 @@ class Claims:
 def claims_of(checkpoint: object) -> Claims:
     """Return what a checkpoint, as it was read, says of itself in the entries that training scripts use."""
     entries = list(_entries(checkpoint))
-    shares = [(_share(found.get(name)), name) for name in _ACCURACIES for found in entries]
+    keys = [(rank, name, found) for found in entries for name in found if (rank := _rank(name)) is not None]
+    shares = [(_share(found[name]), str(name)) for _, name, found in sorted(keys, key=lambda key: key[0])]
+    shares += [(_share(found.get("metric")), "metric") for found in entries if _by_top1(entries)]
     accuracy, key = next(((share, name) for share, name in shares if share is not None), (None, ""))
     epochs = [number for number in (_number(found.get("epoch")) for found in entries) if number is not None]
     lists = [_names(found.get(name)) for found in entries for name in _NAMES]
@@ -53,6 +59,25 @@ def _entries(checkpoint: object) -> Iterator[Mapping[object, object]]:
         beside = beside if isinstance(beside, dict) else getattr(beside, "__dict__", None)
         if isinstance(beside, dict):
             yield beside
+    callbacks = checkpoint.get("callbacks")  # PyTorch Lightning's; a ModelCheckpoint has the best value of what it saw
+    for state in callbacks.values() if isinstance(callbacks, dict) else ():
+        if isinstance(state, dict) and isinstance(state.get("monitor"), str):
+            yield {state["monitor"]: state.get("best_model_score")}
+
+
+def _rank(key: object) -> int | None:
+    """How early an entry is asked for an accuracy, 0 first; None for one whose name is not that of an accuracy."""
+    words = re.findall(r"[a-z0-9]+", key.lower()) if isinstance(key, str) and len(key) <= _LONGEST_KEY else []
+    others = [word for word in words if word not in _SHARES]
+    if len(others) == len(words) or any(word not in _OF_WHAT for word in others):
+        return None
+    return min((_OF_WHAT.index(word) for word in others), default=len(_OF_WHAT))
+
+
+def _by_top1(entries: Sequence[Mapping[object, object]]) -> bool:
+    """Whether timm's training script wrote the file, and its `metric` is an accuracy."""
+    measures = [found.get("eval_metric") for found in entries]
+    return any(isinstance(measure, str) and measure in _SHARES for measure in measures)
 
 
 def _number(value: object) -> float | None:

@@ -18,7 +18,8 @@ SMALLEST_SPREAD = 1e-4
 """Logits that differ by less between classes say next to nothing: a softmax of them is uniform."""
 SIGMOIDS = ("sigmoid", "hardsigmoid", "log_sigmoid", "log_sigmoid_forward")
 _BOUNDING = ("tanh", "hardtanh", "clamp", "clip")
-_RELUS = ("relu", "threshold")
+_RELUS = ("relu", "threshold", "softplus", "elu", "gelu", "silu", "mish")
+"""Activations that leave little of what is below zero; `elu` is SELU and CELU, too."""
 _SUMS = ("addmm", "mm", "bmm", "linear", "convolution", "mean", "_adaptive_avg_pool2d", "avg_pool2d", *_RELUS)
 """What logits come from: weighted sums, also of feature maps after their mean."""
 _NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "native_layer_norm")
@@ -82,7 +83,7 @@ def not_repeated(output: Tensor, again: Tensor, alone: Tensor) -> Iterator[str]:
         )
 
 
-def remarks(output: Tensor, scores: Tensor, ends_in: str) -> Iterator[str]:
+def remarks(output: Tensor, scores: Tensor, emits: str, ends_in: str) -> Iterator[str]:
     """Yield of logits that they hardly differ, or are bounded, which limits how sure the teacher can be."""
     spread = float((scores.amax(dim=1) - scores.amin(dim=1)).max())
     if spread < SMALLEST_SPREAD:
@@ -90,6 +91,8 @@ def remarks(output: Tensor, scores: Tensor, ends_in: str) -> Iterator[str]:
             f"the teacher gives all classes the same answer but for {spread:.1g}: it was never trained, or the weights "
             "of its last layer are of another scale (multiplied by any number they keep each image's class)."
         )
+    if emits != "logits":  # a softmax that is clamped, as Keras does it, is undone
+        return
     if ends_in in _BOUNDING:
         low, high = float(output.min()), float(output.max())
         yield (
@@ -98,8 +101,8 @@ def remarks(output: Tensor, scores: Tensor, ends_in: str) -> Iterator[str]:
         )
     elif ends_in in _RELUS:
         yield (
-            "the teacher's logits end in a ReLU, so that all classes which it rules out are alike to it; where the "
-            "layer before has the logits, let the network return those."
+            f"the teacher's logits end in an activation ({ends_in}), so that all classes which it rules out are alike "
+            "to it; where the layer before has the logits, let the network return those."
         )
     elif ends_in in _NORMS:
         yield (

@@ -100,7 +100,7 @@ def probe(model: nn.Module, *, input_shape: Shape, classes: int, seed: int) -> P
         macs=size.macs,
         batch=batch,
         seconds_per_batch=seconds,
-        remarks=(*not_repeated(output, again, alone), *remarks(output, scores, ends_in)),
+        remarks=(*not_repeated(output, again, alone), *remarks(output, scores, emits, ends_in)),
     )
 
 

@@ -251,7 +251,7 @@ def _in_usual_order(
     if len(folders) != classes:
         way_on = "Give the names of all its classes, as the folders are called, with --classes FILE"
         if names is not None:
-            way_on = f"No folder is called like one of the class names ({listed(names)})"
+            way_on = f"Make the folders bear the class names; none is called like one of them ({listed(names)})"
         way_on += "; then a part of them can be measured."
         if parts:
             way_on = f"There are {classes} folders of images below {listed(parts)}; if these are the classes, give "

@@ -21,6 +21,18 @@ from edgekd.ingestion.claims import Claims, claims_of
         ({"accuracy": 1}, 1.0, "accuracy"),
         ({"hyper_parameters": {"val_acc": 12.5}}, 0.125, "val_acc"),
         ({"args": Namespace(best_acc=88)}, 0.88, "best_acc"),
+        ({"max_accuracy": 81.2}, 0.812, "max_accuracy"),
+        ({"train_acc": 99.0, "test_acc": 92.0, "best_val_acc": 93.4}, 0.934, "best_val_acc"),
+        ({"Acc@1": 76.1, "Acc@5": 93.0}, 0.761, "Acc@1"),
+        ({"metrics": {"accuracy/top1": 70.0}}, 0.7, "accuracy/top1"),
+        ({"metric": 78.5, "args": Namespace(eval_metric="top1")}, 0.785, "metric"),
+        (
+            {"callbacks": {"ModelCheckpoint": {"monitor": "val_acc", "best_model_score": torch.tensor(0.934)}}},
+            *(0.934, "val_acc"),
+        ),
+        ({"metric": 0.4, "args": Namespace(eval_metric="loss")}, None, ""),
+        ({"callbacks": {"EarlyStopping": {"monitor": "val_loss", "best_model_score": 0.4}, "Timer": 3}}, None, ""),
+        ({"train_acc": 99.0, "acc5": 99.0, "best_acc_epoch": 7, "acc_grad_steps": 1, "top": 1, 3: 4}, None, ""),
         ({"acc": float("nan")}, None, ""),
         ({"acc": 300.0}, None, ""),
         ({"acc": "95.1"}, None, ""),
@@ -43,6 +55,7 @@ def test_an_accuracy_is_a_share_or_per_cent(content: Any, accuracy: float | None
         {"id2label": {"0": "10", "1": "cat", "2": "dog"}},
         {"classes": ["10", "cat", "dog"]},
         {"meta": {"CLASSES": ("10", "cat", "dog")}},
+        {"names": {0: "10", 1: "cat", 2: "dog"}},
     ],
 )
 def test_class_names_come_in_the_order_of_their_numbers(content: Any) -> None:
