@@ -48,6 +48,9 @@ def adopt(run: RunDir, asked: Recipe, *, reads_teacher: bool = True) -> Recipe:
             before.pop("pixels", None)
             after.pop("pixels", None)
             lines += differences(before, after)
+        if not asked.method.steps and asked.method.minutes != old.method.minutes:  # 0 steps is what nobody typed
+            minutes = f"method.minutes: {old.method.minutes:g} -> {asked.method.minutes:g}"
+            lines = [minutes if line.startswith("method.steps:") else line for line in lines]
         if reads_teacher:
             lines += _other_files(run, old, asked)
         if lines:

@@ -48,6 +48,7 @@ CHEAP: list[Case] = [
     ("ingest teacher.pt --arch nosuch --run new", 2, NO_ARCHITECTURE),
     ("ingest teacher.pt --classes missing.txt --run new", 4, "cannot be read"),
     ("distill teacher.pt --arch nosuch --run new", 2, NO_ARCHITECTURE),
+    ("distill teacher.pt --steps 40 --minutes 1 --run new", 2, "give one of them"),
     ("distill teacher.pt --data missing --run new", 4, NO_IMAGES),
     ("distill teacher.pt --student-weights missing.pt --run new", 4, NO_SUCH_FILE),
     ("distill teacher.pt --student-weights notes.pt --run new", 4, NO_CHECKPOINT),
