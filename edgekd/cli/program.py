@@ -124,10 +124,10 @@ def _run() -> None:
 
 
 def _refuse_empty(arguments: Sequence[str]) -> None:
-    """Raise `UsageError` for an argument without a character: a variable that is not set, never what is meant."""
-    empty = next((text for text in arguments if not text or re.fullmatch(r"--[a-z-]+=", text)), None)
+    """Raise `UsageError` for an argument that is empty or blank: a variable that is not set, never what is meant."""
+    empty = next((text for text in arguments if re.fullmatch(r"(--[a-z-]+=)?\s*", text)), None)
     if empty is not None:
-        raise UsageError(f"{empty or 'an argument'} is empty; is a variable of your shell not set?")
+        raise UsageError(f"{empty.strip() or 'an argument'} is empty; is a variable of your shell not set?")
 
 
 def _working_directory() -> str:

@@ -25,7 +25,9 @@ def wanted_recipe(run: RunDir, flags: Changes) -> Recipe:
     if run.recipe_file.is_file():
         resolved = load_resolved(run.recipe_file)
         asked = flags.get("method", {})
-        if asked.get("minutes", resolved.method.minutes) != resolved.method.minutes and "steps" not in asked:
+        if "steps" in asked:  # else the same --minutes later would find these steps as its answer
+            flags = {**flags, "method": {"minutes": 0.0, **asked}}
+        elif asked.get("minutes", resolved.method.minutes) != resolved.method.minutes:
             flags = {**flags, "method": {**asked, "steps": 0}}  # another request needs another answer
         return _with_kept_student(with_changes(resolved, flags), resolved)
     preset = flags.get("method", {}).get("preset")

@@ -28,10 +28,10 @@ RUNS = Path("runs")
 _SUFFIXES = re.compile(r"(\.(pth|pt|th|tar|bin|ckpt|safetensors|pkl|pickle|gz))+$", re.IGNORECASE)
 _SAYS_NOTHING = re.compile(
     r"((best|last|latest|final|ckpt|checkpoint|model|weight|network|net|state|dict|param|pytorch|ema|epoch|step|iter|"
-    r"file|output|copy|\d)s?[-_.= ()]*)+",
+    r"file|output|copy|lightning|log|version|fold|run|trial|seed|\d)s?[-_.= ()]*)+",
     re.IGNORECASE,
 )
-"""Names that many files and folders of checkpoints have, such as `model_best`, `checkpoints` and `epoch_90`."""
+"""Names that many files and folders of checkpoints have, such as `model_best`, `checkpoints` and `fold_0`."""
 
 
 def named_run(name: str) -> RunDir:

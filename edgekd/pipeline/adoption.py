@@ -35,8 +35,10 @@ def adopt(run: RunDir, asked: Recipe, *, reads_teacher: bool = True) -> Recipe:
     learned from it. A verb that does not read the files from outside does not ask whether they are still those the run
     began with.
     """
+    names_before = ""
     if run.recipe_file.is_file():
         old = load_resolved(run.recipe_file)
+        names_before = old.pixels.classes
         lines = []
         begun = run.stage(DISTILL.folder).exists()
         for stage in (INGEST, DISTILL, SELECT):
@@ -46,6 +48,9 @@ def adopt(run: RunDir, asked: Recipe, *, reads_teacher: bool = True) -> Recipe:
             before.pop("pixels", None)
             after.pop("pixels", None)
             lines += differences(before, after)
+        if not asked.method.steps and asked.method.minutes != old.method.minutes:  # 0 steps is what nobody typed
+            minutes = f"method.minutes: {old.method.minutes:g} -> {asked.method.minutes:g}"
+            lines = [minutes if line.startswith("method.steps:") else line for line in lines]
         if reads_teacher:
             lines += _other_files(run, old, asked)
         if lines:
@@ -53,9 +58,12 @@ def adopt(run: RunDir, asked: Recipe, *, reads_teacher: bool = True) -> Recipe:
                 f"run {run.path} was started with another recipe: {'; '.join(lines)}. Start anew with --fresh, use "
                 "another run with --run NAME, or leave these settings as they were."
             )
-    for table, key, folder in (("images", "folder", asked.images.folder), ("export", "images", asked.export.images)):
-        if folder:  # the next command may be given elsewhere
-            asked = with_changes(asked, {table: {key: str(real(Path(folder)))}})
+    outside = [("images", "folder", asked.images.folder), ("export", "images", asked.export.images)]
+    if asked.pixels.classes != names_before:  # what an older edgekd left as it was typed is part of a key
+        outside.append(("pixels", "classes", asked.pixels.classes))
+    for table, key, path in outside:
+        if path:  # the next command may be given elsewhere
+            asked = with_changes(asked, {table: {key: str(real(Path(path)))}})
     text = to_toml(asked)
     if not run.recipe_file.is_file() or files.read_text(run.recipe_file) != text:
         write_text(run.recipe_file, text)

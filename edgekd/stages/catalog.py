@@ -61,8 +61,15 @@ class Ingest(Stage):
         return {"teacher": teacher, "pixels": recipe.pixels.model_dump(mode="json")}
 
     def outside(self, recipe: Recipe, recorded: Mapping[str, str]) -> dict[str, str]:
-        """Return the hash of the teacher's file."""
-        return _file_hash(self.file(recipe), recorded)
+        """Return the hashes of the teacher's file and of the class names, where the user gave some."""
+        from edgekd.ingestion import outside_files
+
+        hashes, names = _file_hash(self.file(recipe), recorded), Path(recipe.pixels.classes)
+        if names.name and os.access(names, os.F_OK):
+            hashes["classes"] = outside_files.sha256_of_input(names)
+        elif names.name and "classes" in recorded:  # an older record has none
+            hashes["classes"] = recorded["classes"]
+        return hashes
 
     def run(self, execution: Execution) -> None:
         """Publish teacher/."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -53,11 +54,17 @@ def ingest_teacher(execution: Execution) -> None:
         inferred, card, notes = _examined(run_dir, recipe, execution.inputs["file"])
         tensors = dict(inferred.state_dict)
         written = json_text(card.to_json())
-    pixels = pixel_moments(recipe.pixels, channels=card.input_shape[0], classes=card.classes)
-    if pixels.class_names is None and card.claims is not None and card.claims.class_names:
+    table = recipe.pixels
+    names_moved_away = still_holds is not None and _names_moved_away(still_holds, table)
+    if names_moved_away:
+        table = table.model_copy(update={"classes": ""})
+    pixels = pixel_moments(table, channels=card.input_shape[0], classes=card.classes)
+    if names_moved_away:
+        pixels = pixels.model_copy(update={"class_names": run_dir.read(PixelsCard).class_names})
+    elif pixels.class_names is None and card.claims is not None and card.claims.class_names:
         pixels = pixels.model_copy(update={"class_names": card.claims.class_names})
-    if recipe.pixels.classes:
-        run_dir.note_file(Path(recipe.pixels.classes), sha256_of(Path(recipe.pixels.classes)))
+    if table.classes:
+        run_dir.note_file(Path(table.classes), sha256_of(Path(table.classes)))
     with execution.publish() as (folder, kept_notes):
         checkpoint.save_tensors(tensors, folder / TEACHER_WEIGHTS)
         write_text(folder / TeacherCard.file, written)
@@ -69,13 +76,22 @@ def _still_holds(execution: Execution) -> Record | None:
     """The record of teacher/ where it was read from this file with these settings."""
     folder = execution.run.stage("teacher")
     record = Record.read(folder)
-    if record is None or record.inputs != execution.inputs or record.damaged_output(folder) is not None:
+    if record is None or record.inputs.get("file") != execution.inputs["file"]:
+        return None
+    if record.damaged_output(folder) is not None:
         return None
     # The record's slice held other keys, too, before the hashed slice was recorded.
     read_with, asked = record.recipe_slice.get("teacher"), execution.stage.slice(execution.recipe)["teacher"]
     if not isinstance(read_with, dict) or not isinstance(asked, dict):
         return None
     return record if asked.items() <= read_with.items() else None
+
+
+def _names_moved_away(record: Record, table: PixelsTable) -> bool:
+    """Whether the class names were read from a file that is no longer there; they are in pixels.json."""
+    before = record.recipe_slice.get("pixels")
+    same = isinstance(before, dict) and before.get("classes") == table.classes
+    return bool(table.classes) and same and not os.access(table.classes, os.F_OK)
 
 
 def _examined(

@@ -51,6 +51,7 @@ CHEAP: list[Case] = [
     ("distill timm:vit_tiny", 2, "edgekd downloads nothing"),
     ("ingest torchvision:resnet19 --weights teacher.pt", 2, "Did you mean"),
     ("ingest teacher.pt --arch net.py --run new", 2, "name the class"),
+    ("distill teacher.pt --steps 40 --minutes 1 --run new", 2, "give one of them"),
     ("distill teacher.pt --data missing --run new", 4, NO_IMAGES),
     ("distill teacher.pt --student-weights missing.pt --run new", 4, NO_SUCH_FILE),
     ("distill teacher.pt --student-weights notes.pt --run new", 4, NO_CHECKPOINT),

@@ -13,6 +13,7 @@ from command import Result
 
 import toy
 from edgekd import recipe
+from edgekd.cli import settle
 from edgekd.models import registry
 from edgekd.run.directory import RunDir
 
@@ -93,6 +94,20 @@ def test_minutes_are_turned_into_steps_once(here: Path, teacher_file: Path) -> N
     assert kept.minutes == 0.01
     assert kept.steps == first.json()["steps"] > 0
     assert Result(*flags, "--json").json()["steps"] == kept.steps
+    other = Result(*flags, "--minutes", "0.2")
+    assert other.exit_code == 3
+    assert "method.minutes: 0.01 -> 0.2." in other.stderr, "0 steps is what nobody typed"
+
+
+def test_steps_end_what_minutes_led_to(here: Path, teacher_file: Path) -> None:
+    made = RunDir(here / "toy")
+    kept = recipe.with_changes(toy.toy_recipe(teacher_file), {"method": {"minutes": 5.0, "steps": 12}})
+    made.recipe_file.parent.mkdir()
+    for asked, steps in (({}, 12), ({"minutes": 5.0}, 12), ({"steps": 40}, 40), ({"minutes": 5.0}, 0)):
+        kept = settle.wanted_recipe(made, {"method": asked}) if made.recipe_file.exists() else kept
+        made.recipe_file.write_text(recipe.to_toml(kept))
+        assert kept.method.steps == steps
+        assert kept.method.minutes == (0.0 if steps == 40 else 5.0)
 
 
 def test_dry_run_prints_a_plan_and_trains_nothing(here: Path, teacher_file: Path) -> None:

@@ -177,6 +177,25 @@ def test_class_names_and_normalization_are_set_and_changed_later(here: Path) -> 
     assert sha256_of(Path("runs/teacher/teacher/teacher.json")) == before
 
 
+def test_class_names_are_those_of_the_file_now_and_outlive_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, names = here / "names.txt", [f"kind {index}" for index in range(10)]
+    given = ("ingest", saved(weights("resnet8")), "--classes", "names.txt")
+    file.write_text("\n".join(names))
+    assert Result(*given, "--json").json()["class_names"] == names
+    file.write_text("\n".join(reversed(names)))
+    assert Result(*given, "--json").json()["class_names"] == names[::-1], "they were edited"
+    (here / "elsewhere").mkdir()
+    (here / "elsewhere" / "names.txt").write_text("\n".join(names))
+    monkeypatch.chdir(here / "elsewhere")
+    from_there = Result("ingest", "--run", "../runs/teacher", "--normalize", "imagenet", "--json").json()
+    assert from_there["class_names"] == names[::-1], "another file that is called alike is not meant"
+    monkeypatch.chdir(here)
+    file.unlink()
+    later = Result("ingest", "--run", "teacher", "--normalize", "cifar10", "--json")
+    assert later.json()["class_names"] == names[::-1], "they are in the run"
+    assert Result("ingest", "--run", "teacher", "--classes", "typo.txt").exit_code == 4
+
+
 def test_a_softmax_at_the_end_is_found_and_undone(nets: Any) -> None:
     result = Result("ingest", saved(nets.Small().eval().state_dict()), "--arch", "users_nets:Small", "--json")
     assert result.exit_code == 0

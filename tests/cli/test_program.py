@@ -92,9 +92,17 @@ def ended(monkeypatch: pytest.MonkeyPatch, *arguments: str, raises: BaseExceptio
 
 
 @pytest.mark.parametrize(
-    "arguments", [("status", ""), ("prune", "--run="), ("distill", "x.pt", "--run", "", "--fresh")]
+    "arguments",
+    [
+        ("status", ""),
+        ("prune", "--run="),
+        ("distill", "x.pt", "--run", "", "--fresh"),
+        ("distill", "x.pt", "--run", " "),
+        ("run", "x.toml", "--device= "),
+        ("ingest", "\n"),
+    ],
 )
-def test_an_argument_without_a_character_is_never_taken_for_none(
+def test_an_argument_that_is_empty_or_blank_is_never_taken_for_none(
     arguments: tuple[str, ...], here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With --fresh an unset variable would replace the run that has the default name."""

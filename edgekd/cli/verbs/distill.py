@@ -94,6 +94,8 @@ def distill(
     host = targets.device(on, python, trtexec)
     if host is not None and changed.get("student", {}).get("name") != AUTO:
         raise UsageError("--on says where --student auto measures: give it with --student auto --budget-ms MS.")
+    if steps is not None and minutes is not None:
+        raise UsageError("--steps and --minutes both say how long to train: give one of them.")
     if dry_run and fresh:
         raise UsageError("--fresh starts training anew and --dry-run does not train: give one of them.")
     approval.approve_typed(changed)
