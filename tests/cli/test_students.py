@@ -204,13 +204,13 @@ def test_unusable_weights_exit_4_and_a_student_that_takes_no_such_image_2(here: 
 
 
 def test_a_student_of_other_outputs_is_refused_before_training(here: Path, teacher_file: Path) -> None:
-    net = "nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 1))"
-    (here / "one_output.py").write_text(f"from torch import nn\n\n\ndef net():\n    return {net}\n")
-    result = Result("distill", teacher_file, *SMALL, "--student", "one_output:net")
-    assert (result.exit_code, "has 1 outputs, not the 4 classes" in result.stderr) == (2, True)
-    assert not (here / "runs/teacher-one_output-net/distill").exists()
-    (row,) = Result("students", "one_output:net", "--input", "1x8x8", "--classes", "4", "--json").json()["students"]
-    assert "has 1 outputs" in row["reason"]
+    net = "nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 3))"
+    (here / "three_outputs.py").write_text(f"from torch import nn\n\n\ndef net():\n    return {net}\n")
+    result = Result("distill", teacher_file, *SMALL, "--student", "three_outputs:net")
+    assert (result.exit_code, "has 3 outputs, not the 4 classes" in result.stderr) == (2, True)
+    assert not (here / "runs/teacher-three_outputs-net/distill").exists()
+    (row,) = Result("students", "three_outputs:net", "--input", "1x8x8", "--classes", "4", "--json").json()["students"]
+    assert "has 3 outputs" in row["reason"]
 
 
 # The page

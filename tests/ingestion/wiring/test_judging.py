@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from edgekd.errors import InputFileError
 from edgekd.ingestion import identify
-from edgekd.models import registry
+from edgekd.models import families
 from edgekd.models.statistics import StatisticsJudge
 from tests.models.test_statistics import pictures, trained
 
@@ -41,7 +41,7 @@ def test_a_right_teacher_is_never_rewired(arch: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", [name for name in registry.student_names() if name not in SMALL])
+@pytest.mark.parametrize("arch", [family.students[0] for family in families.FAMILIES if family.students])
 def test_no_right_teacher_of_the_zoo_is_ever_rewired(arch: str) -> None:
     _stays(arch)
 
