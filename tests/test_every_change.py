@@ -103,11 +103,13 @@ def distilling(*more: str, **changes: object) -> tuple[str, ...]:
 
 CASES = {
     "ingest": Case(("ingest", "teacher.pt", "--run", "toy", "--input", "1x8x8"), without=("runs",)),
-    "ingest --fresh": Case(("ingest", "teacher.pt", "--run", "toy", "--input", "1x8x8", "--fresh"), fresh=True),
+    "ingest --fresh": Case(
+        ("ingest", "teacher.pt", "--run", "toy", "--input", "1x8x8", "--fresh"), fresh=True, rare=True
+    ),
     "ingest --normalize": Case(("ingest", "--run", "toy", "--normalize", "mnist")),
     "distill": Case(distilling(), without=("runs",), continued=2),
     "distill --fresh": Case(distilling("--fresh"), fresh=True),
-    "distill --fresh, refused": Case(distilling("--fresh", machine=NOWHERE), code=2, fresh=True),
+    "distill --fresh, refused": Case(distilling("--fresh", machine=NOWHERE), code=2, fresh=True, rare=True),
     "distill, refused": Case(distilling(), code=3, continued=2, rare=True),
     "distill, first, refused": Case(distilling(machine=NOWHERE), code=2, without=("runs",), continued=2),
     "run": Case(("run", "toy.toml"), without=("runs",), rare=True),

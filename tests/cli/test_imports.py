@@ -66,7 +66,7 @@ def embedding() -> dict[str, Tensor]:
 REFUSED = (of_branches, as_many_as_alexnet, residual, embedding)
 
 
-@pytest.mark.parametrize("make", REFUSED)
+@pytest.mark.parametrize("make", [REFUSED[0], *(pytest.param(make, marks=pytest.mark.slow) for make in REFUSED[1:])])
 def test_a_refused_checkpoint_imports_torch_alone(make: Callable[[], dict[str, Tensor]], tmp_path: Path) -> None:
     torch.save(make(), tmp_path / "teacher.pt")
     code, heavy, said = imported(tmp_path, "ingest", "teacher.pt")
