@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgekd.models.shapes import Shapes
+from edgekd.text import counted
 
 _KINDS: Mapping[str, str] = {
     r"^lin\d+\.model\.\d+\.weight$": "These are the layers that LPIPS puts behind a network, no classifier.",
@@ -28,7 +29,7 @@ _KINDS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class _Layers:
-    """The weights of the layers of one kind, in order."""
+    """The shapes of the layers' weights by kind, in order."""
 
     convolutions: dict[str, tuple[int, ...]]
     linear: dict[str, tuple[int, ...]]
@@ -38,13 +39,10 @@ def in_words(shapes: Shapes) -> str:
     """Return what weights hold: `4 convolutions, 4 BatchNorms, 2 linear layers; 1 channel in, 7 classes out`."""
     layers = _layers(shapes)
     batchnorms = sum(name.endswith("running_mean") for name in shapes)
-    counts = [
-        _counted(len(layers.convolutions), "convolution"),
-        _counted(batchnorms, "BatchNorm"),
-        _counted(len(layers.linear), "linear layer"),
-    ]
+    kinds = (len(layers.convolutions), "convolution"), (batchnorms, "BatchNorm"), (len(layers.linear), "linear layer")
+    counts = [counted(number, what) for number, what in kinds if number]
     ends = [end for end in (_comes_in(shapes, layers), _goes_out(shapes, layers)) if end]
-    return "; ".join(", ".join(part) for part in ([count for count in counts if count], ends) if part)
+    return "; ".join(", ".join(part) for part in (counts, ends) if part)
 
 
 def no_classifier(shapes: Shapes) -> str:
@@ -73,7 +71,7 @@ def _comes_in(shapes: Shapes, layers: _Layers) -> str:
     if _sorted(shapes):  # no other reads as few, but those that read each channel alone
         convolutions = sorted((s for s in convolutions if s[1] > 1 or len(convolutions) < 3), key=lambda s: s[1])[:1]
     if convolutions:
-        return f"{_counted(convolutions[0][1], 'channel')} in"
+        return f"{counted(convolutions[0][1], 'channel')} in"
     first = next(iter(layers.linear.values()), None)
     return "" if first is None or _sorted(shapes) else f"{first[1]} numbers in"
 
@@ -90,12 +88,6 @@ def _goes_out(shapes: Shapes, layers: _Layers) -> str:
 
 def _outputs(number: int) -> str:
     return "1 number" if number == 1 else f"{number} classes"
-
-
-def _counted(number: int, what: str) -> str:
-    if number == 0:
-        return ""
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _sorted(shapes: Shapes) -> bool:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from edgekd.errors import InputFileError
 from edgekd.ingestion import contents, matching, outside, search, views
-from edgekd.ingestion.inferred import Assumption, Inferred, build_teacher
+from edgekd.ingestion.inferred import OWN_CODE, Assumption, Inferred, build_teacher
 from edgekd.ingestion.matching import Match
-from edgekd.ingestion.rewriting import Rewriting, rewritings, without_biases
+from edgekd.ingestion.rewriting import Rewriting, with_two_logits, without_biases
 from edgekd.ingestion.search import NamedReading, ZooComparison
 from edgekd.ingestion.weights import ITSELF, Weights, state_dict_of, weights_of
 from edgekd.ingestion.wiring import judging, plain
@@ -39,7 +39,6 @@ __all__ = [
 
 _MOST_SHOWN = 6
 """Wirings that a message lists."""
-OWN_CODE = "--arch package.module:factory"
 
 
 def infer(
@@ -69,7 +68,7 @@ def infer(
     if chosen is None:
         named = search.plain(weights)
         classifies = not contents.no_classifier({name: tuple(tensor.shape) for name, tensor in named.items()})
-        if requested is None and findings.entangled is None and classifies and chain_of(named) is not None:
+        if requested is None and findings.entangled is None and classifies and findings.is_chain:
             return _plain(named, requested, input_shape, judge)
         raise findings.entangled or _nothing_fits(search.plain(weights), findings, requested)
     chosen_match, decided = _only_one(chosen, hint if requested is None else "")
@@ -92,14 +91,14 @@ def _plain(
     weights: Mapping[str, Tensor], requested: ArchSpec | None, input_shape: Shape | None, judge: StatisticsJudge | None
 ) -> Inferred:
     """Return the one way in which a chain of layers can be wired; several are the user's choice."""
-    two_logits = next((other for other in rewritings(weights) if other.head and not other.biases), None)
+    two_logits = with_two_logits(weights)
     if two_logits is not None:
         weights = two_logits.weights
     chain = chain_of(weights)
     if chain is None:
         raise InputFileError(
             "The weights are no chain of convolutions, BatchNorms and linear layers; give your own code with "
-            "--arch package.module:factory."
+            f"{OWN_CODE}."
         )
     readings = plain.readings(chain, requested, input_shape)
     if not readings:
@@ -107,7 +106,7 @@ def _plain(
             f"The weights are a chain of {chain.words}, but no usual image size, pooling, padding or stride leads to "
             f"the values that {chain.linears[0].name} takes. Say what you know of it, such as --input "
             f"{chain.channels or 1}x64x64 --arch plain,padding=same,pool=each, or give your own code with "
-            "--arch package.module:factory."
+            f"{OWN_CODE}."
         )
     candidates = [_as_inferred(reading, weights, sized=input_shape is not None) for reading in readings]
     if two_logits is not None:
@@ -224,7 +223,7 @@ def _left_out(reading: NamedReading, tensors: Mapping[str, Tensor]) -> Iterator[
         value = "left out; real images need it instead"
         yield Assumption("pixel normalisation inside the network", value, " ".join(flags))
     if rest.training:
-        yield Assumption(f"{listed(rest.training)}", "left out", "--arch package.module:factory")
+        yield Assumption(f"{listed(rest.training)}", "left out", OWN_CODE)
 
 
 def _values(tensor: Tensor) -> str:
@@ -247,10 +246,9 @@ def _unseen(match: Match, dropped: bool) -> Iterable[Assumption]:
     for name, option in registry.family_of(match.spec.name).options.items():
         unseen = option.unseen(match.spec, match.input_shape)
         if unseen is not None and name not in match.known_options:
-            options = dict(sorted({**match.spec.options, name: unseen.other}.items()))
-            yield Assumption(unseen.what, unseen.assumed, f"--arch {replace(match.spec, options=options)}")
+            yield Assumption(unseen.what, unseen.assumed, f"--arch {match.spec.with_options({name: unseen.other})}")
     if dropped:
-        yield Assumption("auxiliary classifiers", "left out, only training runs them", "--arch package.module:factory")
+        yield Assumption("auxiliary classifiers", "left out, only training runs them", OWN_CODE)
 
 
 def _published_pixels(match: Match, reading: NamedReading) -> Iterator[Assumption]:
@@ -270,7 +268,7 @@ def _mapping_needed(match: Match) -> InputFileError:
     more = f" and {len(pairs) - 20} more" if len(pairs) > 20 else ""
     return InputFileError(
         f"The weights fit {match.spec} in roles, order and shapes, under other names: {', '.join(pairs[:20])}{more}. "
-        "Use this mapping with --accept-mapping, or give your own code with --arch package.module:factory."
+        f"Use this mapping with --accept-mapping, or give your own code with {OWN_CODE}."
     )
 
 

@@ -13,6 +13,9 @@ from edgekd.models import registry
 from edgekd.models.registry import ArchSpec
 from edgekd.models.stems import Shape
 
+OWN_CODE = "--arch package.module:factory"
+"""The flag for whatever no other describes."""
+
 
 @dataclass(frozen=True)
 class Assumption:

@@ -202,7 +202,7 @@ def _with_options_from_shapes(spec: ArchSpec, shapes: Shapes, image_shape: Shape
     options = registry.family_of(spec.name).options_from_shapes(shapes, image_shape)
     if options.keys() <= spec.options.keys():
         return spec
-    return replace(spec, options=dict(sorted({**options, **spec.options}.items())))
+    return spec.with_options({**options, **spec.options})
 
 
 def _with_width_from_shapes(spec: ArchSpec, shapes: Shapes, image_shape: Shape, classes: int) -> ArchSpec:

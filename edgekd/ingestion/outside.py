@@ -10,7 +10,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from edgekd.models.code.adapting import LazySizeError
 from edgekd.models.families.outside import PREFIX, TIMM
 from edgekd.models.registry import ArchSpec
 from edgekd.models.shapes import Shapes, shapes_in
-from edgekd.models.stems import Shape
+from edgekd.models.stems import Shape, square_images
 from edgekd.text import first_line
 
 SEARCH_SECONDS = 60.0
@@ -163,7 +163,7 @@ class CustomArchitecture:
         class_count = classes or (shapes[head][0] if head is not None else _outputs(self.spec, image_shape))
         spec = self.spec
         if class_count == 1:  # one number, of which the code's hook makes the logits of two classes
-            spec, class_count = replace(spec, options={**spec.options, "outputs": "1"}), 2
+            spec, class_count = spec.with_options({"outputs": "1"}), 2
         built = self._shapes(image_shape, class_count, spec)
         expected = {name.removeprefix(prefix): of_tensor for name, of_tensor in built.items()}
         if shapes != expected:
@@ -334,8 +334,7 @@ def _usual_shapes(side: int, theirs: Shapes) -> list[Shape]:
     if stem is not None:
         return [(stem[1], each, each) for each in dict.fromkeys([side, *_SIDES])]
     inputs = next((shape[1] for shape in theirs.values() if len(shape) == 2), 0)
-    squares = [(c, math.isqrt(inputs // c), math.isqrt(inputs // c)) for c in (1, 3)]
-    return [shape for shape in squares if math.prod(shape) == inputs > 0] or [(3, side, side)]
+    return square_images(inputs) or [(3, side, side)]
 
 
 def _build(spec: ArchSpec, shape: Shape, classes: int) -> nn.Module:

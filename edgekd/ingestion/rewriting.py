@@ -32,16 +32,22 @@ class Rewriting:
 def rewritings(weights: Mapping[str, Tensor]) -> Iterator[Rewriting]:
     """Yield the weights as they are, then with two logits for one output, then without biases before BatchNorm."""
     yield Rewriting(weights)
-    head = _one_row(weights)
-    two = weights if head is None else _with_a_zero_logit(weights, head)
-    if head is not None:
-        yield Rewriting(two, head)
+    two_logits = with_two_logits(weights)
+    if two_logits is not None:
+        yield two_logits
+    two = two_logits or Rewriting(weights)
     last: dict[str, Tensor] = {}
     for biases in (_biases_of_convolutions(weights, just_before=True), _biases_of_convolutions(weights)):
         if biases and biases.keys() != last.keys():
             removed = {_bias_of(name) for name in biases}
-            yield Rewriting({name: t for name, t in two.items() if name not in removed}, head or "", biases)
+            yield Rewriting({name: t for name, t in two.weights.items() if name not in removed}, two.head, biases)
         last = biases
+
+
+def with_two_logits(weights: Mapping[str, Tensor]) -> Rewriting | None:
+    """Return the weights with two logits in place of a single output; None where they have several."""
+    head = _one_row(weights)
+    return None if head is None else Rewriting(_with_a_zero_logit(weights, head), head)
 
 
 def without_biases(

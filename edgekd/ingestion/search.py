@@ -11,7 +11,7 @@ from torch import Tensor
 from edgekd.errors import InputFileError
 from edgekd.ingestion import matching, outside, views
 from edgekd.ingestion.matching import Match, Mismatch
-from edgekd.ingestion.rewriting import Rewriting, rewritings
+from edgekd.ingestion.rewriting import Rewriting, rewritings, with_two_logits
 from edgekd.ingestion.views import StateDictView
 from edgekd.ingestion.wiring.chain import chain_of
 from edgekd.models import families, registry
@@ -45,6 +45,8 @@ class ZooComparison:
     timed_out: bool = False
     rewriting: Rewriting | None = None
     """The form of the weights that fits, where the file's own does not."""
+    is_chain: bool = False
+    """Whether nothing fits exactly, and the layers make one chain: a plain network, and none of timm's."""
 
 
 _Comparison = Callable[[Mapping[str, Tensor]], list[Match | Mismatch]]
@@ -69,10 +71,10 @@ def compare_with_zoo(
         found = _search(other.weights, compare)
         if found.exact or found.mapped:
             findings = replace(found, rewriting=other)
-    is_chain = findings.exact is None and chain_of(plain(weights)) is not None
-    may_be_timms = len(weights) >= outside.FEWEST_TENSORS and not is_chain and outside.timm_may_fit(weights)
+    findings = replace(findings, is_chain=findings.exact is None and chain_of(plain(weights)) is not None)
+    may_be_timms = len(weights) >= outside.FEWEST_TENSORS and not findings.is_chain and outside.timm_may_fit(weights)
     if findings.exact is None and requested is None and may_be_timms:
-        one_output = next((other for other in others if other.head and not other.biases), None)
+        one_output = with_two_logits(weights)
         findings = _search_timm(weights, input_shape, hint, findings)
         if one_output is not None and findings.exact is None and not findings.timed_out:
             found = _search_timm(one_output.weights, input_shape, hint, findings)

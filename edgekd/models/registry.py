@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -48,6 +48,10 @@ class ArchSpec:
                 raise UsageError(f'Option {key} of {name} is one of {", ".join(option.values)}, not "{value}".')
             options[key] = value
         return ArchSpec(name, width, dict(sorted(options.items())))
+
+    def with_options(self, options: Mapping[str, str]) -> ArchSpec:
+        """Return the architecture with these options over its own, in the order in which they are written."""
+        return replace(self, options=dict(sorted({**self.options, **options}.items())))
 
     def __str__(self) -> str:
         width = "" if self.width is None else f"@{self.width:g}"

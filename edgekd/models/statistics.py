@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgekd.models import probe
 from edgekd.models.stems import Shape
@@ -56,8 +55,7 @@ class StatisticsJudge:
 
 def keeps_statistics(network: nn.Module) -> bool:
     """Return whether a network has BatchNorm layers whose statistics come from training."""
-    layers = [module for module in network.modules() if isinstance(module, _BatchNorm)]
-    return any(layer.running_mean is not None and bool(layer.running_mean.any()) for layer in layers)
+    return any(bool(layer.get_buffer("running_mean").any()) for layer in _layers(network))
 
 
 def distance(network: nn.Module, images: Tensor) -> Tensor:
@@ -69,24 +67,26 @@ def distance(network: nn.Module, images: Tensor) -> Tensor:
     found: list[Tensor] = []
 
     def compare(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(layer, _BatchNorm)
-        if layer.running_mean is None or layer.running_var is None:
-            return
+        running_mean, running_var = layer.get_buffer("running_mean"), layer.get_buffer("running_var")
         dims = [dim for dim in range(inputs[0].ndim) if dim != 1]
         variance, mean = torch.var_mean(inputs[0], dim=dims, correction=0)
-        least = _SMALLEST * layer.running_var.mean() + torch.finfo(torch.float32).tiny
-        running = layer.running_var.clamp_min(least)
-        means = (mean - layer.running_mean).square() / running
+        least = _SMALLEST * running_var.mean() + torch.finfo(torch.float32).tiny
+        running = running_var.clamp_min(least)
+        means = (mean - running_mean).square() / running
         found.append((means + (variance.clamp_min(least).log() - running.log()).square()).mean())
 
-    layers = [module for module in network.modules() if isinstance(module, _BatchNorm)]
-    handles = [layer.register_forward_pre_hook(compare) for layer in layers]
+    handles = [layer.register_forward_pre_hook(compare) for layer in _layers(network)]
     try:
         network(images)
     finally:
         for handle in handles:
             handle.remove()
     return torch.stack(found).mean() if found else torch.zeros(())
+
+
+def _layers(network: nn.Module) -> list[nn.Module]:
+    """The BatchNorm layers that keep running statistics."""
+    return [network.get_submodule(name) for name in probe.batchnorm_names(network)]
 
 
 def nearest_distance(network: nn.Module, start: Tensor, *, steps: int) -> float:

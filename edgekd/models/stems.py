@@ -13,6 +13,8 @@ Which strides a network was trained with leaves no trace in its weights, so each
 
 from __future__ import annotations
 
+import math
+
 from edgekd.errors import UsageError
 
 Shape = tuple[int, int, int]
@@ -29,6 +31,12 @@ def parse_shape(text: str) -> Shape:
     if channels * height * width > LARGEST_IMAGE:
         raise UsageError(f"--input {text} has more than {LARGEST_IMAGE:,} values; edgekd takes no larger images.")
     return channels, height, width
+
+
+def square_images(values: int) -> list[Shape]:
+    """Return the shapes of grey and coloured square images of so many values: one at most."""
+    sides = ((channels, math.isqrt(values // channels)) for channels in (1, 3))
+    return [(channels, side, side) for channels, side in sides if channels * side * side == values > 0]
 
 
 def early_strides_to_drop(input_shape: Shape) -> int:

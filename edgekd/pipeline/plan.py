@@ -129,6 +129,7 @@ class CostPlan:
 
     def to_json(self) -> dict[str, JsonValue]:
         """Return what `distill --dry-run --json` prints."""
+        near = self.expectation
         return {
             "steps": self.steps,
             "seconds_per_step": self.seconds_per_step,
@@ -142,7 +143,7 @@ class CostPlan:
             "macs": self.macs,
             "macs_without_replay": self.macs_without_replay,
             "peak_memory_bytes": self.peak_memory_bytes,
-            "expectation": None if self.expectation is None else self.expectation.model_dump(mode="json"),
+            "expectation": None if near is None else near.model_dump(mode="json"),
         }
 
     def _total(self, step: Cost) -> Cost:

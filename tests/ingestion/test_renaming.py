@@ -4,26 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from with_statistics import with_drawn_statistics
 
 from edgekd.errors import InputFileError
 from edgekd.ingestion.identify import build_teacher, infer, state_dict_of
-from edgekd.models import registry
 
 Weights = dict[str, Tensor]
-
-
-def trained(name: str) -> nn.Module:
-    """Return a network whose BatchNorm statistics are not the first ones."""
-    net = registry.build(name, input_shape=(3, 32, 32), classes=10, seed=0)
-    generator = torch.Generator().manual_seed(0)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.copy_(0.1 * torch.randn(module.num_features, generator=generator))
-            module.running_var.copy_(0.5 + torch.rand(module.num_features, generator=generator))
-    return net.eval()
 
 
 def registered(order: Callable[[str], tuple[bool, ...]], words: dict[str, str]) -> Callable[[Weights], Weights]:
@@ -72,7 +59,7 @@ def as_it_is(_name: str) -> tuple[bool, ...]:
 def test_layers_registered_in_another_order_are_paired_by_shape(
     name: str, change: Callable[[Weights], Weights]
 ) -> None:
-    net = trained(name)
+    net = with_drawn_statistics(name)
     found = infer(change(state_dict_of(net.state_dict())), input_shape=(3, 32, 32), accept_mapping=True)
     assert str(found.arch) == name
     images = torch.randn(2, 3, 32, 32)
@@ -83,7 +70,7 @@ def test_layers_registered_in_another_order_are_paired_by_shape(
 def test_another_order_needs_consent_and_is_shown() -> None:
     change = registered(shortcut_first, {"shortcut": "down_sampler"})
     with pytest.raises(InputFileError, match=r"under other names: down_sampler -> shortcut \(4 layers\)\. Use"):
-        infer(change(state_dict_of(trained("resnet8,shortcut=B").state_dict())))
+        infer(change(state_dict_of(with_drawn_statistics("resnet8,shortcut=B").state_dict())))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +82,7 @@ def test_another_order_needs_consent_and_is_shown() -> None:
     ],
 )
 def test_sorted_names_of_other_words_are_paired_by_their_words(words: dict[str, str]) -> None:
-    net = trained("resnet18")
+    net = with_drawn_statistics("resnet18")
     renamed = registered(as_it_is, words)(state_dict_of(net.state_dict()))
     found = infer(dict(sorted(renamed.items())), accept_mapping=True)
     images = torch.randn(2, 3, 32, 32)

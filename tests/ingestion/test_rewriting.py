@@ -5,30 +5,18 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from with_statistics import with_drawn_statistics
 
 from edgekd.errors import InputFileError
 from edgekd.ingestion.identify import Inferred, build_teacher, infer, state_dict_of
-from edgekd.models import probe, registry
+from edgekd.models import probe
 
 SHAPE = (3, 32, 32)
 Weights = dict[str, Tensor]
 
 
-def trained(name: str, classes: int = 10) -> nn.Module:
-    """Return a network whose BatchNorm statistics are not the first ones."""
-    net = registry.build(name, input_shape=SHAPE, classes=classes, seed=0)
-    generator = torch.Generator().manual_seed(0)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.copy_(0.1 * torch.randn(module.num_features, generator=generator))
-            module.running_var.copy_(0.5 + torch.rand(module.num_features, generator=generator))
-    return net.eval()
-
-
 def biased(name: str, which: Callable[[str], bool] = lambda _: True) -> nn.Module:
-    net = trained(name)
+    net = with_drawn_statistics(name)
     for path, module in net.named_modules():
         if isinstance(module, nn.Conv2d) and module.bias is None and which(path):
             module.bias = nn.Parameter(0.3 * torch.randn(module.out_channels))
@@ -81,7 +69,7 @@ def test_a_bias_that_no_batchnorm_takes_away_is_refused() -> None:
 
 
 def test_weights_that_fit_as_they_are_are_not_rewritten() -> None:
-    net = trained("mobilenetv3-small@0.5")
+    net = with_drawn_statistics("mobilenetv3-small@0.5")
     weights = state_dict_of(net.state_dict())
     found = infer(weights, input_shape=SHAPE)
     assert assumed(found).keys() == {"early strides"}
@@ -90,7 +78,7 @@ def test_weights_that_fit_as_they_are_are_not_rewritten() -> None:
 
 @pytest.mark.parametrize("change", [dict, reordered])
 def test_one_output_is_two_logits(change: Callable[[Weights], Weights]) -> None:
-    net = with_one_output(trained("resnet8"))
+    net = with_one_output(with_drawn_statistics("resnet8"))
     found = infer(change(state_dict_of(net.state_dict())))
     assert (str(found.arch), found.classes) == ("resnet8", 2)
     assert "0 and z" in assumed(found)["the single output z of linear.weight"]
@@ -108,7 +96,7 @@ def test_one_output_and_biases_come_together() -> None:
 
 @pytest.mark.parametrize("end", [nn.Identity, nn.Sigmoid])
 def test_the_network_of_two_logits_answers_as_the_one_of_a_single_output(end: type[nn.Module]) -> None:
-    net = with_one_output(trained("resnet8"))
+    net = with_one_output(with_drawn_statistics("resnet8"))
     teacher = build_teacher(infer(state_dict_of(net.state_dict())))
     assert probe.same_answers(nn.Sequential(net, end()), teacher, SHAPE, seed=0)
     assert not probe.same_answers(nn.Sequential(net, nn.Hardtanh(-1e-3, 1e-3), end()), teacher, SHAPE, seed=0)

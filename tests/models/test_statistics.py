@@ -4,32 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
+from with_statistics import pictures, trained_on_pictures
 
-from edgekd import rng
 from edgekd.models import registry, statistics
 from edgekd.models.statistics import StatisticsJudge
-from edgekd.models.stems import Shape
-from edgekd.synthesis.images import procedural
 
 SHAPE = (3, 16, 16)
-
-
-def pictures(count: int, shape: Shape, seed: int = 0) -> Tensor:
-    """Return procedural images."""
-    return procedural.render(rng.generator(seed, "pictures"), count, shape)
-
-
-def trained(arch: str, shape: Shape = SHAPE) -> nn.Module:
-    """Return a network whose BatchNorms have the statistics of pictures that the judge does not see."""
-    network = registry.build(arch, input_shape=shape, classes=10, seed=0)
-    for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.momentum = None  # the mean over all batches
-    with torch.no_grad():
-        for seed in range(3):
-            network.train()(pictures(32, shape, seed=1 + seed))
-    return network.eval().requires_grad_(False)
 
 
 def test_the_distance_is_what_its_definition_says() -> None:
@@ -42,7 +23,7 @@ def test_the_distance_is_what_its_definition_says() -> None:
 
 
 def test_a_network_comes_near_its_own_statistics_and_leaves_its_weights_alone() -> None:
-    network = trained("resnet8")
+    network = trained_on_pictures("resnet8", SHAPE)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     other = registry.build("resnet8,pad=end", input_shape=SHAPE, classes=10, seed=0)
     other.load_state_dict(network.state_dict())
@@ -62,5 +43,5 @@ def test_nothing_is_said_of_networks_without_statistics_of_a_training(arch: str)
 
 
 def test_nothing_is_said_where_it_would_take_long() -> None:
-    network = trained("resnet8")
+    network = trained_on_pictures("resnet8", SHAPE)
     assert StatisticsJudge(pictures).distances([(network, (3, 512, 512))] * 4) is None

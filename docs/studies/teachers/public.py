@@ -85,8 +85,7 @@ def tried(file: PublicFile, checkpoint: Path, images: Path | None) -> Outcome:
 def ingest(checkpoint: Path, run: Path, flags: Sequence[str]) -> tuple[int, str, float]:
     """Run the verb; return its exit code, what it said, and its CPU seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", "edgekd", "ingest", str(checkpoint), "--run", str(run), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())  # noqa: S603
+    done = _edgekd("ingest", checkpoint, "--run", run, *flags)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return done.returncode, done.stderr, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -96,14 +95,15 @@ def evaluated(file: PublicFile, checkpoint: Path, run: Path, images: Path) -> fl
     flags = [*(file.flags.split() if "..." not in file.flags else ()), *file.pixels.split()]
     if flags:
         ingest(checkpoint, run, flags)
-    command = [sys.executable, "-m", "edgekd", "eval", str(run), "--data", str(images), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())  # noqa: S603
+    done = _edgekd("eval", run, "--data", images, "--json")
     accuracy: float | None = json.loads(done.stdout)["accuracy"]["teacher"] if done.returncode == 0 else None
     return accuracy
 
 
-def _environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1"}
+def _edgekd(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edgekd", *map(str, words)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
 
 
 def content(clones: Path, file: PublicFile) -> bytes | None:

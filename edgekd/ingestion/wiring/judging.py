@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
 
 from torch import nn
 
 from edgekd.errors import InputFileError
-from edgekd.ingestion.inferred import Assumption, Inferred, build_teacher
+from edgekd.ingestion.inferred import OWN_CODE, Assumption, Inferred, build_teacher
 from edgekd.models import registry
 from edgekd.models.families import plain
-from edgekd.models.registry import ArchSpec
 from edgekd.models.statistics import ENOUGH, FAR, StatisticsJudge
 from edgekd.models.stems import Shape
 
@@ -38,13 +39,7 @@ def rewired(inferred: Inferred, settled: Mapping[str, str], judge: StatisticsJud
     """
     if registry.is_custom(inferred.arch.name):
         return inferred
-    begun = judge.distances([_network(inferred)])
-    if begun is None:
-        return inferred
-    own = begun[0]
-    for rarer in (False, True):
-        if own > ENOUGH or not rarer:
-            inferred, own = _nearest(inferred, list(_others(inferred, settled, rarer=rarer)), judge, own)
+    inferred, own = _nearest_of_all(inferred, partial(_others, settled=settled), judge)
     if own > FAR:
         remark = (
             f"no images bring {inferred.arch} near its own BatchNorm statistics ({own:.2g} from them, where others "
@@ -52,6 +47,18 @@ def rewired(inferred: Inferred, settled: Mapping[str, str], judge: StatisticsJud
         )
         inferred = replace(inferred, remarks=(*inferred.remarks, remark))
     return inferred
+
+
+def _nearest_of_all(inferred: Inferred, others: _Others, judge: StatisticsJudge) -> tuple[Inferred, float]:
+    """Return the teacher that its statistics speak for, and its distance; as it is, and 0, where they say nothing.
+
+    Rare kinds of wiring are compared only where what is usual is not near enough.
+    """
+    begun = judge.distances([_network(inferred)])
+    if begun is None:
+        return inferred, 0.0
+    inferred, own = _nearest(inferred, list(others(inferred, rarer=False)), judge, begun[0])
+    return _nearest(inferred, list(others(inferred, rarer=True)), judge, own) if own > ENOUGH else (inferred, own)
 
 
 def _nearest(
@@ -80,6 +87,12 @@ class _Other:
     """The flag that keeps the value which was assumed."""
 
 
+class _Others(Protocol):
+    """What a teacher is compared with."""
+
+    def __call__(self, inferred: Inferred, *, rarer: bool) -> Iterator[_Other]: ...
+
+
 def _others(inferred: Inferred, settled: Mapping[str, str], *, rarer: bool) -> Iterator[_Other]:
     """Yield the teacher with another value of each option that leaves no trace in weights, one at a time.
 
@@ -93,11 +106,11 @@ def _others(inferred: Inferred, settled: Mapping[str, str], *, rarer: bool) -> I
         assumed = arch.options.get(name, option.values[0])
         for value in option.values:
             if value != assumed and rarer == (value != unseen.other):
-                back = _with_option(arch, name, assumed)
-                yield _Other(name, value, replace(inferred, arch=_with_option(arch, name, value)), f"--arch {back}")
+                back = arch.with_options({name: assumed})
+                yield _Other(name, value, replace(inferred, arch=arch.with_options({name: value})), f"--arch {back}")
 
 
-def activations(inferred: Inferred, flag: str, *, rarer: bool) -> Iterator[_Other]:
+def _activations(inferred: Inferred, flag: str, *, rarer: bool) -> Iterator[_Other]:
     """Yield a plain network with other activations; `flag` is what leads to it as it is."""
     for value in plain.ACTIVATIONS:
         if value != "relu" and rarer == (value != "leaky_relu"):
@@ -112,25 +125,16 @@ def chain(inferred: Inferred, flag: str, judge: StatisticsJudge, *, any_activati
     Raises:
         InputFileError: they speak against all of them, so that it is no chain, or wired in some unusual way.
     """
-    begun = judge.distances([_network(inferred)])
-    if begun is None:
-        return inferred
-    own = begun[0]
-    for rarer in (False, True):
-        if any_activation and (own > ENOUGH or not rarer):
-            inferred, own = _nearest(inferred, list(activations(inferred, flag, rarer=rarer)), judge, own)
+    others = partial(_activations, flag=flag) if any_activation else lambda _inferred, rarer: iter(())
+    inferred, own = _nearest_of_all(inferred, others, judge)
     if own > FAR:
         raise InputFileError(
             f"The weights could be a chain of layers ({inferred.assumptions[0].value}), but no images bring it near "
             f"its own BatchNorm statistics ({own:.2g} from them, where others come to 0.03): it may have a way round "
-            "some layers, or other strides and pools. Give your own code with --arch package.module:factory, or write "
+            f"some layers, or other strides and pools. Give your own code with {OWN_CODE}, or write "
             f"out its layers: --arch {inferred.arch}."
         )
     return inferred
-
-
-def _with_option(arch: ArchSpec, name: str, value: str) -> ArchSpec:
-    return replace(arch, options=dict(sorted({**arch.options, name: value}.items())))
 
 
 def _network(inferred: Inferred) -> tuple[nn.Module, Shape]:

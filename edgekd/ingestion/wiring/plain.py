@@ -17,7 +17,7 @@ from edgekd.errors import InputFileError
 from edgekd.ingestion.wiring.chain import Chain, Layer, gap_between
 from edgekd.models.families.plain import NAME, Op, program_text
 from edgekd.models.registry import ArchSpec
-from edgekd.models.stems import Shape
+from edgekd.models.stems import Shape, square_images
 from edgekd.text import listed, sizes
 
 USUAL_SIDES = {1: (28, 32, 48, 64, 96, 224), 3: (32, 64, 224, 96, 48, 28)}
@@ -313,7 +313,7 @@ def _reading(chain: Chain, wiring: Wiring, input_shape: Shape | None, options: M
         words.append("global average pool")
     if wiring.order != "bn-act":
         words.append("activation before BatchNorm")
-    arch = ArchSpec(NAME, options=dict(sorted({**settled, **options}.items())))
+    arch = ArchSpec(NAME).with_options({**settled, **options})
     size = "" if input_shape is not None else f" --input {sizes(shape)}"
     spec = ArchSpec(program_text(tuple(_steps(chain, wiring))))
     return Reading(spec, shape, chain.classes, " · ".join(words), f"--arch {arch}{size}")
@@ -323,9 +323,7 @@ def _of_linear_layers(chain: Chain, options: Mapping[str, str], input_shape: Sha
     """Return the reading of a network without convolutions, whose images are square, grey or coloured."""
     inputs = chain.linears[0].shape[1]
     if input_shape is None:
-        shape = next(
-            ((c, side, side) for c in (1, 3) for side in [math.isqrt(inputs // c)] if c * side * side == inputs), None
-        )
+        shape = next(iter(square_images(inputs)), None)
         if shape is None or shape[1] < 4:
             return []
     elif math.prod(input_shape) != inputs:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from with_statistics import pictures, show_pictures, trained_on_pictures
 
 from edgekd.errors import InputFileError
 from edgekd.ingestion import identify
 from edgekd.models import families
 from edgekd.models.statistics import StatisticsJudge
-from tests.models.test_statistics import pictures, trained
 
 JUDGE = StatisticsJudge(pictures)
 SHAPE = (3, 32, 32)
@@ -21,7 +21,7 @@ SHAPE = (3, 32, 32)
     [("resnet8,pad=end", "resnet8"), ("resnet14@0.5,activation=silu", "resnet14@0.5")],
 )
 def test_a_teacher_is_rewired_where_its_statistics_speak_for_it(arch: str, assumed: str) -> None:
-    weights = trained(arch, SHAPE).state_dict()
+    weights = trained_on_pictures(arch, SHAPE).state_dict()
     assert str(identify.infer(weights).arch) == assumed, "without a judge the usual is taken"
     inferred = identify.infer(weights, judge=JUDGE)
     assert str(inferred.arch) == arch
@@ -47,7 +47,7 @@ def test_no_right_teacher_of_the_zoo_is_ever_rewired(arch: str) -> None:
 
 
 def _stays(arch: str) -> None:
-    network = trained(arch, SHAPE)
+    network = trained_on_pictures(arch, SHAPE)
     before = identify.infer(network.state_dict(), input_shape=SHAPE)
     inferred = identify.infer(network.state_dict(), input_shape=SHAPE, judge=JUDGE)
     assert (inferred.arch, inferred.assumptions) == (before.arch, before.assumptions)
@@ -58,7 +58,7 @@ def chain(padding: int, activation: type[nn.Module]) -> nn.Sequential:
     """Return convolutions with a global average pool, whose padding shapes do not show."""
     layers: list[nn.Module] = []
     for before, out in ((3, 12), (12, 12), (12, 12), (12, 24), (24, 24), (24, 24)):
-        layers += [nn.Conv2d(before, out, 3, padding=padding), nn.BatchNorm2d(out, momentum=None), activation()]
+        layers += [nn.Conv2d(before, out, 3, padding=padding), nn.BatchNorm2d(out), activation()]
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 5)]
     return nn.Sequential(*layers)
 
@@ -69,20 +69,22 @@ def seen(network: nn.Module) -> dict[str, Tensor]:
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
-    with torch.no_grad():
-        for seed in range(3):
-            network.train()(pictures(32, SHAPE, seed=1 + seed))
+    show_pictures(network, SHAPE)
     return network.state_dict()
 
 
-class Pooled(nn.Module):
-    """Three convolutions, each with a pool that leaves no trace in the names."""
+class ThreeConvolutions(nn.Module):
+    """The layers of a chain; how they are wired is left to others."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv1, self.conv2, self.conv3 = (nn.Conv2d(a, 16, 3, padding=1) for a in (3, 16, 16))
-        self.bn1, self.bn2, self.bn3 = (nn.BatchNorm2d(16, momentum=None) for _ in range(3))
+        self.bn1, self.bn2, self.bn3 = (nn.BatchNorm2d(16) for _ in range(3))
         self.fc = nn.Linear(16, 4)
+
+
+class Pooled(ThreeConvolutions):
+    """Three convolutions, each with a pool that leaves no trace in the names."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits."""
@@ -106,14 +108,8 @@ def test_a_chain_has_the_activation_that_its_statistics_say() -> None:
     assert inferred.assumptions[-1].flag == "--arch plain,padding=same,pool=none,activation=relu"
 
 
-class RoundAbout(nn.Module):
+class RoundAbout(ThreeConvolutions):
     """A network whose names are those of a chain, with a way round two layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.conv2, self.conv3 = (nn.Conv2d(a, 16, 3, padding=1) for a in (3, 16, 16))
-        self.bn1, self.bn2, self.bn3 = (nn.BatchNorm2d(16, momentum=None) for _ in range(3))
-        self.fc = nn.Linear(16, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits."""
