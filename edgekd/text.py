@@ -41,7 +41,11 @@ def sizes(shape: Sequence[int]) -> str:
 
 def first_line(error: BaseException, at_most: int = 200) -> str:
     """Return the first line of an error's message, shortened, without its full stop; its type if it has none."""
-    line = (str(error).strip().splitlines() or [""])[0].strip() or type(error).__name__
+    return shortened((str(error).strip().splitlines() or [""])[0].strip() or type(error).__name__, at_most)
+
+
+def shortened(line: str, at_most: int) -> str:
+    """Return a line without its full stop, or its beginning."""
     return line.rstrip(".") if len(line) <= at_most else f"{line[:at_most]}…"
 
 

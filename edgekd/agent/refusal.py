@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 
 from edgekd.errors import lacks_memory
-from edgekd.text import first_line
+from edgekd.text import first_line, shortened
+
+_DECORATION = (
+    (r"\[ONNXRuntimeError\] : \d+ : \w+ : ", ""),
+    (r"Load model from .*? failed:", ""),  # the caller has named the file
+    (r"Fatal error: |This is an invalid model\. ", ""),
+    (r"Non-zero status code returned while running (\S+) node\. Name:'' Status Message: ", r"\1: "),
+    (r"Non-zero status code returned while running (\S+) node\. Name:'(.*?)' Status Message: ", r"\1 (\2): "),
+    # A source file, the function there, and the check that failed.
+    (r"/\S+\.(?:cc|cpp|cu|cuh|h|hpp):\d+ .*?\)(?: const)?(?: \[with .*?\])? (?:[^.]*? was false\. )?", ""),
+)
+"""What ONNX Runtime writes around its reason, and what takes its place."""
 
 
 class RefusedError(Exception):
@@ -32,4 +44,12 @@ def refusal_of(error: Exception) -> RefusedError:
 def refusal_by_runtime(what: str, error: BaseException) -> RefusedError:
     """Return what a runtime raised of a file as a refusal."""
     kind = "machine" if lacks_memory(error) else "file"
-    return RefusedError(kind, f"{what}: {first_line(error, 1000)}")
+    return RefusedError(kind, f"{what}: {runtime_reason(error)}")
+
+
+def runtime_reason(error: BaseException, at_most: int = 1000) -> str:
+    """Return why a runtime refused, in one line, without the codes and C++ sources ONNX Runtime writes around it."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    for pattern, instead in _DECORATION:
+        reason = re.sub(pattern, instead, reason)
+    return shortened(reason, at_most)

@@ -21,10 +21,11 @@ from onnx import TensorProto
 from edgekd.agent.kernels import INTEGER_OPS, Arithmetic, kind_of
 from edgekd.agent.measurement import BenchJob
 from edgekd.agent.messages import LogitsArray
+from edgekd.agent.refusal import runtime_reason
 from edgekd.agent.runners.inputs import noise
 from edgekd.errors import InputFileError, MachineError, UsageError, lacks_memory
 from edgekd.export import ort_session
-from edgekd.text import first_line, listed
+from edgekd.text import listed
 
 IMAGES, SEED = 8, 20250115
 _TYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.UINT8: "uint8"}
@@ -213,9 +214,7 @@ def reference_logits(file: Path, inputs: NDArray[Any]) -> list[list[float]]:
             raise ValueError(f"its answer is {_written(other)}")
     except Exception as error:  # ONNX Runtime's own errors have no common base
         refused = MachineError if lacks_memory(error) else InputFileError
-        raise refused(
-            f"{file} gives no row of numbers for each of {step} images: {first_line(error, 1000)}."
-        ) from error
+        raise refused(f"{file} gives no row of numbers for each of {step} images: {runtime_reason(error)}.") from error
     if not np.isfinite(rows).all():
         raise InputFileError(f"{file} answers NaN or infinity to ordinary noise; its weights are damaged.")
     found: list[list[float]] = rows.reshape(len(inputs), -1).tolist()

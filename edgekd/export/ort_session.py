@@ -19,8 +19,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 from edgekd.agent.device import scratch
 from edgekd.agent.device.environment import this_machine
 from edgekd.agent.kernels import FLOAT_OPS, INTEGER_OPS, REALLY_INT8
+from edgekd.agent.refusal import runtime_reason
 from edgekd.errors import InputFileError, MachineError
-from edgekd.text import first_line
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 PRECISION = "session.x64quantprecision"
@@ -113,7 +113,7 @@ def open_session(
     except _LOAD_ERRORS as error:
         name = "the model" if isinstance(source, ModelProto) else str(source)
         kind = InputFileError if provider == CPU else MachineError
-        raise kind(f"{name}: ONNX Runtime cannot run it on {provider}: {first_line(error, 1000)}") from error
+        raise kind(f"{name}: ONNX Runtime cannot run it on {provider}: {runtime_reason(error)}") from error
     active = session.get_providers()
     if active[:1] != [provider]:
         raise MachineError(f"ONNX Runtime runs on {active[0]} instead of {provider}; see its log for the reason.")
