@@ -71,7 +71,7 @@ def original(teacher_file: Path, memory: Path) -> Path:
 
 @dataclass(frozen=True)
 class Case:
-    """A command, its exit code, what it begins with, and how many of its deaths the default suite continues."""
+    """A command, its exit code, what it begins with, and after how many of its deaths it is given again."""
 
     words: tuple[str, ...]
     code: int = 0
@@ -79,8 +79,8 @@ class Case:
     without: tuple[str, ...] = ()
     """Folders that are taken away before."""
     continued: int = 3
-    rare: bool = False
-    """Whether only the slow suite has the time."""
+    often: bool = False
+    """Whether the default suite has the time, too."""
 
 
 def assignments(wanted: dict[str, Any], known: dict[str, Any], prefix: str = "") -> list[str]:
@@ -103,24 +103,22 @@ def distilling(*more: str, **changes: object) -> tuple[str, ...]:
 
 CASES = {
     "ingest": Case(("ingest", "teacher.pt", "--run", "toy", "--input", "1x8x8"), without=("runs",)),
-    "ingest --fresh": Case(
-        ("ingest", "teacher.pt", "--run", "toy", "--input", "1x8x8", "--fresh"), fresh=True, rare=True
-    ),
-    "ingest --normalize": Case(("ingest", "--run", "toy", "--normalize", "mnist")),
+    "ingest --fresh": Case(("ingest", "teacher.pt", "--run", "toy", "--input", "1x8x8", "--fresh"), fresh=True),
+    "ingest --normalize": Case(("ingest", "--run", "toy", "--normalize", "mnist"), often=True),
     "distill": Case(distilling(), without=("runs",), continued=2),
-    "distill --fresh": Case(distilling("--fresh"), fresh=True),
-    "distill --fresh, refused": Case(distilling("--fresh", machine=NOWHERE), code=2, fresh=True, rare=True),
-    "distill, refused": Case(distilling(), code=3, continued=2, rare=True),
+    "distill --fresh": Case(distilling("--fresh"), fresh=True, often=True),
+    "distill --fresh, refused": Case(distilling("--fresh", machine=NOWHERE), code=2, fresh=True),
+    "distill, refused": Case(distilling(), code=3, continued=2),
     "distill, first, refused": Case(distilling(machine=NOWHERE), code=2, without=("runs",), continued=2),
-    "run": Case(("run", "toy.toml"), without=("runs",), rare=True),
-    "run --fresh": Case(("run", "anew.toml", "--fresh"), fresh=True, rare=True),
-    "select": Case(("select", "toy"), without=("runs/toy/select",)),
+    "run": Case(("run", "toy.toml"), without=("runs",)),
+    "run --fresh": Case(("run", "anew.toml", "--fresh"), fresh=True),
+    "select": Case(("select", "toy"), without=("runs/toy/select",), often=True),
     "export": Case(("export", "toy", "--set=export.holdout_samples=33"), continued=1),
     "bench": Case(("bench", "toy", "--set=bench.min_runs=11"), continued=1),
     "eval": Case(("eval", "toy", "--data", "images")),
-    "report": Case(("report", "toy"), rare=True),
+    "report": Case(("report", "toy")),
     "bundle": Case(("bundle", "toy")),
-    "prune": Case(("prune", "toy"), continued=7),
+    "prune": Case(("prune", "toy"), continued=7, often=True),
     "recipes --copy": Case(("recipes", "--copy", "quickstart")),
 }
 
@@ -199,14 +197,14 @@ def check_continued(state: Path, case: Case, after: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "many"),
+    ("name", "thoroughly"),
     [
-        *(pytest.param(name, False, id=name) for name, case in CASES.items() if not case.rare),
-        *(pytest.param(name, True, id=f"{name}, every second continued", marks=pytest.mark.slow) for name in CASES),
+        *(pytest.param(name, False, id=name) for name, case in CASES.items() if case.often),
+        *(pytest.param(name, True, id=f"{name}, thoroughly", marks=pytest.mark.slow) for name in CASES),
     ],
 )
 def test_a_death_before_any_change_loses_nothing_and_is_made_good(
-    name: str, many: bool, original: Path, memory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, thoroughly: bool, original: Path, memory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case, folder = CASES[name], Path(tempfile.mkdtemp(dir=memory))
     work, before, dead = folder / "work", folder / "before", folder / "dead"
@@ -218,7 +216,8 @@ def test_a_death_before_any_change_loses_nothing_and_is_made_good(
     assert code == case.code, (dead / "output").read_text()
     assert len(changes) > 2
     assert leftovers(work) == []
-    stride = 2 if many else max(1, len(changes) // case.continued)  # neighbors differ by one file; all are looked at
+    continued = 3 * case.continued if thoroughly else case.continued
+    stride = max(1, len(changes) // continued)  # neighbors differ by one file; all are looked at
     for number, change in enumerate(changes, start=1):
         state = dead / str(number)
         try:

@@ -44,6 +44,7 @@ def test_distill_opens_with_five_lines_and_closes_with_three(here: Path, teacher
     assert fresh.json()["curve"] is None
 
 
+@pytest.mark.slow
 def test_the_preset_follows_from_the_teacher_and_is_kept(here: Path, teacher_file: Path) -> None:
     plain = registry.build("lenet5", input_shape=(1, 32, 32), classes=10, seed=0)
     torch.save(plain.state_dict(), here / "plain.pt")
@@ -119,6 +120,7 @@ def test_dry_run_prints_a_plan_and_trains_nothing(here: Path, teacher_file: Path
     assert not RunDir(next((here / "runs").iterdir())).stage("distill").exists()
 
 
+@pytest.mark.slow
 def test_large_images_need_consent(here: Path, teacher_file: Path) -> None:
     sets = [f"--set=method.{table}=4" for table in ("student.batch_size", "replay.batch_size", "generator.width")]
     sets += ["--set=method.vae.novel=2", "--set=method.vae.rehearsed=2", "--set=method.vae.width=4"]
@@ -157,6 +159,7 @@ def test_a_benchmark_of_no_batch_is_refused(here: Path, teacher_file: Path) -> N
         assert (result.exit_code, f"bench.{key}" in result.stderr) == (3, True)
 
 
+@pytest.mark.slow
 def test_fresh_loses_nothing_when_the_new_beginning_fails(
     finished: tuple[Path, Result], teacher_file: Path, monkeypatch: Any
 ) -> None:

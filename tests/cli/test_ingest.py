@@ -268,6 +268,7 @@ def test_trust_belongs_to_the_file_that_was_there(here: Path) -> None:
         Result("ingest", saved(network), "--run", "teacher")
 
 
+@pytest.mark.slow
 def test_a_trusted_module_must_answer_as_the_network_of_the_zoo_does(here: Path) -> None:
     network = torchvision.models.resnet18(num_classes=10).eval()
     assert Result("ingest", saved(nn.Sequential(network, nn.Softmax(1))), "--trust-pickle").exit_code == 0
@@ -323,6 +324,7 @@ def test_a_teacher_that_is_there_but_cannot_be_read_is_an_error(here: Path, monk
     assert (result.exit_code, "Permission denied" in result.stderr) == (4, True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not TEACHERS.is_dir(), reason="the public teachers are not on this machine")
 @pytest.mark.parametrize("name", ["resnet20", "resnet32"])
 def test_public_teachers_need_nothing_but_the_file_name(here: Path, name: str) -> None:

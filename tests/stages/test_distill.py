@@ -386,7 +386,10 @@ SOURCES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", SOURCES)
+RARE = SOURCES.keys() - {"vae", "views", "procedural", "hint adapters"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in RARE else n for n in SOURCES])
 def test_every_replay_resumes_bit_for_bit_from_the_middle(name: str, teacher_file: Path, tmp_path: Path) -> None:
     wanted = toy.toy_recipe(teacher_file, method=SOURCES[name])
     untouched = toy.advance(tmp_path / "untouched" / "toy", wanted, ENDED)
