@@ -12,10 +12,11 @@ from edgekd.errors import InputFileError
 from edgekd.ingestion import matching, outside, views
 from edgekd.ingestion.matching import Match, Mismatch
 from edgekd.ingestion.rewriting import Rewriting, rewritings, with_two_logits
+from edgekd.ingestion.timm_index import models_like
 from edgekd.ingestion.views import StateDictView
 from edgekd.ingestion.wiring.chain import chain_of
 from edgekd.models import families, registry
-from edgekd.models.families.outside import names_own_code
+from edgekd.models.families.outside import PREFIX, names_own_code
 from edgekd.models.registry import ArchSpec
 from edgekd.models.stems import Shape
 from edgekd.text import listed
@@ -72,14 +73,24 @@ def compare_with_zoo(
         if found.exact or found.mapped:
             findings = replace(found, rewriting=other)
     findings = replace(findings, is_chain=findings.exact is None and chain_of(plain(weights)) is not None)
-    may_be_timms = len(weights) >= outside.FEWEST_TENSORS and not findings.is_chain and outside.timm_may_fit(weights)
-    if findings.exact is None and requested is None and may_be_timms:
-        one_output = with_two_logits(weights)
-        findings = _search_timm(weights, input_shape, hint, findings)
-        if one_output is not None and findings.exact is None and not findings.timed_out:
-            found = _search_timm(one_output.weights, input_shape, hint, findings)
-            findings = replace(found, rewriting=one_output) if found.exact else findings
-    return findings
+    if findings.exact or findings.is_chain or requested is not None or not outside.timm_is_installed():
+        return findings
+    return _compare_with_timm(weights, input_shape, classes, hint, findings)
+
+
+def _compare_with_timm(
+    weights: Mapping[str, Tensor], input_shape: Shape | None, classes: int | None, hint: str, findings: ZooComparison
+) -> ZooComparison:
+    """Return `findings` with what timm's models add: those looked up by their shapes, else those of such ends."""
+    known = _known_of_timm(weights, input_shape, classes, findings)
+    if known.exact or len(weights) < outside.FEWEST_TENSORS or not outside.timm_may_fit(weights):
+        return known
+    one_output = with_two_logits(weights)
+    found = _search_timm(weights, input_shape, hint, known)
+    if one_output is not None and found.exact is None and not found.timed_out:
+        other = _search_timm(one_output.weights, input_shape, hint, found)
+        found = replace(other, rewriting=one_output) if other.exact else found
+    return found
 
 
 def plain(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -142,6 +153,26 @@ def _search_timm(
             findings = replace(findings, entangled=findings.entangled or entangled)
         if not search.complete:
             return replace(findings, timed_out=True)
+    return findings
+
+
+def _known_of_timm(
+    weights: Mapping[str, Tensor], input_shape: Shape | None, classes: int | None, findings: ZooComparison
+) -> ZooComparison:
+    """Return `findings` with the timm model that has these shapes, found without building others."""
+    for reading in _readings(weights):
+        shapes = {name: tuple(tensor.shape) for name, tensor in reading.weights.items()}
+        models = [outside.CustomArchitecture(ArchSpec(f"{PREFIX}{name}")) for name in models_like(shapes)]
+        fits = [model.fit(reading.weights, input_shape, classes) for model in models]
+        structures = tuple(fit for fit in fits if isinstance(fit, Match))
+        exact = tuple(structure for structure in structures if not structure.mapping)
+        if exact:
+            entangled = _entangled(reading.view, exact[0], weights)
+            if entangled is None:
+                return replace(findings, exact=replace(reading, structures=exact))
+            findings = replace(findings, entangled=findings.entangled or entangled)
+        elif structures and findings.mapped is None and not reading.view.left_out:
+            findings = replace(findings, mapped=replace(reading, structures=structures))
     return findings
 
 

@@ -18,22 +18,21 @@ FILE = "timm_shapes.json"
 
 
 def models_like(shapes: Shapes) -> tuple[str, ...]:
-    """Return the names of timm's models that have weights of these shapes; the last matrix is taken for the classifier."""
+    """Return the names of timm's models with weights of these shapes, whatever their classes and channels of images."""
+    convolutions = [name for name, shape in shapes.items() if len(shape) == 4]
+    if convolutions and not any(shapes[name][1] == 3 for name in convolutions):
+        first = convolutions[0]
+        shapes = {**shapes, first: (shapes[first][0], 3, *shapes[first][2:])}
     matrices = [name for name, shape in shapes.items() if len(shape) >= 2]
-    found = _models().get(digest(shapes, matrices[-1].rpartition(".")[0])) if matrices else None
-    return tuple(found or ())
+    # The classifier comes last, unless names are sorted.
+    layers = dict.fromkeys(name.rpartition(".")[0] for name in reversed(matrices))
+    return next((tuple(found) for layer in layers if (found := _models().get(digest(shapes, layer)))), ())
 
 
 def digest(shapes: Shapes, classifier: str) -> str:
-    """Return what tells networks of other shapes apart: neither names, order, classes nor channels of images count."""
-    stem = next((name for name, shape in shapes.items() if len(shape) == 4), None)
-    kept = (
-        (shape[0], 0, *shape[2:]) if name == stem else tuple(shape)
-        for name, shape in shapes.items()
-        if name.rpartition(".")[0] != classifier
-    )
-    counted = sorted(Counter(kept).items())
-    return hashlib.sha256(repr(counted).encode()).hexdigest()[:16]
+    """Return what tells networks of other shapes apart: their shapes but the classifier's, in no order."""
+    kept = Counter(tuple(shape) for name, shape in shapes.items() if name.rpartition(".")[0] != classifier)
+    return hashlib.sha256(repr(sorted(kept.items())).encode()).hexdigest()[:16]
 
 
 @cache

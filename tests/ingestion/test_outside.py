@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from edgekd.errors import InputFileError, UsageError
-from edgekd.ingestion import outside, search
+from edgekd.ingestion import outside, search, timm_index
 from edgekd.ingestion.identify import Inferred, build_teacher, infer, state_dict_of
 from edgekd.ingestion.matching import Match, Mismatch
 from edgekd.models import probe, registry
@@ -225,6 +225,35 @@ def test_timms_models_are_found(name: str, arguments: dict[str, int], prefix: st
 
 
 @needs_timm
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("ghostnet_100", {}), ("convnext_atto", {"in_chans": 1}), ("resnet10t", {}), ("vit_tiny_patch16_224", {})],
+)
+def test_timms_models_are_offered_under_other_names(name: str, arguments: dict[str, int]) -> None:
+    net = timm_net(name, num_classes=0, **arguments)
+    head = nn.Linear(int(net.head_hidden_size), 5)  # type: ignore[arg-type]
+    own = {f"features.{key}": tensor for key, tensor in net.state_dict().items()}
+    own |= {f"my_head.{key}": tensor for key, tensor in head.state_dict().items()}
+    with pytest.raises(InputFileError, match=rf"timm:{name}\b"):
+        infer(own)
+    found = infer(own, arch=f"timm:{name}", accept_mapping=True)
+    assert (str(found.arch), found.classes) == (f"timm:{name}", 5)
+    images = torch.randn(2, *found.input_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(build_teacher(found)(images), head(net(images)), atol=1e-5)
+
+
+@needs_timm
+@pytest.mark.parametrize("name", ["ghostnet_100", "convnext_atto", "resnet10t", "regnetz_b16", "mixer_s32_224"])
+def test_the_index_has_the_shapes_that_timms_models_have(name: str) -> None:
+    net = timm_net(name, num_classes=7)
+    shapes = {key: tuple(tensor.shape) for key, tensor in net.state_dict().items() if "num_batches" not in key}
+    assert name in timm_index.models_like(shapes)
+    assert name in timm_index.models_like(dict(sorted(shapes.items()))), "safetensors keeps names in order"
+    assert timm_index.models_like(dict(list(shapes.items())[:-3])) == ()
+
+
+@needs_timm
 def test_models_that_answer_alike_are_one() -> None:
     found = infer(timm_net("vit_tiny_patch16_224", num_classes=3).state_dict())
     assert found.arch.name in ("timm:deit_tiny_patch16_224", "timm:vit_tiny_patch16_224")
@@ -250,6 +279,7 @@ def test_the_search_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     found = outside.search_timm(alike, weights, None, deadline=time.monotonic() - 1)
     assert (found.structures, found.complete) == ((), False)
     monkeypatch.setattr(outside, "SEARCH_SECONDS", -1.0)
+    monkeypatch.setattr(search, "models_like", lambda _shapes: ())
     with pytest.raises(InputFileError, match="search of timm's models stopped"):
         infer(weights)
 
