@@ -5,7 +5,7 @@
 CLONES holds one git repository for each file of public_files.toml, as OWNER+NAME or OWNER+NAME/repo; nothing of them is
 run, and each file is taken from its commit. DATA holds class folders: cifar10/train and mnist/train. `ingest FILE`
 comes first; where it ends with exit code 4, the flags that its message must name follow. Written are the outcome, the
-message, CPU seconds of each command, and the teacher's accuracy on 100 training images of each class of its task.
+message, CPU seconds of each command (the median of five), and the teacher's accuracy on 100 training images of each class of its task.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,12 +22,14 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from docs.studies.common.provenance import provenance
 from docs.studies.recovery.run import few
 
 HERE = Path(__file__).parent
+_TIMES = 5
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class PublicFile:
     commit: str
     path: str
     before: str
-    """What edgekd made of it before plain networks: `at once`, `after a flag`, `refused`, `wrongly refused`."""
+    """What edgekd made of it before plain networks: `at once`, `after a flag`, `refused`, `wrongly refused`, `not tried`."""
     arch: str
     """What it is as edgekd writes it, as a pattern; empty where it is to be refused."""
     flags: str = ""
@@ -65,36 +68,41 @@ class Outcome:
 
 def tried(file: PublicFile, checkpoint: Path, images: Path | None) -> Outcome:
     """Ingest a file as its user would."""
-    runs = checkpoint.parent / "run"
-    code, said, spent = ingest(checkpoint, runs, ())
+    run = checkpoint.parent / "run"
+    code, said, spent = ingest(checkpoint, run, ())
     seconds, outcome, message = [spent], "at once", ""
     if code:
         message, outcome = said.partition("error: ")[2].strip(), "refused"
         if file.flags and " ".join(file.flags.split()) not in message:
             outcome = "flag not named"
         elif file.flags and "..." not in file.flags:
-            code, said, spent = ingest(checkpoint, runs, file.flags.split())
+            code, said, spent = ingest(checkpoint, run, file.flags.split())
             seconds, outcome = [*seconds, spent], "refused after its flag" if code else "after the flag it named"
-    arch = "" if code else json.loads(Path(runs, "teacher", "teacher.json").read_text(encoding="utf-8"))["arch"]
+    arch = "" if code else json.loads(Path(run, "teacher", "teacher.json").read_text(encoding="utf-8"))["arch"]
     if arch and file.arch and not re.fullmatch(file.arch, arch):
         outcome = "other arch"
-    accuracy = None if images is None or not arch else evaluated(file, checkpoint, runs, images)
+    accuracy = None if images is None or not arch else evaluated(file, checkpoint, run, images)
     return Outcome(outcome, arch, message[:2000], tuple(round(each, 1) for each in seconds), accuracy)
 
 
 def ingest(checkpoint: Path, run: Path, flags: Sequence[str]) -> tuple[int, str, float]:
-    """Run the verb; return its exit code, what it said, and its CPU seconds."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = _edgekd("ingest", checkpoint, "--run", run, *flags)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return done.returncode, done.stderr, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    """Run the verb into a fresh run, five times; return its exit code, what it said, and the median of CPU seconds."""
+    spent: list[float] = []
+    for _ in range(_TIMES):
+        shutil.rmtree(run, ignore_errors=True)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = _edgekd("ingest", checkpoint, "--run", run, *flags)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return done.returncode, done.stderr, median(spent)
 
 
 def evaluated(file: PublicFile, checkpoint: Path, run: Path, images: Path) -> float | None:
     """Return the teacher's accuracy; None where it does not answer such classes."""
     flags = [*(file.flags.split() if "..." not in file.flags else ()), *file.pixels.split()]
     if flags:
-        ingest(checkpoint, run, flags)
+        shutil.rmtree(run, ignore_errors=True)
+        _edgekd("ingest", checkpoint, "--run", run, *flags)
     done = _edgekd("eval", run, "--data", images, "--json")
     accuracy: float | None = json.loads(done.stdout)["accuracy"]["teacher"] if done.returncode == 0 else None
     return accuracy
