@@ -5,7 +5,8 @@
 CLONES holds one git repository for each file of public_files.toml, as OWNER+NAME or OWNER+NAME/repo; nothing of them is
 run, and each file is taken from its commit. DATA holds class folders: cifar10/train and mnist/train. `ingest FILE`
 comes first; where it ends with exit code 4, the flags that its message must name follow. Written are the outcome, the
-message, CPU seconds of each command (the median of five), and the teacher's accuracy on 100 training images of each class of its task.
+message, CPU seconds of each command (the median of five), and the teacher's accuracy on 100 training images of each
+class of its task.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class PublicFile:
     commit: str
     path: str
     before: str
-    """What edgekd made of it before plain networks: `at once`, `after a flag`, `refused`, `wrongly refused`, `not tried`."""
+    """What edgekd made of it before plain networks: `at once`, `after a flag`, `wrongly refused` and the like."""
     arch: str
     """What it is as edgekd writes it, as a pattern; empty where it is to be refused."""
     flags: str = ""
