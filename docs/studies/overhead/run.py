@@ -101,6 +101,8 @@ def main() -> None:
             }
         )
     costs = [cost for row in rounds for cost in row["checkpoint_s"]]
+    if len(costs) < 2:
+        sys.exit(f"{len(costs)} checkpoints were written apart from others: give more --steps or --rounds")
     result = {
         **provenance({"whole": method_of(RunDir(whole))}),
         "steps": options.steps,
