@@ -222,6 +222,7 @@ def _removed(made: Path) -> None:
             folder.rmdir()
 
 
+@pytest.mark.slow
 def test_a_real_quota_is_seen_by_everything_that_counts(group: Path) -> None:
     """The kernel's own files, from a group below the one with the quota."""
     program = """if True:

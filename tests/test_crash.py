@@ -52,10 +52,8 @@ def test_a_kill_before_the_export_changes_nothing(
     assert leftovers == []
 
 
-@pytest.mark.parametrize(
-    "failpoint",
-    [pytest.param(p, marks=() if p == "export.before_rename" else pytest.mark.slow) for p in EXPORT_POINTS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("failpoint", EXPORT_POINTS)
 def test_a_kill_in_the_export_changes_nothing(
     failpoint: str, untouched: dict[str, str], teacher_file: Path, tmp_path: Path
 ) -> None:

@@ -89,7 +89,7 @@ def half_trained(folder: Path, wanted: recipe.Recipe) -> RunDir:
     return RunDir(folder)
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "record"])
+@pytest.mark.parametrize("damage", ["flip", *(pytest.param(d, marks=pytest.mark.slow) for d in ("truncate", "record"))])
 def test_a_damaged_checkpoint_is_set_aside_and_the_older_one_used(
     damage: str, teacher_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,7 +121,7 @@ def test_no_intact_checkpoint_is_an_error_and_never_a_silent_restart(teacher_fil
     assert caught.value.exit_code == 4
 
 
-@pytest.mark.parametrize("stage", ["teacher", "select", "export"])
+@pytest.mark.parametrize("stage", ["select", *(pytest.param(s, marks=pytest.mark.slow) for s in ("teacher", "export"))])
 def test_a_damaged_artefact_is_made_again(stage: str, teacher_file: Path, tmp_path: Path) -> None:
     wanted = toy.toy_recipe(teacher_file)
     run = toy.advance(tmp_path / "toy", wanted)

@@ -47,6 +47,9 @@ SMALLEST = {
 }
 """The smallest network of each kind; the other students of the zoo are longer or wider."""
 HEAVY = {
+    "lenet5",
+    "wrn-16-1",
+    "squeezenet",
     "mobilenetv3-small",
     "resnet18",
     "mobilenetv3-large",
@@ -56,7 +59,7 @@ HEAVY = {
     "regnet-y-400mf",
     "resnet50",
 }
-"""Kinds whose smallest takes more than ten seconds."""
+"""Kinds whose smallest takes long, or is much like another."""
 
 SHAPES = ((1, 16, 16), (1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 224, 224))
 Shape = tuple[int, int, int]

@@ -73,6 +73,7 @@ def files_of(run: Any) -> list[Path]:
     return sorted(run.stage("export").glob("*.onnx"))
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_on_a_device_and_reported(device: Device, published: Any) -> None:  # noqa: F811
     results = devices.on_device(Host("device"), files_of(published), TABLE, Stop(), run=published)
     assert results.target == "device"
@@ -101,6 +102,7 @@ def test_a_run_is_measured_on_a_device_and_reported(device: Device, published: A
     assert report.collect(published).devices == {}, "of another file than the one that is exported now"
 
 
+@pytest.mark.slow
 def test_tensorrt_comes_first_where_it_is(device: Device, published: Any, tmp_path: Path) -> None:  # noqa: F811
     tool = write_trtexec(tmp_path, "10.3.0")
     files = [file for file in files_of(published) if "fp" in file.name]

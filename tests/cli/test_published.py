@@ -45,6 +45,7 @@ def test_torchvisions_weights_are_read_by_name_and_their_normalisation_is_assume
     assert run.read(PixelsCard).mean != IMAGENET, "what the user said stays"
 
 
+@pytest.mark.slow
 def test_the_name_and_the_file_are_what_arch_and_file_would_be(here: Path) -> None:
     torch.save(registry.build("alexnet", input_shape=(3, 64, 64), classes=3, seed=0).state_dict(), here / "w.pt")
     flags = ("--input", "3x64x64", "--normalize", "none")

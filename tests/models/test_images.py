@@ -48,7 +48,7 @@ def here(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return folder
 
 
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("reader", ["eval", *(pytest.param(r, marks=pytest.mark.slow) for r in READERS if r != "eval")])
 def test_killed_at_the_first_image_it_has_entered_all(reader: str, here: Path) -> None:
     assert toy.killed_at_image(here, READERS[reader], 1)
     ledger = RunDir(here / "runs" / "toy").ledger()
