@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from edgekd.errors import InputFileError
-from edgekd.ingestion import matching, outside, views
+from edgekd.ingestion import matching, outside, timm_index, views
 from edgekd.ingestion.matching import Match, Mismatch
 from edgekd.ingestion.rewriting import Rewriting, rewritings, with_two_logits
-from edgekd.ingestion.timm_index import models_like
 from edgekd.ingestion.views import StateDictView
 from edgekd.ingestion.wiring.chain import chain_of
 from edgekd.models import families, registry
@@ -83,9 +82,12 @@ def _compare_with_timm(
 ) -> ZooComparison:
     """Return `findings` with what timm's models add: those looked up by their shapes, else those of such ends."""
     known = _known_of_timm(weights, input_shape, classes, findings)
-    if known.exact or len(weights) < outside.FEWEST_TENSORS or not outside.timm_may_fit(weights):
-        return known
     one_output = with_two_logits(weights)
+    if one_output is not None and known.exact is None:
+        found = _known_of_timm(one_output.weights, input_shape, classes, findings)
+        known = replace(found, rewriting=one_output) if found.exact else known
+    if known.exact or timm_index.is_complete() or not outside.timm_may_fit(weights):
+        return known
     found = _search_timm(weights, input_shape, hint, known)
     if one_output is not None and found.exact is None and not found.timed_out:
         other = _search_timm(one_output.weights, input_shape, hint, found)
@@ -162,7 +164,7 @@ def _known_of_timm(
     """Return `findings` with the timm model that has these shapes, found without building others."""
     for reading in _readings(weights):
         shapes = {name: tuple(tensor.shape) for name, tensor in reading.weights.items()}
-        models = [outside.CustomArchitecture(ArchSpec(f"{PREFIX}{name}")) for name in models_like(shapes)]
+        models = [outside.CustomArchitecture(ArchSpec(f"{PREFIX}{name}")) for name in timm_index.models_like(shapes)]
         fits = [model.fit(reading.weights, input_shape, classes) for model in models]
         structures = tuple(fit for fit in fits if isinstance(fit, Match))
         exact = tuple(structure for structure in structures if not structure.mapping)
