@@ -60,7 +60,7 @@ def first_bytes(path: Path) -> tuple[bytes, int]:
     """Return the first bytes and the size of a regular, readable, non-empty file."""
     try:
         if path.is_dir():
-            raise InputFileError(f"{path} is a directory; name the checkpoint file inside it.")
+            raise InputFileError(f"{path} is a directory; name the file inside it.")
         if not path.exists():
             raise InputFileError(f"{path} does not exist.")
         if not path.is_file():

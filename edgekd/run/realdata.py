@@ -80,7 +80,7 @@ def _undecodable(path: Path, error: Exception) -> InputFileError:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """A grey image of 16 bits with 8, scaled; Pillow's own conversion would clip it to white.
+    """A grey image of 9 to 16 bits with 8, scaled; Pillow's own conversion would clip it to white.
 
     Pillow opens such files as integers of 16 or 32 bits, whatever the file's depth; a TIFF tells it.
     """
@@ -88,12 +88,13 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         raise ValueError("its pixels are floating-point numbers of unknown range")
     if not image.mode.startswith("I"):
         return image
-    if max(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))) > 16:
+    bits = max(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,)))
+    if bits > 16:
         raise ValueError("its pixels are whole numbers of more than 16 bits, of unknown range")
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"its values reach from {values.min()} to {values.max()}, not within 16 bits")
-    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    values, white = np.asarray(image).astype(np.int64), 2**bits - 1
+    if values.min() < 0 or values.max() > white:
+        raise ValueError(f"its values reach from {values.min()} to {values.max()}, not within {bits} bits")
+    return Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8))
 
 
 def describe_transform(shape: tuple[int, int, int]) -> str:

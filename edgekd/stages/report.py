@@ -27,7 +27,7 @@ from edgekd.run.files import digest, write_text
 from edgekd.run.ownership import REPORT_PAGE
 from edgekd.run.unreadable import UnreadableFiles
 from edgekd.schema import to_json
-from edgekd.text import visible
+from edgekd.text import counted, visible
 
 C = TypeVar("C", bound=Card)
 
@@ -200,8 +200,27 @@ def artefact_rows(summary: ReportCard) -> list[tuple[str, ...]]:
 
 
 def print_summary(summary: ReportCard) -> None:
-    """Print the table of artefacts."""
+    """Print the table of artefacts, what its accuracies were measured on, and what speaks against them."""
     console.print_table(COLUMNS, artefact_rows(summary))
+    evaluation = _newest_evaluation(summary)
+    if evaluation is not None:
+        console.say(_measured_on(evaluation))
+        for warning in evaluation.warnings:
+            console.warn(warning)
+
+
+def _newest_evaluation(summary: ReportCard) -> EvaluationCard | None:
+    """The evaluation that the accuracies are from, where there are any."""
+    shown = any(row.accuracy is not None for row in summary.artefacts)
+    return next(reversed(summary.evaluations.values()), None) if shown else None
+
+
+def _measured_on(evaluation: EvaluationCard) -> str:
+    measured = sum(part.images > 0 for part in evaluation.classes)
+    some = f" of {measured} of {len(evaluation.classes)} classes" if measured < len(evaluation.classes) else ""
+    return (
+        f"accuracy is on {counted(evaluation.images, 'image')}{some} in {evaluation.data or evaluation.images_folder}"
+    )
 
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
@@ -219,6 +238,10 @@ def page(run_dir: RunDir, summary: ReportCard, left_out: UnreadableFiles | None 
     if summary.artefacts:
         files = "<code>eval/</code>, <code>export/agreement.json</code>, <code>bench/local/results.json</code>"
         parts += ["<h2>Artefacts</h2>", _html_table(COLUMNS, artefact_rows(summary)), f"<p>From {files}.</p>"]
+    evaluation = _newest_evaluation(summary)
+    if evaluation is not None:
+        parts.append(f"<p>The {_html(_measured_on(evaluation))}.</p>")
+        parts += [f"<p>Warning: {_html(warning)}</p>" for warning in evaluation.warnings]
     if summary.verdict:
         parts.append(f"<p><b>{_html(summary.verdict)}</b></p>")
     parts += [f"<p>Warning: {_html(warning)}</p>" for warning in summary.warnings]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,22 @@ def test_gray_of_16_bits_is_scaled_not_clipped(suffix: str, channels: int, tmp_p
     found = read_image(tmp_path / f"deep.{suffix}", (channels, 8, 8))
     assert found.shape == (channels, 8, 8)
     np.testing.assert_allclose(found.numpy(), np.stack([values / 65535] * channels), atol=0.51 / 255)
+
+
+def test_a_tiff_of_12_bits_is_scaled_from_12_bits(tmp_path: Path) -> None:
+    values = np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8)
+    packed = np.unpackbits(values.astype(">u2").view(np.uint8).reshape(-1, 2), axis=1)[:, 4:]
+    (tmp_path / "twelve.tif").write_bytes(_tiff_of_12_bits(np.packbits(packed).tobytes(), side=8))
+    found = read_image(tmp_path / "twelve.tif", (1, 8, 8))
+    np.testing.assert_allclose(found.numpy()[0], values / 4095, atol=0.51 / 255)
+
+
+def _tiff_of_12_bits(pixels: bytes, side: int) -> bytes:
+    """A grey TIFF of one strip; Pillow writes none of 12 bits."""
+    tags = {256: side, 257: side, 258: 12, 259: 1, 262: 1, 273: 122, 277: 1, 278: side, 279: len(pixels)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4)
+    return head.ljust(122, b"\0") + pixels
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,24 @@ def test_a_record_of_accuracy_that_is_still_being_written_is_not_read(run: RunDi
 DIGIT = re.compile(r"(?<=\d\.\d)\d")
 
 
+def test_what_accuracies_were_measured_on_and_what_speaks_against_them_is_shown(
+    run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes = [{"name": name, "images": images} for name, images in (("cat", 7), ("dog", 0), ("owl", 0))]
+    teacher = sha256_of(run.stage("teacher") / "teacher.safetensors")
+    doubts = {"classes": classes, "images": 7, "data": "photos/val", "warnings": ["the order <b> is doubtful"]}
+    card = EvaluationCard(run="toy", accuracy={"teacher": 1.0}, artefacts_sha256={"teacher": teacher}, **doubts)
+    run.stage("eval").mkdir()
+    write_json(run.stage("eval") / "photos.json", card.to_json())
+    report.print_summary(report.write_report(run))
+    page = (run.stage("report") / "report.html").read_text()
+    said = capsys.readouterr().err
+    assert "accuracy is on 7 images of 1 of 3 classes in photos/val" in said
+    assert "warning: the order <b> is doubtful" in said
+    assert "The accuracy is on 7 images of 1 of 3 classes in photos/val." in page
+    assert "Warning: the order &lt;b&gt; is doubtful" in page
+
+
 @pytest.mark.parametrize("how", ["emptied", "flipped"])
 @pytest.mark.parametrize("name", ["events.jsonl", "eval/photos.json", "select/selection.json", "export/parity.json"])
 def test_a_file_that_was_emptied_or_in_which_a_digit_fell_over_is_named(name: str, how: str, run: RunDir) -> None:
