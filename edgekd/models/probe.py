@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,19 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from edgekd import rng
 from edgekd.errors import InputFileError
-from edgekd.models.answers import SIGMOIDS, kind_of, not_repeated, remarks, require_logits
+from edgekd.models.answers import AVERAGES, RELUS, SIGMOIDS, kind_of, not_repeated, remarks, require_logits
 from edgekd.models.stems import Shape
 from edgekd.models.watching import Watching
 from edgekd.text import first_line, sizes
 
-_SCALING = ("mul", "div", "add", "sub")
-"""Operations that move and stretch all numbers alike, where the other operand is one number."""
+_SCALING = ("mul", "div", "add", "sub", "rsub", "neg")
+"""Operations that only move and stretch numbers, where what else they take does not depend on the image."""
 _PASSING = (
     *("view", "_unsafe_view", "reshape", "squeeze", "unsqueeze", "permute", "transpose", "t", "alias", "detach"),
-    *("clone", "_to_copy", "contiguous", "slice", "select", "expand", "copy"),
+    *("clone", "_to_copy", "contiguous", "slice", "select", "expand", "copy", "cat", "stack"),
 )
 """Operations that leave each number as it is."""
 _OTHER_PRECISION = re.compile(r"dtype|\b(half|double|float64|float16|bfloat16)\b", re.IGNORECASE)
@@ -143,32 +144,47 @@ def require_learning(model: nn.Module, input_shape: Shape, classes: int) -> None
 
 
 class _Origins(Watching):
-    """Remembers which operation made each tensor, past those that only give it another shape or scale."""
+    """Remembers which operation made each tensor that depends on the images, past a new shape, a scale or a mean."""
 
-    def __init__(self) -> None:
+    def __init__(self, images: Tensor) -> None:
         super().__init__()
-        self.made: dict[int, str] = {}
+        self.made = WeakTensorKeyDictionary({images: ""})  # by weak reference: the id of a dead tensor is used again
 
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        sources = [value for value in _tensors([*args, *(kwargs or {}).values()]) if value in self.made]
+        name = self._origin(operation.overloadpacket.__name__.removesuffix("_"), sources, args)
         result = operation(*args, **(kwargs or {}))
-        name = operation.overloadpacket.__name__.removesuffix("_")
-        several = [value for value in args if isinstance(value, Tensor) and value.numel() > 1]
-        if (name in _PASSING or (name in _SCALING and len(several) == 1)) and args and isinstance(args[0], Tensor):
-            name = self.made.get(id(several[0] if several else args[0]), name)
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, Tensor):
-                self.made[id(tensor)] = name
+        for tensor in _tensors([result]) if sources else ():
+            self.made[tensor] = name
         return result
+
+    def _origin(self, name: str, sources: list[Tensor], args: tuple[Any, ...]) -> str:
+        """The operation that made what an operation only moves, stretches or averages; else its own name."""
+        if name in _SCALING:  # one number, such as an image's sum, stretches all its answers alike
+            sources = [value for value in sources if value.numel() > 1] or sources
+        before = {self.made[value] for value in sources}
+        if name not in (*_SCALING, *_PASSING, *AVERAGES) or len(before) != 1:
+            return name
+        if name == "div" and args[0] not in self.made:
+            return name
+        [origin] = before
+        return name if name in AVERAGES and origin in RELUS else origin or name
+
+
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among some values, and in lists among them."""
+    several = [each for value in values for each in (value if isinstance(value, tuple | list) else (value,))]
+    return [value for value in several if isinstance(value, Tensor)]
 
 
 def last_operation(model: nn.Module, images: Tensor) -> str:
     """Return the name that PyTorch gives the operation whose numbers a model answers with, such as `addmm`."""
-    origins = _Origins()
+    origins = _Origins(images)
     with evaluating(model), origins:
         output = model(images)
-    return origins.made.get(id(output), "")
+    return str(origins.made.get(output, "")) if isinstance(output, Tensor) else ""
 
 
 def complexity(model: nn.Module, input_shape: Shape) -> Complexity:

@@ -97,6 +97,22 @@ def probed(end: Callable[[torch.Tensor], torch.Tensor]) -> probe.Probe:
         (lambda x: (torch.tanh(x) + 1) / 2, "answers with numbers from 0 to 1 that do not sum to 1"),
         (lambda x: x.clamp(0, 1), "answers with numbers from 0 to 1 that do not sum to 1"),
         (lambda x: 5 * torch.sigmoid(x) - 1, "ends in a sigmoid"),
+        (lambda x: torch.stack([x, -x]).sigmoid().mean(0), "ends in a sigmoid"),
+        (lambda x: torch.stack([x.sigmoid(), (-x).sigmoid()]).sum(0), "ends in a sigmoid"),
+        (lambda x: nn.functional.adaptive_avg_pool2d(x.sigmoid()[:, :, None, None], 1).flatten(1), "ends in a sigmoid"),
+        (lambda x: nn.functional.avg_pool2d(x.sigmoid()[:, :, None, None], 1).flatten(1), "ends in a sigmoid"),
+        (lambda x: (1 / (1 + torch.exp(-x[:, :, None]))).mean(2), "answers with numbers from 0 to 1"),
+        (lambda x: x.sigmoid() / (torch.arange(5) / 10 + 0.3), "ends in a sigmoid"),
+        (lambda x: (torch.arange(5) + 1) * x.sigmoid(), "ends in a sigmoid"),
+        (lambda x: x.sigmoid() - torch.arange(5) / 10, "ends in a sigmoid"),
+        (lambda x: x.sigmoid() + (2 * x).sigmoid(), "ends in a sigmoid"),
+        (lambda x: 3 - 5 * x.sigmoid(), "ends in a sigmoid"),
+        (lambda x: 5 * torch.cat([x[:, :2].sigmoid(), x[:, 2:].sigmoid()], 1), "ends in a sigmoid"),
+        (lambda x: x.masked_fill(torch.arange(5) == 3, -1e9), r"-1e\+09 for output 3 .* masked.*Leave what is masked"),
+        (lambda x: x - 1e6 * (torch.arange(5) > 2), r"for output 3, 4 \(counted from 0\)"),
+        (lambda x: x.masked_fill(torch.arange(5) == 3, -1e9).log_softmax(1), "for output 3 "),
+        (lambda x: x + 1e6, r"all lie near 1e\+06; .* Take 1e\+06 off the bias"),
+        (lambda x: -x.log_softmax(1), "negative logarithms of probabilities"),
         (lambda x: 100 * x.softmax(1), "sum to 100 for every image, as a softmax of another scale"),
         (lambda x: x.masked_fill(torch.arange(5) == 3, -torch.inf), r"\(32 of 32 images\); look for .* or a mask"),
         (
@@ -110,6 +126,11 @@ def probed(end: Callable[[torch.Tensor], torch.Tensor]) -> probe.Probe:
 def test_answers_that_are_no_logits_are_refused(end: Callable[[torch.Tensor], torch.Tensor], said: str) -> None:
     with pytest.raises(InputFileError, match=said):
         probed(end)
+
+
+def test_a_sigmoid_and_what_it_leaves_of_1_are_probabilities() -> None:
+    net = _Then(lambda x: torch.cat([1 - x[:, :1].sigmoid(), x[:, :1].sigmoid()], 1)).eval()
+    assert probe.probe(net, input_shape=SHAPE, classes=2, seed=0).emits == "probabilities"
 
 
 def test_a_network_with_one_output_is_refused() -> None:
@@ -131,6 +152,16 @@ def test_a_network_with_one_output_is_refused() -> None:
         (nn.functional.softplus, "end in an activation (softplus)"),
         (nn.functional.elu, "end in an activation (elu)"),
         (nn.functional.gelu, "end in an activation (gelu)"),
+        (torch.exp, "end in an activation (exp)"),
+        (lambda x: torch.log1p(x.exp()) + 1, "end in an activation (log1p)"),
+        (torch.atan, "bounded (they end in atan"),
+        (lambda x: torch.cdist(x, torch.eye(5)), "answers with distances"),
+        (lambda x: -torch.cdist(x, torch.eye(5)), ""),
+        (lambda x: x.masked_fill(torch.arange(5) == 3, -9999.0), "-9999 for output 3 (counted from 0)"),
+        (lambda x: torch.stack([x, 2 * x]).softmax(2).mean(0), ""),
+        (lambda x: x * torch.sigmoid(2 * x), ""),
+        (lambda x: x.relu()[:, :, None, None].mean((2, 3)), ""),
+        (lambda x: 0.5 + 0.01 * x[:, :, None, None].mean((2, 3)), ""),
         (lambda x: 1e-30 * x, "gives all classes the same answer but for"),
         (lambda x: x.mean(1, keepdim=True).expand(-1, 5), "gives all classes the same answer"),
         (lambda x: (1e-6 * x).softmax(1), "gives all classes the same answer but for"),
