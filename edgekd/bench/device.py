@@ -243,7 +243,7 @@ def import_results(run: RunDir, file: Path) -> Results:
 @contextmanager
 def measurer_on(host: remote.Host | None, stop: Stop) -> Iterator[tuple[Measurer, Runtime]]:
     """Yield a way to measure jobs one after the other, and the runtime to measure them in: there, or here."""
-    asked = partial(stop.raise_if_requested, "measuring students")
+    asked = partial(stop.raise_if_interrupted, "measuring students")  # what is cut off would be measured from the start
     if host is None:
         yield partial(measure_jobs, while_waiting=asked), "ort-cpu"
         return

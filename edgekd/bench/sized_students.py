@@ -93,7 +93,7 @@ def time_each(
     timed: list[SizedStudent] = []
     with console.progress("students", len(candidates)) as bar, scratch.folder() as folder:
         for student in candidates:
-            stop.raise_if_requested("measuring students")
+            stop.raise_if_interrupted("measuring students")  # what is cut off here would be measured from the start
             if student.reason is None:
                 file = folder / "student.onnx"  # one name: on a device each replaces the one before
                 try:
@@ -189,7 +189,7 @@ def _timed(
     comparison = measurer(
         [BenchJob(student.name, file, "fp32", runtime, first_engine=True)],
         settings,
-        lambda _: stop.raise_if_requested("measuring students"),
+        lambda _: stop.raise_if_interrupted("measuring students"),
     )
     timed = next((measured for measured in comparison.measurements if measured.job.kind == "fp32"), None)
     if timed is None:

@@ -24,6 +24,8 @@ def wanted_recipe(run: RunDir, flags: Changes) -> Recipe:
     """Return the run's recipe, or a new one, with the flags applied; what was decided stands until asked anew."""
     if run.recipe_file.is_file():
         resolved = load_resolved(run.recipe_file)
+        if _of_another_teacher(run, resolved, with_changes(resolved, {"teacher": flags.get("teacher", {})})):
+            resolved = _without_answers(run, resolved)
         asked = flags.get("method", {})
         if "steps" in asked:  # else the same --minutes later would find these steps as its answer
             flags = {**flags, "method": {"minutes": 0.0, **asked}}
@@ -43,11 +45,38 @@ def with_kept_answers(run: RunDir, recipe: Recipe, given: Changes) -> Recipe:
     if not run.recipe_file.is_file():
         return recipe
     resolved = load_resolved(run.recipe_file)
+    if _of_another_teacher(run, resolved, recipe):
+        return recipe
     recipe = _with_kept_method(recipe, resolved, given)
     asked, answered = recipe.method, resolved.method
     if not asked.steps and (asked.minutes, asked.steps_by_area) == (answered.minutes, answered.steps_by_area):
         recipe = with_changes(recipe, {"method": {"steps": resolved.method.steps}})
     return _with_kept_student(recipe, resolved)
+
+
+def _of_another_teacher(run: RunDir, resolved: Recipe, asked: Recipe) -> bool:
+    """Return whether what was decided in a run was for another reading of the teacher, and nothing is trained yet."""
+    before, now = resolved.teacher, asked.teacher
+    return (before.input, before.arch) != (now.input, now.arch) and not run.stage("distill").exists()
+
+
+def _without_answers(run: RunDir, resolved: Recipe) -> Recipe:
+    """Return a recipe without what edgekd decided by the teacher: what the user typed is another number, and stays."""
+    from edgekd.models import artefacts
+
+    if not (run.stage("teacher") / TeacherCard.file).is_file():
+        return resolved
+    description, method = artefacts.description_of(run), resolved.method
+    unasked = with_changes(resolved, {"method": {"steps": 0, "student": {"reuse": AUTO}}}).method
+    changes: dict[str, dict[str, object]] = {"method": {}, "student": {}}
+    if method.minutes or method.steps == unasked.steps_for(description.pixels, description.classes):
+        changes["method"] |= {"steps": 0}
+    student_macs = artefacts.student_footprint(resolved, description).macs if resolved.student.name != AUTO else 0
+    if method.student.reuse == unasked.student.reuse_for(run.read(TeacherCard).probe.macs, student_macs):
+        changes["method"] |= {"student": {"reuse": AUTO}}
+    if resolved.student.auto_budget_ms:
+        changes["student"] = {"name": AUTO}
+    return with_changes(resolved, changes)
 
 
 def _with_kept_method(recipe: Recipe, resolved: Recipe, given: Changes) -> Recipe:

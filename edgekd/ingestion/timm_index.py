@@ -23,7 +23,7 @@ FILE = "timm_shapes.json"
 
 def is_complete() -> bool:
     """Return whether the index holds every model of the timm that is installed."""
-    return importlib.metadata.version("timm") == _index()["timm"]
+    return bool(importlib.metadata.version("timm") == _index()["timm"])
 
 
 def models_like(shapes: Shapes) -> tuple[str, ...]:

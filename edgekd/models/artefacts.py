@@ -17,6 +17,7 @@ from edgekd.run import checkpoint
 from edgekd.run.cards.teacher import TeacherCard
 from edgekd.run.directory import RunDir
 from edgekd.run.ownership import STUDENT_WEIGHTS, TEACHER_WEIGHTS
+from edgekd.text import first_line, path_argument
 
 
 def description_of(run: RunDir) -> Description:
@@ -30,7 +31,10 @@ def _load(network: nn.Module, path: Path) -> nn.Module:
     try:
         network.load_state_dict(checkpoint.load_tensors(path))
     except RuntimeError as error:
-        raise InputFileError(f"{path} does not fit its architecture ({error}).") from error
+        raise InputFileError(
+            f"{path} does not fit the network that recipe.toml and teacher.json say it is ({first_line(error)}). Is "
+            f"one of them of another run? `edgekd status {path_argument(path.parents[1])}` says what to do."
+        ) from error
     return network
 
 

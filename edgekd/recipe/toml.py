@@ -179,7 +179,13 @@ def load_any(path: Path) -> Recipe:
 
 def load_resolved(path: Path) -> Recipe:
     """Read a run's recipe.toml, which holds every value: no preset is consulted again."""
-    return _validate(read_toml(path), origin=str(path))
+    data = read_toml(path)
+    if "method" not in data:
+        raise RecipeError(
+            f"{path} is empty or damaged: [method] is missing. Delete it and give the commands again that run.json "
+            "beside it lists; what was made with the same values is kept."
+        )
+    return _validate(data, origin=str(path))
 
 
 def with_changes(recipe: Recipe, changes: Mapping[str, Any], *, origin: str = "flags") -> Recipe:

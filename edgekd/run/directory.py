@@ -31,6 +31,7 @@ from edgekd.run.cards.record import DistillNotes, Record, hash_outputs
 from edgekd.run.failpoints import failpoint
 from edgekd.run.files import canonical_json, discard, disk_errors, fsync, remove
 from edgekd.run.ownership import LOCK, clean_leftovers, exists, strangers
+from edgekd.text import path_argument
 
 C = TypeVar("C", bound=Card)
 E = TypeVar("E", bound=Event)
@@ -66,7 +67,17 @@ class RunDir:
 
     def read(self, kind: type[C]) -> C:
         """Read one of the run's JSON files; see `Card.load_file` for errors."""
-        return kind.load(self.path / kind.folder)
+        try:
+            return kind.load(self.path / kind.folder)
+        except InputFileError as error:
+            if (
+                not kind.folder
+                or type(error) is not InputFileError
+                or not (self.path / kind.folder / kind.file).exists()
+            ):
+                raise
+            status = f"edgekd status {path_argument(self.path)}"
+            raise InputFileError(f"{error} `{status}` says which command makes it again.") from error
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -202,11 +213,23 @@ class RunDir:
         if self.events_file.is_file():
             fsync(self.events_file)
 
-    def truncate_events(self, size_bytes: int) -> None:
-        """Forget what was logged after the checkpoint that recorded `size_bytes`; what cannot be logged is told now."""
+    def truncate_events(self, size_bytes: int) -> str | None:
+        """Forget what was logged after the checkpoint that recorded `size_bytes`; what cannot be logged is told now.
+
+        What was logged before it and is damaged is set aside as a whole: the run goes on, with a curve that begins
+        there. Returns the warning that says so, None where all is well.
+        """
+        damage = event_log.damage(self.events_file, size_bytes) if size_bytes else None
+        warning = None
+        if damage is not None:
+            kept = self.events_file.with_name(f"{self.events_file.name}.damaged")
+            with suppress(FileNotFoundError), disk_errors(kept):
+                self.events_file.replace(kept)
+            warning = f"{damage} Training goes on, and the run's curves begin here; what was left is {kept}."
         with disk_errors(self.events_file), self._open_events(os.O_CREAT | os.O_APPEND) as stream:
             if self.events_bytes() > size_bytes:
                 stream.truncate(size_bytes)
+        return warning
 
     def _open_events(self, flags: int) -> TextIO:
         """Open events.jsonl for writing; through a link it would be somebody else's file."""

@@ -49,6 +49,22 @@ def digest(file: Path, size_bytes: int) -> tuple[int, str]:
     return size_bytes - left, sha256.hexdigest()
 
 
+def damage(file: Path, size_bytes: int) -> str | None:
+    """Say what is wrong with the first bytes of the file, as many as a checkpoint recorded; None where nothing is."""
+    if not file.is_file() or file.stat().st_size < size_bytes:
+        return f"{file} is shorter than when the last checkpoint was written."
+    try:
+        with open_regular(file) as stream:
+            stream.seek(size_bytes - 1)
+            if stream.read(1) != b"\n":
+                return f"{file} is not what it was when the last checkpoint was written."
+        for _ in events(file):
+            pass
+    except InputFileError as error:
+        return str(error)
+    return None
+
+
 def _typed(file: Path, found: Iterable[dict[str, JsonValue]], kind: type[E]) -> Iterator[E]:
     for event in found:
         try:
@@ -109,4 +125,6 @@ def _blocks_from_the_end(stream: BufferedReader) -> Iterator[bytes]:
 
 
 def _damaged(file: Path, line: str) -> InputFileError:
-    return InputFileError(f"{file} holds a damaged line: {line[:80]!r}.")
+    return InputFileError(
+        f"{file} holds a damaged line: {line[:80]!r}. Only the curves depend on it: move it away, and all else goes on."
+    )

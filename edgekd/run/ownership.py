@@ -77,12 +77,12 @@ def refuse_foreign(folder: Path) -> None:
         read_bytes(folder / LEDGER)  # what this user may not read is another matter, and its error says so
         raise UsageError(
             f"{folder} is left as it is: its run.json is damaged, or of another program. Put a copy of the run's back, "
-            "or choose another run with --run NAME."
+            "or name another run."
         )
     if strange:
         raise UsageError(
-            f"{folder} is left as it is: it holds {strange[0]}, but no run.json, so it is no run of edgekd. Choose "
-            "another run with --run NAME."
+            f"{folder} is left as it is: it holds {strange[0]}, but no run.json, so it is no run of edgekd. Name "
+            "another run."
         )
 
 

@@ -35,7 +35,7 @@ _CASES = {
 }
 
 
-def _raised_of(path: Path, node: NodeProto, ir_version: int, weight: np.ndarray | None) -> Exception:
+def _raised_of(path: Path, node: NodeProto, ir_version: int, weight: np.ndarray | None) -> BaseException:
     """What ONNX Runtime raises of a file with one node."""
     image = helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, 8, 8])
     answer = helper.make_tensor_value_info("out", TensorProto.FLOAT, None)

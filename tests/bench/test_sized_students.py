@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 import tempfile
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from edgekd.agent.protocol import Local
 from edgekd.bench import sized_students
 from edgekd.bench.golden import described
 from edgekd.bench.sized_students import SizedStudent
-from edgekd.errors import MachineError, StoppedEarly, UsageError
+from edgekd.errors import Interrupted, MachineError, UsageError
 from edgekd.models import registry
 from edgekd.stopping import Stop
 
@@ -147,9 +148,17 @@ def test_measuring_ends_with_the_first_that_is_enough() -> None:
 def test_a_stop_is_heard_and_leaves_no_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     found = sized_students.size_up((FAST,), SHAPE, CLASSES)
-    with pytest.raises(StoppedEarly, match="measuring students"):
-        sized_students.time_each(found, SHAPE, CLASSES, stop=Stop(max_seconds=0))
+    stop = Stop()
+    stop._on_signal(signal.SIGTERM, None)
+    with pytest.raises(Interrupted, match="measuring students"):
+        sized_students.time_each(found, SHAPE, CLASSES, stop=stop)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_deadline_waits_for_the_choice_which_would_begin_from_the_start() -> None:
+    found = sized_students.size_up((FAST,), SHAPE, CLASSES)
+    (one,) = sized_students.time_each(found, SHAPE, CLASSES, stop=Stop(max_seconds=0))
+    assert one.latency_ms is not None
 
 
 @pytest.fixture

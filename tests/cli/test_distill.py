@@ -111,6 +111,29 @@ def test_steps_end_what_minutes_led_to(here: Path, teacher_file: Path) -> None:
         assert kept.method.minutes == (0.0 if steps == 40 else 5.0)
 
 
+def test_what_was_decided_for_a_wrong_size_is_decided_anew_and_what_was_typed_stays(
+    here: Path, teacher_file: Path
+) -> None:
+    assert Result("ingest", teacher_file, "--run", "toy", "--input", "1x64x64").exit_code == 0
+    made = RunDir(here / "runs" / "toy")
+    first = recipe.load_resolved(made.recipe_file)
+    student = {"name": toy.STUDENT, "auto_budget_ms": 5.0}
+    answers: dict[str, Any] = {"steps": first.method.steps_for(64 * 64, toy.CLASSES), "student": {"reuse": 1}}
+    decided = recipe.with_changes(first, {"student": student, "method": answers})
+    typed = recipe.with_changes(first, {"student": {"name": toy.STUDENT}, "method": {**answers, "steps": 777}})
+    minutes = recipe.with_changes(decided, {"method": {"minutes": 2.0, "steps": 41}})
+    for kept, steps, name in ((decided, 0, recipe.AUTO), (typed, 777, toy.STUDENT), (minutes, 0, recipe.AUTO)):
+        made.recipe_file.write_text(recipe.to_toml(kept))
+        same = settle.wanted_recipe(made, {"teacher": {"input": "1x64x64"}})
+        assert (same.method.steps, same.student.name) == (kept.method.steps, toy.STUDENT)
+        anew = settle.wanted_recipe(made, {"teacher": {"input": "1x8x8"}})
+        assert (anew.method.steps, anew.student.name, anew.method.student.reuse) == (steps, name, recipe.AUTO)
+        asked = recipe.with_changes(first, {"teacher": {"input": "1x8x8"}})
+        assert settle.with_kept_answers(made, asked, {}).method.steps == 0
+    made.stage("distill").mkdir()
+    assert settle.wanted_recipe(made, {"teacher": {"input": "1x8x8"}}).method.steps == 41, "what has begun goes on"
+
+
 def test_dry_run_prints_a_plan_and_trains_nothing(here: Path, teacher_file: Path) -> None:
     flags = ("distill", teacher_file, "--input", "1x8x8", "--threads", "1", "--student", toy.STUDENT, "--steps", "1000")
     result = Result(*flags, "--dry-run", "--json")

@@ -384,3 +384,9 @@ def test_a_file_with_a_key_of_a_hundred_thousand_parts_is_refused_at_once(key: s
 def test_a_device_is_no_recipe() -> None:
     with pytest.raises(RecipeError, match="not a regular file"):
         recipe.load(Path("/dev/zero"))
+
+
+def test_an_emptied_recipe_of_a_run_is_not_taken_for_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text("")
+    with pytest.raises(RecipeError, match=r"recipe\.toml is empty or damaged.*give the commands again that run\.json"):
+        recipe.load_resolved(tmp_path / "recipe.toml")

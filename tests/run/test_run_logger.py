@@ -12,6 +12,7 @@ import torch
 import toy
 from edgekd.errors import GateError
 from edgekd.run import checkpoint
+from edgekd.run.cards.events import TrainEvent
 from edgekd.run.cards.ledger import EnvironmentDifference
 from edgekd.run.directory import RunDir
 from edgekd.run.run_logger import Accuracy, RunLogger
@@ -225,3 +226,25 @@ def test_the_final_checkpoint_and_its_files_are_named(state: State, tmp_path: Pa
         "step-00000010",
         "step-00000012",
     ]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [b"", b"half", bytes(9000), b"[]\n" * 4000, None, b'{"kind": "train", "step": NaN}\n' * 900],
+    ids=["empty", "short", "zeros", "lists", "gone", "numbers"],
+)
+def test_a_log_that_is_damaged_when_training_goes_on_is_set_aside_with_a_warning(
+    damaged: bytes | None, teacher_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = toy.toy_recipe(teacher_file)
+    assert toy.killed(tmp_path / "toy", wanted, ("ingest", "distill"), "distill.step@9")
+    run = RunDir(tmp_path / "toy")
+    run.events_file.unlink() if damaged is None else run.events_file.write_bytes(damaged)
+    toy.advance(run.path, wanted, ("ingest", "distill"))
+    said = capsys.readouterr().err
+    assert said.count("Training goes on, and the run's curves begin here") == 1
+    assert str(run.events_file) in said
+    kept = run.path / "events.jsonl.damaged"
+    assert kept.read_bytes() == damaged if damaged is not None else not kept.exists()
+    run.require_events()
+    assert [event.step for event in run.logged(TrainEvent)][-1] == 12

@@ -119,10 +119,10 @@ def test_what_accuracies_were_measured_on_and_what_speaks_against_them_is_shown(
 ) -> None:
     classes = [{"name": name, "images": images} for name, images in (("cat", 7), ("dog", 0), ("owl", 0))]
     teacher = sha256_of(run.stage("teacher") / "teacher.safetensors")
-    doubts = {"classes": classes, "images": 7, "data": "photos/val", "warnings": ["the order <b> is doubtful"]}
-    card = EvaluationCard(run="toy", accuracy={"teacher": 1.0}, artefacts_sha256={"teacher": teacher}, **doubts)
+    told = {"classes": classes, "images": 7, "data": "photos/val", "warnings": ["the order <b> is doubtful"]}
+    card = {"run": "toy", "accuracy": {"teacher": 1.0}, "artefacts_sha256": {"teacher": teacher}, **told}
     run.stage("eval").mkdir()
-    write_json(run.stage("eval") / "photos.json", card.to_json())
+    write_json(run.stage("eval") / "photos.json", EvaluationCard.model_validate(card).to_json())
     report.print_summary(report.write_report(run))
     page = (run.stage("report") / "report.html").read_text()
     said = capsys.readouterr().err
