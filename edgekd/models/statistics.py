@@ -24,6 +24,8 @@ _STEPS, _LEAST_STEPS = 20, 15
 _BETAS = (0.9, 0.999)
 _RATE = 0.1
 _IMAGES = 8
+_SCREENING = (2, 6, 5)
+"""Images, steps and least steps where many networks are compared."""
 _MOST_MACS = 2e11
 """Multiply-accumulates of one comparison, forward and backward: 10 to 20 seconds of one core. It is no time, so that a
 file is read alike on every machine."""
@@ -38,18 +40,21 @@ class StatisticsJudge:
     images: Callable[[int, Shape], Tensor]
     """Draws so many images of a shape to start from, with the spectrum of photographs: noise tells far less."""
 
-    def distances(self, networks: Sequence[tuple[nn.Module, Shape]]) -> list[float] | None:
+    def distances(
+        self, networks: Sequence[tuple[nn.Module, Shape]], *, screening: bool = False
+    ) -> list[float] | None:
         """Return the distance of each network in eval mode; None where statistics say nothing, or it would take long.
 
-        All are given the same number of steps.
+        All are given the same number of steps; `screening` is a tenth of the work, to leave out the farthest.
         """
         if not networks or not all(keeps_statistics(network) for network, _ in networks):
             return None
-        a_step = sum(3 * _IMAGES * probe.complexity(network, shape).macs for network, shape in networks)
-        steps = min(_STEPS, int(_MOST_MACS / a_step))
-        if steps < _LEAST_STEPS:
+        count, most, least = _SCREENING if screening else (_IMAGES, _STEPS, _LEAST_STEPS)
+        a_step = sum(3 * count * probe.complexity(network, shape).macs for network, shape in networks)
+        steps = min(most, int(_MOST_MACS / a_step))
+        if steps < least:
             return None
-        starts = {shape: self.images(_IMAGES, shape) for _, shape in networks}
+        starts = {shape: self.images(count, shape) for _, shape in networks}
         return [nearest_distance(network, starts[shape], steps=steps) for network, shape in networks]
 
 

@@ -19,17 +19,24 @@ from edgekd.models.stems import Shape
 RATIO = 2.0
 """How much farther another reading must be from the statistics to be ruled out."""
 _MOST_READINGS = 32
+_MANY, _SCREENED = 8, 1.5
+"""More readings than this are screened first: one so many times farther than the nearest is left out."""
 
 
 def likeliest(candidates: Sequence[Inferred], judge: StatisticsJudge) -> list[int]:
-    """Return the places of the readings that their statistics do not rule out, in order."""
+    """Return the places of the readings that their statistics do not rule out, the nearest first."""
     everything = list(range(len(candidates)))
     if not 2 <= len(candidates) <= _MOST_READINGS:
         return everything
-    distances = judge.distances([_network(candidate) for candidate in candidates])
+    left = everything
+    if len(candidates) > _MANY:
+        far = judge.distances([_network(candidate) for candidate in candidates], screening=True)
+        left = everything if far is None else [place for place in everything if far[place] < _SCREENED * min(far)]
+    distances = judge.distances([_network(candidates[place]) for place in left])
     if distances is None:
-        return everything
-    return [place for place in everything if distances[place] < RATIO * min(distances) or distances[place] <= 0]
+        return left
+    found = sorted(zip(distances, left, strict=True))
+    return [place for own, place in found if own < RATIO * min(distances) or own <= 0]
 
 
 def rewired(inferred: Inferred, settled: Mapping[str, str], judge: StatisticsJudge) -> Inferred:

@@ -25,6 +25,8 @@ USUAL_SIDES = {1: (28, 32, 48, 64, 96, 224), 3: (32, 64, 224, 96, 48, 28)}
 FURTHER_SIDES = (128, 256, 160, 192, 150, 100, 200, 112, 50, 40, 36, 24, 20, 16, 299, 300, 227, 180, 120, 80, 56, 512)
 _USUAL_TIERS = 2
 """Sets of wirings that need no confirmation where one alone fits: regular pools, and strides in their place."""
+_MOST_JUDGED = 4
+"""Convolutions up to which statistics judge every place of pools: 32 readings with two paddings."""
 _MOST_SUBSETS = 10
 """Convolutions up to which every place of pools or strides is tried."""
 
@@ -78,11 +80,16 @@ def readings(chain: Chain, requested: ArchSpec | None, input_shape: Shape | None
     for number, wirings in enumerate(_tiers(chain, asked, input_shape)):
         fitting = _one_size_each([wiring for wiring in wirings if _fits(chain, wiring)])
         if fitting:
-            usual = number < _USUAL_TIERS or asked.anything
-            several = [replace(wiring, order=_order(chain, options)) for wiring in fitting]
-            found = (_reading(chain, _with_kinds(wiring, options), input_shape, options) for wiring in several)
-            return [replace(reading, usual=usual) for reading in found]
+            several = [_with_kinds(replace(wiring, order=_order(chain, options)), options) for wiring in fitting]
+            usual = [asked.anything or _is_usual(chain, wiring, number) for wiring in several]
+            found = [_reading(chain, wiring, input_shape, options) for wiring in several]
+            return [replace(reading, usual=one) for reading, one in zip(found, usual, strict=True)]
     return []
+
+
+def _is_usual(chain: Chain, wiring: Wiring, tier: int) -> bool:
+    regular = _judged_pools(chain) == [] or tier > 0 or wiring.pools in _regular_pools(chain)
+    return tier < _USUAL_TIERS and regular
 
 
 @dataclass(frozen=True)
@@ -133,7 +140,8 @@ def _tiers(chain: Chain, asked: _Asked, input_shape: Shape | None) -> Iterator[I
     more = sides if input_shape is not None else [(side, side) for side in FURTHER_SIDES]
     paddings = [asked.paddings] if asked.paddings is not None else _uniform_paddings(chain)
     strides = [asked.strides] if asked.strides is not None else [ones]
-    pools = [asked.pools] if asked.pools is not None else _regular_pools(chain)
+    regular = list(dict.fromkeys([*_regular_pools(chain), *_judged_pools(chain)]))
+    pools = [asked.pools] if asked.pools is not None else regular
 
     def wirings(
         sides: Iterable[tuple[int, int]],
@@ -209,6 +217,12 @@ def _all_pools(chain: Chain) -> Iterator[tuple[bool, ...]]:
         return iter(())
     choices = [(True, False) if tail is None else (tail,) for tail in _tails(chain)]
     return itertools.product(*choices)
+
+
+def _judged_pools(chain: Chain) -> list[tuple[bool, ...]]:
+    """Every place of pools where any fits and BatchNorm statistics can tell them apart in the time that there is."""
+    judged = _pooled_away(chain) and None not in chain.norms and len(chain.convs) <= _MOST_JUDGED
+    return list(_all_pools(chain)) if judged else []
 
 
 def _regular_strides(chain: Chain) -> list[tuple[int, ...]]:

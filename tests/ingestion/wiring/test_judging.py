@@ -95,7 +95,7 @@ class Pooled(ThreeConvolutions):
 
 def test_statistics_leave_fewer_ways_to_wire_a_chain() -> None:
     weights = seen(Pooled())
-    with pytest.raises(InputFileError, match=r"wired in 5 ways.*--arch plain,padding=same,pool=each "):
+    with pytest.raises(InputFileError, match=r"wired in 8 ways.*--arch plain,padding=same,pool=each "):
         identify.infer(weights, arch="plain,padding=same")
     # A pool after the last BatchNorm changes nothing that a BatchNorm sees.
     with pytest.raises(InputFileError, match=r"wired in 2 ways.*pool=each .*pool=conv1\+conv2 "):
@@ -121,3 +121,29 @@ class RoundAbout(ThreeConvolutions):
 def test_a_network_with_a_way_round_is_refused_by_its_statistics() -> None:
     with pytest.raises(InputFileError, match="may have a way round some layers"):
         identify.infer(seen(RoundAbout()), arch="plain,padding=same,pool=none", judge=JUDGE)
+
+
+class Irregular(nn.Module):
+    """Pools after the first, second and fourth of four convolutions, and a global average: any place would fit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 8, 12, 16, 16)
+        pairs = zip(widths, widths[1:], strict=False)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b)) for a, b in pairs
+        )
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for place, block in enumerate(self.blocks):
+            x = torch.relu(block(x))
+            x = x if place == 2 else nn.functional.max_pool2d(x, 2)
+        return torch.as_tensor(self.fc(x.mean(dim=(2, 3))))
+
+
+def test_statistics_find_pools_at_odd_places_among_all() -> None:
+    with pytest.raises(InputFileError, match=r"wired in 2 ways\. Choose") as caught:
+        identify.infer(seen(Irregular()), judge=JUDGE)
+    flag = "--arch plain,padding=same,pool=blocks.0.0+blocks.1.0+blocks.3.0 --input 3x32x32"
+    assert flag in str(caught.value), "the last pool changes nothing that a BatchNorm sees"
