@@ -118,6 +118,8 @@ def descriptor_for_results() -> Iterator[None]:
         yield
     finally:
         sys.stdout = stdout
+        with suppress(OSError):  # whatever printed has flushed it already, and told of a failure
+            results.close()
 
 
 def descriptors() -> set[int]:

@@ -170,6 +170,15 @@ def test_a_pipe_that_was_read_enough_ends_the_command_without_a_word(verb: tuple
     assert (ran.returncode, ran.stderr) == (141, "")
 
 
+@pytest.mark.parametrize("setting", ["PYTHONWARNINGS=error", "PYTHONDEVMODE=1"])
+@pytest.mark.parametrize("stdout", [subprocess.DEVNULL, subprocess.PIPE])
+def test_a_python_that_tells_of_files_left_open_has_none_to_tell_of(setting: str, stdout: int) -> None:
+    environment = {**os.environ, **dict([setting.split("=")])}
+    command = [sys.executable, "-m", "edgekd", "recipes"]
+    ran = subprocess.run(command, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ran.returncode, [line.split()[0] for line in ran.stderr.splitlines()]) == (0, ["wrote", "result", "next"])
+
+
 WORDS = "café – 3 × 5 \U0001f600"
 
 

@@ -27,11 +27,14 @@ from edgekd.text import is_utf8
 RUNS = Path("runs")
 _SUFFIXES = re.compile(r"(\.(pth|pt|th|tar|bin|ckpt|safetensors|pkl|pickle|gz))+$", re.IGNORECASE)
 _SAYS_NOTHING = re.compile(
-    r"((best|last|latest|final|ckpt|checkpoint|model|weight|network|net|state|dict|param|pytorch|ema|epoch|step|iter|"
-    r"file|output|copy|lightning|log|version|fold|run|trial|seed|\d)s?[-_.= ()]*)+",
+    r"((best|last|latest|final|first|initial|init|new|old|my|full|ckpt|chkpt|ckp|chkpnt|checkpoint|model|weight|network|"
+    r"net|state|dict|param|parameter|pytorch|torch|ema|swa|avg|average|averaged|raw|epoch|step|iter|iteration|"
+    r"acc|accuracy|loss|top|err|error|score|metric|auc|f1|val|valid|validation|test|eval|train|trained|training|"
+    r"pretrained|finetuned|save|saved|backup|bak|file|output|result|copy|lightning|log|version|v\d|fold|run|trial|seed|"
+    r"\d(e-?\d)?)s?[-_.=@ ()]*)+",
     re.IGNORECASE,
 )
-"""Names that many files and folders of checkpoints have, such as `model_best`, `checkpoints` and `fold_0`."""
+"""Names that many files and folders of checkpoints have, such as `model_best`, `epoch=9-val_loss=0.32` and `fold_0`."""
 
 
 def named_run(name: str) -> RunDir:
@@ -82,7 +85,7 @@ def run_of(teacher: Path, name: str, label: str = "") -> RunDir:
 
 
 def _names_of(teacher: Path, label: str) -> list[str]:
-    """Return what a run of a teacher may be called, the present name first; older edgekds took the file's name alone.
+    """Return what a run of a teacher may be called, the present name first; older edgekds took less of the path.
 
     Of a file whose name says nothing, such as `ckpt.pth`, the folders above it are a part of the name, up to one that
     does.
@@ -92,8 +95,9 @@ def _names_of(teacher: Path, label: str) -> list[str]:
     parts = [*folder.parts[1:], _SUFFIXES.sub("", teacher.name)]
     parts = [part.strip(".- ") for part in parts]
     telling = [place for place, part in enumerate(parts) if part and not _SAYS_NOTHING.fullmatch(part)]
-    name = "-".join(filter(None, parts[telling[-1] if telling else -1 :])) + label
-    return [older] if not telling or telling[-1] == len(parts) - 1 or name_problem(name) else [name, older]
+    first = telling[-1] if telling else len(parts)
+    names = ["-".join(filter(None, parts[place:])) + label for place in range(first, len(parts) - 1)]
+    return [*(name for name in names if not name_problem(name)), older]
 
 
 def _began_with(run: RunDir, teacher: Path) -> bool:

@@ -38,10 +38,14 @@ def latencies(samples: Mapping[str, Sequence[Sequence[float]]]) -> str:
 
 @functools.cache
 def _import_matplotlib() -> None:
-    """Import matplotlib so that it leaves no list of fonts in the user's home and reads no settings from there."""
+    """Import matplotlib so that it leaves no list of fonts in the user's home and reads no settings from there.
+
+    A notebook's choice of a backend goes unheard, too: it may be missing here, and an SVG needs none.
+    """
     with scratch.folder() as folder, contextlib.chdir(folder):  # it obeys a matplotlibrc in the working directory
         before = dict(os.environ)
-        os.environ.pop("MATPLOTLIBRC", None)
+        for name in ("MATPLOTLIBRC", "MPLBACKEND"):
+            os.environ.pop(name, None)
         os.environ.update(
             MPLCONFIGDIR=str(folder), XDG_CACHE_HOME=str(folder)
         )  # the second for fontconfig, which it asks

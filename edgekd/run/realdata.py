@@ -5,14 +5,18 @@ The one exception is asked for by name: `--images`, of `distill` and of `export`
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, _imaging
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
@@ -66,17 +70,31 @@ def _decoded(path: Path, channels: int) -> Tensor:
     """Decode an image to uint8 (C, height, width)."""
     if channels not in (1, 3):
         raise UsageError(f"images can be read for 1 or 3 channels, not for {channels}.")
-    try:
-        with Image.open(path, formats=FORMATS) as opened:
-            pixels = np.array(_eight_bit(opened).convert("L" if channels == 1 else "RGB"))
-    except Exception as error:  # Pillow's decoders raise whatever they stumble upon
-        raise _undecodable(path, error) from error
+    with _opened(path) as image:
+        pixels = np.array(_eight_bit(image).convert("L" if channels == 1 else "RGB"))
     x = torch.from_numpy(pixels)
     return x[None] if channels == 1 else x.permute(2, 0, 1)
 
 
-def _undecodable(path: Path, error: Exception) -> InputFileError:
-    return InputFileError(f"{path} cannot be decoded as an image ({error}).")
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image; what Pillow says of one that it reads is about its transparency and metadata, or only its size.
+
+    Raises InputFileError for what it cannot read, then or while the context is open.
+    """
+    _silence_libtiff()
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
+            yield image
+    except Exception as error:  # Pillow's decoders raise whatever they stumble upon
+        raise InputFileError(f"{path} cannot be decoded as an image ({error}).") from error
+
+
+@functools.cache
+def _silence_libtiff() -> None:
+    """Keep libtiff from writing to the descriptor of stderr: what is wrong comes as an exception all the same."""
+    with suppress(AttributeError, OSError):  # a Pillow without it, or that keeps it to itself
+        ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -237,9 +255,6 @@ class RealImages:
         step = max(len(self) // at_most, 1)
         for file in self.folder.files[::step]:
             self._open(file)
-            try:
-                with Image.open(file, formats=FORMATS) as opened:
-                    found.add((opened.height, opened.width))
-            except Exception as error:  # Pillow's decoders raise whatever they stumble upon
-                raise _undecodable(file, error) from error
+            with _opened(file) as image:
+                found.add((image.height, image.width))
         return found.pop() if len(found) == 1 else None

@@ -90,7 +90,22 @@ def test_links_in_a_circle_are_an_error_of_the_file_system(arguments: tuple[str,
         ("deep/fold_0/best.pth", "deep-fold_0-best"),
         ("deep/run-1/seed3/model.pth", "deep-run-1-seed3-model"),
         ("wrn/2026-01-05/0090.pt", "wrn-2026-01-05-0090"),
+        ("wrn/best_acc.pth", "wrn-best_acc"),
+        ("wrn/model_best_acc.pth", "wrn-model_best_acc"),
+        ("wrn/best_loss.pt", "wrn-best_loss"),
+        ("wrn/best_val.pt", "wrn-best_val"),
+        ("wrn/best_acc@1.pt", "wrn-best_acc@1"),
+        ("wrn/swa_model.pt", "wrn-swa_model"),
+        ("wrn/epoch=9-val_loss=0.32.ckpt", "wrn-epoch=9-val_loss=0.32"),
+        ("wrn/val_loss=1e-05-v1.ckpt", "wrn-val_loss=1e-05-v1"),
+        ("wrn/chkpt.pt", "wrn-chkpt"),
+        ("wrn/my_model.pt", "wrn-my_model"),
+        ("wrn/trained_model.pt", "wrn-trained_model"),
+        ("wrn/model-final-v3.pt", "wrn-model-final-v3"),
+        ("wrn/saved_models/best.pt", "wrn-saved_models-best"),
         ("wrn/resnet20.th", "resnet20"),
+        ("wrn/vnet.pt", "vnet"),
+        ("wrn/swav.pt", "swav"),
         ("wrn/teacher.pt", "teacher"),
         ("wrn/model_a.pt", "model_a"),
     ],
@@ -102,6 +117,19 @@ def test_a_file_whose_name_says_nothing_takes_its_folders_name(file: str, name: 
     assert run_of(path, "", "-lenet5").path == Path(f"runs/{name}-lenet5")
     assert run_of(Path(file), "", "-lenet5").path == Path(f"runs/{name}-lenet5"), "however it is typed"
     assert run_of(path, "mine").path == Path("runs/mine")
+
+
+@pytest.mark.parametrize("before", ["best_acc", "saved-best_acc", "results-saved-best_acc"])
+def test_a_run_is_continued_whatever_part_of_the_path_an_older_edgekd_took(before: str, here: Path) -> None:
+    file = Path("wrn/results/saved/best_acc.pth")
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"weights")
+    assert run_of(file, "").path == Path("runs/wrn-results-saved-best_acc")
+    run = RunDir(here / "runs" / before)
+    run.path.mkdir(parents=True)
+    run.note_command(["edgekd"])
+    run.recipe_file.write_text(to_toml(parse({"teacher": {"file": str(file)}}, origin="toy")))
+    assert run_of(file, "").path.resolve() == run.path.resolve()
 
 
 def test_a_run_under_the_name_of_before_is_continued(here: Path) -> None:

@@ -34,7 +34,32 @@ def folders(root: Path, *names: str) -> Path:
     return root
 
 
+def opened_with_a_warning(root: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write a picture that Pillow opens and has something to say about."""
+    file = root / "a" / "x.png"
+    pixels = picture(file)
+    if case == "transparency":
+        Image.fromarray(pixels).convert("P").save(file, transparency=bytes(range(200)))
+    elif case == "exif":
+        file.unlink()
+        file = file.with_suffix(".jpg")
+        Image.fromarray(pixels).save(file, exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0\x01")
+    else:
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
+    return file
+
+
 # Pixels
+
+
+@pytest.mark.parametrize("case", ["transparency", "exif", "large"])
+def test_what_pillow_says_of_a_picture_that_it_reads_is_told_to_nobody(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = opened_with_a_warning(tmp_path, case, monkeypatch)
+    assert read_image(file, (3, 8, 8)).shape == (3, 8, 8)
+    folder = open_folder(tmp_path, classes=1, names=None)
+    assert RealImages(folder, (3, 8, 8), mean=(0.0,), std=(1.0,)).own_size() == (8, 8)
 
 
 def test_an_orientation_of_exif_is_passed_over_as_training_does(tmp_path: Path) -> None:
@@ -218,6 +243,19 @@ def test_a_png_that_is_damaged_further_on_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(InputFileError, match=r"a\.png cannot be decoded"):
         realdata.read_image(tmp_path / "a.png", (1, 300, 300))
+
+
+def test_only_the_message_tells_of_a_damaged_tiff(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """libtiff writes to the descriptor of stderr itself."""
+    file = tmp_path / "x.tif"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    Image.fromarray(noise).save(file, compression="tiff_lzw")
+    data = bytearray(file.read_bytes())
+    data[200:1200] = b"\xff" * 1000
+    file.write_bytes(data)
+    with pytest.raises(InputFileError, match=r"x\.tif cannot be decoded as an image"):
+        read_image(file, (1, 64, 64))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_picture_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

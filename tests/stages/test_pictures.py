@@ -94,7 +94,7 @@ def test_runs_that_were_all_skipped_draw_no_latency(run: RunDir) -> None:
     ]
 
 
-def test_settings_of_the_working_directory_are_not_obeyed(tmp_path: Path) -> None:
+def test_settings_of_the_working_directory_and_of_a_notebook_are_not_obeyed(tmp_path: Path) -> None:
     """A stranger's matplotlibrc could have latex run; seen in a process of its own, which imports afresh."""
     settings = "text.usetex: True\nfigure.dpi: nonsense\n"
     (tmp_path / "matplotlibrc").write_text(settings)
@@ -102,7 +102,8 @@ def test_settings_of_the_working_directory_are_not_obeyed(tmp_path: Path) -> Non
         "from edgekd.run import plots; plots._import_matplotlib(); import matplotlib, os; "
         "assert not matplotlib.rcParams['text.usetex']; assert os.path.exists('matplotlibrc')"
     )
-    environment = {**os.environ, "MATPLOTLIBRC": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    of_jupyter = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    environment = {**os.environ, "MATPLOTLIBRC": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path), **of_jupyter}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
