@@ -40,9 +40,7 @@ class StatisticsJudge:
     images: Callable[[int, Shape], Tensor]
     """Draws so many images of a shape to start from, with the spectrum of photographs: noise tells far less."""
 
-    def distances(
-        self, networks: Sequence[tuple[nn.Module, Shape]], *, screening: bool = False
-    ) -> list[float] | None:
+    def distances(self, networks: Sequence[tuple[nn.Module, Shape]], *, screening: bool = False) -> list[float] | None:
         """Return the distance of each network in eval mode; None where statistics say nothing, or it would take long.
 
         All are given the same number of steps; `screening` is a tenth of the work, to leave out the farthest.

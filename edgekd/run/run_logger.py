@@ -95,9 +95,9 @@ class RunLogger:
         if newest.environment != self.environment:
             self._note_another_environment(newest)
         state.load_state_dict(newest.state)
-        warning = self.run.truncate_events(newest.events_bytes)
-        if warning is not None:
-            console.warn(warning)
+        damage = self.run.truncate_events(newest.events_bytes)
+        if damage is not None:
+            console.warn(damage)
         last = self.run.last_logged(TrainEvent)
         if last is not None:
             self._seconds_before, self._all_saving_seconds = last.seconds, last.saving_seconds

@@ -289,7 +289,7 @@ def test_a_link_never_leads_a_write_out_of_the_run(run: RunDir, tmp_path: Path) 
     (run.path / ".tmp-run.json").symlink_to(mine)
     files.write_json(run.ledger_file, {})
     run.events_file.symlink_to(mine)
-    changes: tuple[Callable[[], None], ...] = (
+    changes: tuple[Callable[[], object], ...] = (
         lambda: run.append_event({"kind": "train"}),
         lambda: run.truncate_events(0),
     )
