@@ -151,8 +151,9 @@ def method(run: RunDir, recipe: Recipe, size: Footprint, given: Changes) -> Reci
     """
     from edgekd.models import artefacts
 
-    if run.stage("distill").exists():
-        return recipe
+    decided = AUTO not in (recipe.method.preset, recipe.method.student.reuse)
+    if decided and run.stage("distill").exists():
+        return recipe  # else its recipe.toml was lost, and is made again
     batchnorm = artefacts.description_of(run).batchnorm
     chosen = with_preset_for(recipe, given, batchnorm=batchnorm)
     reuse = chosen.method.student.reuse_for(run.read(TeacherCard).probe.macs, size.macs)

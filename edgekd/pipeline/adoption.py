@@ -10,7 +10,7 @@ from edgekd.agent.device.files import real
 from edgekd.errors import EdgekdError, RecipeError, RunBusyError, UsageError
 from edgekd.pipeline import fresh_start
 from edgekd.pipeline.run_status import RunStatus
-from edgekd.recipe import Recipe, differences, load_resolved, to_toml, with_changes
+from edgekd.recipe import AUTO, Recipe, differences, load_resolved, to_toml, with_changes
 from edgekd.run.cards.record import RECORD
 from edgekd.run.directory import RunDir
 from edgekd.run.files import write_text
@@ -44,6 +44,8 @@ def adopt(run: RunDir, asked: Recipe, *, reads_teacher: bool = True) -> Recipe:
         for stage in (INGEST, DISTILL, SELECT):
             if not run.stage(stage.folder).exists() or (stage is INGEST and not begun):
                 continue
+            if stage is DISTILL and AUTO in (old.method.preset, old.method.student.reuse):
+                continue  # its recipe.toml was lost and is made again; checkpoints know whose they are
             before, after = stage.slice(old), stage.slice(asked)
             before.pop("pixels", None)
             after.pop("pixels", None)

@@ -180,9 +180,10 @@ def load_any(path: Path) -> Recipe:
 def load_resolved(path: Path) -> Recipe:
     """Read a run's recipe.toml, which holds every value: no preset is consulted again."""
     data = read_toml(path)
-    if "method" not in data:
+    lost = [table for table in ("teacher", "student", "method") if table not in data]
+    if lost:
         raise RecipeError(
-            f"{path} is empty or damaged: [method] is missing. Delete it and give the commands again that run.json "
+            f"{path} is empty or damaged: [{lost[0]}] is missing. Delete it and give the commands again that run.json "
             "beside it lists; what was made with the same values is kept."
         )
     return _validate(data, origin=str(path))

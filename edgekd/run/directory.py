@@ -86,13 +86,13 @@ class RunDir:
         flock is freed by the kernel when its process dies, so no lock outlives a SIGKILL.
         """
         if self.path.is_file():
-            raise UsageError(f"{self.path} is a file, not a run; choose another --run.")
+            raise UsageError(f"{self.path} is a file, not a run; name another run.")
         try:
             with disk_errors(self.path):
                 descriptor, unlocked = locking.take(self.path / LOCK)
         except locking.HeldError as error:
             raise RunBusyError(
-                f"run {self.path} is in use by process {error.pid}; wait for it or choose another --run."
+                f"run {self.path} is in use by process {error.pid}; wait for it or name another run."
             ) from None
         except locking.NotALockError:
             raise InputFileError(

@@ -134,6 +134,20 @@ def test_what_was_decided_for_a_wrong_size_is_decided_anew_and_what_was_typed_st
     assert settle.wanted_recipe(made, {"teacher": {"input": "1x8x8"}}).method.steps == 41, "what has begun goes on"
 
 
+def test_a_recipe_that_was_lost_comes_back_with_the_same_command(here: Path, teacher_file: Path) -> None:
+    flags = ("distill", teacher_file, "--run", "toy", "--input", "1x8x8", "--student", toy.STUDENT, "--steps", "4")
+    assert Result(*flags, *SMALL).exit_code == 0
+    file = here / "runs" / "toy" / "recipe.toml"
+    before = file.read_bytes()
+    file.write_bytes(b"")
+    assert Result(*flags, *SMALL).exit_code == 3
+    file.unlink()
+    again = Result(*flags, *SMALL)
+    assert again.exit_code == 0, again.stderr
+    assert "distill  already done" in again.stderr
+    assert file.read_bytes() == before
+
+
 def test_dry_run_prints_a_plan_and_trains_nothing(here: Path, teacher_file: Path) -> None:
     flags = ("distill", teacher_file, "--input", "1x8x8", "--threads", "1", "--student", toy.STUDENT, "--steps", "1000")
     result = Result(*flags, "--dry-run", "--json")

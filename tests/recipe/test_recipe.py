@@ -258,7 +258,7 @@ def test_a_resolved_recipe_holds_every_key_of_every_table() -> None:
 def test_a_resolved_recipe_does_not_ask_the_preset_again(tmp_path: Path) -> None:
     """A preset may change with the next release; a run stays what it was."""
     path = tmp_path / "r.toml"
-    path.write_text('[method]\npreset = "dafl"\n')
+    path.write_text('[teacher]\n[student]\n[method]\npreset = "dafl"\n')
     assert recipe.load_resolved(path).method.generator == GeneratorTable()
     assert recipe.load(path).method.generator.latent == 100
 
@@ -387,6 +387,7 @@ def test_a_device_is_no_recipe() -> None:
 
 
 def test_an_emptied_recipe_of_a_run_is_not_taken_for_the_defaults(tmp_path: Path) -> None:
-    (tmp_path / "recipe.toml").write_text("")
-    with pytest.raises(RecipeError, match=r"recipe\.toml is empty or damaged.*give the commands again that run\.json"):
-        recipe.load_resolved(tmp_path / "recipe.toml")
+    for left in ("", "[teacher]\n[method]\n", "[student]\n"):
+        (tmp_path / "recipe.toml").write_text(left)
+        with pytest.raises(RecipeError, match=r"recipe\.toml is empty or damaged.*the commands again that run\.json"):
+            recipe.load_resolved(tmp_path / "recipe.toml")

@@ -61,7 +61,7 @@ class Card(CardPart):
         if number > cls.newest_schema:
             raise NewerSchemaError(
                 f"{info.context or cls.file} has schema {number}, and this edgekd knows {cls.newest_schema}: a newer "
-                "edgekd wrote it, so use that one, or another run with --run NAME."
+                "edgekd wrote it, so use that one, or name another run."
             )
         return number
 
