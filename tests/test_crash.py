@@ -25,7 +25,9 @@ FAST_POINTS = (
 )
 SLOW_POINTS = (
     *("teacher.before_fsync", "teacher.after_rename", "select.before_fsync", "select.before_rename"),
-    *("checkpoint.before_fsync@1", "checkpoint.after_rename@1", "checkpoint.before_fsync@4"),
+    *(f"checkpoint.before_fsync@{passing}" for passing in (1, 2, 4)),
+    *("checkpoint.before_rename@1", "checkpoint.before_rename@4"),
+    *("checkpoint.after_rename@1", "checkpoint.after_rename@2"),
     *("distill.step@1", "distill.step@12", "write.recipe.toml@1"),
 )
 EXPORT_POINTS = tuple(f"export.{point}" for point in (*PUBLISHING, "between_renames"))

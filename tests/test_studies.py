@@ -230,12 +230,12 @@ def test_the_cost_of_a_checkpoint_is_what_lines_around_it_cannot_explain() -> No
 @pytest.mark.skipif(shutil.which("taskset") is None or (os.cpu_count() or 1) < 2, reason="needs two cores")
 def test_what_safety_costs_is_told_from_log_lines_and_clocks(teacher_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    length = ("--steps", 400, "--max-seconds", 1, "--rounds", 1, "--set=checkpoint_period=80")
+    length = ("--steps", 1000, "--max-seconds", 2, "--rounds", 1, "--set=checkpoint_period=250")
     study("overhead.run", out, teacher_file, tmp_path / "runs", *length, *TINY)
     found = content(out)
     assert found["checkpoint_s"]["checkpoints"] == sum(len(row["checkpoint_s"]) for row in found["rounds"]) > 1
     assert found["stop_and_resume_s"] > 1, "Python and torch are imported once more"
-    assert 0 < found["saving_share"] < 1
+    assert 0 < found["saving_share"] < 0.1
 
 
 @pytest.mark.slow

@@ -81,18 +81,23 @@ def _compare_with_timm(
     weights: Mapping[str, Tensor], input_shape: Shape | None, classes: int | None, hint: str, findings: ZooComparison
 ) -> ZooComparison:
     """Return `findings` with what timm's models add: those looked up by their shapes, else those of such ends."""
-    known = _known_of_timm(weights, input_shape, classes, findings)
-    one_output = with_two_logits(weights)
-    if one_output is not None and known.exact is None:
-        found = _known_of_timm(one_output.weights, input_shape, classes, findings)
-        known = replace(found, rewriting=one_output) if found.exact else known
-    if known.exact or timm_index.is_complete() or not outside.timm_may_fit(weights):
+    known = _or_of_two_logits(weights, lambda read: _known_of_timm(read, input_shape, classes, findings))
+    few = len(weights) < outside.FEWEST_TENSORS
+    if known.exact or few or timm_index.is_complete() or not outside.timm_may_fit(weights):
         return known
-    found = _search_timm(weights, input_shape, hint, known)
-    if one_output is not None and found.exact is None and not found.timed_out:
-        other = _search_timm(one_output.weights, input_shape, hint, found)
-        found = replace(other, rewriting=one_output) if other.exact else found
-    return found
+    return _or_of_two_logits(weights, lambda read: _search_timm(read, input_shape, hint, known))
+
+
+def _or_of_two_logits(
+    weights: Mapping[str, Tensor], compare: Callable[[Mapping[str, Tensor]], ZooComparison]
+) -> ZooComparison:
+    """Compare weights as they are, and where nothing fits exactly with the logits 0 and z of their single output z."""
+    found = compare(weights)
+    two = None if found.exact or found.timed_out else with_two_logits(weights)
+    if two is None:
+        return found
+    other = compare(two.weights)
+    return replace(other, rewriting=two) if other.exact else found
 
 
 def plain(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -149,10 +154,9 @@ def _search_timm(
         searched.add(alike)
         search = outside.search_timm(alike, reading.weights, input_shape, deadline=deadline)
         if search.structures:
-            entangled = _entangled(reading.view, search.structures[0], weights)
-            if entangled is None:
-                return replace(findings, exact=replace(reading, structures=search.structures))
-            findings = replace(findings, entangled=findings.entangled or entangled)
+            findings = _with_exact(findings, reading, search.structures, weights)
+            if findings.exact:
+                return findings
         if not search.complete:
             return replace(findings, timed_out=True)
     return findings
@@ -169,13 +173,22 @@ def _known_of_timm(
         structures = tuple(fit for fit in fits if isinstance(fit, Match))
         exact = tuple(structure for structure in structures if not structure.mapping)
         if exact:
-            entangled = _entangled(reading.view, exact[0], weights)
-            if entangled is None:
-                return replace(findings, exact=replace(reading, structures=exact))
-            findings = replace(findings, entangled=findings.entangled or entangled)
+            findings = _with_exact(findings, reading, exact, weights)
+            if findings.exact:
+                return findings
         elif structures and findings.mapped is None and not reading.view.left_out:
             findings = replace(findings, mapped=replace(reading, structures=structures))
     return findings
+
+
+def _with_exact(
+    findings: ZooComparison, reading: NamedReading, structures: tuple[Match, ...], weights: Mapping[str, Tensor]
+) -> ZooComparison:
+    """Return `findings` with a reading that fits, or with why the part of the file that fits is not taken."""
+    entangled = _entangled(reading.view, structures[0], weights)
+    if entangled is None:
+        return replace(findings, exact=replace(reading, structures=structures))
+    return replace(findings, entangled=findings.entangled or entangled)
 
 
 def _readings(weights: Mapping[str, Tensor]) -> Iterator[NamedReading]:

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import itertools
 import json
-from collections import Counter
-from collections.abc import Collection
-from functools import cache
+from collections.abc import Iterable
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any
 
 from edgekd.models.shapes import Shapes
 
 FILE = "timm_shapes.json"
+_MODULUS = 2**64
 
 
 def is_complete() -> bool:
@@ -32,18 +31,24 @@ def models_like(shapes: Shapes) -> tuple[str, ...]:
     if convolutions and not any(shapes[name][1] == 3 for name in convolutions):
         first = convolutions[0]
         shapes = {**shapes, first: (shapes[first][0], 3, *shapes[first][2:])}
-    matrices = [name for name, shape in shapes.items() if len(shape) >= 2]
+    layers: dict[str, list[tuple[int, ...]]] = {}
+    for name, shape in reversed(list(shapes.items())):
+        layers.setdefault(name.rpartition(".")[0], []).append(shape)
+    sums = [digest(held) for held in layers.values() if any(len(shape) >= 2 for shape in held)]
     # The classifier comes last, unless names are sorted; distilled transformers have two.
-    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in reversed(matrices)))
-    tried = ((layer,) for layer in layers), (tuple(layers[:2]),)
-    models = _index()["models"]
-    return next((tuple(found) for one in itertools.chain(*tried) if (found := models.get(digest(shapes, one)))), ())
+    whole, models = digest(shapes.values()), _index()["models"]
+    without = (f"{(whole - left) % _MODULUS:016x}" for left in (*sums, sum(sums[:2])))
+    return next((tuple(models[rest]) for rest in without if rest in models), ())
 
 
-def digest(shapes: Shapes, classifier: Collection[str]) -> str:
-    """Return what tells networks of other shapes apart: all shapes but those of the classifier, in no order."""
-    kept = Counter(tuple(shape) for name, shape in shapes.items() if name.rpartition(".")[0] not in classifier)
-    return hashlib.sha256(repr(sorted(kept.items())).encode()).hexdigest()[:16]
+def digest(shapes: Iterable[tuple[int, ...]]) -> int:
+    """Return a sum that tells shapes apart, in no order; what is left out is subtracted."""
+    return sum(map(_number, shapes)) % _MODULUS
+
+
+@lru_cache(maxsize=2**16)
+def _number(shape: tuple[int, ...]) -> int:
+    return int.from_bytes(hashlib.sha256(repr(tuple(shape)).encode()).digest()[:8], "big")
 
 
 @cache

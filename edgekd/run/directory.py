@@ -67,14 +67,12 @@ class RunDir:
 
     def read(self, kind: type[C]) -> C:
         """Read one of the run's JSON files; see `Card.load_file` for errors."""
+        folder = self.path / kind.folder
         try:
-            return kind.load(self.path / kind.folder)
+            return kind.load(folder)
         except InputFileError as error:
-            if (
-                not kind.folder
-                or type(error) is not InputFileError
-                or not (self.path / kind.folder / kind.file).exists()
-            ):
+            made_by_a_stage = kind.folder and (folder / kind.file).exists()
+            if not made_by_a_stage or type(error) is not InputFileError:
                 raise
             status = f"edgekd status {path_argument(self.path)}"
             raise InputFileError(f"{error} `{status}` says which command makes it again.") from error

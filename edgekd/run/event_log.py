@@ -58,7 +58,7 @@ def damage(file: Path, size_bytes: int) -> str | None:
             stream.seek(size_bytes - 1)
             if stream.read(1) != b"\n":
                 return f"{file} is not what it was when the last checkpoint was written."
-        for _ in events(file):
+        for _ in _of_kind(file, _within(_lines(file), size_bytes), None):
             pass
     except InputFileError as error:
         return str(error)
@@ -97,6 +97,16 @@ def _lines(file: Path) -> Iterator[bytes]:
                 yield line[:-1]
             elif len(line) == _LONGEST_LINE:
                 raise _damaged(file, line.decode(errors="replace"))
+
+
+def _within(lines: Iterable[bytes], size_bytes: int) -> Iterator[bytes]:
+    """Yield the lines that begin within the first bytes of a file."""
+    place = 0
+    for line in lines:
+        if place >= size_bytes:
+            return
+        yield line
+        place += len(line) + 1
 
 
 def _lines_from_the_end(file: Path) -> Iterator[bytes]:

@@ -20,7 +20,7 @@ from edgekd.agent.messages import Sealed
 from edgekd.agent.protocol import AgentProcess
 from edgekd.bench import golden
 from edgekd.bench.remote import Host
-from edgekd.errors import EdgekdError, InputFileError, MachineError, RunBusyError, UsageError
+from edgekd.errors import EdgekdError, GateError, InputFileError, MachineError, RunBusyError, UsageError
 from tiny_onnx import conv_net
 
 QUICK = BenchSettings(rounds=2, min_runs=20, min_seconds=0.05, warm_up_seconds=0.4)
@@ -108,7 +108,10 @@ def test_what_a_required_machine_lacks_is_a_failure(monkeypatch: pytest.MonkeyPa
             lacking("no disk")
 
 
-@pytest.mark.parametrize("kind", [MachineError, InputFileError])
+@pytest.mark.parametrize(
+    "kind",
+    [MachineError, InputFileError, *(pytest.param(k, marks=pytest.mark.slow) for k in (UsageError, GateError))],
+)
 def test_a_refusal_leaves_nothing_there(kind: type[EdgekdError], device: Device, job: BenchJob) -> None:  # noqa: F811
     def work() -> None:
         with HOST.session("key", quiet) as session:

@@ -204,6 +204,8 @@ def _start(*layers: nn.Module) -> nn.Sequential:
         (lambda: _start(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, groups=8)), 0),
         (lambda: _start(nn.Conv2d(3, 3, 3, groups=3), nn.Conv2d(3, 8, 1)), 0),
         (lambda: _start(nn.Conv2d(3, 8, 3), nn.ReLU()), 0),
+        pytest.param(lambda: _start(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)), 0, marks=pytest.mark.slow),
+        pytest.param(Tiny, 0, marks=pytest.mark.slow),
     ],
 )
 def test_the_float_stem_is_a_convolution_and_a_depthwise_one_behind_it(

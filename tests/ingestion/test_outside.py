@@ -254,6 +254,13 @@ def test_the_index_has_the_shapes_that_timms_models_have(name: str) -> None:
     assert timm_index.models_like(dict(list(shapes.items())[:-5])) == ()
 
 
+def test_a_file_of_very_many_layers_is_looked_up_at_once() -> None:
+    layers = {f"l{i}.weight": (i + 1, 3) for i in range(10_000)} | {f"l{i}.bias": (i + 1,) for i in range(10_000)}
+    started = time.monotonic()
+    assert timm_index.models_like(layers) == ()
+    assert time.monotonic() - started < 5
+
+
 @needs_timm
 def test_the_index_is_of_the_timm_that_is_tested() -> None:
     assert timm_index.is_complete(), "python -m docs.studies.teachers.timm_shapes edgekd/ingestion/timm_shapes.json"

@@ -117,7 +117,13 @@ def test_each_kind_of_update_is_timed_several_times(
     assert all(count > max(3, least) for count in kinds.values()), "counted once, then timed"
 
 
-@pytest.mark.parametrize(("gate", "share"), [(0.0, (0.5, 0.0)), (1.0, (0.0, 0.0))])
+@pytest.mark.parametrize(
+    ("gate", "share"),
+    [
+        *((0.0, (0.5, 0.0)), (1.0, (0.0, 0.0))),
+        *(pytest.param(*more, marks=pytest.mark.slow) for more in ((0.0, (0.0, 0.0)), (1.0, (0.5, 0.0)))),
+    ],
+)
 def test_the_macs_of_a_plan_are_those_that_the_run_executes(
     gate: float, share: tuple[float, float], teacher_file: Path, tmp_path: Path
 ) -> None:

@@ -464,6 +464,15 @@ def test_truncating_forgets_what_came_after_and_never_grows_the_file(run: RunDir
     assert (run.path / "events.jsonl.damaged").stat().st_size == size
 
 
+def test_what_was_logged_after_the_checkpoint_may_be_damaged(run: RunDir) -> None:
+    run.append_event({"step": 1})
+    size = run.events_bytes()
+    with run.events_file.open("ab") as stream:
+        stream.write(bytes(100) + b"\n")  # what a power cut may leave
+    assert run.truncate_events(size) is None
+    assert run.events() == [{"step": 1}]
+
+
 # The ledger
 
 

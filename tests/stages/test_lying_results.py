@@ -184,7 +184,13 @@ def test_a_file_without_a_schema_is_read_and_one_of_a_newer_edgekd_is_refused(ru
 NO_RECORD = b'{"stage": 1, "version": 1, "key": 1, "recipe_slice": [], "inputs": [], "outputs": [], "pruned": 7}'
 
 
-@pytest.mark.parametrize("damage", [NO_RECORD, b"[]", b'{"a": NaN}', b'{"a": "\\ud800"}', b"\xff", b""])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(NO_RECORD, b"[]", b'{"a": NaN}', b'{"a": "\\ud800"}', b"\xff", b""),
+        *(pytest.param(more, marks=pytest.mark.slow) for more in (b"nonsense", b"7", b"{}")),
+    ],
+)
 def test_no_damaged_file_takes_the_report_with_it(
     damage: bytes, run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

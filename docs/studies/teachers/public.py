@@ -76,7 +76,7 @@ def tried(file: PublicFile, checkpoint: Path, images: Path | None) -> Outcome:
         message, outcome = said.partition("error: ")[2].strip(), "refused"
         if file.flags and " ".join(file.flags.split()) not in message:
             outcome = "flag not named"
-        elif file.flags and "..." not in file.flags:
+        elif file.flags:
             code, said, spent = ingest(checkpoint, run, file.flags.split())
             seconds, outcome = [*seconds, spent], "refused after its flag" if code else "after the flag it named"
     arch = "" if code else json.loads(Path(run, "teacher", "teacher.json").read_text(encoding="utf-8"))["arch"]
@@ -100,7 +100,7 @@ def ingest(checkpoint: Path, run: Path, flags: Sequence[str]) -> tuple[int, str,
 
 def evaluated(file: PublicFile, checkpoint: Path, run: Path, images: Path) -> float | None:
     """Return the teacher's accuracy; None where it does not answer such classes."""
-    flags = [*(file.flags.split() if "..." not in file.flags else ()), *file.pixels.split()]
+    flags = [*file.flags.split(), *file.pixels.split()]
     if flags:
         shutil.rmtree(run, ignore_errors=True)
         _edgekd("ingest", checkpoint, "--run", run, *flags)

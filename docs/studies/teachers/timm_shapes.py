@@ -42,7 +42,8 @@ def digests(names: list[str]) -> dict[str, list[str]]:
         if network is None:
             sys.stderr.write(f"{name} cannot be built\n")
         else:
-            found.setdefault(digest(shapes_in(network), layers), []).append(name)
+            kept = (shape for key, shape in shapes_in(network).items() if key.rpartition(".")[0] not in layers)
+            found.setdefault(f"{digest(kept):016x}", []).append(name)
     return dict(sorted(found.items(), key=lambda row: row[1][0]))
 
 

@@ -28,15 +28,17 @@ def likeliest(candidates: Sequence[Inferred], judge: StatisticsJudge) -> list[in
     everything = list(range(len(candidates)))
     if not 2 <= len(candidates) <= _MOST_READINGS:
         return everything
-    left = everything
-    if len(candidates) > _MANY:
-        far = judge.distances([_network(candidate) for candidate in candidates], screening=True)
-        left = everything if far is None else [place for place in everything if far[place] < _SCREENED * min(far)]
-    distances = judge.distances([_network(candidates[place]) for place in left])
+    networks, left = [_network(candidate) for candidate in candidates], everything
+    far = judge.distances(networks, screening=True) if len(candidates) > _MANY else None
+    if far is not None:
+        nearest = min(far)
+        left = [place for place in everything if far[place] < _SCREENED * nearest or far[place] <= 0]
+    distances = judge.distances([networks[place] for place in left]) if len(left) > 1 else None
     if distances is None:
         return left
     found = sorted(zip(distances, left, strict=True))
-    return [place for own, place in found if own < RATIO * min(distances) or own <= 0]
+    nearest = found[0][0]
+    return [place for own, place in found if own < RATIO * nearest or own <= 0]
 
 
 def rewired(inferred: Inferred, settled: Mapping[str, str], judge: StatisticsJudge) -> Inferred:

@@ -81,15 +81,19 @@ def readings(chain: Chain, requested: ArchSpec | None, input_shape: Shape | None
         fitting = _one_size_each([wiring for wiring in wirings if _fits(chain, wiring)])
         if fitting:
             several = [_with_kinds(replace(wiring, order=_order(chain, options)), options) for wiring in fitting]
-            usual = [asked.anything or _is_usual(chain, wiring, number) for wiring in several]
-            found = [_reading(chain, wiring, input_shape, options) for wiring in several]
-            return [replace(reading, usual=one) for reading, one in zip(found, usual, strict=True)]
+            return [
+                replace(
+                    _reading(chain, wiring, input_shape, options),
+                    usual=asked.anything or _is_usual(chain, wiring, number),
+                )
+                for wiring in several
+            ]
     return []
 
 
 def _is_usual(chain: Chain, wiring: Wiring, tier: int) -> bool:
-    regular = _judged_pools(chain) == [] or tier > 0 or wiring.pools in _regular_pools(chain)
-    return tier < _USUAL_TIERS and regular
+    """Whether a wiring is of the usual tiers; the first one also holds pools that are there to be judged alone."""
+    return tier < _USUAL_TIERS and (tier > 0 or wiring.pools in _regular_pools(chain))
 
 
 @dataclass(frozen=True)
@@ -140,8 +144,8 @@ def _tiers(chain: Chain, asked: _Asked, input_shape: Shape | None) -> Iterator[I
     more = sides if input_shape is not None else [(side, side) for side in FURTHER_SIDES]
     paddings = [asked.paddings] if asked.paddings is not None else _uniform_paddings(chain)
     strides = [asked.strides] if asked.strides is not None else [ones]
-    regular = list(dict.fromkeys([*_regular_pools(chain), *_judged_pools(chain)]))
-    pools = [asked.pools] if asked.pools is not None else regular
+    likely = list(dict.fromkeys([*_regular_pools(chain), *_judged_pools(chain)]))
+    pools = [asked.pools] if asked.pools is not None else likely
 
     def wirings(
         sides: Iterable[tuple[int, int]],
